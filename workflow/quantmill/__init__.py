@@ -1,0 +1,1 @@
+"""quantmill: a make-style, declarative build system for GGUF quantizations."""

@@ -1,0 +1,58 @@
+"""How a stage is a command: its arguments, its log, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantmill.errors import QuantmillError
+from quantmill.progress import Log
+
+
+def parser(description: str | None, *, threads: bool = False, store: bool = False) -> argparse.ArgumentParser:
+    """The arguments that every stage shares: `--spec`, `--log`, and what is asked for."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument(
+        "--spec", type=_spec, required=True, help="canonical JSON of all that decides the output"
+    )
+    arguments.add_argument("--log", type=Path, help="file for plain progress lines (default: stderr)")
+    if threads:
+        arguments.add_argument("--threads", type=int, default=1, help="native threads")
+    if store:
+        arguments.add_argument(
+            "--store", type=Path, required=True, help="folder of the content-addressed store"
+        )
+        arguments.add_argument("--store-max", type=int, default=50 << 30, help="its size cap in bytes")
+    return arguments
+
+
+def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, Log], None]) -> None:
+    """Parse the command line and run `main(args, log)`.
+
+    A QuantmillError ends the process with `error: ...` on stderr (and in the
+    log) and exit code 1; an interrupt with code 130. No traceback for either.
+    """
+    args = arguments.parse_args()
+    log = Log(args.log)
+    try:
+        main(args, log)
+    except QuantmillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if log.path is not None:
+            log.say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _spec(text: str) -> dict[str, Any]:
+    try:
+        spec = json.loads(text)
+        spec["config"]
+    except (ValueError, TypeError, KeyError):
+        raise argparse.ArgumentTypeError("no canonical JSON with a field `config`") from None
+    return dict(spec)

@@ -1,0 +1,1 @@
+"""From parquet and text files to token chunks."""

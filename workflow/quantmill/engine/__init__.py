@@ -1,0 +1,1 @@
+"""The native libraries behind one small interface; the only home of ctypes."""

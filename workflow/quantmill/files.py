@@ -1,0 +1,92 @@
+"""Whole files or none: every output is written beside its place, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from quantmill.errors import QuantmillError
+
+
+@contextmanager
+def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` when the block ends without error.
+
+    Until then it is a hidden temporary file beside it; on an error it is
+    removed and what stood under `path` stays. `durable` flushes to the disk
+    first. A full disk is a QuantmillError that names the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise QuantmillError(
+                f"cannot be written ({error.strerror})", path, "free some space or choose another place"
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with writing(path, durable=durable) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path`, whole or not at all."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and machines: sorted keys, an indent of 1, no NaN."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a QuantmillError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise QuantmillError("no such file", path) from None
+    except ValueError as error:
+        raise QuantmillError(f"no valid JSON ({error})", path, "delete it to have it made again") from None
+
+
+def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    """Write a tab-separated table with one header line."""
+    lines = ["\t".join(columns), *("\t".join(str(cell) for cell in row) for row in rows)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a tab-separated table with one header line, a dict a row."""
+    try:
+        header, *lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise QuantmillError("no such file", path) from None
+    except ValueError:
+        raise QuantmillError("an empty table", path, "delete it to have it made again") from None
+    columns = header.split("\t")
+    return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

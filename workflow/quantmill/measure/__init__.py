@@ -1,0 +1,1 @@
+"""Importance, perplexity and speed, through the native engine."""

@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+class Log:
+    """Lines for a log file; said on stderr as well where there is none."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+
+    def say(self, line: str) -> None:
+        """Add one line."""
+        if self.path is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+
+    @contextmanager
+    def progress(self, what: str, total: float, unit: str) -> Iterator[Progress]:
+        """Report the progress of `what` over `total` units while the block runs."""
+        bar = tqdm(
+            total=total, desc=what, unit=unit, unit_scale=total > 100_000, file=sys.stderr,
+            disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True,
+        )  # fmt: skip
+        progress = Progress(self, bar, what, total, unit)
+        with bar:
+            yield progress
+        progress.line(final=True)
+
+
+class Progress:
+    """One running report: a terminal bar, and a line in the log every ten seconds."""
+
+    def __init__(self, log: Log, bar: tqdm, what: str, total: float, unit: str) -> None:
+        self._log, self._bar, self._what, self._total, self._unit = log, bar, what, total, unit
+        self._done = 0.0
+        self._started = self._said = time.monotonic()
+
+    def add(self, amount: float) -> None:
+        """`amount` more units are done."""
+        self._done += amount
+        self._bar.update(amount)
+        if time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
+            self.line()
+
+    def line(self, *, final: bool = False) -> None:
+        """Write a plain line with the rate and the remaining time to the log."""
+        self._said = time.monotonic()
+        seconds = self._said - self._started
+        rate = self._done / seconds if seconds > 0 else 0.0
+        left = (self._total - self._done) / rate if rate > 0 else float("inf")
+        rest = f"in {seconds:.1f} s" if final else f"{left:.0f} s left"
+        self._log.say(
+            f"{self._what}: {self._done:g} of {self._total:g} {self._unit}, {rate:.4g} {self._unit}/s, {rest}"
+        )

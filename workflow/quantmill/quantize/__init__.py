@@ -1,0 +1,1 @@
+"""Executes a plan with the native kernels, through the store."""

@@ -1,0 +1,1 @@
+"""From a template to a plan: which type each tensor gets, and why."""

@@ -1,0 +1,88 @@
+"""Canonical specs and digests: the identity of whatever is made here.
+
+A `spec` is the canonical JSON of all that decides a stage's output. It is the
+only param of a Snakemake rule (Snakemake compares params as a set of reprs, so
+that two swapped values would go unseen), and the stage reads its own
+configuration from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from quantmill.errors import QuantmillError
+from quantmill.files import write_atomically
+from quantmill.versions import VERSIONS
+
+_BLOCK = 1 << 20
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON of plain data: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of `value`: of its UTF-8 if it is text, else of its canonical JSON."""
+    text = value if isinstance(value, str) else canonical(value)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make(stage: str, config: Any, made_from: dict[str, Any], **more: Any) -> str:
+    """The spec of one output of `stage`.
+
+    `config` is the stage's part of the user's configuration, `made_from` the
+    digests of all that the output is made from.
+    """
+    spec = {"stage": stage, "version": VERSIONS[stage], "config": config, "from": made_from}
+    return canonical(spec | more)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256", _bufsize=_BLOCK).hexdigest()
+
+
+class DigestMemo:
+    """Remembers the sha256 of files by (path, size, mtime, inode).
+
+    One small file per digest under `folder`, each written atomically, so that
+    any number of processes can share it. It is what keeps parsing a workflow
+    over terabytes of models fast.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def sha256(self, path: Path) -> str:
+        """sha256 (hex) of the file, from the memo where it has not changed.
+
+        Raises QuantmillError where the file is missing or cannot be read.
+        """
+        try:
+            note = self._note(path)
+            known = note.read_text() if note.exists() else ""
+            if len(known) == 64:
+                return known
+            found = file_sha256(path)
+            self.remember(path, found)
+            return found
+        except FileNotFoundError:
+            raise QuantmillError("no such file", path, "check the path") from None
+        except OSError as error:
+            raise QuantmillError(f"cannot be read ({error.strerror})", path) from None
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Note the digest of a file just written, to spare reading it again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._note(path), sha256.encode(), durable=False)
+
+    def _note(self, path: Path) -> Path:
+        stat = os.stat(path)
+        identity = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        return self.folder / digest(identity)

@@ -1,0 +1,122 @@
+"""The content-addressed store: every costly unit of work, computed once.
+
+A unit is bytes under a key, the digest of everything that determines them. Its
+file is `units/ab/abcdef...`: a magic, the sha256 of the payload, the payload.
+Writers rename whole files into place, so two processes that make the same unit
+do no harm; a reader checks the payload's digest, so a damaged unit (a torn
+write, a bad disk) counts as missing and is made again. Units are not fsynced:
+what a crash tears is detected. A unit's mtime is the time of its last use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from quantmill import spec
+from quantmill.errors import QuantmillError
+from quantmill.files import write_atomically
+
+_MAGIC = b"quantmill-unit-1"
+_HEAD = len(_MAGIC) + 32
+_TRIM_TO = 0.9
+
+
+class Store:
+    """Units of work under `folder`, at most `max_bytes` of them.
+
+    `made` and `reused` count the units of this process.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 50 << 30) -> None:
+        self.folder = folder
+        self.units = folder / "units"
+        self.max_bytes = max_bytes
+        self.made = self.reused = 0
+        self._written = 0
+        self._bytes: int | None = None
+
+    @staticmethod
+    def key(kind: str, version: int, **determined_by: Any) -> str:
+        """The key of a unit: the digest of its kind, version and whatever determines it."""
+        return spec.digest({"kind": kind, "version": version, "by": determined_by})
+
+    def get(self, key: str) -> bytes | None:
+        """The unit's payload, or None where it is missing or damaged."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise QuantmillError(f"cannot be read ({error.strerror})", path) from error
+        payload = memoryview(data)[_HEAD:]
+        if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != data[len(_MAGIC) : _HEAD]:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            return None
+        with suppress(FileNotFoundError):
+            os.utime(path)
+        return bytes(payload)
+
+    def put(self, key: str, payload: bytes | memoryview) -> None:
+        """Keep a payload under its key."""
+        path = self._path(key)
+        head = _MAGIC + hashlib.sha256(payload).digest()
+        write_atomically(path, b"".join((head, payload)), durable=False)
+        self._written += _HEAD + len(payload)
+        self._trim()
+
+    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The unit's payload, made and kept if the store lacks it."""
+        found = self.get(key)
+        if found is not None:
+            self.reused += 1
+            return found
+        payload = make()
+        self.put(key, payload)
+        self.made += 1
+        return payload
+
+    def _path(self, key: str) -> Path:
+        return self.units / key[:2] / key
+
+    def _trim(self) -> None:
+        """Evict what was longest unused once the cap is passed, down to nine tenths of it.
+
+        The folder is walked at most once for every hundredth of the cap that
+        this process writes; two processes may each run over by that much.
+        """
+        if self._bytes is not None and self._bytes + self._written <= self.max_bytes:
+            return
+        if self._bytes is None and self._written < self.max_bytes // 100:
+            return
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        if total > self.max_bytes:
+            for _, size, path in entries:
+                if total <= self.max_bytes * _TRIM_TO:
+                    break
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= size
+        self._bytes, self._written = total, 0
+
+    def _entries(self) -> list[tuple[int, int, str]]:
+        """(last use, bytes, path) of every unit; temporary files of an hour ago are removed."""
+        found = []
+        for folder in self.units.iterdir() if self.units.exists() else ():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        stat = entry.stat()
+                        if not entry.name.startswith("."):
+                            found.append((stat.st_mtime_ns, stat.st_size, entry.path))
+                        elif time.time() - stat.st_mtime > 3600:
+                            os.unlink(entry.path)
+        return found

@@ -1,0 +1,23 @@
+"""The version of each stage's output.
+
+Raised when the meaning of a stage's output changes: it is part of every `spec`
+and of every key of the store, so that whatever was made under the old meaning
+is made again. The golden tests fail when an output changes and its version
+does not.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSIONS: Final[dict[str, int]] = {
+    "model.manifest": 1,
+    "corpus.build": 1,
+    "measure.imatrix": 1,
+    "recipe.render": 1,
+    "recipe.plan": 1,
+    "quantize.write": 1,
+    "measure.perplexity": 1,
+    "measure.speed": 1,
+    "card.write": 1,
+}
