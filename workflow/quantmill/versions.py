@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 VERSIONS: Final[dict[str, int]] = {
+    "model.fetch": 1,
     "model.manifest": 1,
     "corpus.build": 1,
     "measure.imatrix": 1,

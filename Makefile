@@ -1,0 +1,86 @@
+# `make`: the environment, then the cards of config.yaml. `make test`: all checks. `make help`: the rest.
+
+PYTHON ?= python3.11
+CORES ?= all
+JOBS ?= auto
+REPEAT ?= 5
+ROWS ?=
+MODEL ?=
+
+BIN := .venv/bin
+# Wheels only, and only those that the locks name by their hashes; the one pure-Python sdist is built with the
+# pinned setuptools of build.lock. Where they come from is the user's own pip configuration.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --require-hashes --no-deps \
+	--no-build-isolation --only-binary :all: --no-binary connection-pool
+
+.PHONY: cards env check test lint unit bench lock clean help
+
+cards: env
+	@$(BIN)/snakemake --cores $(CORES)
+	@for card in results/*/card/README.md; do echo "card: $$card"; done
+
+env: .venv/ready
+
+check:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+		echo "error: $(PYTHON): no Python 3.11 with venv; install it (Debian: apt-get install python3.11" \
+			"python3.11-venv) or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@for compiler in $$CXX c++ g++ clang++; do command -v "$$compiler" >/dev/null && exit 0; done; \
+		echo "error: no C++ compiler (c++, g++ or clang++), llama.cpp is built here; install one" \
+			"(Debian: apt-get install g++) or name one: CXX=/path/to/compiler make" >&2; exit 1
+
+.venv/ready: envs/build.lock envs/requirements.lock envs/engine.lock envs/models.lock envs/engine.py pyproject.toml
+	@$(MAKE) --no-print-directory check
+	@echo "building the environment in .venv"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(PIP) -r envs/build.lock
+	@$(PIP) -r envs/requirements.lock -r envs/models.lock
+	@$(BIN)/python envs/engine.py
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --no-index \
+		--no-build-isolation --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready envs/dev.lock
+	@$(PIP) -r envs/dev.lock
+	@touch $@
+
+test: lint unit
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+unit: .venv/ready-dev
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+bench: .venv/ready
+	@$(BIN)/python benchmarks/run.py --repeat $(REPEAT) $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL))
+
+# Resolves envs/*.in anew, to the newest versions that fit; uv lives in a throw-away environment.
+LOCK = cd envs && ../.cache/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --allow-unsafe
+lock:
+	@$(MAKE) --no-print-directory check
+	@$(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip --disable-pip-version-check install --quiet --quiet uv
+	$(LOCK) -o requirements.lock requirements.in >/dev/null
+	$(LOCK) -c requirements.lock -o build.lock build.in >/dev/null
+	$(LOCK) -c requirements.lock -c build.lock -o dev.lock dev.in >/dev/null
+	$(LOCK) --no-deps -o engine.lock engine.in >/dev/null
+	$(LOCK) --no-deps -o models.lock models.in >/dev/null
+
+clean:
+	rm -rf results
+
+help:
+	@echo "make                 the environment, then every card of config.yaml (CORES=all)"
+	@echo "make env             the environment alone, in .venv"
+	@echo "make test            lint, types, tests (JOBS=auto)"
+	@echo "make lint            ruff, mypy, snakefmt, snakemake --lint"
+	@echo "make bench           against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)"
+	@echo "make lock            resolve envs/*.in to envs/*.lock anew"
+	@echo "make clean           remove results/, the store among them"

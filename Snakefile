@@ -1,0 +1,51 @@
+# quantmill: from a source GGUF to quantizations, measured and described.
+# Edit config.yaml; then `snakemake --cores all` makes what is missing or stale.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# Snakemake would merge the default config with one given by --configfile; here
+# the given one replaces it, so that no default model leaks into another run.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/specs.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        every(results_of),
+
+
+rule cards:
+    input:
+        every(cards_of),
+
+
+rule quants:
+    input:
+        every(quants_of),
+
+
+rule plans:
+    input:
+        every(plans_of),
+
+
+rule imatrices:
+    input:
+        every(imatrices_of),
+
+
+include: "workflow/rules/source.smk"
+include: "workflow/rules/corpus.smk"
+include: "workflow/rules/imatrix.smk"
+include: "workflow/rules/recipe.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/bench.smk"
+include: "workflow/rules/card.smk"

@@ -1,0 +1,92 @@
+"""Timing in pairs: ours, theirs, ours, theirs, in one run on one machine.
+
+What drifts (the clock of the processor, other work on the machine) hits both
+sides of a pair alike, so that the median of the pairs' ratios is steadier than
+the ratio of two medians taken one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: wall clock in seconds, peak resident set in bytes, what it printed."""
+
+    seconds: float
+    peak: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Medians of one figure on both sides, and of the ratio ours/theirs with its least and most."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+
+
+def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
+    """Run a command to its end.
+
+    The peak is `ru_maxrss` of the process and of the children that it waited
+    for, whichever is largest. A command that fails ends the benchmark with its
+    last lines.
+    """
+    workflow = str(Path(__file__).parents[1] / "workflow")
+    environment = os.environ | {"PYTHONPATH": workflow, "PYTHONNOUSERSITE": "1"}
+    with tempfile.TemporaryFile() as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [str(word) for word in command], cwd=cwd, env=environment,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if process.returncode != 0:
+        tail = "\n".join(text.splitlines()[-15:])
+        sys.exit(f"{' '.join(map(str, command))}\n{tail}\nerror: exit code {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, usage.ru_maxrss * unit, text)
+
+
+def alternate(
+    ours: Callable[[], Figures], theirs: Callable[[], Figures], repeat: int
+) -> list[tuple[Figures, Figures]]:
+    """`repeat` pairs of figures; which side goes first changes from pair to pair."""
+    pairs = []
+    for turn in range(repeat):
+        if turn % 2 == 0:
+            mine = ours()
+            pairs.append((mine, theirs()))
+        else:
+            other = theirs()
+            pairs.append((ours(), other))
+    return pairs
+
+
+def compare(pairs: Sequence[tuple[Figures, Figures]], figure: str) -> Comparison:
+    """One figure of all pairs."""
+    ratios = [ours[figure] / theirs[figure] for ours, theirs in pairs]
+    return Comparison(
+        median(ours[figure] for ours, _ in pairs),
+        median(theirs[figure] for _, theirs in pairs),
+        median(ratios), min(ratios), max(ratios),
+    )  # fmt: skip

@@ -1,0 +1,243 @@
+"""The rows of the table: what both sides do, what is compared, and whether the target holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pairs import Comparison, Figures, Run, alternate, compare, run
+from stages import ROOT, Tier, Workspace, make_corpora
+
+IMATRIX_CHUNKS, PERPLEXITY_CHUNKS = 32, 16
+PROMPT, GENERATE, REPETITIONS = 512, 128, 5
+TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
+
+DEFAULT_SWEEP = [Tier(name, name) for name in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")]
+DEFAULT_SWEEP.append(Tier("Q4_K_L", "Q4_K_M", "q8_0"))
+
+_LARGE = {"Q6_K_L": "Q6_K", "Q5_K_L": "Q5_K_M", "Q4_K_L": "Q4_K_M", "Q3_K_XL": "Q3_K_L", "Q2_K_L": "Q2_K"}
+_PRESETS = (
+    "Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M IQ3_M Q3_K_S IQ3_XS IQ3_XXS "
+    "Q2_K IQ2_M IQ2_S IQ2_XS IQ2_XXS"
+)
+FULL_SWEEP = [Tier(name, name) for name in _PRESETS.split()]
+FULL_SWEEP += [Tier(name, base, "q8_0") for name, base in _LARGE.items()]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `least` to `most` is where `ratio` (or the seconds) must lie."""
+
+    what: str
+    ours: str
+    theirs: str
+    ratio: str
+    target: str
+    holds: bool | None
+    checked: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every row is given: the workspace, how many pairs, and where the rows' own files go."""
+
+    work: Workspace
+    repeat: int
+    name: str
+
+    @property
+    def is_smollm2(self) -> bool:
+        """Whether this is the default model, for which the issue states its own target."""
+        return self.name.startswith("SmolLM2")
+
+
+def prepare(model: Path, folder: Path, tools: Path) -> Workspace:
+    """A workspace with its corpora, manifest and imatrix: what all rows stand on, untimed."""
+    chunks = {"imatrix": IMATRIX_CHUNKS, "perplexity": PERPLEXITY_CHUNKS}
+    work = Workspace(model, folder, tools, make_corpora(model, folder / "corpus", chunks))
+    run(work.manifest())
+    run(work.imatrix(IMATRIX_CHUNKS))
+    return work
+
+
+def imatrix(bench: Bench) -> Iterable[Row]:
+    """A cold imatrix with its calibration perplexity, against llama-imatrix without one."""
+    work = bench.work
+
+    def ours() -> Figures:
+        work.empty_store()
+        return _figures(run(work.imatrix(IMATRIX_CHUNKS)))
+
+    pairs = alternate(ours, lambda: _figures(run(work.llama_imatrix(IMATRIX_CHUNKS))), bench.repeat)
+    same = same_imatrix(work.path("imatrix.gguf"), work.path("theirs/imatrix.gguf"))
+    what = f"imatrix, {IMATRIX_CHUNKS} chunks"
+    yield _row(f"{what}: wall clock", compare(pairs, "seconds"), most=0.85, checked=same)
+    yield _row(f"{what}: peak memory", compare(pairs, "peak"), most=0.95, unit="MiB", scale=1 << 20)
+
+
+def quantize(bench: Bench) -> Iterable[Row]:
+    """One file from an empty store."""
+    work, tier = bench.work, Tier("Q4_K_M", "Q4_K_M")
+    _resolve(work, [tier])
+
+    def ours() -> Figures:
+        work.empty_store()
+        return _figures(run(work.write(tier.name)))
+
+    pairs = alternate(ours, lambda: _figures(run(work.llama_quantize(tier))), bench.repeat)
+    same = same_tensors(work.path("gguf/Q4_K_M.gguf"), work.path("theirs/Q4_K_M.gguf"))
+    yield _row("cold quantize of one file, Q4_K_M", compare(pairs, "seconds"), most=1.05, checked=same)
+
+
+def sweep(bench: Bench) -> Iterable[Row]:
+    """The recipes of the default config."""
+    return _sweep(bench, "default sweep", DEFAULT_SWEEP, 1.0)
+
+
+def tiers(bench: Bench) -> Iterable[Row]:
+    """A full sweep."""
+    return _sweep(bench, f"{len(FULL_SWEEP)} tiers", FULL_SWEEP, 0.5 if bench.is_smollm2 else 0.7)
+
+
+def rule(bench: Bench) -> Iterable[Row]:
+    """One rule of a finished file changes: ours makes that tensor again, llama-quantize the whole file."""
+    work, tier = bench.work, Tier("Q4_K_M", "Q4_K_M")
+    _resolve(work, [tier])
+    template = work.path("one-rule.yaml.j2")
+    template.write_text(
+        "engine: mainline\nbase: Q4_K_M\nimatrix: optional\n"
+        "rules:\n  - {role: attn_output, layers: [0], type: q8_0, why: one changed rule}\n"
+    )
+    run(work.render("changed", template, {}))
+    run(work.plan("changed"))
+
+    def ours() -> Figures:
+        work.empty_store()
+        run(work.write(tier.name))
+        return _figures(run(work.write("changed")))
+
+    pairs = alternate(ours, lambda: _figures(run(work.llama_quantize(tier))), bench.repeat)
+    yield _row("one changed rule, against the whole file", compare(pairs, "seconds"), most=0.15)
+
+
+def perplexity(bench: Bench) -> Iterable[Row]:
+    """The perplexity of the source on the same tokens."""
+    work = bench.work
+
+    def ours() -> Figures:
+        work.empty_store()
+        figures = _figures(run(work.perplexity(PERPLEXITY_CHUNKS)))
+        found = json.loads(work.path("perplexity.json").read_text())
+        return figures | {"perplexity": found["perplexity"]}
+
+    def theirs() -> Figures:
+        done = run(work.llama_perplexity(PERPLEXITY_CHUNKS))
+        found = re.search(r"Final estimate: PPL = ([0-9.]+)", done.output)
+        return _figures(done) | {"perplexity": float(found[1]) if found else float("nan")}
+
+    pairs = alternate(ours, theirs, bench.repeat)
+    mine, other = (side["perplexity"] for side in pairs[0])
+    same = f"PPL {mine:.4f}, theirs {other:.4f}"
+    what = f"perplexity, {PERPLEXITY_CHUNKS} chunks"
+    yield _row(f"{what}: wall clock", compare(pairs, "seconds"), most=1.05, checked=same)
+    yield _row(f"{what}: peak memory", compare(pairs, "peak"), unit="MiB", scale=1 << 20)
+
+
+def speed(bench: Bench) -> Iterable[Row]:
+    """Tokens per second of the source, as the two measure it."""
+    work, wanted = bench.work, (PROMPT, GENERATE, REPETITIONS)
+
+    def ours() -> Figures:
+        run(work.speed(*wanted))
+        found = json.loads(work.path("speed.json").read_text())
+        return {"pp": found["prompt"]["mean"], "tg": found["generate"]["mean"]}
+
+    def theirs() -> Figures:
+        output = run(work.llama_bench(*wanted)).output
+        tests = json.loads(output[output.index("[") : output.rindex("]") + 1])
+        return {"pp" if test["n_prompt"] else "tg": test["avg_ts"] for test in tests}
+
+    pairs = alternate(ours, theirs, bench.repeat)
+    for figure, tokens in (("pp", PROMPT), ("tg", GENERATE)):
+        yield _row(f"{figure}{tokens}", compare(pairs, figure), least=0.98, most=1.02, unit="t/s")
+
+
+def _sweep(bench: Bench, what: str, tiers: list[Tier], most: float) -> Iterable[Row]:
+    work = bench.work
+
+    def ours() -> Figures:
+        work.empty_store()
+        resolved = run(work.manifest()).seconds + _resolve(work, tiers)
+        written = sum(run(work.write(tier.name)).seconds for tier in tiers)
+        return {"written": written, "whole": resolved + written}
+
+    def theirs() -> Figures:
+        seconds = sum(run(work.llama_quantize(tier)).seconds for tier in tiers)
+        return {"written": seconds, "whole": seconds}
+
+    pairs = alternate(ours, theirs, bench.repeat)
+    checks = {
+        same_tensors(work.path(f"gguf/{t.name}.gguf"), work.path(f"theirs/{t.name}.gguf")) for t in tiers
+    }
+    same = "; ".join(sorted(checks))
+    yield _row(f"{what}, {bench.name}", compare(pairs, "written"), most=most, checked=same)
+    yield _row(f"{what}, {bench.name}, with manifest, recipes and plans", compare(pairs, "whole"), most=most)
+
+
+def _resolve(work: Workspace, tiers: list[Tier]) -> float:
+    """Render and plan every tier; the seconds taken."""
+    seconds = 0.0
+    for tier in tiers:
+        seconds += run(work.render(tier.name, TEMPLATE, tier.parameters)).seconds
+        seconds += run(work.plan(tier.name)).seconds
+    return seconds
+
+
+def _figures(done: Run) -> Figures:
+    return {"seconds": done.seconds, "peak": float(done.peak)}
+
+
+def _row(
+    what: str, found: Comparison, *, least: float = 0.0, most: float | None = None,
+    unit: str = "s", scale: float = 1.0, checked: str = "",
+) -> Row:  # fmt: skip
+    """A row of a ratio; `least` to `most` is the target, none where `most` is None."""
+    target = "" if most is None else f"≤ {most:g}" if not least else f"{least:g} to {most:g}"
+    return Row(
+        what, f"{found.ours / scale:.4g} {unit}", f"{found.theirs / scale:.4g} {unit}",
+        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})", target,
+        None if most is None else least <= found.ratio <= most, checked,
+    )  # fmt: skip
+
+
+def same_imatrix(ours: Path, theirs: Path) -> str:
+    """How two imatrix files compare: entries, counts, and the largest relative difference of a sum."""
+    import numpy
+    from gguf import GGUFReader
+
+    mine, other = ({t.name: t.data.copy() for t in GGUFReader(path).tensors} for path in (ours, theirs))
+    if mine.keys() != other.keys():
+        return f"entries differ: {len(mine.keys() ^ other.keys())}"
+    counts = [name for name in mine if name.endswith(".counts")]
+    short = [name for name in counts if not numpy.array_equal(mine[name], other[name])]
+    if short:
+        return f"counts differ: {len(short)}, such as {short[0]}"
+    sums = [name for name in mine if name.endswith(".in_sum2")]
+    worst = max(float(numpy.max(abs(mine[n] - other[n]) / numpy.maximum(abs(other[n]), 1e-30))) for n in sums)
+    return f"{len(counts)} entries at full count, within {worst:.1e}"
+
+
+def same_tensors(ours: Path, theirs: Path) -> str:
+    """How the tensors of two GGUF files compare."""
+    import numpy
+    from gguf import GGUFReader
+
+    mine, other = ({t.name: t for t in GGUFReader(path).tensors} for path in (ours, theirs))
+    if mine.keys() != other.keys():
+        return f"tensors differ: {len(mine.keys() ^ other.keys())} names"
+    kinds = sum(mine[name].tensor_type != other[name].tensor_type for name in mine)
+    differ = sum(not numpy.array_equal(mine[name].data, other[name].data) for name in mine)
+    return f"{differ} of {len(mine)} tensors differ, {kinds} in type"

@@ -1,0 +1,200 @@
+"""The stages as the rules call them, and llama.cpp's tools on the same input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quantmill import spec
+from quantmill.engine import library
+
+ROOT = Path(__file__).parents[1]
+CONTEXT = 512
+THREADS = os.cpu_count() or 1
+Command = list[str | Path]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One file of a sweep: a preset, and where wanted the type of embeddings and output."""
+
+    name: str
+    base: str
+    large: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What recipes/preset.yaml.j2 is given."""
+        more = {"embeddings": self.large, "output": self.large} if self.large else {}
+        return {"base": self.base} | more
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A model, and a folder in which both sides make everything from it."""
+
+    model: Path
+    folder: Path
+    tools: Path
+    corpora: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        """The store of our side: emptied for what is measured cold."""
+        return self.folder / "store"
+
+    def path(self, name: str) -> Path:
+        """A file of the workspace; its folder is made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def empty_store(self) -> None:
+        """Forget every unit."""
+        shutil.rmtree(self.store, ignore_errors=True)
+
+    def stage(self, stage: str, config: Any, *arguments: str | Path, store: bool = False) -> Command:
+        """`python -m quantmill.STAGE` with its spec and log, on all cores."""
+        made = spec.make(stage, config, {}, engine=engine_digest())
+        command: Command = [sys.executable, "-m", f"quantmill.{stage}", "--spec", made]
+        command += ["--log", self.path(f"logs/{stage}.log"), *arguments]
+        return [*command, "--threads", str(THREADS), "--store", self.store] if store else command
+
+    def manifest(self) -> Command:
+        """The tensors of the source and their digests."""
+        out: Command = ["--manifest", self.path("manifest.tsv"), "--facts", self.path("model.json")]
+        return self.stage("model.manifest", {}, "--model", self.model, *out, "--threads", str(THREADS))
+
+    def imatrix(self, chunks: int) -> Command:
+        """The importance matrix, with its calibration perplexity."""
+        config = {"corpus": "imatrix", "chunks": chunks, "context": CONTEXT}
+        out: Command = ["--gguf", self.path("imatrix.gguf"), "--dat", self.path("imatrix.dat")]
+        out += ["--report", self.path("imatrix.json")]
+        corpus = self.corpora["imatrix"].with_suffix(".parquet")
+        return self.stage(
+            "measure.imatrix", config, "--model", self.model, "--corpus", corpus, *out, store=True
+        )
+
+    def render(self, name: str, template: Path, parameters: dict[str, Any]) -> Command:
+        """A recipe from its template."""
+        config = {"recipe": name, "parameters": parameters}
+        out = self.path(f"recipes/{name}.yaml")
+        return self.stage(
+            "recipe.render", config, "--model", self.model, "--template", template, "--out", out
+        )
+
+    def plan(self, name: str) -> Command:
+        """A recipe resolved to a plan."""
+        config = {"recipe": name, "imatrix": self._imatrix()}
+        out: Command = ["--plan", self.path(f"plans/{name}.tsv"), "--report", self.path(f"plans/{name}.json")]
+        recipe = self.path(f"recipes/{name}.yaml")
+        return self.stage("recipe.plan", config, "--model", self.model, "--recipe", recipe, *out)
+
+    def write(self, name: str) -> Command:
+        """A plan executed."""
+        given: Command = ["--manifest", self.path("manifest.tsv"), "--plan", self.path(f"plans/{name}.tsv")]
+        given += ["--report", self.path(f"plans/{name}.json"), "--imatrix", self.path("imatrix.gguf")]
+        out: Command = ["--gguf", self.path(f"gguf/{name}.gguf"), "--facts", self.path(f"gguf/{name}.json")]
+        config = {"imatrix": self._imatrix()}
+        return self.stage("quantize.write", config, "--model", self.model, *given, *out, store=True)
+
+    def perplexity(self, chunks: int) -> Command:
+        """The perplexity of the source."""
+        config = {"corpus": "perplexity", "chunks": chunks, "context": CONTEXT}
+        given: Command = ["--facts", self.path("model.json")]
+        given += ["--corpus", self.corpora["perplexity"].with_suffix(".parquet")]
+        out: Command = ["--out", self.path("perplexity.json")]
+        return self.stage("measure.perplexity", config, "--model", self.model, *given, *out, store=True)
+
+    def speed(self, prompt: int, generate: int, repetitions: int) -> Command:
+        """Prompt processing and generation of the source."""
+        config = {"prompt": prompt, "generate": generate, "repetitions": repetitions}
+        given: Command = ["--model", self.model, "--facts", self.path("model.json")]
+        given += ["--threads", str(THREADS)]
+        return self.stage("measure.speed", config, *given, "--out", self.path("speed.json"))
+
+    def llama_quantize(self, tier: Tier) -> Command:
+        """The same file by llama.cpp's own tool."""
+        command: Command = [self.tools / "llama-quantize", "--allow-requantize"]
+        command += ["--imatrix", self.path("imatrix.gguf")]
+        if tier.large:
+            command += ["--token-embedding-type", tier.large, "--output-tensor-type", tier.large]
+        return [*command, self.model, self.path(f"theirs/{tier.name}.gguf"), tier.base, str(THREADS)]
+
+    def llama_imatrix(self, chunks: int) -> Command:
+        """llama-imatrix with the settings that are its best on a CPU."""
+        text = self.corpora["imatrix"].with_suffix(".txt")
+        command: Command = [self.tools / "llama-imatrix", "-m", self.model, "-f", text, "--no-ppl"]
+        command += ["-c", str(CONTEXT), "-b", str(CONTEXT), "--chunks", str(chunks), "-t", str(THREADS)]
+        return [*command, "-o", self.path("theirs/imatrix.gguf")]
+
+    def llama_perplexity(self, chunks: int) -> Command:
+        """llama-perplexity with the settings that are its best on a CPU."""
+        text = self.corpora["perplexity"].with_suffix(".txt")
+        command: Command = [self.tools / "llama-perplexity", "-m", self.model, "-f", text]
+        return [*command, "-c", str(CONTEXT), "-b", str(CONTEXT), "--chunks", str(chunks), "-t", str(THREADS)]
+
+    def llama_bench(self, prompt: int, generate: int, repetitions: int) -> Command:
+        """llama-bench, with JSON to read its figures from."""
+        command: Command = [self.tools / "llama-bench", "-m", self.model, "-o", "json", "-t", str(THREADS)]
+        return [*command, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions)]
+
+    def _imatrix(self) -> dict[str, Any]:
+        report = json.loads(self.path("imatrix.json").read_text())
+        return {"file": "bench-imatrix.gguf", "dataset": "imatrix", "chunks": report["chunks"]}
+
+
+@cache
+def engine_digest() -> str:
+    """The digest of the engine's libraries, as the rules put it into every spec."""
+    return library.digest(spec.file_sha256)
+
+
+def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str, Path]:
+    """One text and the same tokens as a corpus parquet, for each name in `chunks`.
+
+    The text is Python's own standard library, so that it is on every machine.
+    Both sides get the same tokens: llama.cpp's tools tokenise the text (no more
+    of it than the chunks need), ours read the parquet file that docs/files.md
+    describes.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    from quantmill.engine.mainline import Vocabulary
+
+    library = Path(sysconfig.get_paths()["stdlib"])
+    source = "".join(path.read_text(errors="ignore") for path in sorted(library.glob("*.py")))
+    folder.mkdir(parents=True, exist_ok=True)
+    corpora = {}
+    start = 0
+    with Vocabulary(model) as vocabulary:
+        for name, count in chunks.items():
+            need, length = count * CONTEXT, count * CONTEXT * 2
+            while True:
+                text = source[start : start + length]
+                tokens = [int(token) for token in vocabulary.tokenize(text, parse_special=False)]
+                tokens = [0, *tokens] if vocabulary.adds_bos else tokens
+                if len(tokens) > need:
+                    break
+                length = length * 11 // 10
+            start += length
+            (folder / f"{name}.txt").write_text(text)
+            rows = [tokens[begin : begin + CONTEXT] for begin in range(0, need, CONTEXT)]
+            table = pyarrow.table(
+                {
+                    "chunk": pyarrow.array(range(count), pyarrow.int32()),
+                    "domain": ["code"] * count,
+                    "tokens": pyarrow.array(rows, pyarrow.list_(pyarrow.int32())),
+                }
+            )
+            pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+            corpora[name] = folder / name
+    return corpora

@@ -1,0 +1,227 @@
+"""A small tree of results as docs/files.md gives it, made up: what the card is written from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.files import write_json, write_table, write_text
+
+BITS = {
+    "f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q6_K": 6.5625, "q5_K": 5.5, "q5_0": 5.5, "q4_K": 4.5,
+    "iq4_xs": 4.25, "q3_K": 3.4375, "iq3_xxs": 3.0625, "iq2_xxs": 2.0625,
+}  # fmt: skip
+SHAPES = {
+    "attn_norm": (512,), "attn_q": (512, 512), "attn_k": (512, 128), "attn_v": (512, 128),
+    "attn_output": (512, 512), "ffn_norm": (512,), "ffn_gate": (512, 1536), "ffn_up": (512, 1536),
+    "ffn_down": (1536, 512),
+}  # fmt: skip
+
+#             main type, embeddings, more (attn_v and half of ffn_down), mean nll added, its sd over chunks
+RECIPES: dict[str, tuple[str, str, str, float, float]] = {
+    "Q8_0": ("q8_0", "q8_0", "q8_0", 0.0002, 0.002),
+    "Q6_K": ("q6_K", "q8_0", "q6_K", 0.0008, 0.004),
+    "Q5_K_M": ("q5_K", "q8_0", "q6_K", 0.0080, 0.006),
+    "Q4_K_L": ("q4_K", "f16", "q8_0", 0.0420, 0.010),
+    "Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.0250, 0.012),
+    "IQ2_XXS": ("iq2_xxs", "q5_K", "q3_K", 0.9000, 0.060),
+}
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def exactly(n: int, mean: float, sd: float, seed: str) -> list[float]:
+    """n values of exactly this mean and sample sd."""
+    draw = random.Random(seed)
+    values = [draw.gauss(0, 1) for _ in range(n)]
+    centre, scale = statistics.fmean(values), statistics.stdev(values)
+    return [mean + sd * (value - centre) / scale for value in values]
+
+
+def perplexity(nll: list[float], model: str) -> dict[str, Any]:
+    value = math.exp(statistics.fmean(nll))
+    return {
+        "corpus": "held-out", "chunks": len(nll), "context": 512, "tokens": 255 * len(nll), "nll": nll,
+        "perplexity": value, "error": 0.02 * value, "seconds": 3.5, "model_sha256": model,
+        "corpus_sha256": sha("held-out"),
+    }  # fmt: skip
+
+
+def speed(prompt: float, generate: float, model: str) -> dict[str, Any]:
+    def half(tokens: int, mean: float) -> dict[str, Any]:
+        return {"tokens": tokens, "mean": mean, "sd": mean / 100, "samples": [mean] * 5}
+
+    machine = {"cpu": "Example CPU @ 2.00GHz", "cores": 2, "memory_bytes": 8 << 30}
+    return {
+        "prompt": half(512, prompt), "generate": half(128, generate), "threads": 2, "backend": "CPU",
+        "machine": machine, "model_sha256": model,
+    }  # fmt: skip
+
+
+def corpus(name: str) -> dict[str, Any]:
+    def source(source: str, chunks: int, wanted: float, got: float) -> dict[str, Any]:
+        return {
+            "name": source, "file": f"{source}.parquet", "sha256": sha(source), "column": "content",
+            "rows_read": 1200, "rows_used": 300, "rows_broken": 3, "rows_duplicate": 7, "rows_empty": 1,
+            "characters": 90_000, "tokens": 512 * chunks, "chunks": chunks,
+            "share_wanted": wanted, "share_got": got,
+        }  # fmt: skip
+
+    return {
+        "corpus": name, "seed": 1, "context": 512, "chunks": 40, "tokens": 512 * 40,
+        "sources": [source("code", 20, 0.5, 0.5), source("prose", 20, 0.5, 0.5)],
+        "warnings": ["prose: 3 of 1200 rows are broken and were left out"],
+    }  # fmt: skip
+
+
+def tensors(recipe: tuple[str, str, str, float, float], layers: int) -> list[dict[str, Any]]:
+    main, embeddings, more, _, _ = recipe
+    found = []
+
+    def add(name: str, role: str, layer: int, shape: tuple[int, ...], type_: str, reason: str) -> None:
+        bytes_ = int(math.prod(shape) * BITS[type_] / 8)
+        found.append({
+            "name": name, "role": role, "layer": layer, "shape": "x".join(map(str, shape)),
+            "source_type": "f16", "type": type_, "bytes": bytes_, "reason": reason,
+        })  # fmt: skip
+
+    add("token_embd.weight", "token_embd", -1, (512, 4096), embeddings, "rule 1: embeddings")
+    add("output_norm.weight", "output_norm", -1, (512,), "f32", "never quantized")
+    for layer in range(layers):
+        for role, shape in SHAPES.items():
+            name = f"blk.{layer}.{role}.weight"
+            if len(shape) == 1:
+                add(name, role, layer, shape, "f32", "never quantized")
+            elif role == "attn_v" or (role == "ffn_down" and layer % 2 == 0):
+                add(name, role, layer, shape, more, "the preset's own mixture")
+            elif role == "attn_k" and main == "q4_K":
+                add(name, role, layer, shape, "q5_0", "fallback from q4_K: width 512 is no multiple of 256")
+            else:
+                add(name, role, layer, shape, main, "the preset's own mixture")
+    return found
+
+
+def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    parameters = sum(math.prod(map(int, row["shape"].split("x"))) for row in rows)
+    tensor_bytes = sum(row["bytes"] for row in rows)
+    by_type = [
+        {
+            "type": type_,
+            "tensors": len(members),
+            "bytes": sum(row["bytes"] for row in members),
+            "parameters": sum(math.prod(map(int, row["shape"].split("x"))) for row in members),
+            "roles": sorted({row["role"] for row in members}),
+        }
+        for type_ in {row["type"] for row in rows}
+        if (members := [row for row in rows if row["type"] == type_])
+    ]
+    return {
+        "recipe": name, "engine": "mainline", "base": name.replace("_L", "_M"), "file_type": 15,
+        "imatrix": True, "tensors": len(rows), "parameters": parameters, "file_bytes": tensor_bytes + 4096,
+        "tensor_bytes": tensor_bytes, "metadata_bytes": 4096, "bpw": 8 * (tensor_bytes + 4096) / parameters,
+        "by_type": sorted(by_type, key=lambda one: (-one["bytes"], one["type"])), "bits": [],
+        "fallbacks": [
+            {"name": row["name"], "wanted": "q4_K", "type": row["type"]}
+            for row in rows if row["reason"].startswith("fallback")
+        ],
+        "requantized": False, "source_types": {"f16": 7}, "rules": 1, "warnings": [],
+    }  # fmt: skip
+
+
+def make(
+    folder: Path,
+    recipes: dict[str, tuple[str, str, str, float, float]] | None = None,
+    layers: int = 4,
+    n: int = 40,
+) -> dict[str, Any]:
+    """Write a tree of results to `folder`; returns the config of the card's spec."""
+    recipes = RECIPES if recipes is None else recipes
+    base = exactly(n, 2.9, 0.4, "source")
+    rows = tensors(("f16", "f16", "f16", 0, 0), layers)
+    manifest = [
+        [row["name"], row["role"], row["layer"], *(row["shape"].split("x") + ["1"] * 4)[:4], row["type"],
+         row["bytes"], sha(row["name"])]
+        for row in rows
+    ]  # fmt: skip
+    source = sha("source")
+    parameters = sum(math.prod(map(int, row["shape"].split("x"))) for row in rows)
+    header = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]
+    write_table(folder / "manifest.tsv", header, manifest)
+    write_json(folder / "model.json", {
+        "name": "Tiny Test", "architecture": "llama", "layers": layers, "context_length": 2048,
+        "embedding_length": 512, "experts": 0, "experts_used": 0, "parameters": parameters,
+        "tensors": len(rows), "bytes": sum(row["bytes"] for row in rows) + 4096, "sha256": source,
+        "types": {"f16": 7 * layers + 1, "f32": 2 * layers + 1}, "quantized": False, "quantized_types": [],
+        "tokenizer": "gpt2", "chat_template": "{{ messages }}", "licence": "apache-2.0",
+    })  # fmt: skip
+    for name in ("calibration", "held-out"):
+        write_json(folder / "corpus" / f"{name}.json", corpus(name))
+    write_json(folder / "imatrix.json", {
+        "corpus": "calibration", "chunks": 40, "context": 512, "tokens": 20480, "seconds": 130.0,
+        "entries": [{"name": f"blk.{i}.attn_q.weight", "role": "attn_q", "layer": i} for i in range(layers)],
+        "missing": ["token_embd.weight"], "experts_under_floor": [], "floor": 32,
+        "perplexity": {"perplexity": 17.25, "error": 0.31, "chunks": 12, "tokens": 3060}, "warnings": [],
+    })  # fmt: skip
+    write_json(folder / "bench" / "source" / "perplexity.json", perplexity(base, source))
+    write_json(folder / "bench" / "source" / "speed.json", speed(400.0, 30.0, source))
+    for name, recipe in recipes.items():
+        rows = tensors(recipe, layers)
+        described = plan(name, rows)
+        columns = ["name", "role", "layer", "shape", "source_type", "type", "bytes", "reason"]
+        write_table(folder / "plans" / f"{name}.tsv", columns, [[row[c] for c in columns] for row in rows])
+        write_json(folder / "plans" / f"{name}.json", described)
+        rule = f"engine: mainline\nbase: {described['base']}\nimatrix: optional\nrules:\n"
+        write_text(folder / "recipes" / f"{name}.yaml", rule + f"- {{role: token_embd, type: {recipe[1]}}}\n")
+        file = {
+            "file": f"tiny-{name}.gguf",
+            "bytes": described["file_bytes"],
+            "sha256": sha(name),
+            "tensors": len(rows),
+        }
+        write_json(folder / "gguf" / f"tiny-{name}.json", file)
+        added = exactly(n, recipe[3], recipe[4], name)
+        nll = [a + b for a, b in zip(base, added, strict=True)]
+        write_json(folder / "bench" / name / "perplexity.json", perplexity(nll, sha(name)))
+        write_json(
+            folder / "bench" / name / "speed.json",
+            speed(4000 / described["bpw"], 600 / described["bpw"], sha(name)),
+        )
+    return {
+        "model": "tiny",
+        "recipes": list(recipes),
+        "card": {"license": "apache-2.0", "base_model": "example/Tiny-Test", "language": ["en"],
+                 "tags": ["test"], "pipeline_tag": "text-generation", "about": "Made to test the card."},
+        "imatrix": True, "perplexity": True, "speed": True,
+        "toolchain": {"llama-cpp-python": "0.3.36", "quantmill": "0.1.0"},
+    }  # fmt: skip
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    write_json(path, json.loads(path.read_text()) | fields)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder of results and the card's config."""
+    return tmp_path, make(tmp_path)
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Make a folder of results of these recipes."""
+
+    def build(**options: Any) -> tuple[Path, dict[str, Any]]:
+        return tmp_path, make(tmp_path, **options)
+
+    return build

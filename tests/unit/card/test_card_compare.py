@@ -1,0 +1,71 @@
+"""Paired differences, verdicts and the frontier, by hand-computed values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from quantmill.card import compare
+from quantmill.errors import QuantmillError
+
+
+def measured(nll: list[float], **fields: Any) -> dict[str, Any]:
+    return {"corpus_sha256": "c", "context": 512, "chunks": len(nll), "nll": nll} | fields
+
+
+def test_the_difference_is_the_mean_of_the_chunks_differences_and_its_error_sd_over_root_n() -> None:
+    # differences 0.01, 0.03, 0.02, 0.02, 0.02: mean 0.02, sd sqrt(0.0002 / 4), error sd / sqrt(5)
+    found = compare.paired(measured([1.01, 2.03, 3.02, 4.02, 5.02]), measured([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert found.ln_ratio == pytest.approx(0.02)
+    assert found.error == pytest.approx(math.sqrt(0.0002 / 4) / math.sqrt(5))
+    assert found.low == pytest.approx(0.02 - 2.776 * found.error, rel=1e-3)
+    assert found.high == pytest.approx(0.02 + 2.776 * found.error, rel=1e-3)
+    assert found.percent == pytest.approx(2.0201, abs=1e-4)
+    assert found.percent_error == pytest.approx(102.0201 * found.error, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("added", "verdict"),
+    [
+        ([0.01, 0.03, 0.02, 0.02, 0.02], "worse"),
+        ([-0.01, -0.03, -0.02, -0.02, -0.02], "better"),
+        ([0.01, -0.03, 0.02, -0.02, 0.02], "not distinguishable"),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], "not distinguishable"),
+        ([0.5, 0.5, 0.5], "too few chunks to tell"),
+        ([0.5], "too few chunks to tell"),
+    ],
+)
+def test_the_verdict_in_words(added: list[float], verdict: str) -> None:
+    base = [2.0 + 0.3 * place for place in range(len(added))]
+    ours = measured([a + b for a, b in zip(base, added, strict=True)])
+    assert compare.paired(ours, measured(base)).verdict == verdict
+
+
+def test_the_interval_and_not_the_mean_decides() -> None:
+    # mean 0.01, sd 0.02: error 0.00894 over 5 chunks, t 2.776, so the interval reaches below zero
+    added = [0.01, 0.01 + 0.0253, 0.01 - 0.0253, 0.01 + 0.0126, 0.01 - 0.0126]
+    assert (
+        compare.paired(measured([1 + a for a in added]), measured([1.0] * 5)).verdict == "not distinguishable"
+    )
+    assert compare.paired(measured([1 + a for a in added * 8]), measured([1.0] * 40)).verdict == "worse"
+
+
+@pytest.mark.parametrize("field", ["corpus_sha256", "context", "chunks"])
+def test_other_chunks_are_refused(field: str) -> None:
+    with pytest.raises(QuantmillError, match=rf"bench/Q4/perplexity\.json: {field} differs.*delete it"):
+        compare.paired(measured([1.0] * 5), measured([1.0] * 5) | {field: 7}, "bench/Q4/perplexity.json")
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(3, 3.1824), (4, 2.7764), (9, 2.2622), (39, 2.0227), (1000, 1.9623)]
+)
+def test_quantiles_of_t_against_a_printed_table(freedom: int, quantile: float) -> None:
+    assert compare.t_quantile(freedom) == pytest.approx(quantile, rel=5e-3)
+
+
+def test_the_frontier() -> None:
+    points = [(10, 1.0), (8, 2.0), (9, 3.0), (5, 2.0), (4, 9.0), (4, 9.0), (10, 1.5)]
+    assert compare.pareto(points) == [True, False, False, True, True, True, False]
+    assert compare.pareto([]) == []

@@ -1,0 +1,227 @@
+"""The card whole: front matter, the table against its sources, missing parts, odd names, the golden file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.card import write
+from quantmill.card.results import read
+from quantmill.files import read_json, write_json
+from quantmill.versions import VERSIONS
+
+Tree = tuple[Path, dict[str, Any]]
+
+GOLDEN = Path(__file__).parents[2] / "data" / "card.golden.md"
+
+
+def card_of(tree: Tree) -> str:
+    folder, config = tree
+    return write.render(read(folder, config), config)
+
+
+def table(markdown: str, first: str) -> list[dict[str, str]]:
+    """The rows of the first table whose header starts with `| first |`."""
+    lines = markdown.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    header = cells(lines[start])
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(dict(zip(header, cells(line), strict=True)))
+    return rows
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+
+
+def test_the_hub_reads_the_front_matter(tree: Tree) -> None:
+    from huggingface_hub import ModelCard
+
+    folder, config = tree
+    data = ModelCard(card_of(tree)).data
+    assert data.license == "apache-2.0"
+    assert data.base_model == "example/Tiny-Test"
+    assert data.base_model_relation == "quantized"
+    assert data.language == ["en"]
+    assert data.pipeline_tag == "text-generation"
+    assert {"gguf", "imatrix", "test"} <= set(data.tags)
+    found = {result.metric_name: result.metric_value for result in data.eval_results}
+    for name in config["recipes"]:
+        measured = read_json(folder / "bench" / name / "perplexity.json")["perplexity"]
+        assert found[f"Perplexity of {name}"] == pytest.approx(measured, abs=5e-5)
+    assert {result.dataset_name for result in data.eval_results} == {"held-out, 40 chunks of 512 tokens"}
+
+
+def test_every_number_of_the_table_is_its_sources(tree: Tree) -> None:
+    folder, config = tree
+    rows = table(card_of(tree), "File")
+    assert rows[0]["File"] == "*source*"
+    by_name = {re.sub(r"^★ |\[`|`\].*$", "", row["File"]): row for row in rows[1:]}
+    assert set(by_name) == set(config["recipes"])
+    for name, row in by_name.items():
+        perplexity = read_json(folder / "bench" / name / "perplexity.json")
+        speed = read_json(folder / "bench" / name / "speed.json")
+        file = read_json(folder / "gguf" / f"tiny-{name}.json")
+        plan = read_json(folder / "plans" / f"{name}.json")
+        assert row["File"].endswith(f"]({file['file']})")
+        assert row["Type"] == plan["by_type"][0]["type"]
+        assert row["Size"] == f"{file['bytes'] / 2**20:.1f} MiB ({file['bytes'] / 1e6:.1f} MB)"
+        assert row["bpw"] == f"{plan['bpw']:.2f}"
+        assert row["PPL"] == f"{perplexity['perplexity']:.3f} ± {perplexity['error']:.3f}"
+        for half, column in (("prompt", "pp512 t/s"), ("generate", "tg128 t/s")):
+            mean, sd = re.fullmatch(r"\**([\d.]+) ± ([\d.]+)\**", row[column]).groups()  # type: ignore[union-attr]
+            assert float(mean) == pytest.approx(speed[half]["mean"], abs=0.5)
+            assert float(sd) == pytest.approx(speed[half]["sd"], abs=0.5)
+        assert row["sha256"] == f"`{file['sha256'][:8]}`"
+        assert f"{file['sha256']}  {file['file']}" in card_of(tree)
+    # IQ2_XXS adds exactly 0.9 to the nll, sd 0.06 over 40 chunks; Q6_K 0.0008 and 0.004
+    assert by_name["IQ2_XXS"]["Change to the source"] == "+146 ± 2 %, worse"
+    assert by_name["Q6_K"]["Change to the source"] == "+0.08 ± 0.06 %, not distinguishable"
+
+
+def test_the_perplexity_section_has_the_paired_differences(tree: Tree) -> None:
+    section = card_of(tree).split("## Perplexity")[1]
+    (row,) = [row for row in table(section, "File") if row["File"] == "`Q4_K_M`"]
+    assert row["ln(PPL / source) ± error"] == "+0.02500 ± 0.00190"  # 0.012 / sqrt(40)
+    assert row["Change, 95 % interval"] == "+2.14 % to +2.93 %"  # 0.025 ± 2.0227 · 0.0018974
+    assert row["Verdict"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("off", "gone", "kept"),
+    [
+        (
+            "perplexity",
+            ["## Perplexity", "PPL", "★", "model-index", "size-perplexity.svg"],
+            ["## Speed", "tg128"],
+        ),
+        ("speed", ["## Speed", "tg128", "tokens a second"], ["## Perplexity", "★"]),
+        ("imatrix", ["## Importance matrix", "imatrix.gguf", "- imatrix"], ["| Importance matrix | none |"]),
+    ],
+)
+def test_what_was_not_measured_is_absent_and_not_broken(
+    tree: Tree, off: str, gone: list[str], kept: list[str]
+) -> None:
+    folder, config = tree
+    card = card_of((folder, config | {off: False}))
+    assert [text for text in gone if text in card] == []
+    assert [text for text in kept if text not in card] == []
+    assert "None" not in card
+    table(card, "File")  # as many cells in each row as in the header, or zip raises
+
+
+def test_with_nothing_measured_there_is_still_a_card(tree: Tree) -> None:
+    folder, config = tree
+    card = card_of((folder, config | {"perplexity": False, "speed": False, "imatrix": False}))
+    assert "Their quality was not measured" in card
+    assert list(table(card, "File")[1]) == ["File", "Type", "Size", "bpw", "In short", "sha256"]
+
+
+def test_a_bare_card_config_is_enough(tree: Tree) -> None:
+    from huggingface_hub import ModelCard
+
+    folder, config = tree
+    card = card_of((folder, config | {"card": {"license": "mit"}}))
+    assert "# Tiny Test GGUF" in card
+    assert "None" not in card
+    assert ModelCard(card).data.license == "mit"
+
+
+def test_a_requantized_source_is_said_aloud_before_the_table(tree: Tree) -> None:
+    folder, config = tree
+    path = folder / "model.json"
+    write_json(
+        path, read_json(path) | {"quantized": True, "quantized_types": ["q4_1"], "types": {"q4_1": 29}}
+    )
+    for name in config["recipes"]:
+        plan = folder / "plans" / f"{name}.json"
+        write_json(plan, read_json(plan) | {"requantized": True})
+    before, _ = card_of(tree).split("| File |", 1)
+    assert "**The source was itself quantized** (q4_1). These files quantize it a second time" in before
+
+
+def test_experts_under_the_floor_and_tensors_without_an_entry_are_shown(tree: Tree) -> None:
+    folder, config = tree
+    path = folder / "imatrix.json"
+    seen = [{"name": "blk.1.ffn_up_exps.weight", "expert": 7, "count": 12}]
+    write_json(path, read_json(path) | {"experts_under_floor": seen})
+    card = card_of((folder, config))
+    assert "Experts that saw fewer than 32 tokens: 1." in card
+    assert "| `blk.1.ffn_up_exps.weight` | 7 | 12 |" in card
+    assert "Without an entry: 1 tensor (`token_embd.weight`)." in card
+
+
+def test_names_and_texts_with_markdown_in_them_break_nothing(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(recipes={"my_best_+q.4*": ("q4_K", "q6_K", "q6_K", 0.02, 0.01)})
+    path = folder / "model.json"
+    write_json(path, read_json(path) | {"name": "a|b *c* <script>"})
+    recipe = folder / "recipes" / "my_best_+q.4*.yaml"
+    recipe.write_text("why: |\n  ```\n  a | b\n")
+    plan = folder / "plans" / "my_best_+q.4*.json"
+    write_json(plan, read_json(plan) | {"warnings": ["width | of *x*\nis odd"]})
+    card = card_of((folder, config | {"card": {"license": "mit", "title": "x | *y* `z`"}}))
+    assert r"# x \| \*y\* \`z\`" in card
+    assert "<script>" not in card
+    assert r"a\|b \*c\* &lt;script&gt;" in card
+    assert "- width \\| of \\*x\\* is odd (my_best\\_+q.4\\*)" in card
+    assert "````yaml\nwhy: |" in card
+    assert table(card, "File")[1]["File"] == "★ [`my_best_+q.4*`](tiny-my_best_%2Bq.4%2A.gguf)"
+
+
+def run(tree: Tree, where: Path) -> subprocess.CompletedProcess[str]:
+    folder, config = tree
+    command = [sys.executable, "-m", "quantmill.card.write", "--spec", json.dumps({"config": config})]
+    command += ["--results", str(folder), "--card", str(where / "README.md"), "--plots", str(where / "plots")]
+    workflow = str(Path(write.__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": workflow}
+    return subprocess.run(
+        [*command, "--log", str(where / "log")], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        done = run(tree, tmp_path / name)
+        assert (done.returncode, done.stderr) == (0, "")
+    for file in ("README.md", "plots/size-perplexity.svg", "plots/bits.svg"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    for link in re.findall(r"\]\((plots/[^)]+)\)", (tmp_path / "a" / "README.md").read_text()):
+        assert (tmp_path / "a" / link).exists()
+
+
+def test_without_perplexity_an_old_picture_of_it_goes(tree: Tree, tmp_path: Path) -> None:
+    folder, config = tree
+    run(tree, tmp_path / "card")
+    assert run((folder, config | {"perplexity": False}), tmp_path / "card").returncode == 0
+    assert [path.name for path in (tmp_path / "card" / "plots").iterdir()] == ["bits.svg"]
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path) -> None:
+    folder, _ = tree
+    (folder / "bench" / "Q6_K" / "speed.json").write_text("{")
+    done = run(tree, tmp_path / "card")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*Q6_K/speed\.json: no valid JSON .*\n", done.stderr)
+    assert [path.name for path in (tmp_path / "card").iterdir()] == ["log"]
+
+
+def test_the_card_is_the_golden_one(tree: Tree) -> None:
+    """Made again by `UPDATE_GOLDEN=1 pytest tests/unit/card`, with the version raised if cards exist."""
+    head = f"<!-- card.write {VERSIONS['card.write']} -->\n"
+    card = head + card_of(tree)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(card)
+    assert card == GOLDEN.read_text(), (
+        'the card changed: raise VERSIONS["card.write"], then make the golden file again with UPDATE_GOLDEN=1'
+    )

@@ -1,0 +1,103 @@
+"""Whole files or none."""
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantmill import files
+from quantmill.errors import QuantmillError
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "down" / "x.bin"
+    with files.writing(path) as file:
+        file.write(b"half")
+        assert not path.exists()
+        file.write(b" and half")
+    assert path.read_bytes() == b"half and half"
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_an_error_leaves_what_stood_there(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), files.writing(path) as file:
+        file.write(b"new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_mode_follows_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "x", "text")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_json_is_sorted_and_round_trips(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5], "a": "ä"}
+    files.write_json(tmp_path / "x.json", value)
+    assert (tmp_path / "x.json").read_text() == '{\n "a": "ä",\n "b": [\n  1,\n  2.5\n ]\n}\n'
+    assert files.read_json(tmp_path / "x.json") == value
+
+
+def test_no_nan_is_ever_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "x.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_round_trip(tmp_path: Path) -> None:
+    files.write_table(tmp_path / "x.tsv", ["name", "bytes"], [["a", 1], ["b", 2]])
+    assert (tmp_path / "x.tsv").read_text() == "name\tbytes\na\t1\nb\t2\n"
+    assert files.read_table(tmp_path / "x.tsv") == [{"name": "a", "bytes": "1"}, {"name": "b", "bytes": "2"}]
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_table])
+def test_missing_and_empty_files_are_one_line(tmp_path: Path, read: object) -> None:
+    assert callable(read)
+    with pytest.raises(QuantmillError, match="none: no such file"):
+        read(tmp_path / "none")
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(QuantmillError, match=r"empty: .*delete it to have it made again"):
+        read(tmp_path / "empty")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting is not permitted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
+    path = small_disk / "x.gguf"
+    files.write_atomically(path, b"old")
+    with pytest.raises(QuantmillError, match=r"x\.gguf: cannot be written \(No space left on device\); free"):
+        files.write_atomically(path, bytes(1 << 20))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in small_disk.iterdir()] == ["x.gguf"]
+
+
+def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(QuantmillError, match="x: cannot be written"):
+        files.write_text(tmp_path / "x", "text")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]

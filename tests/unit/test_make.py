@@ -1,0 +1,60 @@
+"""`make` on a machine that lacks something says what, in one line."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make")
+    environment = {"PATH": path, "HOME": os.environ.get("HOME", "/")}
+    command = [make, "--no-print-directory", "-C", str(ROOT), "check", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def python_stub(folder: Path, code: int) -> str:
+    stub = folder / "python"
+    stub.write_text(f"#!/bin/sh\nexit {code}\n")
+    stub.chmod(0o755)
+    return f"PYTHON={stub}"
+
+
+def test_all_there(tmp_path: Path) -> None:
+    (tmp_path / "clang++").write_text("#!/bin/sh\n")
+    (tmp_path / "clang++").chmod(0o755)
+    done = check(str(tmp_path), python_stub(tmp_path, 0))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    done = check(str(tmp_path), python_stub(tmp_path, 0))
+    assert done.returncode != 0
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("error: no C++ compiler (c++, g++ or clang++)")
+    assert "apt-get install g++" in first
+
+
+def test_wrong_python(tmp_path: Path) -> None:
+    done = check(os.environ["PATH"], python_stub(tmp_path, 1))
+    assert done.returncode != 0
+    first = done.stderr.splitlines()[0]
+    assert first.startswith(f"error: {tmp_path}/python: no Python 3.11 with venv; install it")
+
+
+def test_no_python_at_all(tmp_path: Path) -> None:
+    done = check(os.environ["PATH"], f"PYTHON={tmp_path}/nothing")
+    assert done.returncode != 0
+    assert "nothing: no Python 3.11 with venv" in done.stderr.splitlines()[0]
+
+
+def test_no_file_names_an_index() -> None:
+    files = [*(path for path in (ROOT / "envs").iterdir() if path.is_file()), ROOT / "Makefile"]
+    named = [path for path in files if "://" in path.read_text()]
+    assert named == []

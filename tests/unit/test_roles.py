@@ -1,0 +1,58 @@
+"""Roles and layers of tensors, over every name that gguf-py knows."""
+
+import pytest
+from gguf.constants import TENSOR_NAMES
+
+from quantmill.model.roles import CLASSES, ROLES, layer_of, role_of
+
+TABLE = sorted({name.format(bid=7) for name in TENSOR_NAMES.values()})
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("token_embd.weight", "token_embd"),
+        ("output.weight", "output"),
+        ("output_norm.weight", "norm"),
+        ("blk.3.attn_q.weight", "attn_q"),
+        ("blk.3.attn_q.bias", "bias"),
+        ("blk.3.attn_q_norm.weight", "norm"),
+        ("blk.3.attn_kv_a_mqa.weight", "attn_kv_a_mqa"),
+        ("blk.12.ffn_down_exps.weight", "ffn_down_exps"),
+        ("blk.12.ffn_down_exps.scale", "scale"),
+        ("blk.12.ffn_gate_up_exps.weight", "ffn_gate_up_exps"),
+        ("blk.12.ffn_gate_inp.weight", "ffn_gate_inp"),
+        ("blk.12.ffn_up.3.weight", "ffn_up"),
+        ("blk.0.ssm_a", "ssm_a"),
+        ("blk.0.ssm_dt.bias", "bias"),
+        ("blk.64.nextn.eh_proj.weight", "nextn"),
+        ("blk.64.nextn.shared_head_norm.weight", "norm"),
+        ("enc.blk.2.attn_o.weight", "attn_o"),
+        ("v.blk.2.attn_q.weight", "other"),
+        ("rope_freqs.weight", "other"),
+    ],
+)
+def test_roles_are_the_words_of_the_field(name: str, role: str) -> None:
+    assert role_of(name) == role
+
+
+def test_every_name_of_gguf_has_a_known_role() -> None:
+    found = {role_of(f"{name}.weight") for name in TABLE}
+    assert found - ROLES == set()
+    assert ROLES - found == {"bias", "scale"}
+
+
+def test_an_ordinary_block_weight_has_its_own_name_as_role() -> None:
+    blocks = [name for name in TABLE if name.startswith("blk.7.")]
+    assert len(blocks) > 100
+    for name in blocks:
+        role = role_of(f"{name}.weight")
+        assert role in CLASSES or role == name.removeprefix("blk.7.")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("blk.11.attn_q.weight", 11), ("dec.blk.4.ffn_up.weight", 4), ("output.weight", -1), ("blk.", -1)],
+)
+def test_layers(name: str, layer: int) -> None:
+    assert layer_of(name) == layer

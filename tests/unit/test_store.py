@@ -1,0 +1,145 @@
+"""The content-addressed store: found again, checked, capped, shared."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantmill.store import Store
+
+WORKFLOW = Path(__file__).parents[2] / "workflow"
+
+
+def unit_file(store: Store, key: str) -> Path:
+    return store.units / key[:2] / key
+
+
+def test_key_depends_on_all_that_determines_the_unit() -> None:
+    key = Store.key("tensor", 1, source="ab", type="q4_K")
+    assert key == Store.key("tensor", 1, type="q4_K", source="ab")
+    others = {
+        Store.key("tensor", 2, source="ab", type="q4_K"),
+        Store.key("shard", 1, source="ab", type="q4_K"),
+        Store.key("tensor", 1, source="ab", type="q5_K"),
+        Store.key("tensor", 1, source="q4_K", type="ab"),
+        Store.key("tensor", 1, source="ab"),
+    }
+    assert len(others) == 5
+    assert key not in others
+
+
+def test_a_unit_is_made_once_and_counted(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> bytes:
+        made.append(1)
+        return b"payload"
+
+    key = Store.key("x", 1)
+    first, second = Store(tmp_path), Store(tmp_path)
+    assert [first.get_or_make(key, make), first.get_or_make(key, make)] == [b"payload"] * 2
+    assert second.get_or_make(key, make) == b"payload"
+    assert len(made) == 1
+    assert (first.made, first.reused, second.made, second.reused) == (1, 1, 0, 1)
+
+
+def test_a_missing_unit_is_none(tmp_path: Path) -> None:
+    assert Store(tmp_path / "nothing" / "here").get(Store.key("x", 1)) is None
+
+
+def test_an_empty_payload_is_a_unit(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("a" * 64, b"")
+    assert store.get("a" * 64) == b""
+
+
+@pytest.mark.parametrize("damage", ["payload", "digest", "magic", "torn", "torn head", "empty", "longer"])
+def test_a_damaged_unit_is_made_again(tmp_path: Path, damage: str) -> None:
+    store, key = Store(tmp_path), Store.key("x", 1)
+    store.put(key, b"payload" * 100)
+    path = unit_file(store, key)
+    data = bytearray(path.read_bytes())
+    flipped = {"payload": len(data) // 2 + 40, "digest": 20, "magic": 0}
+    if damage in flipped:
+        data[flipped[damage]] ^= 1
+    lengths = {"torn": len(data) - 1, "torn head": 30, "empty": 0}
+    path.write_bytes(data[: lengths.get(damage, len(data))] + (b"!" if damage == "longer" else b""))
+
+    assert store.get(key) is None
+    assert not path.exists()
+    assert store.get_or_make(key, lambda: b"payload" * 100) == b"payload" * 100
+    assert (store.made, store.reused) == (1, 0)
+    assert store.get(key) == b"payload" * 100
+
+
+def test_the_longest_unused_go_first(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=10_000)
+    keys = [Store.key("x", number) for number in range(9)]
+    for age, key in enumerate(keys):
+        store.put(key, bytes(1000))
+        os.utime(unit_file(store, key), ns=(0, (age + 1) * 10**9))
+    assert store.get(keys[0]) == bytes(1000)  # used just now: no longer the oldest
+    store.put(Store.key("x", 9), bytes(1000))
+
+    kept = [key for key in keys if unit_file(store, key).exists()]
+    assert keys[0] in kept
+    assert keys[1] not in kept
+    assert kept[1:] == keys[-(len(kept) - 1) :]
+    assert sum(path.stat().st_size for path in store.units.glob("*/*")) <= 9_000
+
+
+def test_nothing_is_evicted_under_the_cap(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=20_000)
+    keys = [Store.key("x", number) for number in range(10)]
+    for key in keys:
+        store.put(key, bytes(1000))
+    assert all(store.get(key) == bytes(1000) for key in keys)
+
+
+def test_a_unit_above_the_cap_is_not_kept_and_does_no_harm(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=1000)
+    assert store.get_or_make("a" * 64, lambda: bytes(5000)) == bytes(5000)
+    assert store.get("a" * 64) is None
+
+
+def test_left_over_temporary_files_go_after_an_hour(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=1000)
+    folder = store.units / "aa"
+    folder.mkdir(parents=True)
+    (folder / ".old.part").write_bytes(b"x")
+    os.utime(folder / ".old.part", (0, 0))
+    (folder / ".new.part").write_bytes(b"x")
+    store.put("a" * 64, bytes(500))
+    assert not (folder / ".old.part").exists()
+    assert (folder / ".new.part").exists()
+
+
+SHARER = """
+import sys
+from pathlib import Path
+from quantmill.store import Store
+store = Store(Path(sys.argv[1]), max_bytes=400_000)
+for turn in range(3):
+    for number in range(60):
+        payload = number.to_bytes(2, "little") * 4000
+        assert store.get_or_make(Store.key("x", number), lambda: payload) == payload
+print(store.made + store.reused)
+"""
+
+
+def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
+    """Both make, read and (the cap is below what they write) evict the same units."""
+    command = [sys.executable, "-c", SHARER, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(WORKFLOW)}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, output, errors) == (0, "180\n", "")
+    sizes = [path.stat().st_size for path in (tmp_path / "units").glob("*/*")]
+    assert sum(sizes) <= 400_000 + 2 * 8100
+    assert not list((tmp_path / "units").glob("*/.*"))

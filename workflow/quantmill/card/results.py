@@ -1,0 +1,150 @@
+"""What a card is written from: the files below `results/<model>/`, as docs/files.md gives them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from quantmill.card import compare
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, read_table
+
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class Quant:
+    """One recipe's file and all that is known of it; `speed` and `perplexity` where they were measured.
+
+    `difference` is the paired one to the source. `tensors` are the rows of the
+    plan with `parameters` and `bytes` as numbers.
+    """
+
+    name: str
+    file: str
+    bytes: int
+    sha256: str
+    plan: dict[str, Any]
+    tensors: list[dict[str, Any]]
+    recipe: str
+    perplexity: dict[str, Any] | None
+    difference: compare.Difference | None
+    speed: dict[str, Any] | None
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of the whole file."""
+        return float(self.plan["bpw"])
+
+    @property
+    def type(self) -> str:
+        """The type that holds the most bytes."""
+        return str(self.plan["by_type"][0]["type"])
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The type of each tensor."""
+        return {tensor["name"]: tensor["type"] for tensor in self.tensors}
+
+
+@dataclass(frozen=True)
+class Results:
+    """All measurements of one model; `quants` stand largest first."""
+
+    facts: dict[str, Any]
+    manifest: list[dict[str, str]]
+    quants: list[Quant]
+    perplexity: dict[str, Any] | None
+    speed: dict[str, Any] | None
+    imatrix: dict[str, Any] | None
+    corpora: dict[str, dict[str, Any]]
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of the source, the whole file."""
+        return float(8 * self.facts["bytes"] / self.facts["parameters"])
+
+    @cached_property
+    def type(self) -> str:
+        """The type that holds the most bytes of the source."""
+        total: Counter[str] = Counter()
+        for tensor in self.manifest:
+            total[tensor["type"]] += int(tensor["bytes"])
+        return total.most_common(1)[0][0]
+
+    @property
+    def absurd(self) -> bool:
+        """Whether the source's own perplexity condemns the run."""
+        return self.perplexity is not None and self.perplexity["perplexity"] > compare.ABSURD_PERPLEXITY
+
+
+def read(folder: Path, config: dict[str, Any]) -> Results:
+    """Read the results of the recipes in `config`.
+
+    Raises QuantmillError for a file that is missing or broken, for a
+    measurement of another file, and for one of other chunks than the source's.
+    """
+    facts = read_json(folder / "model.json")
+    perplexity = _measured(folder, SOURCE, "perplexity", config, facts["sha256"])
+    imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
+    quants = [_quant(folder, name, config, perplexity) for name in config["recipes"]]
+    names = [stage["corpus"] for stage in (imatrix, perplexity) if stage is not None]
+    return Results(
+        facts=facts,
+        manifest=read_table(folder / "manifest.tsv"),
+        quants=sorted(quants, key=lambda quant: -quant.bytes),
+        perplexity=perplexity,
+        speed=_measured(folder, SOURCE, "speed", config, facts["sha256"]),
+        imatrix=imatrix,
+        corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
+    )
+
+
+def _quant(folder: Path, name: str, config: dict[str, Any], reference: dict[str, Any] | None) -> Quant:
+    facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
+    perplexity = _measured(folder, name, "perplexity", config, facts["sha256"])
+    difference = None
+    if perplexity is not None and reference is not None:
+        difference = compare.paired(perplexity, reference, str(folder / "bench" / name / "perplexity.json"))
+    return Quant(
+        name=name,
+        file=facts["file"],
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        plan=read_json(folder / "plans" / f"{name}.json"),
+        tensors=[_tensor(row) for row in read_table(folder / "plans" / f"{name}.tsv")],
+        recipe=_text(folder / "recipes" / f"{name}.yaml"),
+        perplexity=perplexity,
+        difference=difference,
+        speed=_measured(folder, name, "speed", config, facts["sha256"]),
+    )
+
+
+def _measured(
+    folder: Path, name: str, what: str, config: dict[str, Any], sha256: str
+) -> dict[str, Any] | None:
+    """A file below bench/, None where this is not measured; it must be of the file with that sha256."""
+    if not config[what]:
+        return None
+    path = folder / "bench" / name / f"{what}.json"
+    measured: dict[str, Any] = read_json(path)
+    if measured["model_sha256"] != sha256:
+        raise QuantmillError("measured on another file", path, "delete it to have it measured again")
+    return measured
+
+
+def _tensor(row: dict[str, str]) -> dict[str, Any]:
+    parameters = 1
+    for extent in row["shape"].split("x"):
+        parameters *= int(extent)
+    return {**row, "layer": int(row["layer"]), "bytes": int(row["bytes"]), "parameters": parameters}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise QuantmillError("no such file", path) from None

@@ -1,0 +1,179 @@
+"""The tables of the card, as plain rows: what each file holds, and how it came by it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from quantmill.card import advice, compare
+from quantmill.card.results import SOURCE, Quant, Results
+from quantmill.card.text import code, plural, size
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table "which file": a quant, or the source (then `file` is empty)."""
+
+    name: str
+    file: str
+    type: str
+    bytes: int
+    bpw: float
+    sha256: str
+    perplexity: dict[str, Any] | None
+    difference: compare.Difference | None
+    prompt: dict[str, Any] | None
+    generate: dict[str, Any] | None
+    best: bool
+    fastest: bool
+    note: str
+
+
+def rows(results: Results) -> list[Row]:
+    """The source, then the quants, largest first."""
+    best = advice.frontier(results)
+    fastest = max((q.speed["generate"]["mean"] for q in results.quants if q.speed), default=None)
+    facts = results.facts
+    source = Row(
+        SOURCE, "", results.type, facts["bytes"], results.bpw, facts["sha256"], results.perplexity, None,
+        _half(results.speed, "prompt"), _half(results.speed, "generate"), False, False,
+        advice.source_note(results),
+    )  # fmt: skip
+    quants = [
+        Row(
+            quant.name, quant.file, quant.type, quant.bytes, quant.bpw, quant.sha256, quant.perplexity,
+            quant.difference, _half(quant.speed, "prompt"), _half(quant.speed, "generate"),
+            quant.name in best, quant.speed is not None and quant.speed["generate"]["mean"] == fastest,
+            advice.note(quant, results),
+        )
+        for quant in results.quants
+    ]  # fmt: skip
+    return [source, *quants]
+
+
+def by_reason(quant: Quant) -> list[dict[str, Any]]:
+    """How the tensors came by their types: reason, type, tensors, bytes and roles, most bytes first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for tensor in quant.tensors:
+        groups[tensor["reason"], tensor["type"]].append(tensor)
+    found = [
+        {
+            "reason": reason,
+            "type": type_,
+            "tensors": len(members),
+            "bytes": sum(tensor["bytes"] for tensor in members),
+            "roles": _roles(members),
+        }
+        for (reason, type_), members in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group["bytes"])
+
+
+def fallbacks(results: Results) -> list[dict[str, Any]]:
+    """Types that a tensor's shape forced: per file and pair of types, how many, of which roles and widths."""
+    found = []
+    for quant in results.quants:
+        tensors = {tensor["name"]: tensor for tensor in quant.tensors}
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for fallback in quant.plan["fallbacks"]:
+            groups[fallback["wanted"], fallback["type"]].append(tensors[fallback["name"]])
+        found += [
+            {
+                "name": quant.name,
+                "wanted": wanted,
+                "type": type_,
+                "tensors": len(members),
+                "of": len(tensors),
+                "roles": _roles(members),
+                "widths": sorted({int(tensor["shape"].split("x")[0]) for tensor in members}),
+            }
+            for (wanted, type_), members in groups.items()
+        ]
+    return found
+
+
+def weights(quant: Quant) -> list[dict[str, Any]]:
+    """The tensors that a recipe can speak of: matrices, bar those that are never quantized."""
+    return [
+        tensor
+        for tensor in quant.tensors
+        if not tensor["reason"].startswith("never")
+        and tensor["shape"].count("x")
+        and "norm" not in tensor["role"]
+    ]
+
+
+def roles(results: Results) -> list[str]:
+    """Roles of the weights in any file: those of the blocks in the file's order, then those outside them."""
+    found: dict[str, int] = {}
+    for quant in results.quants:
+        for tensor in weights(quant):
+            found[tensor["role"]] = max(found.get(tensor["role"], -1), tensor["layer"])
+    return sorted(found, key=lambda role: found[role] < 0)
+
+
+def bits_by_role(quant: Quant) -> dict[str, float]:
+    """Bits per weight of each role, over all layers."""
+    bytes_: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for tensor in weights(quant):
+        bytes_[tensor["role"]] += tensor["bytes"]
+        parameters[tensor["role"]] += tensor["parameters"]
+    return {role: 8 * bytes_[role] / parameters[role] for role in bytes_}
+
+
+def uneven(quant: Quant) -> tuple[list[str], list[str]]:
+    """What stands above the type that holds the most bytes (protected), and below it (squeezed).
+
+    Each entry reads `role (type, n of m)`; both are empty for a file of one type.
+    """
+    bits = {tensor["name"]: tensor["bytes"] * 8 / tensor["parameters"] for tensor in weights(quant)}
+    main = [bits[tensor["name"]] for tensor in weights(quant) if tensor["type"] == quant.type]
+    if not main:
+        return [], []
+    of_role = Counter(tensor["role"] for tensor in weights(quant))
+    groups = Counter((t["role"], t["type"], bits[t["name"]]) for t in weights(quant))
+    above: list[str] = []
+    below: list[str] = []
+    for (role, type_, value), number in groups.items():
+        if value != main[0]:
+            part = "" if of_role[role] == 1 else f", {number} of {of_role[role]}"
+            (above if value > main[0] else below).append(f"{code(role)} ({type_}{part})")
+    return above, below
+
+
+def warnings(results: Results) -> list[tuple[str, list[str]]]:
+    """All warnings of all stages: the text, and what said it; one that many say stands once."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for name, corpus in results.corpora.items():
+        for warning in corpus["warnings"]:
+            said[warning].append(f"corpus {name}")
+    for warning in results.imatrix["warnings"] if results.imatrix else []:
+        said[warning].append("imatrix")
+    for quant in results.quants:
+        for warning in quant.plan["warnings"]:
+            said[warning].append(quant.name)
+    return list(said.items())
+
+
+def machines(results: Results) -> list[tuple[str, list[str]]]:
+    """The machines that measured speed, in words, and which files each measured; one, if all is well."""
+    found: dict[str, list[str]] = defaultdict(list)
+    measured = [(SOURCE, results.speed), *((quant.name, quant.speed) for quant in results.quants)]
+    for name, speed in measured:
+        if speed:
+            cpu, cores, memory = (speed["machine"][key] for key in ("cpu", "cores", "memory_bytes"))
+            machine = f"{cpu}, {plural(cores, 'core')}, {size(memory)} memory"
+            setting = f"{plural(speed['threads'], 'thread')}, backend {speed['backend']}"
+            found[f"{machine}; {setting}"].append(name)
+    return list(found.items())
+
+
+def _half(speed: dict[str, Any] | None, half: str) -> dict[str, Any] | None:
+    return speed[half] if speed else None
+
+
+def _roles(tensors: Iterable[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(tensor["role"] for tensor in tensors))

@@ -1,0 +1,90 @@
+"""How values are written on a card: units, numbers with errors, and what must be escaped in markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+# an underscore within a word emphasizes nothing
+_SPECIAL = re.compile(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+def size(value: float) -> str:
+    """Bytes as `1.23 GiB`, `12.3 MiB` or `4.5 KiB` (powers of two)."""
+    if value >= GIB:
+        return f"{value / GIB:.2f} GiB"
+    return f"{value / MIB:.1f} MiB" if value >= MIB else f"{value / KIB:.1f} KiB"
+
+
+def decimal_size(value: float) -> str:
+    """Bytes as `1.23 GB`, below one GB as `12.3 MB` (powers of ten), as file listings show them."""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def count(value: float) -> str:
+    """A count with thousands separated by commas."""
+    return f"{value:,.0f}"
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """A number with so many decimals."""
+    return f"{value:.{digits}f}"
+
+
+def percent(value: float, error: float | None = None) -> str:
+    """A change in percent, signed, with its standard error: `+1.23 ± 0.04 %`; from 100 on whole."""
+    digits = 2 if abs(value) < 100 else 0
+    change = f"{value:+.{digits}f}"
+    return f"{change} %" if error is None else f"{change} ± {error:.{digits}f} %"
+
+
+def share(part: float, whole: float) -> str:
+    """A share of the whole in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def rate(value: dict[str, Any] | None) -> str:
+    """Tokens a second, `mean ± sd`, of one half of speed.json."""
+    if value is None:
+        return ""
+    digits = 0 if value["mean"] >= 1000 else 1 if value["mean"] >= 10 else 2
+    return f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 tensor`, `1,234 tensors`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def md(value: object) -> str:
+    """Text that markdown shows as it is, in a table cell too: one line, specials escaped."""
+    line = " ".join(str(value).split())
+    return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def code(value: object) -> str:
+    """A code span; backquotes and bars within it neither end it nor a table's cell."""
+    line = " ".join(str(value).split()).replace("|", "\\|")
+    ticks = "`" * (_longest_run(line) + 1)
+    pad = " " if "`" in line else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def fence(value: str, language: str = "") -> str:
+    """A fenced block, its fence longer than any in the text."""
+    ticks = "`" * max(3, _longest_run(value) + 1)
+    return f"{ticks}{language}\n{value.rstrip()}\n{ticks}"
+
+
+def _longest_run(value: str) -> int:
+    return max((len(run) for run in re.findall("`+", value)), default=0)

@@ -1,0 +1,450 @@
+"""The user's file, `config.yaml`: strict models, errors in one line, and each model's own view of it.
+
+Only the rules import this module: a stage knows nothing of the config, and pays
+nothing for pydantic. `python -m quantmill.config` prints the JSON schema, which
+lies in `docs/config.schema.json` so that editors complete and check the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from quantmill.errors import QuantmillError
+from quantmill.spec import canonical
+
+_UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}  # fmt: skip
+_SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
+_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
+_SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
+
+# Names become the names of files: no separators, no spaces, no `..`.
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$", max_length=100)
+]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1)]
+GgufFile = Annotated[str, StringConstraints(pattern=r"^[^/].*\.gguf$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _refuse(kind: str, text: str, field: str = "") -> PydanticCustomError:
+    """An error of a validator: `text` as it is, at `field` below the place where it arose."""
+    # The text goes in by a placeholder: braces in it are no placeholders themselves.
+    return PydanticCustomError(kind, "{text}", {"text": text, "field": field})  # type: ignore[arg-type]
+
+
+class _Strict(BaseModel):
+    """A mapping whose fields are all known and take no other type than their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        """Refuse an unknown field by its name, with the field that was probably meant."""
+        if isinstance(given, dict) and cls.model_config.get("extra") == "forbid":
+            for field in given:
+                if field not in cls.model_fields:
+                    near = difflib.get_close_matches(str(field), cls.model_fields, 1)
+                    fields = ", ".join(cls.model_fields)
+                    cure = f"did you mean {near[0]}?" if near else f"known here: {fields}"
+                    raise _refuse("unknown_field", f"unknown field; {cure}", str(field))
+        return given
+
+
+class PackageSource(_Strict):
+    """A GGUF that an installed Python package holds."""
+
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    file: GgufFile
+
+
+class PathSource(_Strict):
+    """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf)."""
+
+    path: Annotated[str, StringConstraints(pattern=r".\.gguf$")]
+
+
+class HubSource(_Strict):
+    """A GGUF of a Hugging Face repository, pinned by the commit."""
+
+    hf: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    file: GgufFile
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+
+
+def _kind_of_source(given: Any) -> str:
+    keys = given if isinstance(given, dict) else vars(given) if isinstance(given, BaseModel) else ()
+    return next((kind for kind in ("<package>", "<hf>") if kind[1:-1] in keys), "<path>")
+
+
+Source = Annotated[
+    Annotated[PackageSource, Tag("<package>")]
+    | Annotated[HubSource, Tag("<hf>")]
+    | Annotated[PathSource, Tag("<path>")],
+    Discriminator(_kind_of_source),
+]
+
+
+class Card(_Strict):
+    """What the model card says besides what was measured."""
+
+    license: Text | None = Field(None, description="the licence's identifier, such as apache-2.0")
+    base_model: Texts | None = Field(None, description="repository of the model that was converted")
+    title: Text | None = None
+    language: Texts | None = None
+    tags: list[Text] | None = None
+    pipeline_tag: Text | None = None
+    about: Text | None = Field(None, description="why these files were made")
+    credits: Text | None = None
+
+
+class CorpusSource(_Strict):
+    """One parquet or plain .txt file of a corpus."""
+
+    name: Name
+    path: Text
+    column: Text | None = Field(None, description="default: content, text, messages or the only text column")
+    rows: Count | None = Field(None, description="at most so many rows, drawn by the seed")
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="share of the tokens")
+
+
+class Corpus(_Strict):
+    """Text, mixed by weight and shuffled by a seed."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Corpus:
+        _refuse_twice("sources", [source.name for source in self.sources])
+        return self
+
+
+class Chunks(_Strict):
+    """So many chunks of so many tokens of a corpus."""
+
+    corpus: Name
+    chunks: Count
+    context: Annotated[int, Field(ge=8)] = Field(512, description="tokens of a chunk")
+
+
+class Speed(_Strict):
+    """llama-bench's pp and tg: tokens of the prompt, tokens generated, repetitions."""
+
+    prompt: Count = 512
+    generate: Count = 128
+    repetitions: Count = 5
+
+
+class Bench(_Strict):
+    """What is measured of each file, the source among them."""
+
+    perplexity: Chunks | None = None
+    speed: Speed | None = None
+
+
+class Recipe(_Strict):
+    """A template of `recipes/` and its parameters: every further field is one of them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: Name
+    template: Name = "preset"
+
+    @model_validator(mode="after")
+    def _plain(self) -> Recipe:
+        for field, value in self.parameters.items():
+            try:
+                canonical(value)
+            except (TypeError, ValueError):
+                raise _refuse("plain", f"{value} is no plain value; put it in quotes", field) from None
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The template's parameters."""
+        return dict(self.model_extra or {})
+
+
+def _kind_of_recipe(given: Any) -> str:
+    return "<preset>" if isinstance(given, str) else "<recipe>"
+
+
+def _distinct_recipes(recipes: list[str | Recipe]) -> list[str | Recipe]:
+    names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
+    _refuse_twice("", names)
+    if "source" in names:
+        where = f"[{names.index('source')}]"
+        raise _refuse("reserved", "the name `source` is the source model's own; choose another", where)
+    return recipes
+
+
+Recipes = Annotated[
+    list[
+        Annotated[
+            Annotated[Name, Tag("<preset>")] | Annotated[Recipe, Tag("<recipe>")],
+            Discriminator(_kind_of_recipe),
+        ]
+    ],
+    Field(min_length=1),
+    AfterValidator(_distinct_recipes),
+]
+
+
+class Model(_Strict):
+    """One model: where it comes from, what its card says, and what differs from the rest of the file."""
+
+    source: Source
+    card: Card = Card()
+    recipes: Recipes | None = None
+    imatrix: Chunks | None = Field(None, description="null: none for this model")
+    bench: Bench | None = None
+
+
+class Store(_Strict):
+    """The content-addressed store of finished work."""
+
+    path: Text | None = Field(None, description="default: .store in the results")
+    max: Annotated[str, StringConstraints(pattern=_SIZE)] | Count = "50 GiB"
+
+    @property
+    def max_bytes(self) -> int:
+        """The size cap in bytes."""
+        if isinstance(self.max, int):
+            return self.max
+        number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", self.max).groups()  # type: ignore[union-attr]
+        return int(float(number) * _UNITS[unit])
+
+
+class Config(_Strict):
+    """quantmill's config.yaml."""
+
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    corpora: dict[Name, Corpus] = {}
+    imatrix: Chunks | None = None
+    recipes: Recipes | None = None
+    bench: Bench = Bench()
+    results: Annotated[str, StringConstraints(pattern=_FOLDER)] = "results"
+    store: Store = Store()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name, model in self.models.items():
+            if self.recipes is None and model.recipes is None:
+                raise _refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
+            self._check_corpora(f"models.{name}." if model.imatrix else "", f"models.{name}.", name)
+        return self
+
+    def _check_corpora(self, imatrix_at: str, bench_at: str, name: str) -> None:
+        imatrix, perplexity = self.imatrix_of(name), self.bench_of(name).perplexity
+        bench_at = bench_at if self.models[name].bench else ""
+        for used, where in ((imatrix, f"{imatrix_at}imatrix"), (perplexity, f"{bench_at}bench.perplexity")):
+            if used is not None and used.corpus not in self.corpora:
+                near = difflib.get_close_matches(used.corpus, self.corpora, 1)
+                cure = f"did you mean {near[0]}?" if near else "define it under corpora"
+                raise _refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{where}.corpus")
+        if imatrix and perplexity and imatrix.corpus == perplexity.corpus:
+            text = f"{imatrix.corpus} is the imatrix's corpus too; measure on one of its own"
+            raise _refuse("same_corpus", text, f"{bench_at}bench.perplexity.corpus")
+
+    def imatrix_of(self, model: str) -> Chunks | None:
+        """The model's own imatrix section, if it has one, else the file's."""
+        own = self.models[model]
+        return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
+
+    def bench_of(self, model: str) -> Bench:
+        """The model's own bench section, if it has one, else the file's."""
+        return self.models[model].bench or self.bench
+
+    def recipes_of(self, model: str) -> dict[str, Recipe]:
+        """The model's recipes by name, in the user's order; a preset's name alone is a recipe."""
+        given = self.models[model].recipes or self.recipes or []
+        recipes = (
+            Recipe.model_validate({"name": recipe, "base": recipe}) if isinstance(recipe, str) else recipe
+            for recipe in given
+        )
+        return {recipe.name: recipe for recipe in recipes}
+
+    def corpora_of(self, model: str) -> dict[str, Chunks]:
+        """The corpora that the model uses, by name: calibration first."""
+        used = (self.imatrix_of(model), self.bench_of(model).perplexity)
+        return {chunks.corpus: chunks for chunks in used if chunks is not None}
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder."""
+        return Path(self.store.path or Path(self.results) / ".store")
+
+
+def parse(data: Any, file: str = "config.yaml") -> Config:
+    """The config from a mapping; the first thing wrong in it is a QuantmillError with its path in `file`."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise QuantmillError(*_explain(error.errors(include_url=False)[0], file)) from None
+
+
+def check_duplicates(path: Path) -> None:
+    """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
+    try:
+        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise QuantmillError(f"no valid YAML ({error})", path) from None
+    nodes = [root] if root is not None else []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            for number, (key, value) in enumerate(node.value):
+                if key.value in keys[:number]:
+                    where = f"{path}: line {key.start_mark.line + 1}"
+                    raise QuantmillError(f"{key.value} is there twice", where, "rename or remove one")
+                nodes.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes.extend(node.value)
+
+
+def source_files(config: Config, model: str) -> list[Path]:
+    """The files of a model's source, all parts of a split one.
+
+    Those of a Hugging Face source lie below the results, where they are
+    fetched to. QuantmillError where a package is not installed.
+    """
+    source = config.models[model].source
+    if isinstance(source, HubSource):
+        first = Path(config.results) / model / "source" / source.file
+    elif isinstance(source, PathSource):
+        first = Path(source.path)
+    else:
+        # The package is only looked up: importing it would run its code.
+        found = importlib.util.find_spec(source.package)
+        if found is None or not found.submodule_search_locations:
+            raise QuantmillError(
+                f"no package {source.package} is installed",
+                f"models.{model}.source.package",
+                "install it, or name a file with path:",
+            )
+        first = Path(found.submodule_search_locations[0]) / source.file
+    split = _SHARD.search(first.name)
+    if split is None:
+        return [first]
+    stem, count = first.name[: split.start()], int(split[1])
+    return [first.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def check_files(config: Config, file: str = "config.yaml") -> None:
+    """Refuse a source or a corpus file that does not exist, before any work starts."""
+    for name, model in config.models.items():
+        if not isinstance(model.source, HubSource):
+            for path in source_files(config, name):
+                _check_file(path, f"{file}: models.{name}.source")
+    used = {corpus for model in config.models for corpus in config.corpora_of(model)}
+    for name in sorted(used):
+        for number, source in enumerate(config.corpora[name].sources):
+            _check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of config.yaml."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
+
+
+def _check_file(path: Path, where: str) -> None:
+    if not path.is_file():
+        raise QuantmillError(f"no such file: {path}", where, "check the path")
+
+
+def _refuse_twice(where: str, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise _refuse("twice", f"{name} is there twice; rename or remove one", f"{where}[{number}]")
+
+
+def _explain(error: ErrorDetails, file: str) -> tuple[str, str]:
+    """(what, where) of one of pydantic's errors."""
+    context = error.get("ctx", {})
+    where = file + ": " + _path((*error["loc"], *_split(context.get("field", ""))))
+    given = error["input"]
+    if "text" in context:
+        return context["text"], where.removesuffix(": ")
+    messages: dict[str, str] = {
+        "missing": "missing field; add it",
+        "string_type": f"must be text, not {_short(given)}; put it in quotes",
+        "string_pattern_mismatch": f"{_short(given)} is not allowed; {_hint(context.get('pattern', ''))}",
+        "model_type": f"must be a mapping of fields, not {_short(given)}",
+        "dict_type": f"must be a mapping of fields, not {_short(given)}",
+        "too_short": "is empty; give at least one",
+        "list_type": f"must be a list, not {_short(given)}",
+    }
+    what = messages.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_short(given)}")
+    return what, where
+
+
+def _split(field: str) -> list[str]:
+    """The parts of a validator's own path; `[0]` stays one part, a model's dots are not told apart."""
+    return [part for part in re.split(r"(?=\[)", field) if part]
+
+
+def _path(parts: tuple[Any, ...]) -> str:
+    """`models.x.recipes[2].name` of pydantic's location; tags of unions and the like left out."""
+    path = ""
+    for part in parts:
+        text = f"[{part}]" if isinstance(part, int) else str(part)
+        if re.fullmatch(r"<\w+>|\[key\]|function-.*|str|int|constrained-str|list\[.*\]", text):
+            continue
+        path += text if text.startswith("[") else f".{text}"
+    return path.removeprefix(".")
+
+
+_HINTS: dict[str, str] = {
+    r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$": (
+        "names become file names: letters, digits and . _ + - between them"
+    ),
+    _SIZE: "a size is a number and its unit, such as 50 GiB",
+    _FOLDER: "a folder's name without braces",
+    r"^[0-9a-f]{40}$": "give the whole commit, 40 hexadecimal digits",
+    r"^[\w.-]+/[\w.-]+$": "a repository is organisation/name",
+}
+
+
+def _hint(pattern: str) -> str:
+    return _HINTS.get(pattern, "a .gguf file is expected" if "gguf" in pattern else f"it must match {pattern}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def main() -> None:
+    """Print the JSON schema of config.yaml."""
+    json.dump(schema(), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""ggml's quantizers and dequantizers, through libggml-base alone.
+
+Rows are independent, so a tensor is cut into runs of rows; each run is
+dequantized to f32 and quantized by one thread, which keeps the f32 copy in the
+cache and the memory bounded. ctypes releases the GIL in native calls. The
+bytes do not depend on the threads nor on the cuts.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+from concurrent.futures import Executor, Future
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine import library
+from quantmill.errors import QuantmillError
+
+Bytes = NDArray[np.uint8]
+
+# The types that ggml_quantize_chunk can write (ggml.c); others would abort the process.
+WRITABLE: Final = frozenset(
+    "f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K tq1_0 tq2_0 "
+    "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_nl iq4_xs".split()
+)
+
+# GGML_TYPE_COUNT of the pinned library; ggml_type_name reads past its table beyond it.
+_TYPE_COUNT = 43
+
+# A run of rows holds at least this many elements (llama-quant.cpp takes the same),
+# and at most so many that its f32 copy stays within a few MiB.
+_RUN_ELEMENTS = 32 * 512
+
+
+class _Traits(c.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", c.c_char_p),
+        ("blck_size", c.c_int64),
+        ("blck_size_interleave", c.c_int64),
+        ("type_size", c.c_size_t),
+        ("is_quantized", c.c_bool),
+        ("to_float", c.c_void_p),
+        ("from_float_ref", c.c_void_p),
+    )
+
+
+_TO_FLOAT = c.CFUNCTYPE(None, c.c_void_p, c.c_void_p, c.c_int64)
+
+
+@cache
+def _lib() -> c.CDLL:
+    lib = library.load("ggml-base")
+    lib.ggml_type_name.restype, lib.ggml_type_name.argtypes = c.c_char_p, [c.c_int]
+    lib.ggml_row_size.restype, lib.ggml_row_size.argtypes = c.c_size_t, [c.c_int, c.c_int64]
+    lib.ggml_get_type_traits.restype = c.POINTER(_Traits)
+    lib.ggml_get_type_traits.argtypes = [c.c_int]
+    lib.ggml_quantize_requires_imatrix.restype = c.c_bool
+    lib.ggml_quantize_requires_imatrix.argtypes = [c.c_int]
+    lib.ggml_validate_row_data.restype = c.c_bool
+    lib.ggml_validate_row_data.argtypes = [c.c_int, c.c_void_p, c.c_size_t]
+    lib.ggml_quantize_chunk.restype = c.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [
+        c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p,
+    ]  # fmt: skip
+    traits = lib.ggml_get_type_traits(12).contents
+    if traits.type_name != b"q4_K" or (traits.blck_size, traits.type_size) != (256, 144):
+        raise QuantmillError("its ggml_type_traits has another layout", library.path("ggml-base"),
+                             "install the pinned llama-cpp-python")  # fmt: skip
+    return lib
+
+
+@cache
+def type_ids() -> dict[str, int]:
+    """ggml's types by name, as the library itself names them."""
+    names = ((_lib().ggml_type_name(i) or b"").decode() for i in range(_TYPE_COUNT))
+    return {name: i for i, name in enumerate(names) if name and "REMOVED" not in name and name != "DEPRECATED"}
+
+
+def row_bytes(type_name: str, columns: int) -> int:
+    """Bytes of one row of `columns` elements."""
+    return int(_lib().ggml_row_size(type_ids()[type_name], columns))
+
+
+def requires_imatrix(type_name: str) -> bool:
+    """Whether ggml's quantizer of this type aborts without importance values."""
+    return bool(_lib().ggml_quantize_requires_imatrix(type_ids()[type_name]))
+
+
+class Conversion:
+    """One tensor on its way from one type to another, on the threads of a pool.
+
+    `source` is the tensor's bytes; `shape` its dimensions, the row's first;
+    `importance` f32 [matrices, columns] or None. Values are those of
+    llama_model_quantize: the same dequantization, the same quantizer, the same
+    validation. `result()` waits, and raises QuantmillError where the data do
+    not validate (a NaN in the source, say).
+    """
+
+    def __init__(
+        self, pool: Executor, threads: int, source: Bytes, source_type: str, type_name: str,
+        shape: tuple[int, ...], importance: NDArray[np.float32] | None,
+    ) -> None:  # fmt: skip
+        if type_name not in WRITABLE:
+            raise QuantmillError(f"{type_name} cannot be quantized to")
+        if importance is None and requires_imatrix(type_name):
+            raise QuantmillError(f"{type_name} needs an importance matrix", cure="configure `imatrix`")
+        self._source, self._importance = np.ascontiguousarray(source), importance
+        self._from, self._to = type_ids()[source_type], type_ids()[type_name]
+        self._columns, self._rows_a_matrix = shape[0], shape[1]
+        rows = int(np.prod(shape[1:], dtype=np.int64))
+        self._row_in, self._row_out = row_bytes(source_type, shape[0]), row_bytes(type_name, shape[0])
+        self._out = np.empty(rows * self._row_out, np.uint8)
+        at_least = -(-_RUN_ELEMENTS // shape[0])
+        run = max(at_least, min(rows // (8 * threads), 64 * at_least))
+        starts = (
+            (first, min(run, matrix + self._rows_a_matrix - first))
+            for matrix in range(0, rows, self._rows_a_matrix)
+            for first in range(matrix, matrix + self._rows_a_matrix, run)
+        )
+        self._runs: list[Future[bool]] = [pool.submit(self._run, *start) for start in starts]
+
+    def result(self) -> Bytes:
+        """The converted tensor's bytes."""
+        if not all(run.result() for run in self._runs):
+            raise QuantmillError("quantized data do not validate", cure="the source may hold NaN or infinity")
+        return self._out
+
+    def _run(self, first: int, rows: int) -> bool:
+        lib, elements = _lib(), rows * self._columns
+        source = self._source.ctypes.data + first * self._row_in
+        out = self._out.ctypes.data + first * self._row_out
+        values = None
+        if self._from != 0:
+            values = np.empty(elements, np.float32)
+            _to_float(self._from)(source, values.ctypes.data, elements)
+            source = values.ctypes.data
+        weights = None
+        if self._importance is not None:
+            weights = self._importance[first // self._rows_a_matrix].ctypes.data
+        size = lib.ggml_quantize_chunk(self._to, source, out, 0, rows, self._columns, weights)
+        return bool(lib.ggml_validate_row_data(self._to, out, size))
+
+
+@cache
+def _to_float(type_id: int) -> "c._FuncPointer":
+    traits = _lib().ggml_get_type_traits(type_id).contents
+    if not traits.to_float:
+        raise QuantmillError(f"{traits.type_name.decode()} cannot be dequantized")
+    return _TO_FLOAT(traits.to_float)

@@ -1,0 +1,187 @@
+"""llama.cpp through llama-cpp-python's low-level bindings: vocabulary, evaluation, observation."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from llama_cpp import llama_cpp as native
+from numpy.typing import NDArray
+
+from quantmill.engine.matmul import MatMul, Node, op_number
+from quantmill.errors import QuantmillError
+
+Tokens = NDArray[np.int32]
+Observer = Callable[[MatMul], bool]
+
+_WARNING: Final = 3
+
+
+class Vocabulary:
+    """A model's vocabulary alone, without its weights."""
+
+    def __init__(self, path: Path) -> None:
+        params = native.llama_model_default_params()
+        params.vocab_only = True
+        self._model = _load(path, params)
+        self._vocab = native.llama_model_get_vocab(self._model)
+        self.size: int = native.llama_vocab_n_tokens(self._vocab)
+        self.adds_bos: bool = native.llama_vocab_get_add_bos(self._vocab)
+
+    def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
+        """The tokens of `text`, without a BOS; `parse_special` reads `<|...|>` as control tokens."""
+        data = text.encode()
+        room = len(data) + 16
+        out = np.empty(room, np.int32)
+        pointer = out.ctypes.data_as(c.POINTER(c.c_int32))
+        count = native.llama_tokenize(self._vocab, data, len(data), pointer, room, False, parse_special)
+        if count < 0:
+            raise QuantmillError(f"a text of {len(data)} bytes gave over {room} tokens")
+        return out[:count].copy()
+
+    def token_text(self, token: int) -> str:
+        """The text under which the vocabulary lists a token, such as `<s>`."""
+        return (native.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")
+
+    def special(self, which: str) -> str:
+        """The text of the `bos` or `eos` token; empty where there is none."""
+        token = getattr(native, f"llama_vocab_{which}")(self._vocab)
+        return self.token_text(token) if token >= 0 else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        native.llama_model_free(self._model)
+
+
+class Evaluator:
+    """A model loaded for evaluation, one sequence at a time.
+
+    `context` is the number of positions, `batch` the most tokens a call of
+    `decode` computes at once. `observe` sees every matrix multiplication whose
+    weight is a tensor of the model before it is computed (`ask`, whether it is
+    wanted) and after (its input); see `MatMul`. What it raises is raised by
+    `decode`.
+    """
+
+    def __init__(
+        self, path: Path, *, context: int, batch: int, threads: int, observe: Observer | None = None
+    ) -> None:
+        self._observe = observe
+        self._raised: BaseException | None = None
+        self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
+        self._model = _load(path, native.llama_model_default_params())
+        self._context = None
+        params = native.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_seq_max = context, batch, 1
+        params.n_ubatch = min(batch, params.n_ubatch)
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        self._callback = native.ggml_backend_sched_eval_callback(self._on_node)  # kept alive
+        if observe is not None:
+            params.n_ubatch = batch
+            params.cb_eval = self._callback
+        self._context = native.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise QuantmillError(f"no context of {context} tokens ({_last_words()})", path,
+                                 "free some memory or ask for less")  # fmt: skip
+        self._memory = native.llama_get_memory(self._context)
+        vocab = native.llama_model_get_vocab(self._model)
+        self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
+        self.bos: int | None = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else None
+        self._batch = native.llama_batch_init(batch, 0, 1)
+        self.batch = batch
+
+    def clear(self) -> None:
+        """Forget all positions."""
+        native.llama_memory_clear(self._memory, True)
+
+    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on."""
+        n, batch = len(tokens), self._batch
+        if n > self.batch:
+            raise ValueError(f"{n} tokens in a batch of {self.batch}")
+        batch.n_tokens = n
+        _view(batch.token, n)[:] = tokens
+        _view(batch.pos, n)[:] = np.arange(position, position + n)
+        _view(batch.n_seq_id, n)[:] = 1
+        _view(batch.logits, n)[:] = np.arange(n) >= first_wanted
+        for i in range(n):
+            batch.seq_id[i][0] = 0
+        status = native.llama_decode(self._context, batch)
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised
+        if status != 0:
+            raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
+
+    def logits(self, count: int) -> NDArray[np.float32]:
+        """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
+        pointer = native.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(c.cast(pointer, c.POINTER(c.c_float)), (count, self.vocab_size))
+
+    def wait(self) -> None:
+        """Return once all that was asked for is computed."""
+        native.llama_synchronize(self._context)
+
+    def _on_node(self, pointer: int, ask: bool, _: Any) -> bool:
+        """ggml's eval callback. An exception here would count as `False` and go unseen: it is kept."""
+        try:
+            node = Node.from_address(pointer)
+            if node.op not in self._multiplications:
+                return not ask
+            assert self._observe is not None
+            return self._observe(MatMul(node, ask, indirect=node.op == self._multiplications[1]))
+        except BaseException as error:
+            self._raised = error
+            return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        if self._context:
+            native.llama_batch_free(self._batch)
+            native.llama_free(self._context)
+        native.llama_model_free(self._model)
+
+
+def _view(pointer: Any, count: int) -> NDArray[Any]:
+    return np.ctypeslib.as_array(pointer, (count,))
+
+
+_said: list[str] = []
+
+
+@native.llama_log_callback
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    if level >= _WARNING and text.strip():
+        _said.append(text.decode(errors="replace").strip())
+        del _said[:-8]
+
+
+def _last_words() -> str:
+    return _said[-1] if _said else "no reason given"
+
+
+def _load(path: Path, params: Any) -> Any:
+    _quiet()
+    model = native.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        reason = next((line for line in _said if "error loading" in line), _last_words())
+        raise QuantmillError(f"llama.cpp cannot load it ({reason})", path, "check the file")
+    return model
+
+
+@cache
+def _quiet() -> None:
+    native.llama_log_set(_on_log, c.c_void_p(0))
+    native.llama_backend_init()

@@ -1,0 +1,127 @@
+"""A node of ggml's graph as the eval callback shows it: which weight, and its input."""
+
+from __future__ import annotations
+
+import ctypes as c
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine import library
+from quantmill.errors import QuantmillError
+
+_F32 = 0
+
+
+class Node(c.Structure):
+    """`struct ggml_tensor` of ggml.h (ggml 0.25)."""
+
+    _fields_ = (
+        ("type", c.c_int),
+        ("buffer", c.c_void_p),
+        ("ne", c.c_int64 * 4),
+        ("nb", c.c_size_t * 4),
+        ("op", c.c_int),
+        ("op_params", c.c_int32 * 16),
+        ("flags", c.c_int32),
+        ("src", c.c_void_p * 10),
+        ("view_src", c.c_void_p),
+        ("view_offs", c.c_size_t),
+        ("data", c.c_void_p),
+        ("name", c.c_char * 64),
+        ("extra", c.c_void_p),
+        ("padding", c.c_char * 8),
+    )
+
+
+if c.sizeof(Node) != 336:
+    raise QuantmillError("struct ggml_tensor has another layout here", cure="a 64-bit system is needed")
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """One multiplication of a weight by its input.
+
+    `ask` is True before it is computed (the observer answers whether it wants
+    the data) and False after (the observer answers whether to go on: False
+    leaves the rest of the graph uncomputed). `indirect` multiplications pick a
+    matrix (an expert) a row.
+    """
+
+    node: Node
+    ask: bool
+    indirect: bool
+
+    @property
+    def weight(self) -> str:
+        """The weight's tensor name, without a backend's decoration (`CUDA0#name#0`)."""
+        name = _at(self.node.src[0]).name.decode(errors="replace")
+        return name.split("#")[1] if "#" in name else name
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices the weight stacks (experts)."""
+        ne = _at(self.node.src[0]).ne
+        return int(ne[2] * ne[3])
+
+    @property
+    def input_identity(self) -> tuple[int, ...]:
+        """Identifies what is multiplied within one graph: weights that share it have the same.
+
+        The addresses of the input and, where indirect, of the experts' ids; and the matrices.
+        """
+        ids = self.node.src[2] or 0 if self.indirect else 0
+        return int(self.node.src[1]), int(ids), self.matrices
+
+    @property
+    def input_is_f32(self) -> bool:
+        """Whether the input is f32, as activations are."""
+        return bool(_at(self.node.src[1]).type == _F32)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The input's dimensions, columns first: [columns, rows, ...]."""
+        return tuple(_at(self.node.src[1]).ne)
+
+    def input(self) -> NDArray[np.float32]:
+        """The input, f32 [ne3, ne2, ne1, columns]; read in place where it lies in host memory."""
+        return _array(_at(self.node.src[1]), np.dtype(np.float32))
+
+    def experts(self) -> NDArray[np.int32]:
+        """Of an indirect multiplication: the expert of each row, i32 [tokens, experts used]."""
+        return _array(_at(self.node.src[2]), np.dtype(np.int32))[0, 0]
+
+
+def _at(address: int) -> Node:
+    return Node.from_address(address)
+
+
+def _array(node: Node, dtype: np.dtype[Any]) -> NDArray[Any]:
+    shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
+    span = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
+    lib = _lib()
+    if lib.ggml_backend_buffer_is_host(node.buffer):
+        memory: Any = (c.c_char * span).from_address(node.data)
+    else:
+        memory = c.create_string_buffer(span)
+        lib.ggml_backend_tensor_get(c.addressof(node), memory, 0, span)
+    return np.ndarray(shape, dtype, memory, 0, strides)
+
+
+@cache
+def _lib() -> c.CDLL:
+    lib = library.load("ggml-base")
+    lib.ggml_op_name.restype, lib.ggml_op_name.argtypes = c.c_char_p, [c.c_int]
+    lib.ggml_backend_buffer_is_host.restype = c.c_bool
+    lib.ggml_backend_buffer_is_host.argtypes = [c.c_void_p]
+    lib.ggml_backend_tensor_get.argtypes = [c.c_void_p, c.c_void_p, c.c_size_t, c.c_size_t]
+    return lib
+
+
+@cache
+def op_number(name: str) -> int:
+    """The number of a graph operation, as the library itself names it."""
+    return next(op for op in range(200) if _lib().ggml_op_name(op) == name.encode())

@@ -1,0 +1,113 @@
+"""Σx² of the inputs of every weight, as llama-imatrix collects them, through the eval callback.
+
+llama-imatrix (tools/imatrix/imatrix.cpp) takes every multiplication whose
+input is f32 with at least 16 rows and whose weight's name begins with `blk.`,
+and every indirect one. Inputs that several weights share (q, k and v; gate and
+up) are summed once. Once the last wanted multiplication is done the rest of
+the graph, the output head, is left uncomputed unless the logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine.matmul import MatMul
+from quantmill.errors import QuantmillError
+
+_ROWS_AT_LEAST = 16
+
+
+@dataclass
+class Sums:
+    """Σx² [matrices, columns] in f64 and the rows behind it [matrices, or 1 for them all]."""
+
+    in_sum2: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def add(self, other: Sums) -> None:
+        """Add the sums of other chunks."""
+        self.in_sum2 += other.in_sum2
+        self.counts += other.counts
+
+
+@dataclass
+class Collector:
+    """An observer of the engine that sums up a run of chunks.
+
+    `sums` are by leader: the first of the weights that share an input;
+    `leader` gives it for each weight. `begin()` comes before every decode, for
+    inputs are told apart by their address within one graph.
+    """
+
+    head: bool = True
+    sums: dict[str, Sums] = field(default_factory=dict)
+    leader: dict[str, str] = field(default_factory=dict)
+    last: str | None = None
+    _inputs: dict[tuple[int, ...], str] = field(default_factory=dict)
+    _square: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def begin(self, *, head: bool) -> None:
+        """A new graph is about to be computed, with or without the output head.
+
+        The first graph tells which multiplication is the last one wanted.
+        """
+        if self._inputs and self.last is None:
+            self.last = list(self._inputs.values())[-1]
+        self._inputs.clear()
+        self.head = head
+
+    def __call__(self, node: MatMul) -> bool:
+        """The engine's observer: whether to show this node's data, then whether to go on."""
+        name = node.weight
+        if node.ask:
+            return self._wanted(node) and self._leads(node, name)
+        self._add(node, name)
+        return self.head or self.last is None or name != self.last
+
+    def _wanted(self, node: MatMul) -> bool:
+        if node.indirect:
+            return True
+        return node.input_is_f32 and node.input_shape[1] >= _ROWS_AT_LEAST and node.weight.startswith("blk.")
+
+    def _leads(self, node: MatMul, name: str) -> bool:
+        """Whether this weight is the first in this graph to take its input."""
+        leader = self._inputs.setdefault(node.input_identity, name)
+        if self.leader.setdefault(name, leader) != leader:
+            raise QuantmillError(f"{name} took its input from elsewhere in another chunk's graph")
+        return leader == name
+
+    def _add(self, node: MatMul, name: str) -> None:
+        values = node.input()
+        if node.indirect:
+            self._add_experts(node, name, values[0])
+            return
+        matrices, columns = node.matrices, values.shape[3]
+        entry = self._entry(name, matrices, columns, 1)
+        for i3 in range(values.shape[0]):
+            for i2 in range(values.shape[1]):
+                entry.in_sum2[(i3 * values.shape[1] + i2) % matrices] += self._sum_squares(values[i3, i2])
+        entry.counts += int(np.prod(values.shape[:3])) // matrices
+
+    def _add_experts(self, node: MatMul, name: str, values: NDArray[np.float32]) -> None:
+        """`values` [tokens, experts used or 1, columns]; each row counts for the expert it is sent to."""
+        experts = node.experts()
+        entry = self._entry(name, node.matrices, values.shape[2], node.matrices)
+        for expert in np.unique(experts):
+            tokens, slots = np.nonzero(experts == expert)
+            entry.in_sum2[expert] += self._sum_squares(values[tokens, slots % values.shape[1]])
+            entry.counts[expert] += len(tokens)
+
+    def _entry(self, name: str, matrices: int, columns: int, counts: int) -> Sums:
+        if name not in self.sums:
+            self.sums[name] = Sums(np.zeros((matrices, columns)), np.zeros(counts, np.int64))
+        return self.sums[name]
+
+    def _sum_squares(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Σ over rows [n, columns] of their squares, in one buffer that is used again."""
+        if self._square.size < rows.size:
+            self._square = np.empty(rows.size, np.float32)
+        squares = np.multiply(rows, rows, out=self._square[: rows.size].reshape(rows.shape))
+        return np.add.reduce(squares, axis=0)

@@ -1,0 +1,118 @@
+"""What an importance matrix covers: llama-imatrix's statistics, and what it saw too little of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.model import ggufio, roles
+from quantmill.model.imatrix import Entry, Imatrix
+
+# An expert with fewer tokens than this has a poor estimate of its columns'
+# energy: about 1 % of what a dense tensor sees in 128 chunks of 512.
+FLOOR_TOKENS = 640
+
+_ACTIVE = 1e-5
+
+
+def statistics(entry: Entry) -> dict[str, Any]:
+    """The statistics that `llama-imatrix --show-statistics` prints, over the mean squares of the columns.
+
+    Sum, mean, standard deviation, extremes; `active`: the share above 1e-5;
+    `entropy` (bits) of the values as shares of their sum; `z_over_1`: the share
+    more than one standard deviation above the mean. Experts never seen are left out.
+    """
+    seen = np.broadcast_to(entry.counts > 0, len(entry.in_sum2))
+    values = entry.mean()[seen].astype(np.float64).reshape(-1)
+    facts: dict[str, Any] = {
+        "columns": entry.in_sum2.shape[1],
+        "matrices": len(entry.in_sum2),
+        "count_min": int(entry.counts.min()),
+        "count_max": int(entry.counts.max()),
+    }
+    if not values.size:
+        return facts | dict.fromkeys(_MEASURES)
+    total, mean, sd = values.sum(), values.mean(), values.std()
+    shares = values[values > 0] / total if total > 0 else np.ones(1)
+    measured = (total, mean, sd, values.min(), values.max(), (values > _ACTIVE).mean(),
+                -(shares * np.log2(shares)).sum(), (values > mean + sd).mean() if sd > 0 else 0.0)  # fmt: skip
+    return facts | {name: float(value) for name, value in zip(_MEASURES, measured, strict=True)}
+
+
+_MEASURES = ("sum", "mean", "sd", "min", "max", "active", "entropy", "z_over_1")
+
+
+def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
+    """Cosine of two entries' sums; None where their shapes differ or one is zero."""
+    if one.shape != other.shape:
+        return None
+    a, b = one.astype(np.float64).reshape(-1), other.astype(np.float64).reshape(-1)
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm > 0 else None
+
+
+def report(imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The JSON beside the imatrix files: an entry's statistics each, coverage, warnings."""
+    by_place = {(roles.role_of(name), roles.layer_of(name)): entry for name, entry in imatrix.entries.items()}
+    rows = []
+    for name, entry in imatrix.entries.items():
+        role, layer = roles.role_of(name), roles.layer_of(name)
+        before = by_place.get((role, layer - 1)) if layer > 0 else None
+        rows.append(
+            {"name": name, "role": role, "layer": layer, **statistics(entry),
+             "cosine": None if before is None else cosine(entry.in_sum2, before.in_sum2)}
+        )  # fmt: skip
+    missing = [
+        tensor.name for tensor in header.tensors
+        if tensor.name not in imatrix.entries and _takes_importance(tensor)
+    ]  # fmt: skip
+    under = [
+        {"name": name, "expert": expert, "count": int(count)}
+        for name, entry in imatrix.entries.items() if len(entry.counts) > 1
+        for expert, count in enumerate(entry.counts) if count < FLOOR_TOKENS
+    ]  # fmt: skip
+    return {
+        "corpus": imatrix.dataset,
+        "chunks": imatrix.chunks,
+        "context": imatrix.context,
+        "tokens": imatrix.chunks * imatrix.context,
+        "seconds": round(seconds, 3),
+        "entries": rows,
+        "missing": missing,
+        "experts_under_floor": under,
+        "floor": FLOOR_TOKENS,
+        "perplexity": sample,
+        "warnings": warnings(missing, under, sample),
+    }
+
+
+def _takes_importance(tensor: ggufio.Tensor) -> bool:
+    """Whether a weight of a layer is one that llama-quantize would look up in the imatrix."""
+    return roles.layer_of(tensor.name) >= 0 and roles.quantizable(tensor.name, tensor.shape)
+
+
+def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, Any]) -> list[str]:
+    """What a reader of the card must know, a sentence each."""
+    found = []
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        found.append(
+            f"{len(missing)} quantizable tensors have no importance values ({shown}): "
+            "the model's graph never used them on this corpus"
+        )
+    if under:
+        tensors = Counter(row["name"] for row in under)
+        never = sum(1 for row in under if row["count"] == 0)
+        found.append(
+            f"{len(under)} experts in {len(tensors)} tensors saw fewer than {FLOOR_TOKENS} tokens "
+            f"({never} saw none): use more or more varied calibration text"
+        )
+    if sample["perplexity"] > 1000:
+        found.append(
+            f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "
+            "the corpus does not suit the model, or the source is damaged"
+        )
+    return found

@@ -1,0 +1,173 @@
+"""The importance matrix: native evaluation, in resumable shards, at full counts."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill import command
+from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.errors import QuantmillError
+from quantmill.files import write_json
+from quantmill.measure import coverage
+from quantmill.measure.collect import Collector, Sums
+from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, parts, perplexity, units, with_bos
+from quantmill.model import ggufio
+from quantmill.model import imatrix as formats
+from quantmill.progress import Log
+from quantmill.store import Store
+
+STAGE = "measure.imatrix"
+
+# Half the usual window: the output head is then computed for the scored half
+# alone, which halves the logits in memory; the speed is that of 512.
+_BATCH = 256
+
+
+@dataclass
+class Shard:
+    """What a run of chunks gave: sums by leader, each weight's leader, the nll of the sampled chunk."""
+
+    sums: dict[str, Sums]
+    leader: dict[str, str]
+    nll: NDArray[np.float32]
+    seconds: float
+
+    def to_bytes(self) -> bytes:
+        """As a unit of the store (npz)."""
+        out = io.BytesIO()
+        arrays = {f"sum/{name}": entry.in_sum2 for name, entry in self.sums.items()}
+        arrays |= {f"count/{name}": entry.counts for name, entry in self.sums.items()}
+        facts = json.dumps({"leader": self.leader, "seconds": self.seconds})
+        np.savez(out, **arrays, nll=self.nll, facts=np.array(facts))
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Shard:
+        """Read a unit of the store."""
+        with np.load(io.BytesIO(data)) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            names = [name.removeprefix("sum/") for name in arrays.files if name.startswith("sum/")]
+            sums = {name: Sums(arrays[f"sum/{name}"], arrays[f"count/{name}"]) for name in names}
+            return cls(sums, facts["leader"], arrays["nll"], facts["seconds"])
+
+    def add(self, other: Shard) -> None:
+        """Merge the next shard of the same run into this one."""
+        if other.leader != self.leader:
+            missing = sorted(set(self.leader) ^ set(other.leader))
+            raise QuantmillError(f"shards saw different weights ({', '.join(missing[:3])})")
+        for name, entry in other.sums.items():
+            self.sums[name].add(entry)
+        self.nll = np.concatenate([self.nll, other.nll])
+        self.seconds += other.seconds
+
+
+def collect(model: Evaluator, collector: Collector, chunks: Tokens, pool: ThreadPoolExecutor) -> Shard:
+    """Evaluate `chunks` [n, context] into one shard; the first chunk's perplexity is taken as a sample.
+
+    Every token asks for its logits, or the last layer's inputs would be
+    collected for some tokens only; the head itself is computed for the sampled
+    half chunk alone.
+    """
+    start = time.monotonic()
+    collector.sums, sampled = {}, []
+    for index, chunk in enumerate(chunks):
+        chunk = with_bos(chunk, model.bos)
+        model.clear()
+        for tokens, first, targets in parts(len(chunk), model.batch):
+            sample = index == 0 and first < tokens.stop - tokens.start
+            collector.begin(head=sample)
+            model.decode(chunk[tokens], tokens.start)
+            if sample:
+                logits = model.logits(tokens.stop - tokens.start)[first:]
+                sampled.append(nll(logits, chunk[targets], pool))
+    return Shard(collector.sums, dict(collector.leader), np.concatenate(sampled), time.monotonic() - start)
+
+
+def measure(
+    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+) -> Shard:
+    """All chunks [n, context] as one shard, merged in order from the units of the store.
+
+    The model is loaded only if a unit is missing.
+    """
+    context = chunks.shape[1]
+    collector = Collector()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+
+        @cache
+        def model() -> Evaluator:
+            batch = min(_BATCH, context)
+            return stack.enter_context(
+                Evaluator(path, context=context, batch=batch, threads=threads, observe=collector)
+            )
+
+        def make(part: Tokens) -> bytes:
+            return collect(model(), collector, part, pool).to_bytes()
+
+        progress = stack.enter_context(log.progress("imatrix", len(chunks), "chunks"))
+        merged: Shard | None = None
+        for unit in units(STAGE, chunks, identity, store, progress, make):
+            shard = Shard.from_bytes(unit)
+            if merged is None:
+                merged = shard
+            else:
+                merged.add(shard)
+    assert merged is not None
+    return merged
+
+
+def entries(shard: Shard, names: set[str]) -> dict[str, formats.Entry]:
+    """The entries of an imatrix file, one a weight, in f32; of the model's own tensors alone."""
+    return {
+        name: formats.Entry(
+            shard.sums[leader].in_sum2.astype(np.float32), shard.sums[leader].counts.astype(np.float32)
+        )
+        for name, leader in sorted(shard.leader.items())
+        if name in names
+    }
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `measure.imatrix`."""
+    config = args.spec["config"]
+    chunks = load_chunks(args.corpus, config)
+    header = ggufio.read_header(args.model)
+    identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
+    store = Store(args.store, args.store_max)
+    shard = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    found = entries(shard, {tensor.name for tensor in header.tensors})
+    broken = [name for name, entry in found.items() if not np.isfinite(entry.in_sum2).all()]
+    if broken:
+        raise QuantmillError(f"non-finite activations in {broken[0]}", args.model, "the source is damaged")
+    imatrix = formats.Imatrix(config["corpus"], config["chunks"], config["context"], found)
+    sample = {"chunks": -(-len(chunks) // CHUNKS_A_UNIT), "tokens": int(shard.nll.size), **perplexity(shard.nll)}
+    formats.write_gguf(args.gguf, imatrix)
+    formats.write_dat(args.dat, imatrix)
+    write_json(args.report, coverage.report(imatrix, header, sample, shard.seconds))
+    log.say(
+        f"{len(found)} entries; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}; "
+        f"{store.made} units made, {store.reused} reused"
+    )
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
+    arguments.add_argument("--gguf", type=Path, required=True, help="imatrix.gguf")
+    arguments.add_argument("--dat", type=Path, required=True, help="imatrix.dat, the legacy form")
+    arguments.add_argument("--report", type=Path, required=True, help="imatrix.json")
+    command.run(arguments, main)

@@ -1,0 +1,93 @@
+"""Perplexity of a model on a corpus, by llama-perplexity's method, resumable in units of chunks."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill import command
+from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
+from quantmill.measure.score import load_chunks, perplexity, score_chunk, units, with_bos
+from quantmill.progress import Log
+from quantmill.store import Store
+
+STAGE = "measure.perplexity"
+_BATCH = 512
+
+
+def measure(
+    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+) -> tuple[NDArray[np.float32], float]:
+    """The nll [chunks, context/2 - 1] of every scored token of `chunks` [n, context], and the seconds taken.
+
+    `identity` is what, beside the tokens, determines the result (the engine's
+    digest and the model's sha256). The model is loaded only if a unit is missing.
+    """
+    context = chunks.shape[1]
+    batch = min(_BATCH, context)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+
+        @cache
+        def model() -> Evaluator:
+            return stack.enter_context(Evaluator(path, context=context, batch=batch, threads=threads))
+
+        def make(part: Tokens) -> bytes:
+            start = time.monotonic()
+            values = [score_chunk(model(), with_bos(chunk, model().bos), batch, pool) for chunk in part]
+            return np.float64(time.monotonic() - start).tobytes() + np.stack(values).tobytes()
+
+        progress = stack.enter_context(log.progress("perplexity", len(chunks), "chunks"))
+        found = list(units(STAGE, chunks, identity, store, progress, make))
+    seconds = sum(float(np.frombuffer(unit, np.float64, 1)[0]) for unit in found)
+    values = np.concatenate([np.frombuffer(unit, np.float32, offset=8) for unit in found])
+    return values.reshape(len(chunks), -1), seconds
+
+
+def report(config: dict[str, Any], nll: NDArray[np.float32], seconds: float) -> dict[str, Any]:
+    """The JSON of one measurement: the perplexity, its error, and the mean nll of every chunk."""
+    return {
+        "corpus": config["corpus"],
+        "chunks": len(nll),
+        "context": config["context"],
+        "tokens": int(nll.size),
+        "nll": [float(value) for value in nll.mean(axis=1, dtype=np.float64)],
+        "seconds": round(seconds, 3),
+        **perplexity(nll.reshape(-1)),
+    }
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `measure.perplexity`."""
+    config = args.spec["config"]
+    chunks = load_chunks(args.corpus, config)
+    facts = read_json(args.facts)
+    identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    store = Store(args.store, args.store_max)
+    nll, seconds = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    if not np.isfinite(nll).all():
+        raise QuantmillError("gives perplexities that are not finite", args.model, "the file is damaged or its "
+                             "types are too small for it")  # fmt: skip
+    written = report(config, nll, seconds)
+    write_json(args.out, written | {"model_sha256": facts["sha256"]})
+    log.say(f"perplexity {written['perplexity']:.4f} +/- {written['error']:.5f}; "
+            f"{store.made} units made, {store.reused} reused")  # fmt: skip
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
+    arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
+    arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
+    arguments.add_argument("--out", type=Path, required=True, help="perplexity.json")
+    command.run(arguments, main)

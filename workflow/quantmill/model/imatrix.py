@@ -1,0 +1,114 @@
+"""The importance matrix's two file formats, as llama.cpp reads and writes them.
+
+GGUF (tools/imatrix/imatrix.cpp, save_imatrix): `NAME.in_sum2` [columns,
+matrices] and `NAME.counts` [1, matrices], f32. Legacy `.dat`
+(save_imatrix_legacy), the only one that ik_llama.cpp reads: i32 entries, then
+an entry {i32 length, name, i32 calls, i32 values, f32 values: sum / count *
+calls}, i32 chunks, i32 length, dataset; little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.errors import QuantmillError
+from quantmill.files import write_atomically, writing
+from quantmill.model import ggufio
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Σx² of one weight's input: `in_sum2` f32 [matrices, columns], `counts` f32 [matrices] or [1]."""
+
+    in_sum2: NDArray[np.float32]
+    counts: NDArray[np.float32]
+
+    def mean(self) -> NDArray[np.float32]:
+        """The mean square of each column, f32 [matrices, columns]: what the quantizers are given.
+
+        1 for a matrix without a single row (an expert never seen), as llama-quantize takes it.
+        """
+        counts = self.counts[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(counts > 0, self.in_sum2 / counts, np.float32(1))
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix: `chunks` of `context` tokens of `dataset`, an entry a weight."""
+
+    dataset: str
+    chunks: int
+    context: int
+    entries: Mapping[str, Entry]
+
+
+def write_gguf(path: Path, imatrix: Imatrix) -> None:
+    """Write llama.cpp's GGUF form."""
+    kv = {
+        "general.type": ggufio.encode_string("imatrix"),
+        "imatrix.datasets": _string_array([imatrix.dataset]),
+        "imatrix.chunk_count": ggufio.encode_u32(imatrix.chunks),
+        "imatrix.chunk_size": ggufio.encode_u32(imatrix.context),
+    }
+    arrays: list[tuple[str, NDArray[np.float32], tuple[int, ...]]] = []
+    for name, entry in sorted(imatrix.entries.items()):
+        matrices = len(entry.counts)
+        arrays.append((f"{name}.in_sum2", entry.in_sum2, (entry.in_sum2.size // matrices, matrices)))
+        arrays.append((f"{name}.counts", entry.counts, (1, matrices)))
+    with writing(path) as file:
+        file.write(ggufio.serialize(kv, [(name, 0, shape) for name, _, shape in arrays]))
+        for _, values, _ in arrays:
+            data = np.ascontiguousarray(values, "<f4").tobytes()
+            file.write(data + bytes(-len(data) % ggufio.ALIGNMENT))
+
+
+def write_dat(path: Path, imatrix: Imatrix) -> None:
+    """Write the legacy form; an expert never seen is stored as 1, as llama-imatrix does."""
+    entries = sorted((name, entry) for name, entry in imatrix.entries.items() if entry.counts.any())
+    out = [struct.pack("<i", len(entries))]
+    for name, entry in entries:
+        calls = -(-int(entry.counts.max()) // imatrix.context)
+        values = entry.mean() * np.float32(calls)
+        data = name.encode()
+        out.append(struct.pack(f"<i{len(data)}sii", len(data), data, calls, values.size))
+        out.append(np.ascontiguousarray(values, "<f4").tobytes())
+    dataset = imatrix.dataset.encode()
+    out.append(struct.pack(f"<ii{len(dataset)}s", imatrix.chunks, len(dataset), dataset))
+    write_atomically(path, b"".join(out))
+
+
+def read_gguf(path: Path) -> Imatrix:
+    """Read the GGUF form. QuantmillError where it is no importance matrix."""
+    header = ggufio.read_header(path)
+    if header.value("general.type") != "imatrix":
+        raise QuantmillError("is a GGUF, but no importance matrix", path, "make it with quantmill or llama-imatrix")
+    arrays = {}
+    for tensor in header.tensors:
+        columns, rows = (*tensor.shape, 1)[:2]
+        data = np.memmap(path, "<f4", "r", tensor.offset, (rows, columns)) if rows * columns else None
+        if tensor.type != "f32" or data is None:
+            raise QuantmillError(f"{tensor.name} is not f32 values", path, "make the file again")
+        arrays[tensor.name] = data
+    sums = [name.removesuffix(".in_sum2") for name in arrays if name.endswith(".in_sum2")]
+    entries = {}
+    for name in sums:
+        counts = arrays.get(f"{name}.counts")
+        if counts is None:
+            raise QuantmillError(f"{name} has sums and no counts", path, "make the file again")
+        entries[name] = Entry(np.asarray(arrays[f"{name}.in_sum2"]), np.asarray(counts).reshape(-1))
+    datasets = header.value("imatrix.datasets") or [""]
+    return Imatrix(
+        datasets[0], int(header.value("imatrix.chunk_count", 0)), int(header.value("imatrix.chunk_size", 0)), entries
+    )
+
+
+def _string_array(texts: list[str]) -> ggufio.Value:
+    """A GGUF array value (type 9) of strings (type 8)."""
+    return 9, struct.pack("<IQ", 8, len(texts)) + b"".join(ggufio.encode_string(text)[1] for text in texts)

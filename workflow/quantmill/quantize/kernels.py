@@ -1,0 +1,91 @@
+"""One tensor to one type, through the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine.ggml import Bytes, Conversion
+from quantmill.errors import QuantmillError
+from quantmill.store import Store
+from quantmill.versions import VERSIONS
+
+STAGE = "quantize.write"
+
+# The quantizers of these types take no notice of importance (ggml-quants.c), so
+# that their tensors outlive a new imatrix.
+_INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tensor to quantize: `sha256` is of the source's data, `importance` f32 [matrices, columns]."""
+
+    name: str
+    sha256: str
+    source_type: str
+    type: str
+    shape: tuple[int, ...]
+    importance: NDArray[np.float32] | None
+
+    def key(self, engine: str) -> str:
+        """Its key in the store: source bytes, types, shape, importance values, engine."""
+        importance = self.importance
+        return Store.key(
+            STAGE, VERSIONS[STAGE], engine=engine, source=self.sha256, source_type=self.source_type,
+            type=self.type, shape=list(self.shape),
+            importance=None if importance is None else hashlib.sha256(importance).hexdigest(),
+        )  # fmt: skip
+
+
+def task(
+    name: str, sha256: str, source_type: str, type_name: str, shape: tuple[int, ...],
+    importance: NDArray[np.float32] | None,
+) -> Task:  # fmt: skip
+    """The task of a tensor; importance is dropped where the type's quantizer does not look at it."""
+    if type_name in _INDIFFERENT:
+        importance = None
+    elif importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    return Task(name, sha256, source_type, type_name, shape, importance)
+
+
+class Quantizer:
+    """Quantizes tensors on a pool of threads, each tensor at most once for all recipes."""
+
+    def __init__(self, engine: str, store: Store, threads: int, pool: ThreadPoolExecutor) -> None:
+        self.engine, self.store, self.threads, self.pool = engine, store, threads, pool
+
+    def start(self, task: Task, source: Bytes) -> Callable[[], Bytes | memoryview]:
+        """Begin on a tensor; the returned function waits for its bytes and keeps them in the store.
+
+        QuantmillError, naming the tensor, where the type cannot be made or the
+        result does not validate.
+        """
+        key = task.key(self.engine)
+        found = self.store.get(key)
+        if found is not None:
+            self.store.reused += 1
+            return lambda: found
+        try:
+            conversion = Conversion(
+                self.pool, self.threads, source, task.source_type, task.type, task.shape, task.importance
+            )
+        except QuantmillError as error:
+            raise QuantmillError(str(error), task.name) from error
+
+        def finish() -> Bytes:
+            try:
+                made = conversion.result()
+            except QuantmillError as error:
+                raise QuantmillError(str(error), task.name) from error
+            self.store.put(key, made.data)
+            self.store.made += 1
+            return made
+
+        return finish

@@ -1,0 +1,160 @@
+"""Executes a plan: every tensor to its type, streamed into one GGUF."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantmill import command
+from quantmill.engine.ggml import Bytes
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, read_table, write_json, writing
+from quantmill.model import ggufio, types
+from quantmill.model.imatrix import Imatrix, read_gguf
+from quantmill.progress import Log, Progress
+from quantmill.quantize.kernels import Quantizer, Task, task
+from quantmill.recipe.plan import PlanRow, read_plan
+from quantmill.store import Store
+
+# The next tensor is begun before the last one is written only while both
+# sources are smaller than this: memory stays bounded by the largest tensor.
+_AHEAD_BYTES = 256 << 20
+
+
+class Source:
+    """The source's tensors: the table of its header, the digests of its manifest, its data by memory map."""
+
+    def __init__(self, path: Path, manifest: Path) -> None:
+        self.header = ggufio.read_header(path)
+        self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
+        self.sha256 = {row["name"]: row["sha256"] for row in read_table(manifest)}
+        if self.sha256.keys() != self.tensors.keys():
+            raise QuantmillError(f"lists other tensors than {path.name}", manifest, "delete it to have it made again")
+        self._maps = [np.memmap(shard, np.uint8, "r") for shard in self.header.shards]
+
+    def data(self, name: str) -> Bytes:
+        """A tensor's bytes."""
+        tensor = self.tensors[name]
+        return self._maps[tensor.shard][tensor.offset : tensor.offset + tensor.bytes]
+
+
+def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[Task]:
+    """The plan's rows as tasks, checked against the source and the importance matrix.
+
+    QuantmillError where the plan is of another source, where a type needs
+    importance values that are missing, or where they have another width (an
+    imatrix of another model).
+    """
+    if imatrix is not None and imatrix.entries.keys().isdisjoint(row.name for row in rows):
+        raise QuantmillError("has no entry for any tensor of this model: it is the imatrix of another",
+                             "imatrix", "make it from this source")  # fmt: skip
+    return [_task(row, source, imatrix) for row in rows]
+
+
+def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
+    tensor = source.tensors.get(row.name)
+    if tensor is None or (tensor.shape, tensor.type) != (row.shape, row.source_type):
+        raise QuantmillError("is not in the source as the plan has it", row.name, "delete the plan to have it made again")
+    importance = None
+    if row.type != row.source_type:
+        entry = None if imatrix is None else imatrix.entries.get(row.name)
+        matrices = int(np.prod(row.shape[2:], dtype=np.int64))
+        if entry is not None:
+            mean = entry.mean().reshape(-1)
+            if mean.size == row.shape[0] * matrices:
+                importance = mean.reshape(matrices, row.shape[0])
+            elif row.role != "token_embd":
+                raise QuantmillError(
+                    f"the imatrix has {mean.size} values, the tensor needs {row.shape[0] * matrices}: it is the "
+                    "imatrix of another model", row.name, "make it from this source",
+                )  # fmt: skip
+        if importance is None and types.needs_imatrix(row.type) and row.role not in ("token_embd", "output"):
+            raise QuantmillError(
+                f"{row.type} needs an importance matrix, which has no entry for it", row.name,
+                "give it another type, or use text that reaches it",
+            )  # fmt: skip
+    return task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
+
+
+def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[Bytes | memoryview]:
+    """The bytes of each tensor, in order; while one is taken the next is being made."""
+    pending: Callable[[], Bytes | memoryview] | None = None
+    pending_bytes = 0
+    for item in todo:
+        data = source.data(item.name)
+        if pending is not None and pending_bytes + data.size > _AHEAD_BYTES:
+            yield pending()
+            pending = None
+        following = (lambda data=data: data) if item.type == item.source_type else quantizer.start(item, data)
+        if pending is not None:
+            yield pending()
+        pending, pending_bytes = following, data.size
+    if pending is not None:
+        yield pending()
+
+
+def write(path: Path, header: bytes, tensors: Iterator[Bytes | memoryview], progress: Progress) -> tuple[int, str]:
+    """Stream a header and the tensors, each padded, into `path`; its bytes and sha256 (hex)."""
+    digest, size = hashlib.sha256(header), len(header)
+    with writing(path) as file:
+        file.write(header)
+        for data in tensors:
+            padding = bytes(-len(data) % ggufio.ALIGNMENT)
+            for part in (data, padding):
+                file.write(part)
+                digest.update(part)
+            size += len(data) + len(padding)
+            progress.add((len(data) + len(padding)) / 2**20)
+    return size, digest.hexdigest()
+
+
+def imatrix_facts(config: dict[str, Any] | None, imatrix: Imatrix | None) -> dict[str, Any] | None:
+    """What the file's metadata say of the imatrix, as llama-quantize writes it; a bare name, no path."""
+    if config is None or imatrix is None:
+        return None
+    return {"file": config["file"], "dataset": imatrix.dataset, "entries": len(imatrix.entries), "chunks": imatrix.chunks}
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `quantize.write`."""
+    spec, plan = args.spec, read_json(args.report)
+    rows = read_plan(args.plan)
+    source = Source(args.model, args.manifest)
+    imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
+    todo = tasks(rows, source, imatrix)
+    kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
+    header = ggufio.serialize(kv, [(row.name, types.BY_NAME[row.type].id, row.shape) for row in rows])
+    args.gguf.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(args.gguf.parent).free
+    if free < plan["file_bytes"]:
+        raise QuantmillError(
+            f"needs {plan['file_bytes']:,} bytes, the disk has {free:,} left", args.gguf, "free some space"
+        )
+    store = Store(args.store, args.store_max)
+    with (
+        ThreadPoolExecutor(args.threads) as pool,
+        log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
+    ):
+        quantizer = Quantizer(spec["engine"], store, args.threads, pool)
+        size, sha256 = write(args.gguf, header, pieces(todo, source, quantizer), progress)
+    write_json(args.facts, {"file": args.gguf.name, "bytes": size, "sha256": sha256, "tensors": len(rows)})
+    log.say(f"{len(rows)} tensors, {size} bytes; {store.made} units made, {store.reused} reused")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
+    arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
+    arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")
+    arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
+    arguments.add_argument("--imatrix", type=Path, help="imatrix.gguf")
+    arguments.add_argument("--gguf", type=Path, required=True, help="the quantized file")
+    arguments.add_argument("--facts", type=Path, required=True, help="JSON with its size and sha256")
+    command.run(arguments, main)

@@ -1,0 +1,88 @@
+"""The base of a recipe: llama.cpp's own mixture of a preset, or one type for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from quantmill.engine.dryrun import Mixture, dry_run
+from quantmill.errors import QuantmillError
+from quantmill.model.ggufio import Header
+from quantmill.model.types import TYPES, WRITABLE, fallback
+
+PRESETS: Final[dict[str, int]] = {
+    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18,
+    "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
+    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "MXFP4_MOE": 38,
+    "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23,
+    "Q2_K": 10, "Q2_K_S": 21, "Q2_0": 41, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19,
+    "TQ2_0": 37, "TQ1_0": 36, "IQ1_M": 31, "IQ1_S": 24, "Q1_0": 40,
+}  # fmt: skip
+"""Preset -> llama_ftype; source: QUANT_OPTIONS of tools/quantize/quantize.cpp and llama.h."""
+
+ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+# The preset whose number a file gets in which one type stands for all.
+_NUMBER_OF_TYPE: Final = {
+    "q3_K": "Q3_K_S", "q4_K": "Q4_K_S", "q5_K": "Q5_K_S", "iq2_s": "IQ2_M", "mxfp4": "MXFP4_MOE",
+}  # fmt: skip
+_NVFP4 = 39  # a llama_ftype that llama-quantize has no name for
+
+
+@dataclass(frozen=True)
+class Base:
+    """What decides a tensor that no rule names: a preset, or (`type` set) one type for all."""
+
+    name: str
+    file_type: int
+    type: str | None = None
+
+
+def resolve(name: str, where: object = None) -> Base:
+    """The base a recipe names.
+
+    Exactly a ggml type's name (`q4_0`, `q4_K`) is that type for all; else a
+    preset's name in any case (`Q4_0`, `q4_k_m`). QuantmillError where it is
+    neither, or could be both.
+    """
+    if name in WRITABLE:
+        number = PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4)
+        return Base(name, number, name)
+    upper = name.upper()
+    pure = next((known for known in WRITABLE if known.upper() == upper), None)
+    if name != upper and pure is not None and (upper in PRESETS or upper in ALIASES):
+        raise QuantmillError(
+            f"base {name} may be the preset {ALIASES.get(upper, upper)} or the type {pure}",
+            where,
+            f"write {upper} for the preset, {pure} for the type",
+        )
+    preset = ALIASES.get(upper, upper)
+    if preset in PRESETS:
+        return Base(preset, PRESETS[preset])
+    if name in TYPES:
+        raise QuantmillError(
+            f"base {name} is a type that cannot be written", where, "choose another, such as Q8_0"
+        )
+    near = get_close_matches(upper, PRESETS, n=1)
+    raise QuantmillError(
+        f"base {name} is neither a preset nor a type",
+        where,
+        f"did you mean {near[0]}?" if near else "take a preset, such as Q4_K_M, or a type, such as q8_0",
+    )
+
+
+def mixture(header: Header, base: Base, *, imatrix: bool) -> Mixture:
+    """The type of every tensor under `base`, from llama.cpp's dry run without any overrides."""
+    native = dry_run(Path(header.path), base.file_type if base.type is None else PRESETS["Q8_0"], imatrix=imatrix)
+    if base.type is None:
+        return native
+    types = dict(native.types)
+    fallbacks = {}
+    for tensor in header.tensors:
+        if tensor.name in native.quantizable:
+            types[tensor.name] = fallback(base.type, tensor.shape[0])
+            if types[tensor.name] != base.type:
+                fallbacks[tensor.name] = base.type
+    return Mixture(types, fallbacks, native.quantizable)

@@ -1,0 +1,280 @@
+"""The recipe language: a base, and rules of which the first that matches a tensor decides its type.
+
+    engine: mainline
+    base: Q4_K_M
+    imatrix: required
+    rules:
+      - {role: ffn_down_exps, layers: [0, 1, 38, 39], type: q6_K, why: edge experts}
+      - {match: 'blk\\.63\\.ffn_.*\\.weight', type: q5_K, why: last layer}
+
+A rule that does nothing is an error, not a silence: it is how published
+recipes came to be identical to the plain preset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+
+import yaml
+
+from quantmill.errors import QuantmillError
+from quantmill.model.ggufio import Header
+from quantmill.model.roles import ROLES, layer_of, role_of
+from quantmill.model.types import TYPES, WRITABLE
+from quantmill.recipe import presets
+
+ENGINES: Final = ("mainline", "ik")
+IMATRIX: Final = ("required", "optional", "none")
+
+# ik_llama.cpp's own types, told from a mistyped name.
+_IK_TYPES: Final = frozenset(
+    """iq2_k iq3_k iq4_k iq5_k iq6_k iq2_ks iq3_ks iq4_kss iq4_ks iq5_ks iq2_kl iq1_kt iq2_kt iq3_kt iq4_kt
+    q6_0 q8_KV""".split()
+)
+_RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "rules": list}
+_RULE_FIELDS: Final = {"role": (str, list), "match": str, "layers": list, "type": str, "why": str, "optional": bool}
+_LISTED: Final = 40  # how many choices an error line lists
+_LOWER_TYPES: Final = {name.lower(): name for name in TYPES}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: of a tensor, each condition given must hold. `number` counts from 1."""
+
+    number: int
+    type: str
+    roles: tuple[str, ...] = ()
+    match: str | None = None
+    layers: tuple[int, ...] | None = None
+    why: str = ""
+    optional: bool = False
+
+    @property
+    def label(self) -> str:
+        """`rule 3: edge experts`."""
+        return f"rule {self.number}: {self.why}" if self.why else f"rule {self.number}"
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule speaks of the tensor."""
+        return (
+            (not self.roles or role_of(name) in self.roles)
+            and (self.match is None or re.fullmatch(self.match, name) is not None)
+            and (self.layers is None or layer_of(name) in self.layers)
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A rendered recipe."""
+
+    engine: str
+    base: presets.Base
+    imatrix: str
+    rules: tuple[Rule, ...]
+
+
+def parse(text: str, where: object) -> Recipe:
+    """The recipe in YAML `text`; `where`, the file it is from, is named in errors.
+
+    Refused, with the field's path: unknown fields, types and roles, wrong kinds
+    of values, broken regular expressions, rules without a condition.
+    """
+    try:
+        fields = yaml.load(text, Loader=_Strict)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise QuantmillError(
+            f"no valid YAML{line} ({getattr(error, 'problem', None) or error})", where
+        ) from None
+    if not isinstance(fields, dict):
+        raise QuantmillError("no recipe", where, "it takes the fields " + ", ".join(_RECIPE_FIELDS))
+    fields = {key: [] if key == "rules" and value is None else value for key, value in fields.items()}
+    _check_fields(fields, _RECIPE_FIELDS, "", where)
+    if "base" not in fields:
+        raise QuantmillError("field base is missing", where, "name a preset, such as base: Q4_K_M")
+    engine = _one_of(fields.get("engine", "mainline"), ENGINES, "engine", where)
+    if engine != "mainline":
+        raise QuantmillError(f"engine {engine} is not part of this release", where, "use engine: mainline")
+    return Recipe(
+        engine=engine,
+        base=presets.resolve(fields["base"], where),
+        imatrix=_one_of(fields.get("imatrix", "optional"), IMATRIX, "imatrix", where),
+        rules=tuple(_rule(number, rule, where) for number, rule in enumerate(fields.get("rules", []), start=1)),
+    )
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as canonical YAML text, which `parse` reads back."""
+    rules = []
+    for rule in recipe.rules:
+        fields: dict[str, Any] = {}
+        if rule.roles:
+            fields["role"] = rule.roles[0] if len(rule.roles) == 1 else list(rule.roles)
+        if rule.match is not None:
+            fields["match"] = rule.match
+        if rule.layers is not None:
+            fields["layers"] = list(rule.layers)
+        fields["type"] = rule.type
+        if rule.why:
+            fields["why"] = rule.why
+        if rule.optional:
+            fields["optional"] = True
+        rules.append(fields)
+    head = {"engine": recipe.engine, "base": recipe.base.name, "imatrix": recipe.imatrix}
+    return yaml.safe_dump(head, sort_keys=False) + _dump_rules(rules)
+
+
+def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: object) -> dict[str, Rule]:
+    """The deciding rule of each tensor that one decides, by name.
+
+    Tensors that are never quantized are left out, as llama.cpp leaves them.
+    QuantmillError, with the rule's number and the cure, for a layer the model
+    has not, and (unless it is optional) for a rule that matches no tensor, none
+    that is ever quantized, or none that an earlier rule left.
+    """
+    names = [tensor.name for tensor in header.tensors]
+    layers = 1 + max(map(layer_of, names), default=-1)
+    decided: dict[str, Rule] = {}
+    for rule in recipe.rules:
+        here = f"{where}: {rule.label}"
+        beyond = [layer for layer in rule.layers or () if not 0 <= layer < layers]
+        if beyond:
+            raise QuantmillError(
+                f"the model has no layer {beyond[0]}", here, f"its layers are 0 to {layers - 1}"
+            )
+        matched = [name for name in names if rule.matches(name)]
+        able = [name for name in matched if name in quantizable]
+        free = [name for name in able if name not in decided]
+        if not free and not rule.optional:
+            raise _idle(rule, names, matched, [decided[name] for name in able], here)
+        decided |= dict.fromkeys(free, rule)
+    return decided
+
+
+def _idle(rule: Rule, names: list[str], matched: list[str], before: list[Rule], here: str) -> QuantmillError:
+    """The error of a rule that decides nothing."""
+    if before:
+        numbers = sorted({other.number for other in before})
+        which = f"rule {numbers[0]}" if len(numbers) == 1 else "rules " + ", ".join(map(str, numbers))
+        return QuantmillError(
+            f"wholly shadowed by {which}", here, "move it up, remove it, or say `optional: true`"
+        )
+    if matched:
+        return QuantmillError(
+            f"matches only tensors that are never quantized, such as {matched[0]}", here, "remove it"
+        )
+    present = {role_of(name) for name in names}
+    if rule.roles and not present & set(rule.roles):
+        have = ", ".join(sorted(present - {"norm", "bias", "scale", "other"}))
+        return QuantmillError("matches no tensor", here, f"the model has the roles {have}, or say `optional: true`")
+    hint = "a match is of the whole name, such as 'blk\\.3\\.attn_q\\.weight'; " if rule.match else ""
+    return QuantmillError("matches no tensor", here, f"{hint}correct it, or say `optional: true`")
+
+
+def _rule(number: int, fields: Any, where: object) -> Rule:
+    here = f"rules[{number}]"
+    if not isinstance(fields, dict):
+        raise QuantmillError(f"field {here} is no mapping", where, "such as {role: output, type: q8_0}")
+    _check_fields(fields, _RULE_FIELDS, f"{here}.", where)
+    if "type" not in fields:
+        raise QuantmillError(f"field {here}.type is missing", where, "name a type, such as q6_K")
+    if "role" not in fields and "match" not in fields:
+        raise QuantmillError(f"{here} has neither role nor match", where, "say which tensors it is for")
+    layers = fields.get("layers")
+    if layers is not None and not all(isinstance(n, int) and not isinstance(n, bool) for n in layers):
+        raise QuantmillError(f"field {here}.layers is no list of layer numbers", where, "such as [0, 1, 2]")
+    role = fields.get("role", [])
+    roles = tuple(role) if isinstance(role, list) else (role,)
+    if role == [] and "role" in fields:
+        raise QuantmillError(f"field {here}.role is an empty list", where, "name a role or leave it out")
+    for name in roles:
+        _one_of(name, sorted(ROLES), f"{here}.role", where)
+    match = fields.get("match")
+    try:
+        re.compile(match or "")
+    except re.error as error:
+        raise QuantmillError(
+            f"field {here}.match is no regular expression ({error})", where, r"a dot is written \."
+        ) from None
+    return Rule(
+        number=number,
+        type=_type(fields["type"], f"{here}.type", where),
+        roles=roles,
+        match=match,
+        layers=None if layers is None else tuple(layers),
+        why=" ".join(fields.get("why", "").split()),
+        optional=fields.get("optional", False),
+    )
+
+
+def _type(name: str, field: str, where: object) -> str:
+    """The ggml type's own name for `name`, in any case."""
+    known = _LOWER_TYPES.get(name.lower())
+    if known in WRITABLE:
+        return known
+    if known is not None:
+        raise QuantmillError(f"field {field}: {known} cannot be quantized to", where, "choose another type")
+    if name in _IK_TYPES:
+        raise QuantmillError(
+            f"field {field}: engine mainline lacks the type {name}", where, "choose a type of mainline llama.cpp"
+        )
+    if name.upper() in presets.PRESETS:
+        raise QuantmillError(
+            f"field {field}: {name} is a preset (a mixture), not a type", where, "name a type, such as q4_K"
+        )
+    raise QuantmillError(f"field {field}: unknown type {name}", where, _meant(name, sorted(WRITABLE)))
+
+
+def _check_fields(fields: dict[Any, Any], known: dict[str, Any], prefix: str, where: object) -> None:
+    for key, value in fields.items():
+        if key not in known:
+            raise QuantmillError(f"unknown field {prefix}{key}", where, _meant(str(key), list(known)))
+        if not isinstance(value, known[key]):
+            kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
+            wanted = " or ".join({str: "text", list: "a list", bool: "true or false"}[kind] for kind in kinds)
+            raise QuantmillError(f"field {prefix}{key} is {value!r}", where, f"it takes {wanted}")
+
+
+def _one_of(value: Any, known: Sequence[str], field: str, where: object) -> str:
+    if value not in known:
+        raise QuantmillError(f"field {field}: unknown value {value}", where, _meant(str(value), list(known)))
+    return str(value)
+
+
+def _meant(value: str, known: list[str]) -> str:
+    near = get_close_matches(value, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "it is one of " + ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+
+
+def _dump_rules(rules: list[dict[str, Any]]) -> str:
+    """A rule a line, as people write them."""
+    if not rules:
+        return "rules: []\n"
+    lines = [
+        yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
+        for rule in rules
+    ]
+    return "\n".join(["rules:", *(f"  - {line}" for line in lines)]) + "\n"
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once."""
+
+
+def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
+    pairs = loader.construct_pairs(node, deep=True)
+    keys = [str(key) for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
+    return dict(zip(keys, (value for _, value in pairs), strict=True))
+
+
+_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -1,0 +1,198 @@
+# What the rules share: the user's config, the files of each model, the names that wildcards may take.
+import os
+import re
+import shlex
+import sys
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+
+from quantmill import config as user
+from quantmill import spec
+from quantmill.engine import library
+from quantmill.errors import QuantmillError
+
+@contextmanager
+def refusing():
+    """End Snakemake with one line where the input is bad."""
+    try:
+        yield
+    except QuantmillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+with refusing():
+    for file in workflow.configfiles:
+        user.check_duplicates(Path(file))
+    config_file = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else "--config"
+    cfg = user.parse(config, config_file)
+    user.check_files(cfg, config_file)
+
+RESULTS = Path(cfg.results)
+STORE = cfg.store_path
+MEMO = spec.DigestMemo(STORE / "digests")
+# Stages run in this very interpreter's environment and need no installation. The
+# store reaches them here too: in a rule's command or params, a larger cap or
+# another place would make everything stale.
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
+    PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])),
+    QUANTMILL_STORE=str(STORE),
+    QUANTMILL_STORE_MAX=str(cfg.store.max_bytes),
+)
+# One native stage at a time, on all cores: a measured speed must not be shared,
+# and the kernels' threads would only fight. Never part of a spec.
+CORES = workflow.cores or os.cpu_count()
+CARD_TEMPLATE = os.path.join(sys.path[0], "quantmill", "card", "card.md.j2")
+
+
+# --- files -------------------------------------------------------------------
+
+
+def of(model, name):
+    """A result of a model."""
+    return str(RESULTS / model / name)
+
+
+@cache
+def source_of(model):
+    """The source's files, all parts of a split one; relative where they lie below the working directory."""
+    files = [os.path.abspath(file) for file in user.source_files(cfg, model)]
+    return [os.path.relpath(f) if f.startswith(os.path.join(os.getcwd(), "")) else f for f in files]
+
+
+def gguf_of(model, row):
+    """The GGUF that a row of the bench is about, all its parts: a recipe's, or the source itself."""
+    return source_of(model) if row == "source" else [of(model, f"gguf/{model}-{row}.gguf")]
+
+
+def facts_of(model, row):
+    """The JSON file with the sha256 of `gguf_of`."""
+    return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
+
+
+def imatrix_of(model):
+    """The model's imatrix, or nothing."""
+    return [of(model, "imatrix.gguf")] if cfg.imatrix_of(model) else []
+
+
+def corpus_sources_of(corpus):
+    """The files of a corpus."""
+    return [source.path for source in cfg.corpora[corpus].sources]
+
+
+def disjoint_from(model, corpus):
+    """The calibration corpus, which a held-out corpus must share no row with; or nothing."""
+    imatrix = cfg.imatrix_of(model)
+    return [of(model, f"corpus/{imatrix.corpus}.parquet")] if imatrix and imatrix.corpus != corpus else []
+
+
+def corpus_options(model, corpus):
+    """The arguments of corpus.build that vary in number."""
+    sources = [f"--source={source.name}={source.path}" for source in cfg.corpora[corpus].sources]
+    return shlex.join([*sources, *(f"--disjoint-from={path}" for path in disjoint_from(model, corpus))])
+
+
+def imatrix_option(model):
+    """The argument of quantize.write that names the imatrix, where there is one."""
+    return shlex.join(f"--imatrix={path}" for path in imatrix_of(model))
+
+
+@cache
+def template_of(template):
+    """A recipe's template: the working directory's own, else one of the workflow's."""
+    places = [Path("recipes"), Path(workflow.basedir) / "recipes"]
+    files = [place / f"{template}.yaml.j2" for place in places]
+    for file in files:
+        if file.is_file():
+            return str(file)
+    raise QuantmillError("no such template", files[0], "name one of recipes/, without .yaml.j2")
+
+
+def bench_of(model, row):
+    """The measurements of one file."""
+    bench = cfg.bench_of(model)
+    names = [name for name in ("perplexity", "speed") if getattr(bench, name)]
+    return [of(model, f"bench/{row}/{name}.json") for name in names]
+
+
+def imatrices_of(model):
+    return [of(model, f"imatrix.{kind}") for kind in ("gguf", "dat", "json") if cfg.imatrix_of(model)]
+
+
+def plans_of(model):
+    recipes = cfg.recipes_of(model)
+    return [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
+
+
+def quants_of(model):
+    recipes = cfg.recipes_of(model)
+    return [of(model, f"gguf/{model}-{recipe}.{kind}") for recipe in recipes for kind in ("gguf", "json")]
+
+
+def cards_of(model):
+    return [of(model, "card/README.md")]
+
+
+@cache
+def described_in(model):
+    """All that a card is written from, the GGUFs' own facts instead of the GGUFs."""
+    recipes, corpora = cfg.recipes_of(model), cfg.corpora_of(model)
+    return [
+        *(of(model, name) for name in ("manifest.tsv", "model.json")),
+        *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
+        *(of(model, "imatrix.json") for _ in imatrix_of(model)),
+        *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
+        *plans_of(model),
+        *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
+    ]
+
+
+def measured_in(model):
+    """The measurements of a model's files, the source first."""
+    return [file for recipe in ("source", *cfg.recipes_of(model)) for file in bench_of(model, recipe)]
+
+
+def results_of(model):
+    """All that is made of a model, so that whatever is deleted is made again."""
+    corpora = [of(model, f"corpus/{corpus}.parquet") for corpus in cfg.corpora_of(model)]
+    made = [described_in(model), corpora, imatrices_of(model), quants_of(model), measured_in(model)]
+    return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
+
+
+def every(files_of):
+    """The files of every model."""
+    return [file for model in cfg.models for file in files_of(model)]
+
+
+def megabytes(model, factor=1.0, more=1000):
+    """Memory for a stage: `factor` times the source, and `more`; in MB."""
+    files = [Path(file) for file in source_of(model)]
+    return int(sum(f.stat().st_size for f in files if f.exists()) * factor / 1e6) + more
+
+
+# --- names -------------------------------------------------------------------
+
+RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
+FETCHED = {
+    os.path.relpath(file, RESULTS / model / "source")
+    for model in cfg.models
+    for file in source_of(model)
+    if isinstance(cfg.models[model].source, user.HubSource)
+}
+
+def names(known):
+    """The regular expression of the known names, and of no other."""
+    return "|".join(map(re.escape, sorted(known))) or r"(?!)"
+
+
+wildcard_constraints:
+    model=names(cfg.models),
+    corpus=names(cfg.corpora),
+    recipe=names(RECIPES),
+    row=names(RECIPES | {"source"}),
+    file=names(FETCHED),

@@ -1,0 +1,28 @@
+# Text to token chunks, with the model's own vocabulary.
+
+
+rule build_corpus:
+    input:
+        model=lambda w: ancient(source_of(w.model)),
+        sources=lambda w: ancient(corpus_sources_of(w.corpus)),
+        disjoint_from=lambda w: ancient(disjoint_from(w.model, w.corpus)),
+    output:
+        corpus=f"{RESULTS}/{{model}}/corpus/{{corpus}}.parquet",
+        report=f"{RESULTS}/{{model}}/corpus/{{corpus}}.json",
+    params:
+        spec=lambda w: corpus_spec(w.model, w.corpus),
+        # The inputs under their names, as words of the command line.
+        options=lambda w: corpus_options(w.model, w.corpus),
+    log:
+        f"{RESULTS}/{{model}}/logs/corpus/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/corpus/{{corpus}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=2000,
+    message:
+        "{wildcards.model}: corpus {wildcards.corpus}"
+    shell:
+        "python -m quantmill.corpus.build --spec {params.spec:q} --model {input.model[0]:q}"
+        " --corpus {output.corpus:q} --report {output.report:q} --log {log:q} {params.options}"

@@ -1,0 +1,29 @@
+# The importance matrix of a model, from its calibration corpus.
+
+
+rule measure_imatrix:
+    input:
+        model=lambda w: ancient(source_of(w.model)),
+        corpus=lambda w: ancient(of(w.model, f"corpus/{cfg.imatrix_of(w.model).corpus}.parquet")),
+    output:
+        gguf=f"{RESULTS}/{{model}}/imatrix.gguf",
+        dat=f"{RESULTS}/{{model}}/imatrix.dat",
+        report=f"{RESULTS}/{{model}}/imatrix.json",
+    params:
+        spec=lambda w: imatrix_spec(w.model),
+    log:
+        f"{RESULTS}/{{model}}/logs/imatrix.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/imatrix.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: CORES
+    resources:
+        mem_mb=lambda w: megabytes(w.model, 1.2, 2000),
+    message:
+        "{wildcards.model}: importance matrix"
+    shell:
+        "python -m quantmill.measure.imatrix --spec {params.spec:q} --model {input.model[0]:q}"
+        " --corpus {input.corpus:q} --gguf {output.gguf:q} --dat {output.dat:q} --report {output.report:q}"
+        " --log {log:q} --threads {threads}"
+        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

@@ -1,0 +1,33 @@
+# A plan, executed tensor by tensor through the store.
+
+
+rule quantize:
+    input:
+        model=lambda w: ancient(source_of(w.model)),
+        manifest=ancient(f"{RESULTS}/{{model}}/manifest.tsv"),
+        plan=ancient(f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv"),
+        report=ancient(f"{RESULTS}/{{model}}/plans/{{recipe}}.json"),
+        imatrix=lambda w: ancient(imatrix_of(w.model)),
+    output:
+        gguf=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.gguf",
+        facts=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.json",
+    params:
+        spec=lambda w: quantize_spec(w.model, w.recipe),
+        options=lambda w: imatrix_option(w.model),
+    log:
+        f"{RESULTS}/{{model}}/logs/gguf/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/gguf/{{recipe}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: CORES
+    resources:
+        mem_mb=4000,
+    message:
+        "{wildcards.model}: quantizing {wildcards.recipe}"
+    shell:
+        "python -m quantmill.quantize.write --spec {params.spec:q} --model {input.model[0]:q}"
+        " --manifest {input.manifest:q} --plan {input.plan:q} --report {input.report:q} {params.options}"
+        " --gguf {output.gguf:q} --facts {output.facts:q}"
+        " --log {log:q} --threads {threads}"
+        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

@@ -1,0 +1,52 @@
+# A recipe is rendered, then resolved to a plan: which type each tensor gets, and
+# why. Both need the source's header alone, and come first: a wrong recipe is
+# refused before hours of work.
+
+
+rule render_recipe:
+    input:
+        model=lambda w: ancient(source_of(w.model)),
+        template=lambda w: ancient(template_of(recipe_of(w.model, w.recipe).template)),
+    output:
+        f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
+    params:
+        spec=lambda w: render_spec(w.model, w.recipe),
+    log:
+        f"{RESULTS}/{{model}}/logs/recipes/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/recipes/{{recipe}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    priority: 10
+    resources:
+        mem_mb=500,
+    message:
+        "{wildcards.model}: recipe {wildcards.recipe}"
+    shell:
+        "python -m quantmill.recipe.render --spec {params.spec:q} --model {input.model[0]:q}"
+        " --template {input.template:q} --out {output:q} --log {log:q}"
+
+
+rule plan_types:
+    input:
+        model=lambda w: ancient(source_of(w.model)),
+        recipe=ancient(f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml"),
+    output:
+        plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
+        report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
+    params:
+        spec=lambda w: plan_spec(w.model, w.recipe),
+    log:
+        f"{RESULTS}/{{model}}/logs/plans/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/plans/{{recipe}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    priority: 10
+    resources:
+        mem_mb=1000,
+    message:
+        "{wildcards.model}: plan of {wildcards.recipe}"
+    shell:
+        "python -m quantmill.recipe.plan --spec {params.spec:q} --model {input.model[0]:q}"
+        " --recipe {input.recipe:q} --plan {output.plan:q} --report {output.report:q} --log {log:q}"

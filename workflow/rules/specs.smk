@@ -1,0 +1,171 @@
+# The spec of every output: canonical JSON of all that decides it, as a function of
+# names alone. What it is made from enters by its own spec's digest, so that a
+# change far up reaches all that hangs on it, whatever the files' times say: that
+# is why the rules can call their inputs ancient. Nothing else of the config
+# reaches a stage.
+
+
+def refusal(spec_of):
+    """Cache a builder of specs, and let bad input that it meets end the run with one line."""
+
+    @cache
+    def wrapped(*names):
+        with refusing():
+            return spec_of(*names)
+
+    return wrapped
+
+
+@refusal
+def engine():
+    return library.digest(MEMO.sha256)
+
+
+@refusal
+def source_sha256(model):
+    """Identity of the source: of its bytes, or of the commit that it is fetched from."""
+    source = cfg.models[model].source
+    if isinstance(source, user.HubSource):
+        return spec.digest(source.model_dump())
+    digests = [MEMO.sha256(Path(file)) for file in source_of(model)]
+    return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
+
+
+@refusal
+def file_sha256(path):
+    return MEMO.sha256(Path(path))
+
+
+@refusal
+def recipe_of(model, recipe):
+    recipes = cfg.recipes_of(model)
+    if recipe not in recipes:
+        raise QuantmillError(f"{model} has no recipe {recipe}", config_file, f"it has {', '.join(recipes)}")
+    return recipes[recipe]
+
+
+def imatrix_facts(model):
+    """What a GGUF says of the imatrix that it was made with."""
+    chunks = cfg.imatrix_of(model)
+    return chunks and {"file": f"{model}-imatrix.gguf", "dataset": chunks.corpus, "chunks": chunks.chunks}
+
+
+@refusal
+def fetch_spec(model, file):
+    source = cfg.models[model].source
+    return spec.make("model.fetch", {"repo": source.hf, "file": file, "revision": source.revision}, {})
+
+
+@refusal
+def manifest_spec(model):
+    return spec.make("model.manifest", {}, {"source": source_sha256(model)})
+
+
+@refusal
+def corpus_spec(model, corpus):
+    used = cfg.corpora_of(model)
+    if corpus not in used:
+        raise QuantmillError(f"{model} does not use the corpus {corpus}", config_file, f"it uses {', '.join(used)}")
+    chosen, chunks = cfg.corpora[corpus], used[corpus]
+    settings = {
+        "corpus": corpus,
+        "seed": chosen.seed,
+        "context": chunks.context,
+        "chunks": chunks.chunks,
+        "sources": [source.model_dump(exclude={"path"}) for source in chosen.sources],
+    }
+    made_from = {
+        "source": source_sha256(model),
+        "files": [file_sha256(path) for path in corpus_sources_of(corpus)],
+        "disjoint_from": [
+            spec.digest(corpus_spec(model, cfg.imatrix_of(model).corpus)) for _ in disjoint_from(model, corpus)
+        ],
+    }
+    return spec.make("corpus.build", settings, made_from, engine=engine())
+
+
+@refusal
+def imatrix_spec(model):
+    chunks = cfg.imatrix_of(model)
+    if chunks is None:
+        raise QuantmillError(f"{model} has no imatrix", config_file, "give it one under imatrix")
+    made_from = {
+        "source": source_sha256(model),
+        "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
+    }
+    return spec.make("measure.imatrix", chunks.model_dump(), made_from, engine=engine())
+
+
+@refusal
+def render_spec(model, recipe):
+    chosen = recipe_of(model, recipe)
+    made_from = {"source": source_sha256(model), "template": file_sha256(template_of(chosen.template))}
+    return spec.make("recipe.render", {"recipe": recipe, "parameters": chosen.parameters}, made_from)
+
+
+@refusal
+def plan_spec(model, recipe):
+    made_from = {"source": source_sha256(model), "recipe": spec.digest(render_spec(model, recipe))}
+    settings = {"recipe": recipe, "imatrix": imatrix_facts(model)}
+    return spec.make("recipe.plan", settings, made_from, engine=engine())
+
+
+@refusal
+def quantize_spec(model, recipe):
+    made_from = {
+        "manifest": spec.digest(manifest_spec(model)),
+        "plan": spec.digest(plan_spec(model, recipe)),
+        "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
+    }
+    return spec.make("quantize.write", {"imatrix": imatrix_facts(model)}, made_from, engine=engine())
+
+
+@refusal
+def gguf_identity(model, recipe):
+    return source_sha256(model) if recipe == "source" else spec.digest(quantize_spec(model, recipe))
+
+
+@refusal
+def perplexity_spec(model, recipe):
+    chunks = cfg.bench_of(model).perplexity
+    if chunks is None:
+        raise QuantmillError(f"{model} has no perplexity", config_file, "give it one under bench")
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
+    }
+    return spec.make("measure.perplexity", chunks.model_dump(), made_from, engine=engine())
+
+
+@refusal
+def speed_spec(model, recipe):
+    speed = cfg.bench_of(model).speed
+    if speed is None:
+        raise QuantmillError(f"{model} has no speed", config_file, "give it one under bench")
+    made_from = {"model": gguf_identity(model, recipe)}
+    return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
+
+
+@refusal
+def card_spec(model):
+    bench, recipes = cfg.bench_of(model), list(cfg.recipes_of(model))
+    rows = ["source", *recipes]
+    settings = {
+        "model": model,
+        "recipes": recipes,
+        "card": cfg.models[model].card.model_dump(exclude_none=True),
+        "imatrix": cfg.imatrix_of(model) is not None,
+        "perplexity": bench.perplexity is not None,
+        "speed": bench.speed is not None,
+        "toolchain": {"llama-cpp-python": version("llama-cpp-python")},
+    }
+    made_from = {
+        "template": file_sha256(CARD_TEMPLATE),
+        "manifest": spec.digest(manifest_spec(model)),
+        "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
+        "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
+        "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
+        "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
+        "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
+    }
+    return spec.make("card.write", settings, made_from)
