@@ -62,7 +62,8 @@ class Workspace:
 
     def stage(self, stage: str, config: Any, *arguments: str | Path, store: bool = False) -> Command:
         """`python -m quantmill.STAGE` with its spec and log, on all cores."""
-        made = spec.make(stage, config, {}, engine=engine_digest())
+        source = file_digest(self.model)
+        made = spec.make(stage, config, {"source": source, "model": source}, engine=engine_digest())
         command: Command = [sys.executable, "-m", f"quantmill.{stage}", "--spec", made]
         command += ["--log", self.path(f"logs/{stage}.log"), *arguments]
         return [*command, "--threads", str(THREADS), "--store", self.store] if store else command
@@ -149,6 +150,9 @@ class Workspace:
     def _imatrix(self) -> dict[str, Any]:
         report = json.loads(self.path("imatrix.json").read_text())
         return {"file": "bench-imatrix.gguf", "dataset": "imatrix", "chunks": report["chunks"]}
+
+
+file_digest = cache(spec.file_sha256)
 
 
 @cache

@@ -37,7 +37,7 @@ def _imatrix(model: str, chunks: np.ndarray, store: Store) -> formats.Imatrix:
     shard = imatrix.measure(
         DATA / f"tiny-{model}.gguf", chunks, identity={"model": model}, threads=2, store=store, log=Log()
     )
-    names = {weight for weight in shard.leader}
+    names = set(shard.leader)
     return formats.Imatrix("text.txt", len(chunks), CONTEXT, imatrix.entries(shard, names))
 
 
@@ -48,7 +48,9 @@ def test_imatrix_is_llama_imatrix_s(tmp_path, model):
     assert found.entries.keys() == expected.entries.keys()
     for name, entry in expected.entries.items():
         assert np.array_equal(found.entries[name].counts, entry.counts), name
-        assert np.allclose(found.entries[name].in_sum2.ravel(), entry.in_sum2.ravel(), rtol=1e-4, atol=0), name
+        assert np.allclose(found.entries[name].in_sum2.ravel(), entry.in_sum2.ravel(), rtol=1e-4, atol=0), (
+            name
+        )
 
 
 @pytest.mark.parametrize("model", ["llama", "moe"])
@@ -97,7 +99,12 @@ def test_shards_are_reused_and_the_same_again(tmp_path):
 @pytest.mark.parametrize("model", ["llama", "moe"])
 def test_perplexity_is_llama_perplexity_s(tmp_path, model):
     nll, _ = perplexity.measure(
-        DATA / f"tiny-{model}.gguf", _chunks(model, 20), identity={}, threads=2, store=Store(tmp_path), log=Log()
+        DATA / f"tiny-{model}.gguf",
+        _chunks(model, 20),
+        identity={},
+        threads=2,
+        store=Store(tmp_path),
+        log=Log(),
     )
     assert nll.shape == (20, CONTEXT // 2 - 1)
     found = perplexity.report({"corpus": "text", "context": CONTEXT}, nll, 0)

@@ -12,10 +12,10 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,33 +27,42 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quantmill.errors import QuantmillError
+from quantmill.refusal import explain, refuse, refuse_twice
 from quantmill.spec import canonical
 
 _UNITS = {
     "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
 }  # fmt: skip
-_SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
-_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
 _SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
 
 # Names become the names of files: no separators, no spaces, no `..`.
-Name = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$", max_length=100)
-]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
+_PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_GGUF = r"^.+\.gguf$"
+_INSIDE = r"^[^/].*\.gguf$"
+_REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+_COMMIT = r"^[0-9a-f]{40}$"
+_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
+_SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
+_HINTS = {
+    _NAME: "names become file names: letters, digits and . _ + - between them",
+    _PACKAGE: "give the name by which the package is imported",
+    _GGUF: "a .gguf file is expected",
+    _INSIDE: "a .gguf file is expected, relative to the package or repository",
+    _REPOSITORY: "a repository is organisation/name",
+    _COMMIT: "give the whole commit, 40 hexadecimal digits",
+    _FOLDER: "give a folder's name without braces",
+    _SIZE: "a size is a number and its unit, such as 50 GiB",
+}
+
+Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1)]
-GgufFile = Annotated[str, StringConstraints(pattern=r"^[^/].*\.gguf$")]
+GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def _refuse(kind: str, text: str, field: str = "") -> PydanticCustomError:
-    """An error of a validator: `text` as it is, at `field` below the place where it arose."""
-    # The text goes in by a placeholder: braces in it are no placeholders themselves.
-    return PydanticCustomError(kind, "{text}", {"text": text, "field": field})  # type: ignore[arg-type]
 
 
 class _Strict(BaseModel):
@@ -71,29 +80,29 @@ class _Strict(BaseModel):
                     near = difflib.get_close_matches(str(field), cls.model_fields, 1)
                     fields = ", ".join(cls.model_fields)
                     cure = f"did you mean {near[0]}?" if near else f"known here: {fields}"
-                    raise _refuse("unknown_field", f"unknown field; {cure}", str(field))
+                    raise refuse("unknown_field", f"unknown field; {cure}", str(field))
         return given
 
 
 class PackageSource(_Strict):
     """A GGUF that an installed Python package holds."""
 
-    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    package: Annotated[str, StringConstraints(pattern=_PACKAGE)]
     file: GgufFile
 
 
 class PathSource(_Strict):
     """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf)."""
 
-    path: Annotated[str, StringConstraints(pattern=r".\.gguf$")]
+    path: Annotated[str, StringConstraints(pattern=_GGUF)]
 
 
 class HubSource(_Strict):
     """A GGUF of a Hugging Face repository, pinned by the commit."""
 
-    hf: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    hf: Annotated[str, StringConstraints(pattern=_REPOSITORY)]
     file: GgufFile
-    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    revision: Annotated[str, StringConstraints(pattern=_COMMIT)]
 
 
 def _kind_of_source(given: Any) -> str:
@@ -112,13 +121,13 @@ Source = Annotated[
 class Card(_Strict):
     """What the model card says besides what was measured."""
 
-    license: Text | None = Field(None, description="the licence's identifier, such as apache-2.0")
-    base_model: Texts | None = Field(None, description="repository of the model that was converted")
+    license: Text | None = Field(default=None, description="the licence's identifier, such as apache-2.0")
+    base_model: Texts | None = Field(default=None, description="repository of the model that was converted")
     title: Text | None = None
     language: Texts | None = None
     tags: list[Text] | None = None
     pipeline_tag: Text | None = None
-    about: Text | None = Field(None, description="why these files were made")
+    about: Text | None = Field(default=None, description="why these files were made")
     credits: Text | None = None
 
 
@@ -127,9 +136,13 @@ class CorpusSource(_Strict):
 
     name: Name
     path: Text
-    column: Text | None = Field(None, description="default: content, text, messages or the only text column")
-    rows: Count | None = Field(None, description="at most so many rows, drawn by the seed")
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="share of the tokens")
+    column: Text | None = Field(
+        default=None, description="default: content, text, messages or the only text column"
+    )
+    rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=1.0, description="share of the tokens"
+    )
 
 
 class Corpus(_Strict):
@@ -140,7 +153,7 @@ class Corpus(_Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> Corpus:
-        _refuse_twice("sources", [source.name for source in self.sources])
+        refuse_twice("sources", [source.name for source in self.sources])
         return self
 
 
@@ -149,7 +162,7 @@ class Chunks(_Strict):
 
     corpus: Name
     chunks: Count
-    context: Annotated[int, Field(ge=8)] = Field(512, description="tokens of a chunk")
+    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
 
 
 class Speed(_Strict):
@@ -181,7 +194,7 @@ class Recipe(_Strict):
             try:
                 canonical(value)
             except (TypeError, ValueError):
-                raise _refuse("plain", f"{value} is no plain value; put it in quotes", field) from None
+                raise refuse("plain", f"{value} is no plain value; put it in quotes", field) from None
         return self
 
     @property
@@ -196,10 +209,10 @@ def _kind_of_recipe(given: Any) -> str:
 
 def _distinct_recipes(recipes: list[str | Recipe]) -> list[str | Recipe]:
     names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
-    _refuse_twice("", names)
+    refuse_twice("", names)
     if "source" in names:
         where = f"[{names.index('source')}]"
-        raise _refuse("reserved", "the name `source` is the source model's own; choose another", where)
+        raise refuse("reserved", "the name `source` is the source model's own; choose another", where)
     return recipes
 
 
@@ -221,14 +234,14 @@ class Model(_Strict):
     source: Source
     card: Card = Card()
     recipes: Recipes | None = None
-    imatrix: Chunks | None = Field(None, description="null: none for this model")
+    imatrix: Chunks | None = Field(default=None, description="null: none for this model")
     bench: Bench | None = None
 
 
 class Store(_Strict):
     """The content-addressed store of finished work."""
 
-    path: Text | None = Field(None, description="default: .store in the results")
+    path: Text | None = Field(default=None, description="default: .store in the results")
     max: Annotated[str, StringConstraints(pattern=_SIZE)] | Count = "50 GiB"
 
     @property
@@ -255,7 +268,7 @@ class Config(_Strict):
     def _consistent(self) -> Config:
         for name, model in self.models.items():
             if self.recipes is None and model.recipes is None:
-                raise _refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
+                raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
             self._check_corpora(f"models.{name}." if model.imatrix else "", f"models.{name}.", name)
         return self
 
@@ -266,10 +279,10 @@ class Config(_Strict):
             if used is not None and used.corpus not in self.corpora:
                 near = difflib.get_close_matches(used.corpus, self.corpora, 1)
                 cure = f"did you mean {near[0]}?" if near else "define it under corpora"
-                raise _refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{where}.corpus")
+                raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{where}.corpus")
         if imatrix and perplexity and imatrix.corpus == perplexity.corpus:
             text = f"{imatrix.corpus} is the imatrix's corpus too; measure on one of its own"
-            raise _refuse("same_corpus", text, f"{bench_at}bench.perplexity.corpus")
+            raise refuse("same_corpus", text, f"{bench_at}bench.perplexity.corpus")
 
     def imatrix_of(self, model: str) -> Chunks | None:
         """The model's own imatrix section, if it has one, else the file's."""
@@ -305,27 +318,7 @@ def parse(data: Any, file: str = "config.yaml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise QuantmillError(*_explain(error.errors(include_url=False)[0], file)) from None
-
-
-def check_duplicates(path: Path) -> None:
-    """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
-    try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise QuantmillError(f"no valid YAML ({error})", path) from None
-    nodes = [root] if root is not None else []
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value]
-            for number, (key, value) in enumerate(node.value):
-                if key.value in keys[:number]:
-                    where = f"{path}: line {key.start_mark.line + 1}"
-                    raise QuantmillError(f"{key.value} is there twice", where, "rename or remove one")
-                nodes.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            nodes.extend(node.value)
+        raise explain(error, file, _HINTS) from None
 
 
 def source_files(config: Config, model: str) -> list[Path]:
@@ -356,8 +349,17 @@ def source_files(config: Config, model: str) -> list[Path]:
     return [first.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
-def check_files(config: Config, file: str = "config.yaml") -> None:
-    """Refuse a source or a corpus file that does not exist, before any work starts."""
+def template_file(template: str, folders: Iterable[Path]) -> Path | None:
+    """The file of a recipe's template in the first of the folders that has it."""
+    files = (folder / f"{template}.yaml.j2" for folder in folders)
+    return next((file for file in files if file.is_file()), None)
+
+
+def check_files(config: Config, file: str, templates: list[Path]) -> None:
+    """Refuse a source, a corpus file or a template that does not exist, before any work starts.
+
+    `templates` are the folders in which templates are looked for, first one first.
+    """
     for name, model in config.models.items():
         if not isinstance(model.source, HubSource):
             for path in source_files(config, name):
@@ -366,6 +368,15 @@ def check_files(config: Config, file: str = "config.yaml") -> None:
     for name in sorted(used):
         for number, source in enumerate(config.corpora[name].sources):
             _check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
+    for recipe in (recipe for model in config.models for recipe in config.recipes_of(model).values()):
+        if template_file(recipe.template, templates) is None:
+            known = sorted(
+                {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
+            )
+            what = f"no template {recipe.template}.yaml.j2 in {' or '.join(map(str, templates))}"
+            raise QuantmillError(
+                what, f"{file}: recipe {recipe.name}", f"there is {', '.join(known) or 'none'}"
+            )
 
 
 def schema() -> dict[str, Any]:
@@ -376,68 +387,6 @@ def schema() -> dict[str, Any]:
 def _check_file(path: Path, where: str) -> None:
     if not path.is_file():
         raise QuantmillError(f"no such file: {path}", where, "check the path")
-
-
-def _refuse_twice(where: str, names: list[str]) -> None:
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise _refuse("twice", f"{name} is there twice; rename or remove one", f"{where}[{number}]")
-
-
-def _explain(error: ErrorDetails, file: str) -> tuple[str, str]:
-    """(what, where) of one of pydantic's errors."""
-    context = error.get("ctx", {})
-    where = file + ": " + _path((*error["loc"], *_split(context.get("field", ""))))
-    given = error["input"]
-    if "text" in context:
-        return context["text"], where.removesuffix(": ")
-    messages: dict[str, str] = {
-        "missing": "missing field; add it",
-        "string_type": f"must be text, not {_short(given)}; put it in quotes",
-        "string_pattern_mismatch": f"{_short(given)} is not allowed; {_hint(context.get('pattern', ''))}",
-        "model_type": f"must be a mapping of fields, not {_short(given)}",
-        "dict_type": f"must be a mapping of fields, not {_short(given)}",
-        "too_short": "is empty; give at least one",
-        "list_type": f"must be a list, not {_short(given)}",
-    }
-    what = messages.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_short(given)}")
-    return what, where
-
-
-def _split(field: str) -> list[str]:
-    """The parts of a validator's own path; `[0]` stays one part, a model's dots are not told apart."""
-    return [part for part in re.split(r"(?=\[)", field) if part]
-
-
-def _path(parts: tuple[Any, ...]) -> str:
-    """`models.x.recipes[2].name` of pydantic's location; tags of unions and the like left out."""
-    path = ""
-    for part in parts:
-        text = f"[{part}]" if isinstance(part, int) else str(part)
-        if re.fullmatch(r"<\w+>|\[key\]|function-.*|str|int|constrained-str|list\[.*\]", text):
-            continue
-        path += text if text.startswith("[") else f".{text}"
-    return path.removeprefix(".")
-
-
-_HINTS: dict[str, str] = {
-    r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$": (
-        "names become file names: letters, digits and . _ + - between them"
-    ),
-    _SIZE: "a size is a number and its unit, such as 50 GiB",
-    _FOLDER: "a folder's name without braces",
-    r"^[0-9a-f]{40}$": "give the whole commit, 40 hexadecimal digits",
-    r"^[\w.-]+/[\w.-]+$": "a repository is organisation/name",
-}
-
-
-def _hint(pattern: str) -> str:
-    return _HINTS.get(pattern, "a .gguf file is expected" if "gguf" in pattern else f"it must match {pattern}")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
-from quantmill.files import write_atomically
+from quantmill.files import writing
 
 _MAGIC = b"quantmill-unit-1"
 _HEAD = len(_MAGIC) + 32
@@ -46,7 +46,7 @@ class Store:
         """The key of a unit: the digest of its kind, version and whatever determines it."""
         return spec.digest({"kind": kind, "version": version, "by": determined_by})
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> memoryview | None:
         """The unit's payload, or None where it is missing or damaged."""
         path = self._path(key)
         try:
@@ -62,17 +62,18 @@ class Store:
             return None
         with suppress(FileNotFoundError):
             os.utime(path)
-        return bytes(payload)
+        return payload
 
     def put(self, key: str, payload: bytes | memoryview) -> None:
         """Keep a payload under its key."""
         path = self._path(key)
-        head = _MAGIC + hashlib.sha256(payload).digest()
-        write_atomically(path, b"".join((head, payload)), durable=False)
+        with writing(path, durable=False) as file:
+            file.write(_MAGIC + hashlib.sha256(payload).digest())
+            file.write(payload)
         self._written += _HEAD + len(payload)
         self._trim()
 
-    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes:
+    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes | memoryview:
         """The unit's payload, made and kept if the store lacks it."""
         found = self.get(key)
         if found is not None:

@@ -5,11 +5,9 @@ rule measure_perplexity:
     input:
         model=lambda w: ancient(gguf_of(w.model, w.row)),
         facts=lambda w: ancient(facts_of(w.model, w.row)),
-        corpus=lambda w: ancient(of(w.model, f"corpus/{cfg.bench_of(w.model).perplexity.corpus}.parquet")),
+        corpus=lambda w: ancient(corpus_of(w.model, held_out_of(w.model))),
     output:
         f"{RESULTS}/{{model}}/bench/{{row}}/perplexity.json",
-    params:
-        spec=lambda w: perplexity_spec(w.model, w.row),
     log:
         f"{RESULTS}/{{model}}/logs/perplexity/{{row}}.log",
     benchmark:
@@ -19,6 +17,8 @@ rule measure_perplexity:
     threads: CORES
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 2000),
+    params:
+        spec=lambda w: perplexity_spec(w.model, w.row),
     message:
         "{wildcards.model}: perplexity of {wildcards.row}"
     shell:
@@ -34,8 +34,6 @@ rule measure_speed:
         facts=lambda w: ancient(facts_of(w.model, w.row)),
     output:
         f"{RESULTS}/{{model}}/bench/{{row}}/speed.json",
-    params:
-        spec=lambda w: speed_spec(w.model, w.row),
     log:
         f"{RESULTS}/{{model}}/logs/speed/{{row}}.log",
     benchmark:
@@ -46,6 +44,8 @@ rule measure_speed:
     threads: CORES
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 2000),
+    params:
+        spec=lambda w: speed_spec(w.model, w.row),
     message:
         "{wildcards.model}: speed of {wildcards.row}"
     shell:

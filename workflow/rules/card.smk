@@ -18,9 +18,6 @@ rule write_card:
             caption="../report/plots.rst",
             category="{model}",
         ),
-    params:
-        spec=lambda w: card_spec(w.model),
-        results=lambda w: of(w.model, ""),
     log:
         f"{RESULTS}/{{model}}/logs/card.log",
     benchmark:
@@ -29,6 +26,9 @@ rule write_card:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
+    params:
+        spec=lambda w: card_spec(w.model),
+        results=lambda w: of(w.model, ""),
     message:
         "{wildcards.model}: model card"
     shell:

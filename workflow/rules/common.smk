@@ -14,6 +14,8 @@ from quantmill import config as user
 from quantmill import spec
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.refusal import check_duplicates
+
 
 @contextmanager
 def refusing():
@@ -25,12 +27,27 @@ def refusing():
         sys.exit(1)
 
 
+def refusal(find):
+    """Cache a function of names, and let bad input that it meets end the run with one line."""
+
+    @cache
+    def wrapped(*names):
+        with refusing():
+            return find(*names)
+
+    return wrapped
+
+
+# The user's own templates come before the workflow's.
+TEMPLATES = [Path("recipes"), Path(workflow.basedir) / "recipes"]
+
 with refusing():
-    for file in workflow.configfiles:
-        user.check_duplicates(Path(file))
-    config_file = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else "--config"
+    config_files = [os.path.relpath(file) for file in workflow.configfiles]
+    config_file = " + ".join(config_files) or "--config"
+    for file in config_files:
+        check_duplicates(Path(file))
     cfg = user.parse(config, config_file)
-    user.check_files(cfg, config_file)
+    user.check_files(cfg, config_file, TEMPLATES)
 
 RESULTS = Path(cfg.results)
 STORE = cfg.store_path
@@ -88,13 +105,18 @@ def corpus_sources_of(corpus):
 def disjoint_from(model, corpus):
     """The calibration corpus, which a held-out corpus must share no row with; or nothing."""
     imatrix = cfg.imatrix_of(model)
-    return [of(model, f"corpus/{imatrix.corpus}.parquet")] if imatrix and imatrix.corpus != corpus else []
+    return [corpus_of(model, imatrix)] if imatrix and imatrix.corpus != corpus else []
 
 
 def corpus_options(model, corpus):
     """The arguments of corpus.build that vary in number."""
     sources = [f"--source={source.name}={source.path}" for source in cfg.corpora[corpus].sources]
-    return shlex.join([*sources, *(f"--disjoint-from={path}" for path in disjoint_from(model, corpus))])
+    return shlex.join(
+        [
+            *sources,
+            *(f"--disjoint-from={path}" for path in disjoint_from(model, corpus)),
+        ]
+    )
 
 
 def imatrix_option(model):
@@ -102,15 +124,45 @@ def imatrix_option(model):
     return shlex.join(f"--imatrix={path}" for path in imatrix_of(model))
 
 
-@cache
-def template_of(template):
-    """A recipe's template: the working directory's own, else one of the workflow's."""
-    places = [Path("recipes"), Path(workflow.basedir) / "recipes"]
-    files = [place / f"{template}.yaml.j2" for place in places]
-    for file in files:
-        if file.is_file():
-            return str(file)
-    raise QuantmillError("no such template", files[0], "name one of recipes/, without .yaml.j2")
+@refusal
+def recipe_of(model, recipe):
+    """A recipe of the model."""
+    recipes = cfg.recipes_of(model)
+    if recipe not in recipes:
+        raise QuantmillError(
+            f"{model} has no recipe {recipe}",
+            config_file,
+            f"it has {', '.join(recipes)}",
+        )
+    return recipes[recipe]
+
+
+@refusal
+def calibration_of(model):
+    """The model's imatrix section."""
+    chunks = cfg.imatrix_of(model)
+    if chunks is None:
+        raise QuantmillError(f"{model} has no imatrix", config_file, "give it one under imatrix")
+    return chunks
+
+
+@refusal
+def held_out_of(model):
+    """The model's perplexity section."""
+    chunks = cfg.bench_of(model).perplexity
+    if chunks is None:
+        raise QuantmillError(f"{model} has no perplexity", config_file, "give it one under bench")
+    return chunks
+
+
+def template_of(model, recipe):
+    """A recipe's template."""
+    return str(user.template_file(recipe_of(model, recipe).template, TEMPLATES))
+
+
+def corpus_of(model, chunks):
+    """The corpus that a section names."""
+    return of(model, f"corpus/{chunks.corpus}.parquet")
 
 
 def bench_of(model, row):
@@ -160,7 +212,13 @@ def measured_in(model):
 def results_of(model):
     """All that is made of a model, so that whatever is deleted is made again."""
     corpora = [of(model, f"corpus/{corpus}.parquet") for corpus in cfg.corpora_of(model)]
-    made = [described_in(model), corpora, imatrices_of(model), quants_of(model), measured_in(model)]
+    made = [
+        described_in(model),
+        corpora,
+        imatrices_of(model),
+        quants_of(model),
+        measured_in(model),
+    ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
 
 
@@ -184,6 +242,7 @@ FETCHED = {
     for file in source_of(model)
     if isinstance(cfg.models[model].source, user.HubSource)
 }
+
 
 def names(known):
     """The regular expression of the known names, and of no other."""

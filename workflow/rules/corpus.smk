@@ -9,10 +9,6 @@ rule build_corpus:
     output:
         corpus=f"{RESULTS}/{{model}}/corpus/{{corpus}}.parquet",
         report=f"{RESULTS}/{{model}}/corpus/{{corpus}}.json",
-    params:
-        spec=lambda w: corpus_spec(w.model, w.corpus),
-        # The inputs under their names, as words of the command line.
-        options=lambda w: corpus_options(w.model, w.corpus),
     log:
         f"{RESULTS}/{{model}}/logs/corpus/{{corpus}}.log",
     benchmark:
@@ -21,6 +17,10 @@ rule build_corpus:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=2000,
+    params:
+        spec=lambda w: corpus_spec(w.model, w.corpus),
+        # The inputs under their names, as words of the command line.
+        options=lambda w: corpus_options(w.model, w.corpus),
     message:
         "{wildcards.model}: corpus {wildcards.corpus}"
     shell:

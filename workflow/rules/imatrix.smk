@@ -4,13 +4,11 @@
 rule measure_imatrix:
     input:
         model=lambda w: ancient(source_of(w.model)),
-        corpus=lambda w: ancient(of(w.model, f"corpus/{cfg.imatrix_of(w.model).corpus}.parquet")),
+        corpus=lambda w: ancient(corpus_of(w.model, calibration_of(w.model))),
     output:
         gguf=f"{RESULTS}/{{model}}/imatrix.gguf",
         dat=f"{RESULTS}/{{model}}/imatrix.dat",
         report=f"{RESULTS}/{{model}}/imatrix.json",
-    params:
-        spec=lambda w: imatrix_spec(w.model),
     log:
         f"{RESULTS}/{{model}}/logs/imatrix.log",
     benchmark:
@@ -20,6 +18,8 @@ rule measure_imatrix:
     threads: CORES
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.2, 2000),
+    params:
+        spec=lambda w: imatrix_spec(w.model),
     message:
         "{wildcards.model}: importance matrix"
     shell:

@@ -11,9 +11,6 @@ rule quantize:
     output:
         gguf=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.gguf",
         facts=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.json",
-    params:
-        spec=lambda w: quantize_spec(w.model, w.recipe),
-        options=lambda w: imatrix_option(w.model),
     log:
         f"{RESULTS}/{{model}}/logs/gguf/{{recipe}}.log",
     benchmark:
@@ -23,6 +20,9 @@ rule quantize:
     threads: CORES
     resources:
         mem_mb=4000,
+    params:
+        spec=lambda w: quantize_spec(w.model, w.recipe),
+        options=lambda w: imatrix_option(w.model),
     message:
         "{wildcards.model}: quantizing {wildcards.recipe}"
     shell:

@@ -6,20 +6,20 @@
 rule render_recipe:
     input:
         model=lambda w: ancient(source_of(w.model)),
-        template=lambda w: ancient(template_of(recipe_of(w.model, w.recipe).template)),
+        template=lambda w: ancient(template_of(w.model, w.recipe)),
     output:
         f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
-    params:
-        spec=lambda w: render_spec(w.model, w.recipe),
     log:
         f"{RESULTS}/{{model}}/logs/recipes/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/recipes/{{recipe}}.tsv"
+    priority: 10
     conda:
         "../../envs/quantmill.yaml"
-    priority: 10
     resources:
         mem_mb=500,
+    params:
+        spec=lambda w: render_spec(w.model, w.recipe),
     message:
         "{wildcards.model}: recipe {wildcards.recipe}"
     shell:
@@ -34,17 +34,17 @@ rule plan_types:
     output:
         plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
         report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
-    params:
-        spec=lambda w: plan_spec(w.model, w.recipe),
     log:
         f"{RESULTS}/{{model}}/logs/plans/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/plans/{{recipe}}.tsv"
+    priority: 10
     conda:
         "../../envs/quantmill.yaml"
-    priority: 10
     resources:
         mem_mb=1000,
+    params:
+        spec=lambda w: plan_spec(w.model, w.recipe),
     message:
         "{wildcards.model}: plan of {wildcards.recipe}"
     shell:

@@ -4,14 +4,14 @@
 rule fetch_source:
     output:
         f"{RESULTS}/{{model}}/source/{{file}}",
-    params:
-        spec=lambda w: fetch_spec(w.model, w.file),
     log:
         f"{RESULTS}/{{model}}/logs/fetch/{{file}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/fetch/{{file}}.tsv"
     conda:
         "../../envs/quantmill.yaml"
+    params:
+        spec=lambda w: fetch_spec(w.model, w.file),
     message:
         "{wildcards.model}: fetching {wildcards.file}"
     shell:
@@ -24,8 +24,6 @@ rule list_tensors:
     output:
         manifest=f"{RESULTS}/{{model}}/manifest.tsv",
         facts=f"{RESULTS}/{{model}}/model.json",
-    params:
-        spec=lambda w: manifest_spec(w.model),
     log:
         f"{RESULTS}/{{model}}/logs/manifest.log",
     benchmark:
@@ -35,6 +33,8 @@ rule list_tensors:
     threads: CORES
     resources:
         mem_mb=1000,
+    params:
+        spec=lambda w: manifest_spec(w.model),
     message:
         "{wildcards.model}: listing the source's tensors"
     shell:

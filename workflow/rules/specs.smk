@@ -5,17 +5,6 @@
 # reaches a stage.
 
 
-def refusal(spec_of):
-    """Cache a builder of specs, and let bad input that it meets end the run with one line."""
-
-    @cache
-    def wrapped(*names):
-        with refusing():
-            return spec_of(*names)
-
-    return wrapped
-
-
 @refusal
 def engine():
     return library.digest(MEMO.sha256)
@@ -36,24 +25,24 @@ def file_sha256(path):
     return MEMO.sha256(Path(path))
 
 
-@refusal
-def recipe_of(model, recipe):
-    recipes = cfg.recipes_of(model)
-    if recipe not in recipes:
-        raise QuantmillError(f"{model} has no recipe {recipe}", config_file, f"it has {', '.join(recipes)}")
-    return recipes[recipe]
-
-
 def imatrix_facts(model):
     """What a GGUF says of the imatrix that it was made with."""
     chunks = cfg.imatrix_of(model)
-    return chunks and {"file": f"{model}-imatrix.gguf", "dataset": chunks.corpus, "chunks": chunks.chunks}
+    return chunks and {
+        "file": f"{model}-imatrix.gguf",
+        "dataset": chunks.corpus,
+        "chunks": chunks.chunks,
+    }
 
 
 @refusal
 def fetch_spec(model, file):
     source = cfg.models[model].source
-    return spec.make("model.fetch", {"repo": source.hf, "file": file, "revision": source.revision}, {})
+    return spec.make(
+        "model.fetch",
+        {"repo": source.hf, "file": file, "revision": source.revision},
+        {},
+    )
 
 
 @refusal
@@ -65,7 +54,11 @@ def manifest_spec(model):
 def corpus_spec(model, corpus):
     used = cfg.corpora_of(model)
     if corpus not in used:
-        raise QuantmillError(f"{model} does not use the corpus {corpus}", config_file, f"it uses {', '.join(used)}")
+        raise QuantmillError(
+            f"{model} does not use the corpus {corpus}",
+            config_file,
+            f"it uses {', '.join(used)}",
+        )
     chosen, chunks = cfg.corpora[corpus], used[corpus]
     settings = {
         "corpus": corpus,
@@ -78,7 +71,8 @@ def corpus_spec(model, corpus):
         "source": source_sha256(model),
         "files": [file_sha256(path) for path in corpus_sources_of(corpus)],
         "disjoint_from": [
-            spec.digest(corpus_spec(model, cfg.imatrix_of(model).corpus)) for _ in disjoint_from(model, corpus)
+            spec.digest(corpus_spec(model, cfg.imatrix_of(model).corpus))
+            for _ in disjoint_from(model, corpus)
         ],
     }
     return spec.make("corpus.build", settings, made_from, engine=engine())
@@ -86,9 +80,7 @@ def corpus_spec(model, corpus):
 
 @refusal
 def imatrix_spec(model):
-    chunks = cfg.imatrix_of(model)
-    if chunks is None:
-        raise QuantmillError(f"{model} has no imatrix", config_file, "give it one under imatrix")
+    chunks = calibration_of(model)
     made_from = {
         "source": source_sha256(model),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
@@ -98,14 +90,20 @@ def imatrix_spec(model):
 
 @refusal
 def render_spec(model, recipe):
-    chosen = recipe_of(model, recipe)
-    made_from = {"source": source_sha256(model), "template": file_sha256(template_of(chosen.template))}
-    return spec.make("recipe.render", {"recipe": recipe, "parameters": chosen.parameters}, made_from)
+    settings = {"recipe": recipe, "parameters": recipe_of(model, recipe).parameters}
+    made_from = {
+        "source": source_sha256(model),
+        "template": file_sha256(template_of(model, recipe)),
+    }
+    return spec.make("recipe.render", settings, made_from)
 
 
 @refusal
 def plan_spec(model, recipe):
-    made_from = {"source": source_sha256(model), "recipe": spec.digest(render_spec(model, recipe))}
+    made_from = {
+        "source": source_sha256(model),
+        "recipe": spec.digest(render_spec(model, recipe)),
+    }
     settings = {"recipe": recipe, "imatrix": imatrix_facts(model)}
     return spec.make("recipe.plan", settings, made_from, engine=engine())
 
@@ -127,9 +125,7 @@ def gguf_identity(model, recipe):
 
 @refusal
 def perplexity_spec(model, recipe):
-    chunks = cfg.bench_of(model).perplexity
-    if chunks is None:
-        raise QuantmillError(f"{model} has no perplexity", config_file, "give it one under bench")
+    chunks = held_out_of(model)
     made_from = {
         "model": gguf_identity(model, recipe),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),

@@ -12,7 +12,7 @@ from quantmill.errors import QuantmillError
 
 
 def measured(nll: list[float], **fields: Any) -> dict[str, Any]:
-    return {"corpus_sha256": "c", "context": 512, "chunks": len(nll), "nll": nll} | fields
+    return {"corpus": "held-out", "context": 512, "chunks": len(nll), "nll": nll} | fields
 
 
 def test_the_difference_is_the_mean_of_the_chunks_differences_and_its_error_sd_over_root_n() -> None:
@@ -52,7 +52,7 @@ def test_the_interval_and_not_the_mean_decides() -> None:
     assert compare.paired(measured([1 + a for a in added * 8]), measured([1.0] * 40)).verdict == "worse"
 
 
-@pytest.mark.parametrize("field", ["corpus_sha256", "context", "chunks"])
+@pytest.mark.parametrize("field", ["corpus", "context", "chunks"])
 def test_other_chunks_are_refused(field: str) -> None:
     with pytest.raises(QuantmillError, match=rf"bench/Q4/perplexity\.json: {field} differs.*delete it"):
         compare.paired(measured([1.0] * 5), measured([1.0] * 5) | {field: 7}, "bench/Q4/perplexity.json")

@@ -57,6 +57,7 @@ def test_points_stand_at_their_size_and_change(tree: Tree) -> None:
         if len(line.get_xydata()) == 1
     ]
     wanted = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
+    wanted.append((results.facts["bytes"] / 2**20, 0.0))
     assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in wanted]
 
 

@@ -66,8 +66,16 @@ def test_a_file_no_smaller_than_its_quantized_source_is_said_to_be(tree: Tree) -
     results = read(folder, config)
     assert notes(results)["Q8_0"] == "no smaller than the source it was made from, and no better"
     assert notes(results)["source"].endswith("itself quantized (q4_1)")
-    assert advice.choice(results)[1] == "It is no smaller than the source it was made from."
+    assert advice.choice(results)[0] == "**Closest to the source is `Q5_K_M` (10.3 MiB)** (+0.80 ± 0.10 %)."
     assert advice.frontier(results) == {"Q5_K_M", "Q4_K_M"}
+
+
+def test_where_no_file_is_smaller_than_the_source_that_is_the_advice(tree: Tree) -> None:
+    folder, config = tree
+    edit(folder / "model.json", bytes=1_000_000)
+    first, second, *_ = advice.choice(read(folder, config))
+    assert first.startswith("**Take `Q6_K`")
+    assert second == "It is no smaller than the source it was made from: take that instead where you can."
 
 
 def test_two_files_of_the_same_tensors_are_said_to_be(make_tree: Callable[..., Tree]) -> None:

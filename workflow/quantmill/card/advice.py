@@ -28,18 +28,15 @@ def frontier(results: Results) -> set[str]:
 
 def smallest_same(results: Results) -> Quant | None:
     """The smallest quant whose perplexity is not measurably worse than the source's."""
-    found = [
-        q for q in results.quants if q.difference and q.difference.verdict in (compare.SAME, compare.BETTER)
-    ]
-    return min(found, key=lambda quant: quant.bytes, default=None)
+    same = [q for q in _worthwhile(results) if q.difference and q.difference.verdict != compare.WORSE]
+    return min(same, key=lambda quant: quant.bytes, default=None)
 
 
 def recommended(results: Results) -> Quant | None:
     """The first choice: that one, else the closest to the source; None where nothing can be told."""
-    told = [quant for quant in results.quants if quant.difference and not _few(quant)]
-    if results.absurd or not told:
+    if results.absurd or not _worthwhile(results):
         return None
-    return smallest_same(results) or min(told, key=_ratio)
+    return smallest_same(results) or min(_worthwhile(results), key=_ratio)
 
 
 def choice(results: Results) -> list[str]:
@@ -71,7 +68,9 @@ def choice(results: Results) -> list[str]:
         first = f"**Closest to the source is {_named(last)}**"
     sentences = [f"{first} ({_change(last)})."]
     if last.bytes >= results.facts["bytes"]:
-        sentences.append("It is no smaller than the source it was made from.")
+        sentences.append(
+            "It is no smaller than the source it was made from: take that instead where you can."
+        )
     near = [q for q in measured if q.difference and q.difference.percent_interval[1] < NEAR_PERCENT]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
@@ -125,6 +124,12 @@ def finding(results: Results) -> str:
     """What the picture of size against perplexity shows, for those who cannot see it (plain text)."""
     plain = " ".join(choice(results)).replace("*", "").replace("`", "")
     return f"Perplexity against file size, {len(results.quants)} files and the source. {plain}"
+
+
+def _worthwhile(results: Results) -> list[Quant]:
+    """What can be told apart and is smaller than the source; all of them where none is smaller."""
+    told = [quant for quant in results.quants if quant.difference and not _few(quant)]
+    return [quant for quant in told if quant.bytes < results.facts["bytes"]] or told
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:

@@ -68,7 +68,7 @@ def paired(ours: dict[str, Any], reference: dict[str, Any], where: str = "perple
     is why it is far smaller than the error of either perplexity. Raises
     QuantmillError (naming `where`) unless both saw the same chunks.
     """
-    for field in ("corpus_sha256", "context", "chunks"):
+    for field in ("corpus", "context", "chunks"):
         if ours[field] != reference[field]:
             raise QuantmillError(
                 f"{field} differs from the reference's ({ours[field]}, not {reference[field]})",

@@ -88,6 +88,10 @@ def draw_size_perplexity(results: Results) -> Figure:
     sizes = [point.size for point in points]
     room = 0.1 * (max(sizes) - min(sizes)) or 0.2 * max(sizes)
     axes.set_xlim(min(sizes) - room, max(sizes) + room)
+    # far off to the right as a rule, but a source that was quantized before may be among its files
+    axes.plot(
+        results.facts["bytes"] / unit, 0, "D", color=_ORANGE, markersize=7, markeredgecolor="white", zorder=4
+    )
     axes.set_xlabel(f"size of the file, {name}", fontsize=11)
     axes.set_ylabel(f"perplexity on {results.perplexity['corpus']}", fontsize=11)
     axes.tick_params(labelsize=10)

@@ -105,7 +105,8 @@ def front_matter(results: Results, config: dict[str, Any]) -> str:
             for quant in results.quants
             if quant.perplexity
         ]
-    return ModelCardData(license=card["license"], tags=tags, **more).to_yaml()
+    license = card.get("license") or results.facts["licence"]
+    return ModelCardData(license=license, tags=tags, **more).to_yaml()
 
 
 def main(args: argparse.Namespace, log: Log) -> None:

@@ -27,7 +27,7 @@ _CONTINUED = 5  # GGML_LOG_LEVEL_CONT
 _TENSOR: Final = re.compile(
     r"\[ *\d+/ *(\d+)\] (.+?) +- \[[\d, ]+\], type = +(\w+), size = [^(]*(?:\((\w+)\))?\s*"
 )
-# "warning: blk.0.attn_q.weight - ncols 576 not divisible by 256 (required for type q4_K) -> falling back to q5_0"
+# "warning: blk.0.attn_q - ncols 576 not divisible by 256 (required for type q4_K) -> falling back to q5_0"
 _FALLBACK: Final = re.compile(
     r"warning: (.+?) +- ncols +\d+ not divisible by +\d+ \(required for type +(\w+)\) .*-> falling back to .*"
 )
@@ -53,7 +53,14 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool) -> Mixture:
     `imatrix` says whether there will be one: having any changes some mixtures.
     QuantmillError with llama.cpp's own words where it refuses the model.
     """
-    command = [sys.executable, "-m", "quantmill.engine.dryrun", os.fspath(path), str(file_type), str(int(imatrix))]
+    command = [
+        sys.executable,
+        "-m",
+        "quantmill.engine.dryrun",
+        os.fspath(path),
+        str(file_type),
+        str(int(imatrix)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -86,26 +93,28 @@ def parse_log(log: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def _run(path: str, file_type: int, imatrix: bool) -> tuple[dict[str, str], dict[str, str]]:
     """One native dry run, in this process."""
+    import ctypes
+
     from llama_cpp import llama_cpp as native
 
     log: list[str] = []
     errors: list[str] = []
 
-    @native.llama_log_callback
     def listen(level: int, text: bytes, _: object) -> None:
         line = text.decode(errors="replace")
         log.append(line)
         if level == _ERROR or (level == _CONTINUED and errors):
             errors.append(line)
 
-    native.llama_log_set(listen, None)
+    callback = native.llama_log_callback(listen)
+    native.llama_log_set(callback, None)
     params = native.llama_model_quantize_default_params()
     params.ftype, params.dry_run, params.nthread = file_type, True, 1
     # an array that is its own terminator: there is an imatrix, and it is empty
     nothing = native.llama_model_imatrix_data()
     if imatrix:
-        params.imatrix = native.ctypes.pointer(nothing)
-    failed = native.llama_model_quantize(os.fsencode(path), b"", native.ctypes.byref(params))
+        params.imatrix = ctypes.pointer(nothing)
+    failed = native.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(params))
     if failed:
         said = " ".join("".join(errors).split()) or "no reason given"
         raise QuantmillError(said.replace("llama_model_quantize: failed to quantize: ", ""))

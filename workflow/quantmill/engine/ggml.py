@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes as c
 from concurrent.futures import Executor, Future
 from functools import cache
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +19,6 @@ from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
 Bytes = NDArray[np.uint8]
-
-# The types that ggml_quantize_chunk can write (ggml.c); others would abort the process.
-WRITABLE: Final = frozenset(
-    "f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K tq1_0 tq2_0 "
-    "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_nl iq4_xs".split()
-)
 
 # GGML_TYPE_COUNT of the pinned library; ggml_type_name reads past its table beyond it.
 _TYPE_COUNT = 43
@@ -78,7 +71,9 @@ def _lib() -> c.CDLL:
 def type_ids() -> dict[str, int]:
     """ggml's types by name, as the library itself names them."""
     names = ((_lib().ggml_type_name(i) or b"").decode() for i in range(_TYPE_COUNT))
-    return {name: i for i, name in enumerate(names) if name and "REMOVED" not in name and name != "DEPRECATED"}
+    return {
+        name: i for i, name in enumerate(names) if name and "REMOVED" not in name and name != "DEPRECATED"
+    }
 
 
 def row_bytes(type_name: str, columns: int) -> int:
@@ -98,15 +93,14 @@ class Conversion:
     `importance` f32 [matrices, columns] or None. Values are those of
     llama_model_quantize: the same dequantization, the same quantizer, the same
     validation. `result()` waits, and raises QuantmillError where the data do
-    not validate (a NaN in the source, say).
+    not validate (a NaN in the source, say). The type must be one that
+    ggml_quantize_chunk writes: any other aborts the process.
     """
 
     def __init__(
         self, pool: Executor, threads: int, source: Bytes, source_type: str, type_name: str,
         shape: tuple[int, ...], importance: NDArray[np.float32] | None,
     ) -> None:  # fmt: skip
-        if type_name not in WRITABLE:
-            raise QuantmillError(f"{type_name} cannot be quantized to")
         if importance is None and requires_imatrix(type_name):
             raise QuantmillError(f"{type_name} needs an importance matrix", cure="configure `imatrix`")
         self._source, self._importance = np.ascontiguousarray(source), importance
@@ -147,7 +141,7 @@ class Conversion:
 
 
 @cache
-def _to_float(type_id: int) -> "c._FuncPointer":
+def _to_float(type_id: int) -> c._FuncPointer:
     traits = _lib().ggml_get_type_traits(type_id).contents
     if not traits.to_float:
         raise QuantmillError(f"{traits.type_name.decode()} cannot be dequantized")

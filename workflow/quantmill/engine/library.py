@@ -52,7 +52,11 @@ def backend() -> str:
     base.ggml_backend_dev_type.argtypes = base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
     base.ggml_backend_dev_description.restype = ctypes.c_char_p
     devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
-    gpus = [base.ggml_backend_dev_description(d).decode() for d in devices if base.ggml_backend_dev_type(d) in _GPU]
+    gpus = [
+        base.ggml_backend_dev_description(d).decode()
+        for d in devices
+        if base.ggml_backend_dev_type(d) in _GPU
+    ]
     return ", ".join(gpus) or "CPU"
 
 

@@ -95,7 +95,9 @@ class Evaluator:
         self._memory = native.llama_get_memory(self._context)
         vocab = native.llama_model_get_vocab(self._model)
         self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
-        self.bos: int | None = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else None
+        self.bos: int | None = (
+            native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else None
+        )
         self._batch = native.llama_batch_init(batch, 0, 1)
         self.batch = batch
 
@@ -161,11 +163,13 @@ def _view(pointer: Any, count: int) -> NDArray[Any]:
 _said: list[str] = []
 
 
-@native.llama_log_callback
 def _on_log(level: int, text: bytes, _: Any) -> None:
     if level >= _WARNING and text.strip():
         _said.append(text.decode(errors="replace").strip())
         del _said[:-8]
+
+
+_log_callback = native.llama_log_callback(_on_log)  # kept alive
 
 
 def _last_words() -> str:
@@ -183,5 +187,5 @@ def _load(path: Path, params: Any) -> Any:
 
 @cache
 def _quiet() -> None:
-    native.llama_log_set(_on_log, c.c_void_p(0))
+    native.llama_log_set(_log_callback, c.c_void_p(0))
     native.llama_backend_init()

@@ -37,8 +37,9 @@ def statistics(entry: Entry) -> dict[str, Any]:
         return facts | dict.fromkeys(_MEASURES)
     total, mean, sd = values.sum(), values.mean(), values.std()
     shares = values[values > 0] / total if total > 0 else np.ones(1)
-    measured = (total, mean, sd, values.min(), values.max(), (values > _ACTIVE).mean(),
-                -(shares * np.log2(shares)).sum(), (values > mean + sd).mean() if sd > 0 else 0.0)  # fmt: skip
+    entropy = -(shares * np.log2(shares)).sum()
+    high = (values > mean + sd).mean() if sd > 0 else 0.0
+    measured = (total, mean, sd, values.min(), values.max(), (values > _ACTIVE).mean(), entropy, high)
     return facts | {name: float(value) for name, value in zip(_MEASURES, measured, strict=True)}
 
 
@@ -65,10 +66,7 @@ def report(imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any], seco
             {"name": name, "role": role, "layer": layer, **statistics(entry),
              "cosine": None if before is None else cosine(entry.in_sum2, before.in_sum2)}
         )  # fmt: skip
-    missing = [
-        tensor.name for tensor in header.tensors
-        if tensor.name not in imatrix.entries and _takes_importance(tensor)
-    ]  # fmt: skip
+    missing = unseen(imatrix, header)
     under = [
         {"name": name, "expert": expert, "count": int(count)}
         for name, entry in imatrix.entries.items() if len(entry.counts) > 1
@@ -89,9 +87,15 @@ def report(imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any], seco
     }
 
 
-def _takes_importance(tensor: ggufio.Tensor) -> bool:
-    """Whether a weight of a layer is one that llama-quantize would look up in the imatrix."""
-    return roles.layer_of(tensor.name) >= 0 and roles.quantizable(tensor.name, tensor.shape)
+def unseen(imatrix: Imatrix, header: ggufio.Header) -> list[str]:
+    """The matrices of the layers that have no entry, though they are there to be quantized.
+
+    Converters keep what llama.cpp never quantizes (routers, convolutions) in f32,
+    so f32 matrices count only where the whole source is f32.
+    """
+    matrices = [t for t in header.tensors if len(t.shape) > 1 and roles.layer_of(t.name) >= 0]
+    plain = all(tensor.type == "f32" for tensor in matrices)
+    return [t.name for t in matrices if t.name not in imatrix.entries and (plain or t.type != "f32")]
 
 
 def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, Any]) -> list[str]:

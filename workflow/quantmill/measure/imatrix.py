@@ -47,10 +47,10 @@ class Shard:
     def to_bytes(self) -> bytes:
         """As a unit of the store (npz)."""
         out = io.BytesIO()
-        arrays = {f"sum/{name}": entry.in_sum2 for name, entry in self.sums.items()}
+        arrays: dict[str, Any] = {f"sum/{name}": entry.in_sum2 for name, entry in self.sums.items()}
         arrays |= {f"count/{name}": entry.counts for name, entry in self.sums.items()}
         facts = json.dumps({"leader": self.leader, "seconds": self.seconds})
-        np.savez(out, **arrays, nll=self.nll, facts=np.array(facts))
+        np.savez(out, nll=self.nll, facts=np.array(facts), **arrays)
         return out.getvalue()
 
     @classmethod
@@ -153,7 +153,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if broken:
         raise QuantmillError(f"non-finite activations in {broken[0]}", args.model, "the source is damaged")
     imatrix = formats.Imatrix(config["corpus"], config["chunks"], config["context"], found)
-    sample = {"chunks": -(-len(chunks) // CHUNKS_A_UNIT), "tokens": int(shard.nll.size), **perplexity(shard.nll)}
+    sample = {
+        "chunks": -(-len(chunks) // CHUNKS_A_UNIT),
+        "tokens": int(shard.nll.size),
+        **perplexity(shard.nll),
+    }
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
     write_json(args.report, coverage.report(imatrix, header, sample, shard.seconds))

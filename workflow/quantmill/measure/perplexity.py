@@ -76,8 +76,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     store = Store(args.store, args.store_max)
     nll, seconds = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     if not np.isfinite(nll).all():
-        raise QuantmillError("gives perplexities that are not finite", args.model, "the file is damaged or its "
-                             "types are too small for it")  # fmt: skip
+        cure = "the file is damaged, or its types are too small for it"
+        raise QuantmillError("gives perplexities that are not finite", args.model, cure)
     written = report(config, nll, seconds)
     write_json(args.out, written | {"model_sha256": facts["sha256"]})
     log.say(f"perplexity {written['perplexity']:.4f} +/- {written['error']:.5f}; "

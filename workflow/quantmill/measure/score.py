@@ -33,16 +33,23 @@ _ROWS_A_BLOCK = 32
 
 
 def load_chunks(path: Path, config: dict[str, Any]) -> Tokens:
-    """The first `chunks` token chunks [chunks, context] of a corpus. QuantmillError where it holds too few."""
+    """The first token chunks [chunks, context] of a corpus. QuantmillError where it holds too few."""
     chunks, _ = read_chunks(path, 0, config["chunks"])
     if chunks.shape != (config["chunks"], config["context"]):
-        had, wanted = "{} chunks of {} tokens".format(*chunks.shape), f"{config['chunks']} of {config['context']}"
+        had, wanted = (
+            "{} chunks of {} tokens".format(*chunks.shape),
+            f"{config['chunks']} of {config['context']}",
+        )
         raise QuantmillError(f"holds {had}, not {wanted}", path, "delete it to have it made again")
     return chunks
 
 
 def units(
-    stage: str, chunks: Tokens, identity: dict[str, Any], store: Store, progress: Progress,
+    stage: str,
+    chunks: Tokens,
+    identity: dict[str, Any],
+    store: Store,
+    progress: Progress,
     make: Callable[[Tokens], bytes],
 ) -> Iterator[bytes | memoryview]:
     """The units of a run over `chunks` [n, context], in order, from the store or made by `make(part)`.
@@ -52,7 +59,7 @@ def units(
     """
     for first in range(0, len(chunks), CHUNKS_A_UNIT):
         part = chunks[first : first + CHUNKS_A_UNIT]
-        tokens = hashlib.sha256(np.ascontiguousarray(part, "<i4")).hexdigest()
+        tokens = hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()
         key = Store.key(stage, VERSIONS[stage], tokens=tokens, shape=list(part.shape), **identity)
         yield store.get_or_make(key, partial(make, part))
         progress.add(len(part))
@@ -66,9 +73,7 @@ def with_bos(chunk: Tokens, bos: int | None) -> Tokens:
     return chunk
 
 
-def nll(
-    logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor
-) -> NDArray[np.float32]:
+def nll(logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
     """Negative log likelihood (nats) of each of the targets [n] under its row of logits [n, vocabulary].
 
     The softmax's sum is taken in blocks of rows that stay in the cache, over the pool's threads.

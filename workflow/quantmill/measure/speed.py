@@ -38,7 +38,11 @@ def generation_run(model: Evaluator, tokens: Tokens) -> None:
 
 
 def rates(
-    model: Evaluator, run: Callable[[Evaluator, Tokens], None], count: int, warm_up: int, repetitions: int,
+    model: Evaluator,
+    run: Callable[[Evaluator, Tokens], None],
+    count: int,
+    warm_up: int,
+    repetitions: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """Tokens a second of `repetitions` runs over `count` random tokens, after one warm-up run.
@@ -72,7 +76,9 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory}
@@ -90,12 +96,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
         pp = rates(model, prompt_run, prompt, prompt, repetitions, progress)
         model.clear()
         tg = rates(model, generation_run, generate, 1, repetitions, progress)
-    write_json(
-        args.out,
-        {"prompt": pp, "generate": tg, "threads": args.threads, "backend": library.backend(), "machine": machine(),
-         "model_sha256": facts["sha256"]},
-    )  # fmt: skip
-    log.say(f"pp{prompt} {pp['mean']:.2f} +/- {pp['sd']:.2f} t/s, tg{generate} {tg['mean']:.2f} +/- {tg['sd']:.2f} t/s")
+    measured = {"prompt": pp, "generate": tg, "threads": args.threads, "backend": library.backend()}
+    write_json(args.out, measured | {"machine": machine(), "model_sha256": facts["sha256"]})
+    for name, rate in ((f"pp{prompt}", pp), (f"tg{generate}", tg)):
+        log.say(f"{name}: {rate['mean']:.2f} +/- {rate['sd']:.2f} tokens/s")
 
 
 if __name__ == "__main__":

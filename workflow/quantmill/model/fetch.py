@@ -32,7 +32,9 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantmillError(
-            f"cannot be fetched ({reason[0]})", where, "check the name and commit, the network, and your access"
+            f"cannot be fetched ({reason[0]})",
+            where,
+            "check the name and commit, the network, and your access",
         ) from None
     except OSError as error:
         raise QuantmillError(f"cannot be written ({error.strerror})", out, "free some space") from None

@@ -144,7 +144,9 @@ def output_kv(header: Header, file_type: int, imatrix: Mapping[str, Any] | None)
 
     `imatrix` is {"file", "dataset", "entries", "chunks"} where one was used.
     Source: tools/quantize/quantize.cpp and src/llama-quant.cpp; a key that is
-    set moves to the end, a string is cut to 127 bytes.
+    set moves to the end, a string is cut to 127 bytes. The output is aligned to
+    32 bytes, so another alignment is not passed on (llama-quantize does, and
+    pads to 32 all the same: such a file cannot be opened).
     """
     made = {
         "general.quantization_version": encode_u32(_QUANTIZATION_VERSION),
@@ -158,6 +160,8 @@ def output_kv(header: Header, file_type: int, imatrix: Mapping[str, Any] | None)
         if imatrix["chunks"] > 0:
             made["quantize.imatrix.chunks_count"] = encode_u32(imatrix["chunks"])
     dropped = {"split.no", "split.count", "split.tensors.count", *made}
+    if header.alignment != ALIGNMENT:
+        dropped.add("general.alignment")
     return {key: value for key, value in header.kv.items() if key not in dropped} | made
 
 
@@ -302,6 +306,8 @@ class _Reader:
 
     def _tensor(self, shard: int) -> Tensor:
         name = self._text("a tensor's name")
+        if not name.isprintable():
+            raise self._error(f"tensor name {name!r} has control characters")
         if len(name.encode()) >= _MAX_NAME:
             raise self._error(f"tensor name {name[:40]}... is longer than {_MAX_NAME - 1} bytes")
         (dimensions,) = self._unpack(_U32)
@@ -339,9 +345,7 @@ class _Reader:
                 Tensor(tensor.name, tensor.type, tensor.type_id, tensor.shape, tensor.bytes, tensor.shard, at)
             )
         if data and tensors and start + end > self.size:
-            raise self._error(
-                f"truncated: {start + end - self.size:,} of {start + end:,} bytes are missing"
-            )
+            raise self._error(f"truncated: {start + end - self.size:,} of {start + end:,} bytes are missing")
         return placed
 
     def _text(self, what: str) -> str:

@@ -88,7 +88,7 @@ def read_gguf(path: Path) -> Imatrix:
     """Read the GGUF form. QuantmillError where it is no importance matrix."""
     header = ggufio.read_header(path)
     if header.value("general.type") != "imatrix":
-        raise QuantmillError("is a GGUF, but no importance matrix", path, "make it with quantmill or llama-imatrix")
+        raise QuantmillError("is a GGUF, but no importance matrix", path, "make it with llama-imatrix")
     arrays = {}
     for tensor in header.tensors:
         columns, rows = (*tensor.shape, 1)[:2]
@@ -104,9 +104,8 @@ def read_gguf(path: Path) -> Imatrix:
             raise QuantmillError(f"{name} has sums and no counts", path, "make the file again")
         entries[name] = Entry(np.asarray(arrays[f"{name}.in_sum2"]), np.asarray(counts).reshape(-1))
     datasets = header.value("imatrix.datasets") or [""]
-    return Imatrix(
-        datasets[0], int(header.value("imatrix.chunk_count", 0)), int(header.value("imatrix.chunk_size", 0)), entries
-    )
+    chunks, context = (int(header.value(f"imatrix.chunk_{key}", 0)) for key in ("count", "size"))
+    return Imatrix(datasets[0], chunks, context, entries)
 
 
 def _string_array(texts: list[str]) -> ggufio.Value:

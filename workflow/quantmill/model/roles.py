@@ -19,8 +19,7 @@ _OUTSIDE: Final = frozenset(("token_embd", "output", "per_layer_token_embd"))
 
 CLASSES: Final = frozenset(("norm", "nextn", "bias", "scale", "other"))
 
-ROLES: Final = CLASSES | _OUTSIDE | frozenset(
-    """
+_IN_BLOCKS: Final = """
     attn_gate attn_k attn_k_b attn_kv_a_mqa attn_kv_b attn_o attn_output attn_q attn_q_a attn_q_b attn_qkv
     attn_rel_b attn_rot_embd attn_sinks attn_v attn_v_b
     cross_attn_k cross_attn_o cross_attn_q cross_attn_rel_b cross_attn_v
@@ -38,8 +37,9 @@ ROLES: Final = CLASSES | _OUTSIDE | frozenset(
     time_mix_lerp_g time_mix_lerp_k time_mix_lerp_r time_mix_lerp_v time_mix_lerp_w time_mix_lerp_x
     time_mix_output time_mix_r_k time_mix_receptance time_mix_v0 time_mix_v1 time_mix_v2 time_mix_value
     time_mix_w0 time_mix_w1 time_mix_w2
-    """.split()
-)  # fmt: skip
+"""
+
+ROLES: Final = CLASSES | _OUTSIDE | frozenset(_IN_BLOCKS.split())
 """Every role of gguf-py's tables; a test walks them."""
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
+from quantmill.model.types import WRITABLE
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
@@ -39,7 +40,7 @@ class Task:
         return Store.key(
             STAGE, VERSIONS[STAGE], engine=engine, source=self.sha256, source_type=self.source_type,
             type=self.type, shape=list(self.shape),
-            importance=None if importance is None else hashlib.sha256(importance).hexdigest(),
+            importance=None if importance is None else hashlib.sha256(importance.data).hexdigest(),
         )  # fmt: skip
 
 
@@ -47,7 +48,12 @@ def task(
     name: str, sha256: str, source_type: str, type_name: str, shape: tuple[int, ...],
     importance: NDArray[np.float32] | None,
 ) -> Task:  # fmt: skip
-    """The task of a tensor; importance is dropped where the type's quantizer does not look at it."""
+    """The task of a tensor; importance is dropped where the type's quantizer does not look at it.
+
+    QuantmillError for a type that cannot be written: ggml would abort the process.
+    """
+    if type_name not in WRITABLE:
+        raise QuantmillError(f"{type_name} cannot be quantized to", name, "choose another type for it")
     if type_name in _INDIFFERENT:
         importance = None
     elif importance is not None:

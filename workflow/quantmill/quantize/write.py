@@ -36,7 +36,9 @@ class Source:
         self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
         self.sha256 = {row["name"]: row["sha256"] for row in read_table(manifest)}
         if self.sha256.keys() != self.tensors.keys():
-            raise QuantmillError(f"lists other tensors than {path.name}", manifest, "delete it to have it made again")
+            raise QuantmillError(
+                f"lists other tensors than {path.name}", manifest, "delete it to have it made again"
+            )
         self._maps = [np.memmap(shard, np.uint8, "r") for shard in self.header.shards]
 
     def data(self, name: str) -> Bytes:
@@ -61,7 +63,9 @@ def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[
 def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
     tensor = source.tensors.get(row.name)
     if tensor is None or (tensor.shape, tensor.type) != (row.shape, row.source_type):
-        raise QuantmillError("is not in the source as the plan has it", row.name, "delete the plan to have it made again")
+        raise QuantmillError(
+            "is not in the source as the plan has it", row.name, "delete the plan to have it made again"
+        )
     importance = None
     if row.type != row.source_type:
         entry = None if imatrix is None else imatrix.entries.get(row.name)
@@ -72,8 +76,8 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
                 importance = mean.reshape(matrices, row.shape[0])
             elif row.role != "token_embd":
                 raise QuantmillError(
-                    f"the imatrix has {mean.size} values, the tensor needs {row.shape[0] * matrices}: it is the "
-                    "imatrix of another model", row.name, "make it from this source",
+                    f"the imatrix has {mean.size} values for it, not {row.shape[0] * matrices}: it is of "
+                    "another model", row.name, "make it from this source",
                 )  # fmt: skip
         if importance is None and types.needs_imatrix(row.type) and row.role not in ("token_embd", "output"):
             raise QuantmillError(
@@ -100,14 +104,16 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[B
         yield pending()
 
 
-def write(path: Path, header: bytes, tensors: Iterator[Bytes | memoryview], progress: Progress) -> tuple[int, str]:
+def write(
+    path: Path, header: bytes, tensors: Iterator[Bytes | memoryview], progress: Progress
+) -> tuple[int, str]:
     """Stream a header and the tensors, each padded, into `path`; its bytes and sha256 (hex)."""
     digest, size = hashlib.sha256(header), len(header)
     with writing(path) as file:
         file.write(header)
         for data in tensors:
             padding = bytes(-len(data) % ggufio.ALIGNMENT)
-            for part in (data, padding):
+            for part in (data.data if isinstance(data, np.ndarray) else data, padding):
                 file.write(part)
                 digest.update(part)
             size += len(data) + len(padding)
@@ -119,7 +125,12 @@ def imatrix_facts(config: dict[str, Any] | None, imatrix: Imatrix | None) -> dic
     """What the file's metadata say of the imatrix, as llama-quantize writes it; a bare name, no path."""
     if config is None or imatrix is None:
         return None
-    return {"file": config["file"], "dataset": imatrix.dataset, "entries": len(imatrix.entries), "chunks": imatrix.chunks}
+    return {
+        "file": config["file"],
+        "dataset": imatrix.dataset,
+        "entries": len(imatrix.entries),
+        "chunks": imatrix.chunks,
+    }
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -130,7 +141,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
     todo = tasks(rows, source, imatrix)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
-    header = ggufio.serialize(kv, [(row.name, types.BY_NAME[row.type].id, row.shape) for row in rows])
+    header = ggufio.serialize(kv, [(row.name, types.TYPES[row.type].id, row.shape) for row in rows])
     args.gguf.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.gguf.parent).free
     if free < plan["file_bytes"]:

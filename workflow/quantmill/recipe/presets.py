@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Final
 
 from quantmill.engine.dryrun import Mixture, dry_run
@@ -75,7 +74,7 @@ def resolve(name: str, where: object = None) -> Base:
 
 def mixture(header: Header, base: Base, *, imatrix: bool) -> Mixture:
     """The type of every tensor under `base`, from llama.cpp's dry run without any overrides."""
-    native = dry_run(Path(header.path), base.file_type if base.type is None else PRESETS["Q8_0"], imatrix=imatrix)
+    native = dry_run(header.path, base.file_type if base.type is None else PRESETS["Q8_0"], imatrix=imatrix)
     if base.type is None:
         return native
     types = dict(native.types)

@@ -40,8 +40,14 @@ _FULL_ATTENTION: Final = ("attn_q", "attn_q_b", "attn_kv_a_mqa")
 def facts(header: Header) -> dict[str, Any]:
     """What a template may know of the model."""
     arch = header.architecture
-    tensors = [
-        {"name": t.name, "role": role_of(t.name), "layer": layer_of(t.name), "shape": list(t.shape), "type": t.type}
+    tensors: list[dict[str, Any]] = [
+        {
+            "name": t.name,
+            "role": role_of(t.name),
+            "layer": layer_of(t.name),
+            "shape": list(t.shape),
+            "type": t.type,
+        }
         for t in header.tensors
     ]
     layers = 1 + max((tensor["layer"] for tensor in tensors), default=-1)

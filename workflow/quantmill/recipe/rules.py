@@ -31,12 +31,19 @@ ENGINES: Final = ("mainline", "ik")
 IMATRIX: Final = ("required", "optional", "none")
 
 # ik_llama.cpp's own types, told from a mistyped name.
-_IK_TYPES: Final = frozenset(
-    """iq2_k iq3_k iq4_k iq5_k iq6_k iq2_ks iq3_ks iq4_kss iq4_ks iq5_ks iq2_kl iq1_kt iq2_kt iq3_kt iq4_kt
-    q6_0 q8_KV""".split()
-)
+_IK_TYPES: Final = """
+    iq2_k iq3_k iq4_k iq5_k iq6_k iq2_ks iq3_ks iq4_kss iq4_ks iq5_ks iq2_kl iq1_kt iq2_kt iq3_kt iq4_kt
+    q6_0 q8_KV
+"""
 _RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "rules": list}
-_RULE_FIELDS: Final = {"role": (str, list), "match": str, "layers": list, "type": str, "why": str, "optional": bool}
+_RULE_FIELDS: Final = {
+    "role": (str, list),
+    "match": str,
+    "layers": list,
+    "type": str,
+    "why": str,
+    "optional": bool,
+}
 _LISTED: Final = 40  # how many choices an error line lists
 _LOWER_TYPES: Final = {name.lower(): name for name in TYPES}
 
@@ -104,7 +111,9 @@ def parse(text: str, where: object) -> Recipe:
         engine=engine,
         base=presets.resolve(fields["base"], where),
         imatrix=_one_of(fields.get("imatrix", "optional"), IMATRIX, "imatrix", where),
-        rules=tuple(_rule(number, rule, where) for number, rule in enumerate(fields.get("rules", []), start=1)),
+        rules=tuple(
+            _rule(number, rule, where) for number, rule in enumerate(fields.get("rules", []), start=1)
+        ),
     )
 
 
@@ -171,7 +180,9 @@ def _idle(rule: Rule, names: list[str], matched: list[str], before: list[Rule], 
     present = {role_of(name) for name in names}
     if rule.roles and not present & set(rule.roles):
         have = ", ".join(sorted(present - {"norm", "bias", "scale", "other"}))
-        return QuantmillError("matches no tensor", here, f"the model has the roles {have}, or say `optional: true`")
+        return QuantmillError(
+            "matches no tensor", here, f"the model has the roles {have}, or say `optional: true`"
+        )
     hint = "a match is of the whole name, such as 'blk\\.3\\.attn_q\\.weight'; " if rule.match else ""
     return QuantmillError("matches no tensor", here, f"{hint}correct it, or say `optional: true`")
 
@@ -219,9 +230,11 @@ def _type(name: str, field: str, where: object) -> str:
         return known
     if known is not None:
         raise QuantmillError(f"field {field}: {known} cannot be quantized to", where, "choose another type")
-    if name in _IK_TYPES:
+    if name in _IK_TYPES.split():
         raise QuantmillError(
-            f"field {field}: engine mainline lacks the type {name}", where, "choose a type of mainline llama.cpp"
+            f"field {field}: engine mainline lacks the type {name}",
+            where,
+            "choose a type of mainline llama.cpp",
         )
     if name.upper() in presets.PRESETS:
         raise QuantmillError(
@@ -257,11 +270,8 @@ def _dump_rules(rules: list[dict[str, Any]]) -> str:
     """A rule a line, as people write them."""
     if not rules:
         return "rules: []\n"
-    lines = [
-        yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
-        for rule in rules
-    ]
-    return "\n".join(["rules:", *(f"  - {line}" for line in lines)]) + "\n"
+    style: dict[str, Any] = {"default_flow_style": True, "width": 10**6, "allow_unicode": True}
+    return "rules:\n" + "".join(f"  - {yaml.safe_dump(rule, sort_keys=False, **style)}" for rule in rules)
 
 
 class _Strict(yaml.SafeLoader):

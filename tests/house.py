@@ -1,0 +1,117 @@
+"""A checkout in a folder of its own: the workflow, a tiny model, texts, a config; and runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PLUGIN = Path(__file__).parent / "staleness"
+
+
+def text(rows: int, seed: int) -> str:
+    """Paragraphs of plain text, no two the same."""
+    words = (ROOT / "LICENSE").read_text().split()
+    starts = (seed * 400 + row * 7 for row in range(rows))
+    return "\n\n".join(" ".join(words[start : start + 40]) for start in starts)
+
+
+CONFIG: dict[str, Any] = {
+    "models": {
+        "tiny": {"source": {"path": "tiny-llama.gguf"}, "card": {"license": "mit", "about": "A test."}}
+    },
+    "corpora": {
+        "calibration": {
+            "seed": 1,
+            "sources": [
+                {"name": "one", "path": "one.txt", "weight": 0.5},
+                {"name": "two", "path": "two.txt", "weight": 0.5},
+            ],
+        },
+        "held-out": {"seed": 1, "sources": [{"name": "three", "path": "three.txt"}]},
+    },
+    "imatrix": {"corpus": "calibration", "chunks": 4, "context": 128},
+    "recipes": [
+        "Q8_0",
+        {"name": "mix", "template": "preset", "base": "Q4_K_M", "embeddings": "q8_0", "output": "q6_K"},
+    ],
+    "bench": {
+        "perplexity": {"corpus": "held-out", "chunks": 3, "context": 128},
+        "speed": {"prompt": 16, "generate": 4, "repetitions": 2},
+    },
+}
+
+
+class House:
+    """A checkout in `folder`, in which Snakemake is run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def build(cls, folder: Path) -> House:
+        """Copy the workflow to `folder`, with a tiny model, texts and a config beside it."""
+        ignored = shutil.ignore_patterns("__pycache__")
+        for name in ("workflow", "recipes", "envs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copy2(ROOT / "Snakefile", folder)
+        shutil.copy2(ROOT / "tests" / "data" / "tiny-llama.gguf", folder)
+        for seed, name in enumerate(("one", "two", "three")):
+            (folder / f"{name}.txt").write_text(text(60, seed))
+        house = cls(folder)
+        house.configure(lambda config: None)
+        return house
+
+    def copy(self, folder: Path) -> House:
+        """The same checkout elsewhere, files' times kept."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return House(folder)
+
+    def configure(self, change: Callable[[dict[str, Any]], Any], name: str = "config.yaml") -> None:
+        """Write the config with a change made to it."""
+        config = json.loads(json.dumps(CONFIG))
+        change(config)
+        (self.folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Replace text in a file; it must be there."""
+        path = self.folder / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def snakemake(self, *arguments: str, cores: int = 1) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake, whatever comes of it."""
+        command = [sys.executable, "-m", "snakemake", f"--cores={cores}", *arguments]
+        paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"JOBS": str(self.folder / "jobs.jsonl"), "PYTHONPATH": paths}
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def run(self, *arguments: str, cores: int = 1) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake to a good end."""
+        done = self.snakemake(*arguments, cores=cores)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def due(self, *arguments: str, cores: int = 1) -> set[str]:
+        """The jobs that a dry run lists, as `rule name` with the last wildcard; target rules left out."""
+        jobs = self.folder / "jobs.jsonl"
+        jobs.unlink(missing_ok=True)
+        self.run("-n", "--logger=jobs", *arguments, cores=cores)
+        found = [json.loads(line) for line in jobs.read_text().splitlines()] if jobs.exists() else []
+        return {
+            " ".join([job["rule"], *list(job["wildcards"].values())[1:]]) for job in found if job["wildcards"]
+        }
+
+    def result(self, name: str) -> Path:
+        """A result of the model."""
+        return self.folder / "results" / "tiny" / name

@@ -1,0 +1,204 @@
+"""For each change, the exact set of jobs that are due; then the run, after which nothing is."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from house import House
+
+LISTED = {"list_tensors"}
+RECIPES = {f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")}
+PLANS = {"plan_types Q8_0", "plan_types mix"}
+QUANTS = {"quantize Q8_0", "quantize mix"}
+CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
+HELD_OUT = {"build_corpus held-out"}
+PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
+SPEEDS = {f"measure_speed {row}" for row in ("source", "Q8_0", "mix")}
+SOURCE = {"measure_perplexity source", "measure_speed source"}
+BENCH = PERPLEXITIES | SPEEDS
+CARD = {"write_card"}
+ALL = LISTED | RECIPES | QUANTS | CALIBRATION | HELD_OUT | BENCH | CARD
+MIX = {
+    "render_recipe mix", "plan_types mix", "quantize mix", "measure_perplexity mix", "measure_speed mix"
+}  # fmt: skip
+
+
+def touch(house: House) -> None:
+    """Give every file of the checkout and of the results the time of now, the model among them."""
+    now = time.time()
+    for path in house.folder.rglob("*"):
+        if path.is_file() and ".snakemake" not in path.parts:
+            os.utime(path, (now, now))
+
+
+def change_source(house: House) -> None:
+    """Another value in the last tensor of the source."""
+    path = house.folder / "tiny-llama.gguf"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def reorder(house: House) -> None:
+    """The same config with comments, its keys in another order."""
+    house.configure(
+        lambda c: (
+            [c.update({key: c.pop(key)}) for key in sorted(c)]
+            + [c["models"]["tiny"].update(source=c["models"]["tiny"].pop("source"))]
+        )
+    )
+    path = house.folder / "config.yaml"
+    path.write_text("# a comment\n\n" + path.read_text())
+
+
+def recipe(**parameters: str) -> Callable[[House], None]:
+    """The recipe `mix` with other parameters."""
+    return lambda house: house.configure(lambda config: config["recipes"][1].update(parameters))
+
+
+def section(*path: str, **fields: object) -> Callable[[House], None]:
+    """Other fields in a section of the config."""
+
+    def change(config: dict) -> None:
+        for key in path:
+            config = config[key]
+        config.update(fields)
+
+    return lambda house: house.configure(change)
+
+
+def edit(file: str, old: str, new: str) -> Callable[[House], None]:
+    """Other text in a file of the checkout."""
+    return lambda house: house.edit(file, old, new)
+
+
+def delete(*names: str) -> Callable[[House], None]:
+    """Results that are gone."""
+
+    def change(house: House) -> None:
+        for name in names:
+            path = house.result(name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def append(file: str, more: str) -> Callable[[House], None]:
+    """More text at the end of a file of the checkout."""
+
+    def change(house: House) -> None:
+        path = house.folder / file
+        path.write_text(path.read_text() + more)
+
+    return change
+
+
+# A test's own engine: the stages still load the real one, the specs name another.
+OTHER_ENGINE = append(
+    "workflow/quantmill/engine/library.py", "\n\ndef digest(file_sha256):\n    return 'other'\n"
+)
+VERSIONS = "workflow/quantmill/versions.py"
+TEMPLATE = "\n{# another sentence #}\n"
+
+CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
+    "nothing": (lambda house: None, set()),
+    "a comment and the order of keys": (reorder, set()),
+    "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
+    "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
+    "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), CARD),
+    "chunks of the perplexity": (section("bench", "perplexity", chunks=2), HELD_OUT | PERPLEXITIES | CARD),
+    "repetitions of the speed": (section("bench", "speed", repetitions=1), SPEEDS | CARD),
+    "no speed": (section("bench", speed=None), CARD),
+    "chunks of the imatrix": (
+        section("imatrix", chunks=3),
+        CALIBRATION | HELD_OUT | PLANS | QUANTS | BENCH - {"measure_speed source"} | CARD,
+    ),
+    "the seed of the held-out corpus": (
+        section("corpora", "held-out", seed=2),
+        HELD_OUT | PERPLEXITIES | CARD,
+    ),
+    "the card's template": (append("workflow/quantmill/card/card.md.j2", TEMPLATE), CARD),
+    "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
+    "a recipe's template": (
+        append("recipes/preset.yaml.j2", TEMPLATE),
+        RECIPES | QUANTS | BENCH - SOURCE | CARD,
+    ),
+    "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
+    "the version of a stage": (
+        edit(VERSIONS, '"quantize.write": 1', '"quantize.write": 9'),
+        QUANTS | BENCH - SOURCE | CARD,
+    ),
+    "every file touched": (touch, set()),
+    "another source": (change_source, ALL),
+    "another text": (
+        append("two.txt", "\n\nOne more paragraph."),
+        CALIBRATION | HELD_OUT | QUANTS | BENCH - {"measure_speed source"} | CARD,
+    ),
+    "another held-out text": (append("three.txt", "\n\nOne more paragraph."), HELD_OUT | PERPLEXITIES | CARD),
+    "a deleted GGUF": (delete("gguf/tiny-mix.gguf"), {"quantize mix"}),
+    "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"}),
+    "a deleted plan": (delete("plans/mix.tsv"), {"plan_types mix"}),
+    "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
+    "a deleted plot": (delete("card/plots"), CARD),
+    "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
+}
+
+# Whose real run is made too; the others hold the same rules.
+RUN = (
+    "two fields of one recipe swapped",
+    "chunks of the perplexity",
+    "a sentence of the card",
+    "the engine",
+    "another source",
+    "a deleted GGUF",
+    "a deleted measurement",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with everything built."""
+    house = House.build(tmp_path_factory.mktemp("built") / "house")
+    assert house.due() == ALL
+    house.run()
+    return house
+
+
+@pytest.fixture
+def house(built: House, tmp_path: Path) -> House:
+    """A copy of it."""
+    return built.copy(tmp_path / "house")
+
+
+def test_files_over_a_megabyte_are_among_them(built: House) -> None:
+    # Snakemake compares the smaller ones by their contents.
+    assert built.result("gguf/tiny-Q8_0.gguf").stat().st_size > 1_000_000
+    assert (built.folder / "tiny-llama.gguf").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_these_jobs_are_due(house: House, case: str) -> None:
+    change, expected = CASES[case]
+    change(house)
+    assert house.due() == expected
+    if case in RUN:
+        house.run()
+        assert house.due() == set()
+
+
+def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None:
+    profile = house.folder / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(
+        "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n"
+    )
+    assert house.due("--workflow-profile=profile", cores=2) == set()
+
+
+def test_a_file_made_again_by_force_takes_the_card_along_only_where_numbers_change(house: House) -> None:
+    assert house.due("--forcerun=plan_types") == PLANS
+    assert house.due("--forcerun=measure_speed") == SPEEDS | CARD

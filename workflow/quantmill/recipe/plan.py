@@ -1,0 +1,276 @@
+"""A recipe resolved for one model: each tensor's type and why, before any work is done.
+
+The base's mixture is what llama.cpp's dry run says without any overrides, and
+the rules are laid over it: an override within llama.cpp would shift the types
+of tensors it does not name. Sizes are exact, metadata included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from quantmill import command
+from quantmill.engine.dryrun import Mixture
+from quantmill.errors import QuantmillError
+from quantmill.files import read_table, write_json, write_table
+from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, read_header, serialize
+from quantmill.model.roles import layer_of, role_of
+from quantmill.model.types import TYPES, fallback, is_quantized, needs_imatrix, tensor_bytes
+from quantmill.progress import Log
+from quantmill.recipe import presets, rules
+
+COLUMNS: Final = ["name", "role", "layer", "shape", "source_type", "type", "bytes", "reason"]
+
+# llama.cpp quantizes these without importance values whatever their type is.
+_NO_IMATRIX_NEEDED: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type."""
+
+    name: str
+    role: str
+    layer: int
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    bytes: int
+    reason: str
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows in the order in which the file will hold them, and what is to be said of them."""
+
+    recipe: rules.Recipe
+    rows: tuple[PlanRow, ...]
+    fallbacks: dict[str, str]
+    quantizable: frozenset[str]
+    imatrix: bool
+    warnings: tuple[str, ...]
+
+
+def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: bool, where: object) -> Plan:
+    """The plan of `recipe` for a model; `imatrix` says whether one will be used.
+
+    `mixture` is the base's, taken with the same `imatrix`; `where`, the
+    recipe's file, is named in errors: a rule that does nothing, a type that
+    needs an imatrix where there is none, a plan that equals its base's.
+    """
+    decided = rules.assign(recipe, header, mixture.quantizable, where)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    rows, fallbacks = [], {}
+    for name in llama_order(tensors):
+        tensor, rule = tensors[name], decided.get(name)
+        wanted = rule.type if rule else mixture.fallbacks.get(name, mixture.types[name])
+        kind = _fallback(wanted, tensor, f"{where}: {rule.label}") if rule else mixture.types[name]
+        why = [_reason(recipe, rule, name in mixture.quantizable)]
+        if kind != wanted:
+            fallbacks[name] = wanted
+            block = TYPES[wanted].block_elements
+            why.append(f"fallback from {wanted}: width {tensor.shape[0]} is no multiple of {block}")
+        if kind == tensor.type and name in mixture.quantizable:
+            why.append(f"already {kind}")
+        size = tensor_bytes(kind, tensor.shape)
+        rows.append(
+            PlanRow(
+                name, role_of(name), layer_of(name), tensor.shape, tensor.type, kind, size, "; ".join(why)
+            )
+        )
+    warnings = _warnings(rows, fallbacks, mixture.quantizable)
+    if recipe.rules and all(row.type == mixture.types[row.name] for row in rows):
+        same = f"the plan equals that of its base {recipe.base.name} on this model"
+        if not all(rule.optional for rule in recipe.rules):
+            raise QuantmillError(same, where, f"use {recipe.base.name} itself, or change the rules")
+        warnings.append(f"{same}: no rule changes a type")
+    _check_imatrix(header, recipe, rows, imatrix, where)
+    return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
+
+
+def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
+    """Whether the recipe is to be made with an imatrix. QuantmillError where it must and there is none."""
+    if recipe.imatrix == "required" and not configured:
+        raise QuantmillError("the recipe requires an imatrix", where, "configure `imatrix` in config.yaml")
+    return configured and recipe.imatrix != "none"
+
+
+def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None) -> int:
+    """Bytes of the output's header; `imatrix` has the `file` and `dataset` that it will name."""
+    # the counts are u32: their values do not change the size
+    named = {**imatrix, "entries": 1, "chunks": 1} if imatrix is not None and plan.imatrix else None
+    kv = output_kv(header, plan.recipe.base.file_type, named)
+    tensors = [(row.name, TYPES[row.type].id, row.shape) for row in plan.rows]
+    return len(serialize(kv, tensors))
+
+
+def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The plan in numbers: `plans/<recipe>.json` of docs/files.md."""
+    head = metadata_bytes(header, plan, imatrix)
+    body = sum(padded(row.bytes) for row in plan.rows)
+    parameters = sum(row.elements for row in plan.rows)
+    return {
+        "recipe": name,
+        "engine": plan.recipe.engine,
+        "base": plan.recipe.base.name,
+        "file_type": plan.recipe.base.file_type,
+        "imatrix": plan.imatrix,
+        "tensors": len(plan.rows),
+        "parameters": parameters,
+        "file_bytes": head + body,
+        "tensor_bytes": body,
+        "metadata_bytes": head,
+        "bpw": (head + body) * 8 / parameters,
+        "by_type": _by_type(plan.rows),
+        "bits": [
+            {"role": row.role, "layer": row.layer, "bpw": row.bytes * 8 / row.elements, "type": row.type}
+            for row in plan.rows
+            if row.name in plan.quantizable
+        ],
+        "fallbacks": [
+            {"name": row.name, "wanted": plan.fallbacks[row.name], "type": row.type}
+            for row in plan.rows
+            if row.name in plan.fallbacks
+        ],
+        "requantized": any(_requantized(row) for row in plan.rows),
+        "source_types": dict(sorted(Counter(row.source_type for row in plan.rows).items())),
+        "rules": len(plan.recipe.rules),
+        "warnings": list(plan.warnings),
+    }
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write `plans/<recipe>.tsv`."""
+    write_table(path, COLUMNS, [
+        [row.name, row.role, row.layer, "x".join(map(str, row.shape)), row.source_type, row.type, row.bytes,
+         row.reason]
+        for row in plan.rows
+    ])  # fmt: skip
+
+
+def read_plan(path: Path) -> list[PlanRow]:
+    """The rows of a plan, in the order of the file to be written."""
+    return [
+        PlanRow(
+            name=row["name"],
+            role=row["role"],
+            layer=int(row["layer"]),
+            shape=tuple(map(int, row["shape"].split("x"))),
+            source_type=row["source_type"],
+            type=row["type"],
+            bytes=int(row["bytes"]),
+            reason=row["reason"],
+        )
+        for row in read_table(path)
+    ]
+
+
+def _reason(recipe: rules.Recipe, rule: rules.Rule | None, quantizable: bool) -> str:
+    if not quantizable:
+        return "never quantized"
+    if rule is not None:
+        return rule.label
+    return f"{recipe.base.name} for all" if recipe.base.type else f"{recipe.base.name}'s own mixture"
+
+
+def _fallback(wanted: str, tensor: Tensor, here: str) -> str:
+    try:
+        return fallback(wanted, tensor.shape[0])
+    except QuantmillError as error:
+        raise QuantmillError(f"{tensor.name}: {error}", here) from None
+
+
+def _requantized(row: PlanRow) -> bool:
+    return row.type != row.source_type and is_quantized(row.source_type) and is_quantized(row.type)
+
+
+def _warnings(
+    rows: Sequence[PlanRow], fallbacks: Mapping[str, str], quantizable: frozenset[str]
+) -> list[str]:
+    warnings = []
+    again = Counter(row.source_type for row in rows if _requantized(row))
+    if again:
+        what = ", ".join(f"{count} from {kind}" for kind, count in sorted(again.items()))
+        warnings.append(
+            f"{again.total()} tensors are quantized again ({what}): the source's own loss is added"
+        )
+    if fallbacks:
+        warnings.append(
+            f"{len(fallbacks)} of {len(quantizable)} tensors get another type than wanted,"
+            " as their rows are no multiple of its block"
+        )
+    return warnings
+
+
+def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool,
+                   where: object) -> None:  # fmt: skip
+    """Refuse types that need importance values for tensors that will have none."""
+    unevaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    for row in rows:
+        needs = needs_imatrix(row.type) or (recipe.base.name == "Q2_K_S" and row.type == "q2_K")
+        if not needs or row.type == row.source_type or row.name in _NO_IMATRIX_NEEDED:
+            continue
+        here = f"{where}: {row.name} ({row.reason})"
+        if not imatrix:
+            cure = ("set the recipe's `imatrix` to optional or required" if recipe.imatrix == "none"
+                    else "configure `imatrix` in config.yaml")  # fmt: skip
+            raise QuantmillError(f"{row.type} needs an imatrix", here, f"{cure}, or choose another type")
+        if row.layer >= unevaluated >= 0:
+            raise QuantmillError(
+                f"{row.type} needs an imatrix, which no multi-token prediction layer has", here,
+                f"add a rule for layers [{row.layer}] with a type such as q4_K",
+            )  # fmt: skip
+
+
+def _by_type(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
+    found = []
+    for kind in {row.type for row in rows}:
+        of_type = [row for row in rows if row.type == kind]
+        found.append({
+            "type": kind,
+            "tensors": len(of_type),
+            "bytes": sum(row.bytes for row in of_type),
+            "parameters": sum(row.elements for row in of_type),
+            "roles": sorted({row.role for row in of_type}),
+        })  # fmt: skip
+    return sorted(found, key=lambda entry: (-entry["bytes"], entry["type"]))
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """Plan one recipe for one model."""
+    config = args.spec["config"]
+    header = read_header(args.model)
+    try:
+        text = args.recipe.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise QuantmillError("no such recipe", args.recipe, "render it first") from None
+    recipe = rules.parse(text, args.recipe)
+    imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
+    mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
+    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
+    found = report(header, plan, config["recipe"], config["imatrix"])
+    write_plan(args.plan, plan)
+    write_json(args.report, found)
+    log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw")
+    for warning in plan.warnings:
+        log.say(f"warning: {warning}")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
+    arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")
+    arguments.add_argument("--report", type=Path, required=True, help="the plan in numbers, JSON")
+    command.run(arguments, main)

@@ -1,0 +1,93 @@
+"""What is wrong in the user's file, in one line with its path: pydantic's errors and YAML's own traps."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from quantmill.errors import QuantmillError
+
+
+def refuse(kind: str, text: str, field: str = "") -> PydanticCustomError:
+    """An error of a validator: `text` as it is, at `field` below the place where it arose."""
+    # The text goes in by a placeholder: braces in it are no placeholders themselves.
+    return PydanticCustomError(kind, "{text}", {"text": text, "field": field})
+
+
+def refuse_twice(where: str, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise refuse("twice", f"{name} is there twice; rename or remove one", f"{where}[{number}]")
+
+
+def explain(error: ValidationError, file: str, hints: dict[str, str]) -> QuantmillError:
+    """The first of pydantic's errors, in one line with its path in `file`.
+
+    `hints` says what each pattern of the models wants.
+    """
+    first = error.errors(include_url=False)[0]
+    context, given, kind = first.get("ctx", {}), first["input"], first["type"]
+    where = f"{file}: {_path((*first['loc'], *_split(context.get('field', ''))))}".removesuffix(": ")
+    messages = {
+        "missing": "missing field; add it",
+        "too_short": "is empty; give at least one",
+        "string_type": f"must be text, not {_short(given)}; put it in quotes",
+        "model_type": f"must be a mapping of fields, not {_short(given)}",
+        "dict_type": f"must be a mapping of fields, not {_short(given)}",
+        "list_type": f"must be a list, not {_short(given)}",
+    }
+    if "text" in context:
+        what = context["text"]
+    elif kind == "string_pattern_mismatch":
+        what = f"{_short(given)} is not allowed; {hints[context['pattern']]}"
+    else:
+        message = first["msg"]
+        what = messages.get(kind, f"{message[0].lower()}{message[1:]}, not {_short(given)}")
+    return QuantmillError(what, where)
+
+
+def check_duplicates(path: Path) -> None:
+    """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
+    try:
+        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise QuantmillError(f"no valid YAML ({error})", path, "put it right") from None
+    nodes = [root] if root is not None else []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            for number, (key, value) in enumerate(node.value):
+                if key.value in keys[:number]:
+                    where = f"{path}: line {key.start_mark.line + 1}"
+                    raise QuantmillError(f"{key.value} is there twice", where, "rename or remove one")
+                nodes.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes.extend(node.value)
+
+
+def _split(field: str) -> list[str]:
+    """The parts of a validator's own path; `[0]` stays one part, a model's dots are not told apart."""
+    return [part for part in re.split(r"(?=\[)", field) if part]
+
+
+def _path(parts: tuple[Any, ...]) -> str:
+    """`models.x.recipes[2].name` of pydantic's location; tags of unions and the like left out."""
+    path = ""
+    for part in parts:
+        text = f"[{part}]" if isinstance(part, int) else str(part)
+        if re.fullmatch(r"<\w+>|\[key\]|function-.*|str|int|constrained-str|list\[.*\]", text):
+            continue
+        path += text if text.startswith("[") else f".{text}"
+    return path.removeprefix(".")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
