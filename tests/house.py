@@ -115,3 +115,9 @@ class House:
     def result(self, name: str) -> Path:
         """A result of the model."""
         return self.folder / "results" / "tiny" / name
+
+    def made(self, results: str = "results") -> set[Path]:
+        """The files below a model's results; logs, benchmarks and the store left out."""
+        skipped = {"logs", "benchmarks", ".store"}
+        files = (path for path in (self.folder / results).rglob("*") if path.is_file())
+        return {path for path in files if not skipped & set(path.relative_to(self.folder / results).parts)}

@@ -1,7 +1,6 @@
 """For each change, the exact set of jobs that are due; then the run, after which nothing is."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +80,7 @@ def delete(*names: str) -> Callable[[House], None]:
 
     def change(house: House) -> None:
         for name in names:
-            path = house.result(name)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            house.result(name).unlink()
 
     return change
 
@@ -113,6 +111,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "chunks of the perplexity": (section("bench", "perplexity", chunks=2), HELD_OUT | PERPLEXITIES | CARD),
     "repetitions of the speed": (section("bench", "speed", repetitions=1), SPEEDS | CARD),
     "no speed": (section("bench", speed=None), CARD),
+    "no perplexity": (section("bench", perplexity=None), {"write_card_without_perplexity"}),
     "chunks of the imatrix": (
         section("imatrix", chunks=3),
         CALIBRATION | HELD_OUT | PLANS | QUANTS | BENCH - {"measure_speed source"} | CARD,
@@ -143,7 +142,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"}),
     "a deleted plan": (delete("plans/mix.tsv"), {"plan_types mix"}),
     "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
-    "a deleted plot": (delete("card/plots"), CARD),
+    "a deleted plot": (delete("card/plots/size-perplexity.svg"), CARD),
     "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
 }
 

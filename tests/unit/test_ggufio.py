@@ -116,19 +116,17 @@ def test_a_split_model_is_read_as_one(tmp_path: Path) -> None:
 def test_a_split_model_must_be_complete_and_begun_at_its_first_shard(tmp_path: Path) -> None:
     models.write_llama(tmp_path / "m.gguf", width=64, split_max_tensors=10)
     first, second = sorted(tmp_path.glob("m-*.gguf"))[:2]
-    with pytest.raises(
-        QuantmillError, match=r"not the first of 2 shards; give the file that ends in -00001-of-00002"
-    ):
+    with pytest.raises(QuantmillError, match="not the first of 2 shards; give the file"):
         read_header(second)
     content = second.read_bytes()
     second.write_bytes(first.read_bytes())
     with pytest.raises(QuantmillError, match="is not shard 2 of 2"):
         read_header(first)
     second.unlink()
-    with pytest.raises(QuantmillError, match="shard m-00002-of-00002.gguf is missing"):
+    with pytest.raises(QuantmillError, match=r"shard m-00002-of-00002[.]gguf is missing"):
         read_header(first)
     second.write_bytes(content[:-40])
-    with pytest.raises(QuantmillError, match="m-00002.*truncated"):
+    with pytest.raises(QuantmillError, match=r"m-00002.*truncated"):
         read_header(first)
 
 

@@ -1,6 +1,7 @@
 """`make` on a machine that lacks something says what, in one line."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -58,3 +59,13 @@ def test_no_file_names_an_index() -> None:
     files = [*(path for path in (ROOT / "envs").iterdir() if path.is_file()), ROOT / "Makefile"]
     named = [path for path in files if "://" in path.read_text()]
     assert named == []
+
+
+def test_conda_environment_has_the_versions_of_the_locks() -> None:
+    text = "".join((ROOT / "envs" / f"{name}.lock").read_text() for name in ("requirements", "engine"))
+    locked = set(re.findall(r"^([a-z0-9-]+==\S+)", text, re.MULTILINE))
+    listed = set(
+        re.findall(r"^ +- ([a-z0-9-]+==\S+)", (ROOT / "envs" / "quantmill.yaml").read_text(), re.MULTILINE)
+    )
+    assert listed
+    assert listed <= locked

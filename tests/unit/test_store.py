@@ -13,7 +13,7 @@ WORKFLOW = Path(__file__).parents[2] / "workflow"
 
 
 def unit_file(store: Store, key: str) -> Path:
-    return store.units / key[:2] / key
+    return store.units / key[0] / key
 
 
 def test_key_depends_on_all_that_determines_the_unit() -> None:
@@ -106,7 +106,7 @@ def test_a_unit_above_the_cap_is_not_kept_and_does_no_harm(tmp_path: Path) -> No
 
 def test_left_over_temporary_files_go_after_an_hour(tmp_path: Path) -> None:
     store = Store(tmp_path, max_bytes=1000)
-    folder = store.units / "aa"
+    folder = store.units / "a"
     folder.mkdir(parents=True)
     (folder / ".old.part").write_bytes(b"x")
     os.utime(folder / ".old.part", (0, 0))

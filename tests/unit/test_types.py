@@ -47,7 +47,8 @@ def test_the_table_is_libggmls(ggml: ctypes.CDLL) -> None:
 
 def test_the_table_agrees_with_gguf_py() -> None:
     theirs = {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
-    shared = theirs.keys() & BY_ID.keys()
+    # gguf-py still has the old block of q8_1 (two f32); no file holds it
+    shared = (theirs.keys() & BY_ID.keys()) - {TYPES["q8_1"].id}
     assert len(shared) > 30
     assert {i: (BY_ID[i].block_elements, BY_ID[i].block_bytes) for i in shared} == {
         i: theirs[i] for i in shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,18 +22,17 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     first. A full disk is a QuantmillError that names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        part.replace(path)
     except BaseException as error:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        with suppress(OSError):
+            part.unlink()
         if isinstance(error, OSError) and error.errno is not None:
             raise QuantmillError(
                 f"cannot be written ({error.strerror})", path, "free some space or choose another place"
@@ -84,9 +83,3 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise QuantmillError("an empty table", path, "delete it to have it made again") from None
     columns = header.split("\t")
     return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

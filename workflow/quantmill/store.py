@@ -1,7 +1,7 @@
 """The content-addressed store: every costly unit of work, computed once.
 
 A unit is bytes under a key, the digest of everything that determines them. Its
-file is `units/ab/abcdef...`: a magic, the sha256 of the payload, the payload.
+file is `units/a/abcdef...`: a magic, the sha256 of the payload, the payload.
 Writers rename whole files into place, so two processes that make the same unit
 do no harm; a reader checks the payload's digest, so a damaged unit (a torn
 write, a bad disk) counts as missing and is made again. Units are not fsynced:
@@ -39,7 +39,6 @@ class Store:
         self.max_bytes = max_bytes
         self.made = self.reused = 0
         self._written = 0
-        self._bytes: int | None = None
 
     @staticmethod
     def key(kind: str, version: int, **determined_by: Any) -> str:
@@ -85,17 +84,15 @@ class Store:
         return payload
 
     def _path(self, key: str) -> Path:
-        return self.units / key[:2] / key
+        return self.units / key[0] / key
 
     def _trim(self) -> None:
         """Evict what was longest unused once the cap is passed, down to nine tenths of it.
 
-        The folder is walked at most once for every hundredth of the cap that
-        this process writes; two processes may each run over by that much.
+        The folder is walked once for every hundredth of the cap that this
+        process writes; each process may run over by that much.
         """
-        if self._bytes is not None and self._bytes + self._written <= self.max_bytes:
-            return
-        if self._bytes is None and self._written < self.max_bytes // 100:
+        if self._written < self.max_bytes // 100:
             return
         entries = sorted(self._entries())
         total = sum(size for _, size, _ in entries)
@@ -106,7 +103,7 @@ class Store:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 total -= size
-        self._bytes, self._written = total, 0
+        self._written = 0
 
     def _entries(self) -> list[tuple[int, int, str]]:
         """(last use, bytes, path) of every unit; temporary files of an hour ago are removed."""

@@ -7,21 +7,23 @@ rule write_card:
         # Not ancient: a measurement taken again gives other numbers under the same spec.
         measured=lambda w: measured_in(w.model),
     output:
-        card=report(
-            f"{RESULTS}/{{model}}/card/README.md",
-            caption="../report/card.rst",
+        card=f"{RESULTS}/{{model}}/card/README.md",
+        bits=report(
+            f"{RESULTS}/{{model}}/card/plots/bits.svg",
+            caption="../report/bits.rst",
             category="{model}",
         ),
-        plots=report(
-            directory(f"{RESULTS}/{{model}}/card/plots"),
-            patterns=["{name}.svg"],
-            caption="../report/plots.rst",
+        sizes=report(
+            f"{RESULTS}/{{model}}/card/plots/size-perplexity.svg",
+            caption="../report/size-perplexity.rst",
             category="{model}",
         ),
     log:
         f"{RESULTS}/{{model}}/logs/card.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/card.tsv"
+    wildcard_constraints:
+        model=names(model for model in cfg.models if cfg.bench_of(model).perplexity),
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -33,4 +35,17 @@ rule write_card:
         "{wildcards.model}: model card"
     shell:
         "python -m quantmill.card.write --spec {params.spec:q} --results {params.results:q}"
-        " --card {output.card:q} --plots {output.plots:q} --log {log:q}"
+        " --card {output.card:q} --plots {params.results:q}/card/plots --log {log:q}"
+
+
+# Without a perplexity there is nothing to draw sizes against.
+use rule write_card as write_card_without_perplexity with:
+    output:
+        card=f"{RESULTS}/{{model}}/card/README.md",
+        bits=report(
+            f"{RESULTS}/{{model}}/card/plots/bits.svg",
+            caption="../report/bits.rst",
+            category="{model}",
+        ),
+    wildcard_constraints:
+        model=names(model for model in cfg.models if not cfg.bench_of(model).perplexity),

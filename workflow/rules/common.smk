@@ -8,7 +8,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+LIBRARY = os.path.join(workflow.basedir, "workflow")
+sys.path.insert(0, LIBRARY)
 
 from quantmill import config as user
 from quantmill import spec
@@ -27,7 +28,7 @@ def refusing():
         sys.exit(1)
 
 
-def refusal(find):
+def cached(find):
     """Cache a function of names, and let bad input that it meets end the run with one line."""
 
     @cache
@@ -57,14 +58,14 @@ MEMO = spec.DigestMemo(STORE / "digests")
 # another place would make everything stale.
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
-    PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])),
+    PYTHONPATH=os.pathsep.join(filter(None, [LIBRARY, os.getenv("PYTHONPATH")])),
     QUANTMILL_STORE=str(STORE),
     QUANTMILL_STORE_MAX=str(cfg.store.max_bytes),
 )
 # One native stage at a time, on all cores: a measured speed must not be shared,
 # and the kernels' threads would only fight. Never part of a spec.
 CORES = workflow.cores or os.cpu_count()
-CARD_TEMPLATE = os.path.join(sys.path[0], "quantmill", "card", "card.md.j2")
+CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")
 
 
 # --- files -------------------------------------------------------------------
@@ -124,7 +125,7 @@ def imatrix_option(model):
     return shlex.join(f"--imatrix={path}" for path in imatrix_of(model))
 
 
-@refusal
+@cached
 def recipe_of(model, recipe):
     """A recipe of the model."""
     recipes = cfg.recipes_of(model)
@@ -137,7 +138,7 @@ def recipe_of(model, recipe):
     return recipes[recipe]
 
 
-@refusal
+@cached
 def calibration_of(model):
     """The model's imatrix section."""
     chunks = cfg.imatrix_of(model)
@@ -146,7 +147,7 @@ def calibration_of(model):
     return chunks
 
 
-@refusal
+@cached
 def held_out_of(model):
     """The model's perplexity section."""
     chunks = cfg.bench_of(model).perplexity
@@ -187,7 +188,8 @@ def quants_of(model):
 
 
 def cards_of(model):
-    return [of(model, "card/README.md")]
+    plots = ["bits", *(["size-perplexity"] if cfg.bench_of(model).perplexity else [])]
+    return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
 
 
 @cache

@@ -5,12 +5,12 @@
 # reaches a stage.
 
 
-@refusal
+@cached
 def engine():
     return library.digest(MEMO.sha256)
 
 
-@refusal
+@cached
 def source_sha256(model):
     """Identity of the source: of its bytes, or of the commit that it is fetched from."""
     source = cfg.models[model].source
@@ -20,7 +20,7 @@ def source_sha256(model):
     return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
 
 
-@refusal
+@cached
 def file_sha256(path):
     return MEMO.sha256(Path(path))
 
@@ -35,7 +35,7 @@ def imatrix_facts(model):
     }
 
 
-@refusal
+@cached
 def fetch_spec(model, file):
     source = cfg.models[model].source
     return spec.make(
@@ -45,12 +45,12 @@ def fetch_spec(model, file):
     )
 
 
-@refusal
+@cached
 def manifest_spec(model):
-    return spec.make("model.manifest", {}, {"source": source_sha256(model)})
+    return spec.make("model.manifest", {}, {"model": source_sha256(model)})
 
 
-@refusal
+@cached
 def corpus_spec(model, corpus):
     used = cfg.corpora_of(model)
     if corpus not in used:
@@ -68,7 +68,7 @@ def corpus_spec(model, corpus):
         "sources": [source.model_dump(exclude={"path"}) for source in chosen.sources],
     }
     made_from = {
-        "source": source_sha256(model),
+        "model": source_sha256(model),
         "files": [file_sha256(path) for path in corpus_sources_of(corpus)],
         "disjoint_from": [
             spec.digest(corpus_spec(model, cfg.imatrix_of(model).corpus))
@@ -78,37 +78,37 @@ def corpus_spec(model, corpus):
     return spec.make("corpus.build", settings, made_from, engine=engine())
 
 
-@refusal
+@cached
 def imatrix_spec(model):
     chunks = calibration_of(model)
     made_from = {
-        "source": source_sha256(model),
+        "model": source_sha256(model),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
     }
     return spec.make("measure.imatrix", chunks.model_dump(), made_from, engine=engine())
 
 
-@refusal
+@cached
 def render_spec(model, recipe):
     settings = {"recipe": recipe, "parameters": recipe_of(model, recipe).parameters}
     made_from = {
-        "source": source_sha256(model),
+        "model": source_sha256(model),
         "template": file_sha256(template_of(model, recipe)),
     }
     return spec.make("recipe.render", settings, made_from)
 
 
-@refusal
+@cached
 def plan_spec(model, recipe):
     made_from = {
-        "source": source_sha256(model),
+        "model": source_sha256(model),
         "recipe": spec.digest(render_spec(model, recipe)),
     }
     settings = {"recipe": recipe, "imatrix": imatrix_facts(model)}
     return spec.make("recipe.plan", settings, made_from, engine=engine())
 
 
-@refusal
+@cached
 def quantize_spec(model, recipe):
     made_from = {
         "manifest": spec.digest(manifest_spec(model)),
@@ -118,12 +118,12 @@ def quantize_spec(model, recipe):
     return spec.make("quantize.write", {"imatrix": imatrix_facts(model)}, made_from, engine=engine())
 
 
-@refusal
+@cached
 def gguf_identity(model, recipe):
     return source_sha256(model) if recipe == "source" else spec.digest(quantize_spec(model, recipe))
 
 
-@refusal
+@cached
 def perplexity_spec(model, recipe):
     chunks = held_out_of(model)
     made_from = {
@@ -133,7 +133,7 @@ def perplexity_spec(model, recipe):
     return spec.make("measure.perplexity", chunks.model_dump(), made_from, engine=engine())
 
 
-@refusal
+@cached
 def speed_spec(model, recipe):
     speed = cfg.bench_of(model).speed
     if speed is None:
@@ -142,7 +142,7 @@ def speed_spec(model, recipe):
     return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
 
 
-@refusal
+@cached
 def card_spec(model):
     bench, recipes = cfg.bench_of(model), list(cfg.recipes_of(model))
     rows = ["source", *recipes]

@@ -20,24 +20,22 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
     where the file does not exist, is not open to this user, or the hub cannot
     be reached.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.parent / f".{out.name}.fetch"
     where = f"{repo}/{file} at {revision[:12]}"
     try:
         found = hf_hub_download(repo, file, revision=revision, local_dir=folder)
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+    except Exception as error:  # the client raises those of several libraries
+        if isinstance(error, OSError) and error.errno is not None:
+            raise QuantmillError(f"cannot be written ({error.strerror})", out, "free some space") from None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantmillError(
             f"cannot be fetched ({reason[0]})",
             where,
             "check the name and commit, the network, and your access",
         ) from None
-    except OSError as error:
-        raise QuantmillError(f"cannot be written ({error.strerror})", out, "free some space") from None
     os.replace(found, out)
     shutil.rmtree(folder)
 

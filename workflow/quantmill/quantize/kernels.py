@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,36 +64,53 @@ def task(
 
 
 class Quantizer:
-    """Quantizes tensors on a pool of threads, each tensor at most once for all recipes."""
+    """Quantizes tensors, each at most once for all recipes.
 
-    def __init__(self, engine: str, store: Store, threads: int, pool: ThreadPoolExecutor) -> None:
-        self.engine, self.store, self.threads, self.pool = engine, store, threads, pool
+    `threads` of them convert; one more keeps finished units in the store, so
+    that neither waits for the other, nor the caller who writes the file.
+    """
+
+    def __init__(self, engine: str, store: Store, threads: int) -> None:
+        self.engine, self.store, self.threads = engine, store, threads
+        self._workers = ThreadPoolExecutor(threads)
+        self._keeper = ThreadPoolExecutor(1)
 
     def start(self, task: Task, source: Bytes) -> Callable[[], Bytes | memoryview]:
-        """Begin on a tensor; the returned function waits for its bytes and keeps them in the store.
+        """Begin on a tensor; the returned function waits for its bytes.
 
-        QuantmillError, naming the tensor, where the type cannot be made or the
-        result does not validate.
+        QuantmillError, naming the tensor, where the type needs importance or
+        the result does not validate.
         """
         key = task.key(self.engine)
         found = self.store.get(key)
         if found is not None:
             self.store.reused += 1
             return lambda: found
-        try:
+        with _naming(task.name):
             conversion = Conversion(
-                self.pool, self.threads, source, task.source_type, task.type, task.shape, task.importance
+                self._workers, self.threads, source, task.source_type, task.type, task.shape, task.importance
             )
-        except QuantmillError as error:
-            raise QuantmillError(str(error), task.name) from error
+        return self._keeper.submit(self._finish, task, key, conversion).result
 
-        def finish() -> Bytes:
-            try:
-                made = conversion.result()
-            except QuantmillError as error:
-                raise QuantmillError(str(error), task.name) from error
-            self.store.put(key, made.data)
-            self.store.made += 1
-            return made
+    def _finish(self, task: Task, key: str, conversion: Conversion) -> Bytes:
+        with _naming(task.name):
+            made = conversion.result()
+        self.store.put(key, made.data)
+        self.store.made += 1
+        return made
 
-        return finish
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._keeper, self._workers):
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    """Errors of the block name the tensor."""
+    try:
+        yield
+    except QuantmillError as error:
+        raise QuantmillError(str(error), tensor) from error

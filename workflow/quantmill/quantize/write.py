@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.recipe.plan import PlanRow, read_plan
 from quantmill.store import Store
 
-# The next tensor is begun before the last one is written only while both
-# sources are smaller than this: memory stays bounded by the largest tensor.
+# Tensors are begun ahead of the one being written while their sources are
+# together smaller than this: memory is bounded by it, or by the largest tensor.
 _AHEAD_BYTES = 256 << 20
 
 
@@ -88,20 +89,16 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
 
 
 def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[Bytes | memoryview]:
-    """The bytes of each tensor, in order; while one is taken the next is being made."""
-    pending: Callable[[], Bytes | memoryview] | None = None
-    pending_bytes = 0
+    """The bytes of each tensor, in order; while one is taken the next ones are being made."""
+    ahead: deque[tuple[int, Callable[[], Bytes | memoryview]]] = deque()
     for item in todo:
         data = source.data(item.name)
-        if pending is not None and pending_bytes + data.size > _AHEAD_BYTES:
-            yield pending()
-            pending = None
-        following = (lambda data=data: data) if item.type == item.source_type else quantizer.start(item, data)
-        if pending is not None:
-            yield pending()
-        pending, pending_bytes = following, data.size
-    if pending is not None:
-        yield pending()
+        while ahead and sum(size for size, _ in ahead) + data.size > _AHEAD_BYTES:
+            yield ahead.popleft()[1]()
+        kept = item.type == item.source_type
+        ahead.append((data.size, partial(np.asarray, data) if kept else quantizer.start(item, data)))
+    for _, finish in ahead:
+        yield finish()
 
 
 def write(
@@ -150,10 +147,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         )
     store = Store(args.store, args.store_max)
     with (
-        ThreadPoolExecutor(args.threads) as pool,
+        Quantizer(spec["engine"], store, args.threads) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
-        quantizer = Quantizer(spec["engine"], store, args.threads, pool)
         size, sha256 = write(args.gguf, header, pieces(todo, source, quantizer), progress)
     write_json(args.facts, {"file": args.gguf.name, "bytes": size, "sha256": sha256, "tensors": len(rows)})
     log.say(f"{len(rows)} tensors, {size} bytes; {store.made} units made, {store.reused} reused")

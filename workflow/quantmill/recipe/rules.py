@@ -180,9 +180,8 @@ def _idle(rule: Rule, names: list[str], matched: list[str], before: list[Rule], 
     present = {role_of(name) for name in names}
     if rule.roles and not present & set(rule.roles):
         have = ", ".join(sorted(present - {"norm", "bias", "scale", "other"}))
-        return QuantmillError(
-            "matches no tensor", here, f"the model has the roles {have}, or say `optional: true`"
-        )
+        cure = f"take one of the model's roles ({have}), or say `optional: true`"
+        return QuantmillError("matches no tensor", here, cure)
     hint = "a match is of the whole name, such as 'blk\\.3\\.attn_q\\.weight'; " if rule.match else ""
     return QuantmillError("matches no tensor", here, f"{hint}correct it, or say `optional: true`")
 

@@ -1,0 +1,146 @@
+"""Snakemake itself, over a tiny model: what is built, what is refused, and what a second config does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from house import House
+
+LEAN: dict[str, Any] = {"imatrix": None, "bench": {}, "recipes": ["Q8_0"]}
+CARD = "write_card_without_perplexity"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """A checkout, in a folder whose name has a space; nothing built."""
+    return House.build(tmp_path / "a house")
+
+
+def test_a_lean_config_ends_with_a_card(house: House) -> None:
+    house.configure(lambda config: config.update(LEAN, results="the results"))
+    house.run()
+    made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
+    assert {
+        "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
+        "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/plots/bits.svg",
+    } == made  # fmt: skip
+    assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text()
+    assert house.due() == set()
+
+
+def test_a_second_config_replaces_the_first(house: House) -> None:
+    def other(config: dict[str, Any]) -> None:
+        config["models"] = {"other": config["models"]["tiny"]}
+        config.update(LEAN)
+
+    house.configure(other, "other.yaml")
+    due = house.due("--configfile=other.yaml")
+    assert due == {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", CARD}
+    assert "results/tiny" not in house.run("-n", "--configfile=other.yaml").stdout
+    # Single values still override the default config.
+    assert "elsewhere/tiny" in house.run("-n", "--config", "results=elsewhere").stdout
+
+
+def test_a_part_can_be_asked_for(house: House) -> None:
+    assert house.due("plans") == {
+        f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")
+    }
+    house.run("results/tiny/plans/mix.tsv")
+    assert {path.name for path in house.made()} == {"mix.yaml", "mix.tsv", "mix.json"}
+
+
+def test_a_source_on_the_hub_is_fetched_first(house: House) -> None:
+    hub = {"hf": "a/b", "file": "q/x.gguf", "revision": "0" * 40}
+    house.configure(lambda config: config.update(LEAN, models={"tiny": {"source": hub}}))
+    assert "fetch_source q/x.gguf" in house.due()
+
+
+def field(**fields: Any) -> Callable[[House], None]:
+    """Fields of the config."""
+    return lambda house: house.configure(lambda config: config.update(fields))
+
+
+def model(**fields: Any) -> Callable[[House], None]:
+    """Fields of the model."""
+    return lambda house: house.configure(lambda config: config["models"]["tiny"].update(fields))
+
+
+REFUSED: dict[str, tuple[Callable[[House], None], str]] = {
+    "an unknown field": (
+        model(sorce="x"),
+        "config.yaml: models.tiny.sorce: unknown field; did you mean source?",
+    ),
+    "two recipes of one name": (
+        field(recipes=["Q8_0", "Q8_0"]),
+        "config.yaml: recipes[1]: Q8_0 is there twice",
+    ),
+    "a missing source": (
+        model(source={"path": "x.gguf"}),
+        "config.yaml: models.tiny.source: no such file: x.gguf",
+    ),
+    "a missing text": (
+        lambda house: (house.folder / "two.txt").unlink(),
+        "config.yaml: corpora.calibration.sources[1].path: no such file: two.txt",
+    ),
+    "a name with `..`": (field(recipes=["../x"]), 'config.yaml: recipes[0]: "../x" is not allowed'),
+    "an unknown template": (
+        field(recipes=[{"name": "x", "template": "presett"}]),
+        "config.yaml: recipe x: no template presett.yaml.j2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_config_is_refused_in_one_line(house: House, case: str) -> None:
+    change, message = REFUSED[case]
+    change(house)
+    refused = house.snakemake()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: {message}")
+    assert len(refused.stderr.splitlines()) == 1
+    assert "Traceback" not in refused.stdout
+    assert not (house.folder / "results").exists()
+
+
+def test_what_a_model_does_not_have_is_refused_in_one_line(house: House) -> None:
+    house.configure(lambda config: config.update(imatrix=None))
+    refused = house.snakemake("results/tiny/imatrix.gguf")
+    assert refused.returncode == 1
+    line = "error: config.yaml: tiny has no imatrix; give it one under imatrix"
+    assert refused.stderr.splitlines()[-1] == line
+    assert "Traceback" not in refused.stderr
+
+
+FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
+    "a truncated GGUF": (
+        lambda house: _cut(house.folder / "tiny-llama.gguf", 1_000_000),
+        "results/tiny/manifest.tsv",
+        "tiny-llama.gguf",
+    ),
+    "an unknown preset": (field(recipes=["Q4_K_X"]), "plans", "Q4_K_X"),
+    "a type that needs an imatrix": (field(recipes=["IQ2_XXS"], imatrix=None), "plans", "imatrix"),
+    "too little text": (
+        lambda house: (house.folder / "two.txt").write_text("Short."),
+        "results/tiny/corpus/calibration.parquet",
+        "two",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(house: House, case: str) -> None:
+    change, target, word = FAILING[case]
+    change(house)
+    failed = house.snakemake(target)
+    said = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert failed.returncode == 1
+    assert len(said) == 1
+    assert word in said[0]
+    assert "Traceback" not in failed.stderr
+    assert not [path for path in house.made() if path.suffix != ".yaml"]
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])

@@ -1,0 +1,215 @@
+"""The user's file: each wrong field is refused in one line with its path; the schema is in step."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quantmill import config
+from quantmill.errors import QuantmillError
+from quantmill.refusal import check_duplicates
+
+ROOT = Path(__file__).parents[2]
+BASE: dict[str, Any] = {
+    "models": {"m": {"source": {"path": "m.gguf"}, "card": {"license": "mit"}}},
+    "corpora": {
+        "calibration": {"seed": 1, "sources": [{"name": "a", "path": "a.txt", "weight": 0.5}]},
+        "held-out": {"sources": [{"name": "b", "path": "b.parquet", "rows": 9}]},
+    },
+    "imatrix": {"corpus": "calibration", "chunks": 64, "context": 512},
+    "recipes": ["Q8_0", {"name": "Q4_K_L", "base": "Q4_K_M", "output": "q8_0"}],
+    "bench": {"perplexity": {"corpus": "held-out", "chunks": 40}, "speed": {"prompt": 16}},
+}
+
+
+def parsed(change: Callable[[dict[str, Any]], Any] = lambda c: None) -> config.Config:
+    """The config with a change made to it."""
+    data = copy.deepcopy(BASE)
+    change(data)
+    return config.parse(data)
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    """A change: the field at a dotted path."""
+
+    def change(data: Any) -> None:
+        *folders, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        for part in folders:
+            data = data[part]
+        data.append(value) if last == "+" else data.__setitem__(last, value)
+
+    return change
+
+
+WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (put("model", {}), "model: unknown field; did you mean models?"),
+    (put("models.m", {"sorce": 1}), "models.m.sorce: unknown field; did you mean source?"),
+    (put("models.m", {}), "models.m.source: missing field; add it"),
+    (put("models.m.source", {"pth": "x.gguf"}), "models.m.source.pth: unknown field; did you mean path?"),
+    (put("models.m.source", {"path": "x.bin"}), 'models.m.source.path: "x.bin" is not allowed; a .gguf file'),
+    (
+        put("models.m.source", {"hf": "a/b", "file": "x.gguf", "revision": "main"}),
+        'models.m.source.revision: "main" is not allowed; give the whole commit',
+    ),
+    (put("models.m.card.licence", "x"), "models.m.card.licence: unknown field; did you mean license?"),
+    (put("models.a b", BASE["models"]["m"]), 'models.a b: "a b" is not allowed; names become file names'),
+    (put("models.a/b", BASE["models"]["m"]), 'models.a/b: "a/b" is not allowed'),
+    (put("models", {}), "models: is empty; give at least one"),
+    (put("recipes", []), "recipes: is empty; give at least one"),
+    (put("recipes", None), "models.m: no recipes; give the model or the file some"),
+    (put("recipes.+", "Q8_0"), "recipes[2]: Q8_0 is there twice; rename or remove one"),
+    (put("recipes.+", "source"), "recipes[2]: the name `source` is the source model's own"),
+    (put("recipes.+", {"name": ".."}), 'recipes[2].name: ".." is not allowed; names become file names'),
+    (put("recipes.+", {"name": "a..b"}), 'recipes[2].name: "a..b" is not allowed'),
+    (put("recipes.+", {"nam": "x"}), "recipes[2].name: missing field"),
+    (put("recipes.+", {"name": "x", "base": float("nan")}), "recipes[2].base: nan is no plain value"),
+    (put("models.m.recipes", ["Q8_0", "Q8_0"]), "models.m.recipes[1]: Q8_0 is there twice"),
+    (
+        put("imatrix.corpus", "calibratio"),
+        "imatrix.corpus: no corpus named calibratio; did you mean calibration?",
+    ),
+    (put("imatrix.chunks", 0), "imatrix.chunks: input should be greater than or equal to 1, not 0"),
+    (put("imatrix.chunks", "64"), 'imatrix.chunks: input should be a valid integer, not "64"'),
+    (
+        put("models.m.imatrix", {"corpus": "x", "chunks": 1}),
+        "models.m.imatrix.corpus: no corpus named x; define it under corpora",
+    ),
+    (
+        put("bench.perplexity.corpus", "calibration"),
+        "bench.perplexity.corpus: calibration is the imatrix's corpus too; measure on one of its own",
+    ),
+    (
+        put("corpora.held-out.sources.+", {"name": "b", "path": "c"}),
+        "corpora.held-out.sources[1]: b is there twice",
+    ),
+    (
+        put("corpora.held-out.sources.0.weight", 0),
+        "corpora.held-out.sources[0].weight: input should be greater",
+    ),
+    (put("results", "a{b}"), 'results: "a{b}" is not allowed; give a folder'),
+    (put("store", {"max": "50 gb"}), 'store.max: "50 gb" is not allowed; a size is a number and its unit'),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_what_is_wrong_is_refused_with_its_path(
+    change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(QuantmillError) as refused:
+        parsed(change)
+    assert str(refused.value).startswith(f"config.yaml: {message}")
+    assert "\n" not in str(refused.value)
+
+
+def test_no_mapping_at_all() -> None:
+    with pytest.raises(QuantmillError, match=r"^config.yaml: must be a mapping of fields, not \"x\"$"):
+        config.parse("x")
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("models:\n  a: {source: {path: x.gguf}}\n  b: {}\n  a: {}\n")
+    with pytest.raises(QuantmillError, match=r"config.yaml: line 4: a is there twice; rename or remove one"):
+        check_duplicates(path)
+    path.write_text("models:\n  a: {}\n  b: {a: {a: 1}}\n")
+    check_duplicates(path)
+
+
+def test_a_preset_alone_is_a_recipe() -> None:
+    recipes = parsed().recipes_of("m")
+    assert list(recipes) == ["Q8_0", "Q4_K_L"]
+    assert (recipes["Q8_0"].template, recipes["Q8_0"].parameters) == ("preset", {"base": "Q8_0"})
+    assert recipes["Q4_K_L"].parameters == {"base": "Q4_K_M", "output": "q8_0"}
+
+
+def test_a_model_has_its_own_way() -> None:
+    own = parsed(put("models.m.recipes", ["Q6_K"]))
+    assert list(own.recipes_of("m")) == ["Q6_K"]
+    assert parsed().imatrix_of("m") is not None
+    assert parsed(put("models.m.imatrix", None)).imatrix_of("m") is None
+    speed = parsed(put("models.m.bench", {"speed": {}})).bench_of("m")
+    assert speed.perplexity is None
+    assert speed.speed is not None
+
+
+def test_corpora_in_the_order_of_use() -> None:
+    assert list(parsed().corpora_of("m")) == ["calibration", "held-out"]
+    assert list(parsed(put("imatrix", None)).corpora_of("m")) == ["held-out"]
+
+
+@pytest.mark.parametrize(("size", "expected"), [("50 GiB", 50 << 30), ("1.5 MB", 1_500_000), (7, 7)])
+def test_the_size_of_the_store(size: str | int, expected: int) -> None:
+    assert parsed(put("store", {"max": size})).store.max_bytes == expected
+
+
+def test_the_store_lies_in_the_results() -> None:
+    assert parsed(put("results", "out")).store_path == Path("out/.store")
+    assert parsed(put("store", {"path": "elsewhere"})).store_path == Path("elsewhere")
+
+
+def test_all_parts_of_a_split_source() -> None:
+    split = parsed(put("models.m.source", {"path": "d/m-00001-of-00003.gguf"}))
+    parts = [str(file) for file in config.source_files(split, "m")]
+    assert parts == [f"d/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+
+
+def test_where_a_fetched_source_lies() -> None:
+    hub = {"hf": "a/b", "file": "q/x.gguf", "revision": "0" * 40}
+    assert config.source_files(parsed(put("models.m.source", hub)), "m") == [
+        Path("results/m/source/q/x.gguf")
+    ]
+
+
+def test_a_package_that_is_not_there() -> None:
+    missing = parsed(put("models.m.source", {"package": "no_such_package", "file": "x.gguf"}))
+    with pytest.raises(QuantmillError, match=r"models.m.source.package: no package no_such_package"):
+        config.source_files(missing, "m")
+
+
+def test_files_that_do_not_exist(tmp_path: Path) -> None:
+    templates = [tmp_path / "recipes"]
+    for name in ("m.gguf", "a.txt", "b.parquet", "recipes/preset.yaml.j2"):
+        change = put("models.m.source.path", str(tmp_path / "m.gguf"))
+        with pytest.raises(QuantmillError, match=r"no such file|no template"):
+            config.check_files(_at(tmp_path, change), "config.yaml", templates)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config.check_files(_at(tmp_path, change), "config.yaml", templates)
+    other = _at(tmp_path, change, put("recipes.+", {"name": "x", "template": "presett"}))
+    with pytest.raises(QuantmillError, match=r"recipe x: no template presett.yaml.j2 in .*; there is preset"):
+        config.check_files(other, "config.yaml", templates)
+
+
+def _at(folder: Path, *changes: Callable[[dict[str, Any]], Any]) -> config.Config:
+    data = copy.deepcopy(BASE)
+    for change in changes:
+        change(data)
+    for corpus in data["corpora"].values():
+        for source in corpus["sources"]:
+            source["path"] = str(folder / source["path"])
+    return config.parse(data)
+
+
+def test_the_shipped_config_is_right_and_names_its_schema() -> None:
+    text = (ROOT / "config.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=docs/config.schema.json\n")
+    config.parse(yaml.safe_load(text))
+    check_duplicates(ROOT / "config.yaml")
+
+
+def test_the_schema_is_in_step() -> None:
+    written = json.loads((ROOT / "docs" / "config.schema.json").read_text())
+    assert written == config.schema(), "run: python -m quantmill.config > docs/config.schema.json"
+
+
+def test_the_conda_environment_has_the_locks_versions() -> None:
+    environment = yaml.safe_load((ROOT / "envs" / "quantmill.yaml").read_text())
+    locks = (ROOT / "envs" / "requirements.lock").read_text() + (ROOT / "envs" / "engine.lock").read_text()
+    pins = environment["dependencies"][-1]["pip"]
+    assert pins
+    for pin in pins:
+        assert f"\n{pin} \\\n" in f"\n{locks}"

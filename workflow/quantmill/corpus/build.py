@@ -1,0 +1,259 @@
+"""Text to token chunks: rows are chosen, tokenized, cut, and mixed at the shares asked for.
+
+A chunk is of one domain. The chosen rows of a source are tokenized one by one
+in their shuffled order, each ended by a line end, laid end to end and cut into
+chunks of `context` tokens: what `llama-imatrix -f` would see of the same rows
+in a text file. No BOS is added; those who evaluate a chunk put it in place of
+the first token, where the vocabulary wants one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from quantmill import command
+from quantmill.corpus.chat import ChatTemplate
+from quantmill.corpus.chunks import Chunk, Tokens, row_digests, write_chunks
+from quantmill.corpus.decode import Messages, Render, decode
+from quantmill.corpus.mix import Row, Selection, apportion, interleave, select
+from quantmill.corpus.read import Source, open_source, read_rows
+from quantmill.engine.mainline import Vocabulary
+from quantmill.errors import QuantmillError
+from quantmill.files import write_json, writing
+from quantmill.model.ggufio import read_header
+from quantmill.progress import Log
+from quantmill.spec import file_sha256
+
+Tokenize = Callable[[str, bool], Tokens]
+
+CHARACTERS_A_TOKEN: Final = 8
+"""A generous guess of how much text to keep; where it is too little, more is kept and read again."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one source gives: its chunks, the rows that they hold, and the selection these are from."""
+
+    chunks: list[Chunk]
+    rows: list[Row]
+    selection: Selection
+
+
+def take(
+    values: Callable[[], Iterable[object]],
+    render: Render,
+    tokenize: Tokenize,
+    *,
+    domain: str,
+    chunks: int,
+    context: int,
+    seed: int,
+    rows: int | None = None,
+    messages: bool = False,
+    taken: Iterable[int] = (),
+) -> Part:
+    """`chunks` chunks of `context` tokens from the rows that `values()` reads.
+
+    The rows used are the first in the seed's order that suffice, however many
+    passes that takes. Raises QuantmillError where all rows together are too few.
+    """
+    needed = chunks * context
+    characters = needed * CHARACTERS_A_TOKEN
+    taken = set(taken)
+    while True:
+        decoded = partial(decode, render=render, messages=messages)
+        selection = select(values(), decoded, seed=seed, characters=characters, rows=rows, taken=taken)
+        pieces = list(_tokenized(selection.rows, tokenize, needed))
+        had = sum(map(len, pieces))
+        if had >= needed:
+            used = selection.rows[: len(pieces)]
+            return Part(cut(pieces, [row.digest for row in used], domain, chunks, context), used, selection)
+        if selection.all:
+            raise QuantmillError(
+                f"{had} tokens in {len(pieces)} rows, and {chunks} chunks of {context} need {needed}",
+                f"source {domain}",
+                "give it more text or a lower weight, raise its `rows`, or ask for fewer chunks",
+            )
+        characters *= 4
+
+
+def cut(pieces: Sequence[Tokens], digests: Sequence[int], domain: str, chunks: int, context: int) -> list[Chunk]:
+    """The first `chunks` chunks of `context` tokens of the pieces, laid end to end.
+
+    `digests` names the row of each piece; a chunk keeps those it has tokens of.
+    """
+    ends = np.cumsum([len(piece) for piece in pieces])
+    tokens = np.concatenate(pieces)[: chunks * context].reshape(chunks, context)
+    found = []
+    for number, row in enumerate(tokens):
+        first = np.searchsorted(ends, number * context, side="right")
+        last = np.searchsorted(ends, (number + 1) * context, side="left")
+        found.append(Chunk(domain, row, list(digests[first : last + 1])))
+    return found
+
+
+def build(
+    config: dict[str, Any], sources: Sequence[Source], render: Render, tokenize: Tokenize, log: Log
+) -> tuple[list[Chunk], list[Part]]:
+    """The corpus's chunks in their order, and the part of each source; `config` as in the spec."""
+    wanted = config["sources"]
+    counts = apportion([source["weight"] for source in wanted], config["chunks"])
+    parts: list[Part] = []
+    taken: set[int] = set()
+    for source, settings, count in zip(sources, wanted, counts, strict=True):
+        if count == 0:
+            parts.append(Part([], [], Selection()))
+            continue
+        part = take(
+            partial(_watched, source, log), render, tokenize, messages=source.messages, taken=taken,
+            domain=settings["name"], chunks=count, context=config["context"], seed=config["seed"],
+            rows=settings.get("rows"),
+        )  # fmt: skip
+        taken |= {row.digest for row in part.rows}
+        parts.append(part)
+    queues = [iter(part.chunks) for part in parts]
+    return [next(queues[source]) for source in interleave(counts)], parts
+
+
+def check_disjoint(corpus: str, rows: Iterable[Row], other: str, digests: set[int]) -> None:
+    """Raise QuantmillError where a row of `corpus` is among the `digests` of the corpus `other`."""
+    shared = [row for row in rows if row.digest in digests]
+    if shared:
+        words = " ".join(shared[0].document.text.split()[:8])[:60]
+        raise QuantmillError(
+            f'shares {len(shared)} rows with the corpus {other}, the first begins "{words}"',
+            f"corpus {corpus}",
+            "give one of the two other files, so that it holds text the other has not seen",
+        )
+
+
+def report(
+    config: dict[str, Any], sources: Sequence[Source], digests: Sequence[str], parts: Sequence[Part]
+) -> dict[str, Any]:
+    """The corpus's JSON, as docs/files.md has it; `digests` are the sha256 of the files."""
+    wanted = config["sources"]
+    weights = sum(settings["weight"] for settings in wanted)
+    entries = []
+    warnings = []
+    for source, settings, sha256, part in zip(sources, wanted, digests, parts, strict=True):
+        name, selection, count = settings["name"], part.selection, len(part.chunks)
+        entries.append(
+            {
+                "name": name,
+                "file": source.path.name,
+                "sha256": sha256,
+                "column": source.column,
+                "rows_read": selection.read,
+                "rows_used": len(part.rows),
+                "rows_broken": selection.broken,
+                "rows_duplicate": selection.taken + sum(row.copies for row in part.rows),
+                "rows_empty": selection.empty,
+                "characters": sum(len(row.document.text) for row in part.rows),
+                "tokens": count * config["context"],
+                "chunks": count,
+                "share_wanted": settings["weight"] / weights,
+                "share_got": count / config["chunks"],
+            }
+        )
+        if selection.broken:
+            warnings.append(f"{name}: {selection.broken} of {selection.read} rows are broken and left out")
+        if not count:
+            warnings.append(f"{name}: its weight is too low for one of {config['chunks']} chunks")
+    total = config["chunks"] * config["context"]
+    own = {key: config[key] for key in ("corpus", "seed", "context", "chunks")}
+    return own | {"tokens": total, "sources": entries, "warnings": warnings}
+
+
+def _tokenized(rows: Iterable[Row], tokenize: Tokenize, needed: int) -> Iterator[Tokens]:
+    """The tokens of row after row, until there are as many as needed."""
+    had = 0
+    for row in rows:
+        text, chat = row.document
+        piece = tokenize(text if text.endswith("\n") else text + "\n", chat)
+        yield piece
+        had += len(piece)
+        if had >= needed:
+            return
+
+
+def _watched(source: Source, log: Log) -> Iterator[object]:
+    if source.rows is None:
+        yield from read_rows(source)
+        return
+    with log.progress(f"read {source.path.name}", source.rows, "rows") as progress:
+        for value in read_rows(source):
+            yield value
+            progress.add(1)
+
+
+def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
+    """The model's chat template, read when the first chat row needs it."""
+
+    @cache
+    def template() -> ChatTemplate:
+        text = read_header(model, data=False).value("tokenizer.chat_template")
+        if text is None:
+            raise QuantmillError("has no chat template, and a source has chat rows", model,
+                                 "choose a column of plain text")  # fmt: skip
+        try:
+            return ChatTemplate(text, bos=vocabulary.special("bos"), eos=vocabulary.special("eos"))
+        except ValueError as error:
+            raise QuantmillError(f"its chat template is no valid Jinja ({error})", model,
+                                 "choose a column of plain text") from None  # fmt: skip
+
+    def render(messages: Messages) -> str:
+        return template().render(messages)
+
+    return render
+
+
+def _paths(named: Sequence[str], wanted: Sequence[dict[str, Any]]) -> list[Path]:
+    pairs = [pair.partition("=") for pair in named]
+    if [name for name, _, _ in pairs] != [settings["name"] for settings in wanted]:
+        raise QuantmillError("the names of --source are not those of the spec", cure="give each, in its order")
+    return [Path(path) for _, _, path in pairs]
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """Build one corpus for one model."""
+    config = args.spec["config"]
+    paths = _paths(args.source, config["sources"])
+    sources = [
+        open_source(path, settings.get("column"))
+        for path, settings in zip(paths, config["sources"], strict=True)
+    ]
+    others = {path.stem: row_digests(path) for path in args.disjoint_from}
+    digests = args.spec.get("from", {}).get("files") or [file_sha256(path) for path in paths]
+    with Vocabulary(args.model) as vocabulary:
+        try:
+            chunks, parts = build(config, sources, _renderer(args.model, vocabulary), vocabulary.tokenize, log)
+        except QuantmillError as error:
+            raise QuantmillError(str(error), f"corpus {config['corpus']}") from error
+    for other, known in others.items():
+        check_disjoint(config["corpus"], (row for part in parts for row in part.rows), other, known)
+    with writing(args.corpus) as file:
+        write_chunks(file, chunks)
+    write_json(args.report, report(config, sources, digests, parts))
+    log.say(f"{len(chunks)} chunks of {config['context']} tokens from {sum(len(p.rows) for p in parts)} rows")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--model", type=Path, required=True, help="source GGUF, for its vocabulary")
+    arguments.add_argument("--corpus", type=Path, required=True, help="parquet file to write")
+    arguments.add_argument("--report", type=Path, required=True, help="JSON file to write")
+    arguments.add_argument(
+        "--source", action="append", default=[], metavar="NAME=PATH", help="a source of the spec, in its order"
+    )
+    arguments.add_argument(
+        "--disjoint-from", type=Path, action="append", default=[], metavar="PARQUET",
+        help="a built corpus that this one must share no row with",
+    )  # fmt: skip
+    command.run(arguments, main)

@@ -1,0 +1,129 @@
+"""Which rows, how many chunks of each source, and in which order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from quantmill.corpus.decode import BrokenRow, Document
+
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """A chosen row: its digest, and how often the same text was met again."""
+
+    document: Document
+    digest: int
+    copies: int
+
+
+@dataclass
+class Selection:
+    """The rows chosen, in their shuffled order, and what became of the others.
+
+    `taken` counts rows left out because another source has them; `all`: no row
+    was left out for want of room.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    read: int = 0
+    broken: int = 0
+    empty: int = 0
+    taken: int = 0
+    all: bool = True
+
+
+def text_digest(text: str) -> int:
+    """64 bits of BLAKE2b of the UTF-8: what tells rows apart."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest(), "big")
+
+
+def select(
+    values: Iterable[object],
+    decode: Callable[[object], Document],
+    *,
+    seed: int,
+    characters: int,
+    rows: int | None = None,
+    taken: Collection[int] = (),
+) -> Selection:
+    """Choose rows by seeded priority sampling, in one pass and flat memory.
+
+    Each distinct text has a key, BLAKE2b(seed, digest of the text). In the order
+    of the keys, which is the shuffle, the first rows are kept until they hold
+    `characters`, and at most `rows` of them: a uniform sample without
+    replacement that depends on nothing but the seed and the set of texts, and
+    not on their order, the batch size or the machine. Rows whose digest is in
+    `taken` are left out.
+    """
+    found = Selection()
+    kept: dict[int, tuple[Document, int]] = {}
+    heap: list[tuple[int, int]] = []  # (-key, digest): the row to go first is on top
+    limit = float("inf") if rows is None else rows
+    held = 0
+    salt = blake2b(str(seed).encode()).digest()
+    for value in values:
+        found.read += 1
+        try:
+            document = decode(value)
+        except BrokenRow:
+            found.broken += 1
+            continue
+        if not document.text.strip():
+            found.empty += 1
+            continue
+        digest = text_digest(document.text)
+        if digest in taken:
+            found.taken += 1
+            continue
+        if digest in kept:
+            first, copies = kept[digest]
+            kept[digest] = first, copies + 1
+            continue
+        heapq.heappush(heap, (-_key(salt, digest), digest))
+        kept[digest] = document, 0
+        held += len(document.text)
+        while len(heap) > limit or held - len(kept[heap[0][1]][0].text) >= characters:
+            found.all &= len(heap) > limit
+            _, last = heapq.heappop(heap)
+            held -= len(kept.pop(last)[0].text)
+    ordered = sorted(heap, reverse=True)
+    found.rows = [Row(kept[digest][0], digest, kept[digest][1]) for _, digest in ordered]
+    return found
+
+
+def apportion(weights: Sequence[float], chunks: int) -> list[int]:
+    """`chunks` shared out by weight, by the method of largest remainders; the first source wins a tie."""
+    total = sum(weights)
+    quotas = [weight * chunks / total for weight in weights]
+    counts = [int(quota) for quota in quotas]
+    # Rounded, so that 0.1 + 0.2 does not decide between equal remainders.
+    by_remainder = sorted(range(len(weights)), key=lambda i: (round(counts[i] - quotas[i], 9), i))
+    for i in by_remainder[: chunks - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def interleave(counts: Sequence[int]) -> list[int]:
+    """The source of each chunk, so that any window holds the sources at their shares.
+
+    Error diffusion: at each place the source that is furthest behind its share
+    is next. In whole numbers, so that no rounding differs between machines.
+    """
+    total = sum(counts)
+    given = [0] * len(counts)
+    order = []
+    for place in range(1, total + 1):
+        furthest = max(range(len(counts)), key=lambda i: (counts[i] * place - total * given[i], -i))
+        given[furthest] += 1
+        order.append(furthest)
+    return order
+
+
+def _key(salt: bytes, digest: int) -> int:
+    data = digest.to_bytes(_DIGEST_BYTES, "big")
+    return int.from_bytes(blake2b(data, key=salt, digest_size=_DIGEST_BYTES).digest(), "big")
