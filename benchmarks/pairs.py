@@ -11,12 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+HERE = Path(__file__).parent
 Figures = dict[str, float]
 
 
@@ -47,24 +47,20 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
     for, whichever is largest. A command that fails ends the benchmark with its
     last lines.
     """
-    workflow = str(Path(__file__).parents[1] / "workflow")
-    environment = os.environ | {"PYTHONPATH": workflow, "PYTHONNOUSERSITE": "1"}
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [str(word) for word in command], cwd=cwd, env=environment,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "workflow"), "PYTHONNOUSERSITE": "1"}
+    words = [str(word) for word in command]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report")
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", HERE / "launch.py", report, *words], cwd=cwd, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    if process.returncode != 0:
-        tail = "\n".join(text.splitlines()[-15:])
-        sys.exit(f"{' '.join(map(str, command))}\n{tail}\nerror: exit code {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * unit, text)
+        output = done.stdout.decode(errors="replace")
+        seconds, peak, code = report.read_text().split() if report.exists() else ("0", "0", "127")
+    if code != "0":
+        tail = "\n".join(output.splitlines()[-15:])
+        sys.exit(f"{' '.join(words)}\n{tail}\nerror: exit code {code}")
+    return Run(float(seconds), int(peak), output)
 
 
 def alternate(

@@ -166,12 +166,11 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
 
     The text is Python's own standard library, so that it is on every machine.
     Both sides get the same tokens: llama.cpp's tools tokenise the text (no more
-    of it than the chunks need), ours read the parquet file that docs/files.md
-    describes.
+    of it than the chunks need), ours read the corpus file made from these tokens.
     """
-    import pyarrow
-    import pyarrow.parquet
+    import numpy as np
 
+    from quantmill.corpus.chunks import Chunk, write_chunks
     from quantmill.engine.mainline import Vocabulary
 
     library = Path(sysconfig.get_paths()["stdlib"])
@@ -191,14 +190,9 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
                 length = length * 11 // 10
             start += length
             (folder / f"{name}.txt").write_text(text)
-            rows = [tokens[begin : begin + CONTEXT] for begin in range(0, need, CONTEXT)]
-            table = pyarrow.table(
-                {
-                    "chunk": pyarrow.array(range(count), pyarrow.int32()),
-                    "domain": ["code"] * count,
-                    "tokens": pyarrow.array(rows, pyarrow.list_(pyarrow.int32())),
-                }
-            )
-            pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+            starts = range(0, need, CONTEXT)
+            rows = [Chunk("code", np.array(tokens[at : at + CONTEXT], np.int32), []) for at in starts]
+            with (folder / f"{name}.parquet").open("wb") as file:
+                write_chunks(file, rows)
             corpora[name] = folder / name
     return corpora

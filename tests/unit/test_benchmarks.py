@@ -45,6 +45,13 @@ def test_run_takes_time_peak_and_output(pairs: ModuleType) -> None:
     assert 0 < done.seconds < 30
 
 
+def test_the_memory_of_the_benchmark_itself_is_not_counted(pairs: ModuleType) -> None:
+    large = bytearray(b"x") * (200 << 20)
+    done = pairs.run([sys.executable, "-c", "pass"])
+    assert len(large) > done.peak
+    assert done.peak < 64 << 20
+
+
 def test_a_side_that_fails_ends_the_benchmark(pairs: ModuleType) -> None:
     with pytest.raises(SystemExit, match="it broke\nerror: exit code 3"):
         pairs.run([sys.executable, "-c", "print('it broke'); raise SystemExit(3)"])

@@ -3,9 +3,9 @@
 
 rule build_corpus:
     input:
-        model=lambda w: ancient(source_of(w.model)),
+        model=lambda w: from_source(w.model),
         sources=lambda w: ancient(corpus_sources_of(w.corpus)),
-        disjoint_from=lambda w: ancient(disjoint_from(w.model, w.corpus)),
+        disjoint_from=lambda w: from_corpora(w.model, disjoint_from(w.model, w.corpus)),
     output:
         corpus=f"{RESULTS}/{{model}}/corpus/{{corpus}}.parquet",
         report=f"{RESULTS}/{{model}}/corpus/{{corpus}}.json",

@@ -3,11 +3,11 @@
 
 rule quantize:
     input:
-        model=lambda w: ancient(source_of(w.model)),
-        manifest=ancient(f"{RESULTS}/{{model}}/manifest.tsv"),
-        plan=ancient(f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv"),
-        report=ancient(f"{RESULTS}/{{model}}/plans/{{recipe}}.json"),
-        imatrix=lambda w: ancient(imatrix_of(w.model)),
+        model=lambda w: from_source(w.model),
+        manifest=f"{RESULTS}/{{model}}/manifest.tsv",
+        plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
+        report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
+        imatrix=lambda w: from_imatrix(w.model),
     output:
         gguf=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.gguf",
         facts=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.json",

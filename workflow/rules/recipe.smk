@@ -5,7 +5,7 @@
 
 rule render_recipe:
     input:
-        model=lambda w: ancient(source_of(w.model)),
+        model=lambda w: from_source(w.model),
         template=lambda w: ancient(template_of(w.model, w.recipe)),
     output:
         f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
@@ -29,8 +29,8 @@ rule render_recipe:
 
 rule plan_types:
     input:
-        model=lambda w: ancient(source_of(w.model)),
-        recipe=ancient(f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml"),
+        model=lambda w: from_source(w.model),
+        recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
     output:
         plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
         report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",

@@ -3,7 +3,8 @@
 
 rule fetch_source:
     output:
-        f"{RESULTS}/{{model}}/source/{{file}}",
+        gguf=f"{RESULTS}/{{model}}/source/{{file}}",
+        facts=f"{RESULTS}/{{model}}/source/{{file}}.json",
     log:
         f"{RESULTS}/{{model}}/logs/fetch/{{file}}.log",
     benchmark:
@@ -15,12 +16,13 @@ rule fetch_source:
     message:
         "{wildcards.model}: fetching {wildcards.file}"
     shell:
-        "python -m quantmill.model.fetch --spec {params.spec:q} --out {output:q} --log {log:q}"
+        "python -m quantmill.model.fetch --spec {params.spec:q}"
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
 
 
 rule list_tensors:
     input:
-        model=lambda w: ancient(source_of(w.model)),
+        model=lambda w: from_source(w.model),
     output:
         manifest=f"{RESULTS}/{{model}}/manifest.tsv",
         facts=f"{RESULTS}/{{model}}/model.json",

@@ -84,7 +84,9 @@ def take(
         characters *= 4
 
 
-def cut(pieces: Sequence[Tokens], digests: Sequence[int], domain: str, chunks: int, context: int) -> list[Chunk]:
+def cut(
+    pieces: Sequence[Tokens], digests: Sequence[int], domain: str, chunks: int, context: int
+) -> list[Chunk]:
     """The first `chunks` chunks of `context` tokens of the pieces, laid end to end.
 
     `digests` names the row of each piece; a chunk keeps those it has tokens of.
@@ -93,8 +95,8 @@ def cut(pieces: Sequence[Tokens], digests: Sequence[int], domain: str, chunks: i
     tokens = np.concatenate(pieces)[: chunks * context].reshape(chunks, context)
     found = []
     for number, row in enumerate(tokens):
-        first = np.searchsorted(ends, number * context, side="right")
-        last = np.searchsorted(ends, (number + 1) * context, side="left")
+        first = int(np.searchsorted(ends, number * context, side="right"))
+        last = int(np.searchsorted(ends, (number + 1) * context, side="left"))
         found.append(Chunk(domain, row, list(digests[first : last + 1])))
     return found
 
@@ -217,7 +219,9 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
 def _paths(named: Sequence[str], wanted: Sequence[dict[str, Any]]) -> list[Path]:
     pairs = [pair.partition("=") for pair in named]
     if [name for name, _, _ in pairs] != [settings["name"] for settings in wanted]:
-        raise QuantmillError("the names of --source are not those of the spec", cure="give each, in its order")
+        raise QuantmillError(
+            "the names of --source are not those of the spec", cure="give each, in its order"
+        )
     return [Path(path) for _, _, path in pairs]
 
 
@@ -233,7 +237,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     digests = args.spec.get("from", {}).get("files") or [file_sha256(path) for path in paths]
     with Vocabulary(args.model) as vocabulary:
         try:
-            chunks, parts = build(config, sources, _renderer(args.model, vocabulary), vocabulary.tokenize, log)
+            chunks, parts = build(
+                config, sources, _renderer(args.model, vocabulary), vocabulary.tokenize, log
+            )
         except QuantmillError as error:
             raise QuantmillError(str(error), f"corpus {config['corpus']}") from error
     for other, known in others.items():
@@ -250,7 +256,11 @@ if __name__ == "__main__":
     arguments.add_argument("--corpus", type=Path, required=True, help="parquet file to write")
     arguments.add_argument("--report", type=Path, required=True, help="JSON file to write")
     arguments.add_argument(
-        "--source", action="append", default=[], metavar="NAME=PATH", help="a source of the spec, in its order"
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a source of the spec, in its order",
     )
     arguments.add_argument(
         "--disjoint-from", type=Path, action="append", default=[], metavar="PARQUET",

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from quantmill.corpus.decode import BrokenRow, Messages
+from quantmill.corpus.decode import BrokenRowError, Messages
 
 # What `strftime_now` calls now: a corpus must not change with the day it is built on.
 # The date is the one that Llama 3's template itself falls back on.
@@ -39,11 +39,11 @@ class ChatTemplate:
             raise ValueError(str(error)) from None
 
     def render(self, messages: Messages) -> str:
-        """The conversation as text, with no prompt for an answer after it. Raises BrokenRow."""
+        """The conversation as text, with no prompt for an answer after it. Raises BrokenRowError."""
         try:
             return self._template.render(messages=messages, add_generation_prompt=False, **self._special)
         except Exception as error:  # a template may raise anything over a row it was not made for
-            raise BrokenRow(f"the chat template refuses it: {error}") from None
+            raise BrokenRowError(f"the chat template refuses it: {error}") from None
 
 
 def _plain_block(found: re.Match[str]) -> str:

@@ -65,7 +65,9 @@ def read_chunks(path: Path, first: int, count: int) -> tuple[Tokens, list[str]]:
     command = [sys.executable, "-m", __name__, str(path), str(first), str(count)]
     child = subprocess.run(command, capture_output=True, check=False)
     if child.returncode != 0:
-        said = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines() or ["no reason"]
+        said = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines() or [
+            "no reason"
+        ]
         raise QuantmillError(said[-1])
     head, _, data = child.stdout.partition(b"\n")
     domains = json.loads(head)

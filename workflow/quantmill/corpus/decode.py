@@ -31,7 +31,7 @@ _WINDOWS_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:\\[a-zA-Z](?<![nu])|[CDEcde]:\\\
 _JSON_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content)"\s*:')
 
 
-class BrokenRow(ValueError):
+class BrokenRowError(ValueError):
     """A row that is neither text nor messages, whatever is tried."""
 
 
@@ -47,7 +47,7 @@ def decode(value: object, render: Render, *, messages: bool = False) -> Document
 
     `value` is str, UTF-8 bytes, None or a list of {role, content}; `messages`
     says that the column holds nothing but messages, so that text which is not
-    JSON of them is broken rather than text. Raises BrokenRow, also for a lone
+    JSON of them is broken rather than text. Raises BrokenRowError, also for a lone
     surrogate, which no UTF-8 can hold.
     """
     if value is None:
@@ -56,11 +56,11 @@ def decode(value: object, render: Render, *, messages: bool = False) -> Document
         try:
             value = value.decode()
         except UnicodeDecodeError:
-            raise BrokenRow("no UTF-8") from None
+            raise BrokenRowError("no UTF-8") from None
     if isinstance(value, list):
         document = Document(render(checked_messages(value)), chat=True)
     elif not isinstance(value, str):
-        raise BrokenRow(f"a row of type {type(value).__name__}")
+        raise BrokenRowError(f"a row of type {type(value).__name__}")
     elif not value.strip():
         return Document("", chat=False)
     elif messages or _JSON_MESSAGES.match(value):
@@ -70,7 +70,7 @@ def decode(value: object, render: Render, *, messages: bool = False) -> Document
     try:
         document.text.encode()
     except UnicodeEncodeError:
-        raise BrokenRow("a lone surrogate") from None
+        raise BrokenRowError("a lone surrogate") from None
     return document
 
 
@@ -103,18 +103,18 @@ def checked_messages(value: object) -> Messages:
     """`value` as messages: {role: str, content: str or list of parts}, in text that was meant.
 
     Fields that are null, as a parquet struct has them for what a row lacks, are
-    left out, since templates ask whether they are defined. Raises BrokenRow.
+    left out, since templates ask whether they are defined. Raises BrokenRowError.
     """
     if not isinstance(value, list) or not value:
-        raise BrokenRow("no list of messages")
+        raise BrokenRowError("no list of messages")
     found = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BrokenRow("a message without a role")
+            raise BrokenRowError("a message without a role")
         kept = {key: field for key, field in message.items() if field is not None}
         content = kept.setdefault("content", "" if kept.get("tool_calls") else None)
         if not isinstance(content, str | list):
-            raise BrokenRow("a message without content")
+            raise BrokenRowError("a message without content")
         if isinstance(content, str):
             kept["content"] = decode_text(content)
         found.append(kept)
@@ -128,7 +128,7 @@ def _parsed(text: str) -> object:
         # Encoded twice: the JSON text of a JSON string.
         return json.loads(parsed, strict=False) if isinstance(parsed, str) else parsed
     except (ValueError, RecursionError):
-        raise BrokenRow("no valid JSON") from None
+        raise BrokenRowError("no valid JSON") from None
 
 
 def _unwrapped(text: str) -> tuple[str, bool]:

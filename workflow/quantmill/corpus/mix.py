@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from quantmill.corpus.decode import BrokenRow, Document
+from quantmill.corpus.decode import BrokenRowError, Document
 
 _DIGEST_BYTES = 8
 
@@ -70,7 +70,7 @@ def select(
         found.read += 1
         try:
             document = decode(value)
-        except BrokenRow:
+        except BrokenRowError:
             found.broken += 1
             continue
         if not document.text.strip():

@@ -25,7 +25,7 @@ from quantmill.measure.collect import Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, parts, perplexity, units, with_bos
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
-from quantmill.progress import Log
+from quantmill.progress import Log, Progress
 from quantmill.store import Store
 
 STAGE = "measure.imatrix"
@@ -73,7 +73,9 @@ class Shard:
         self.seconds += other.seconds
 
 
-def collect(model: Evaluator, collector: Collector, chunks: Tokens, pool: ThreadPoolExecutor) -> Shard:
+def collect(
+    model: Evaluator, collector: Collector, chunks: Tokens, pool: ThreadPoolExecutor, progress: Progress
+) -> Shard:
     """Evaluate `chunks` [n, context] into one shard; the first chunk's perplexity is taken as a sample.
 
     Every token asks for its logits, or the last layer's inputs would be
@@ -92,6 +94,7 @@ def collect(model: Evaluator, collector: Collector, chunks: Tokens, pool: Thread
             if sample:
                 logits = model.logits(tokens.stop - tokens.start)[first:]
                 sampled.append(nll(logits, chunk[targets], pool))
+        progress.add(1)
     return Shard(collector.sums, dict(collector.leader), np.concatenate(sampled), time.monotonic() - start)
 
 
@@ -115,7 +118,7 @@ def measure(
             )
 
         def make(part: Tokens) -> bytes:
-            return collect(model(), collector, part, pool).to_bytes()
+            return collect(model(), collector, part, pool, progress).to_bytes()
 
         progress = stack.enter_context(log.progress("imatrix", len(chunks), "chunks"))
         merged: Shard | None = None

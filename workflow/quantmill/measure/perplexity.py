@@ -42,9 +42,14 @@ def measure(
         def model() -> Evaluator:
             return stack.enter_context(Evaluator(path, context=context, batch=batch, threads=threads))
 
+        def scored(chunk: Tokens) -> NDArray[np.float32]:
+            values = score_chunk(model(), with_bos(chunk, model().bos), batch, pool)
+            progress.add(1)
+            return values
+
         def make(part: Tokens) -> bytes:
             start = time.monotonic()
-            values = [score_chunk(model(), with_bos(chunk, model().bos), batch, pool) for chunk in part]
+            values = [scored(chunk) for chunk in part]
             return np.float64(time.monotonic() - start).tobytes() + np.stack(values).tobytes()
 
         progress = stack.enter_context(log.progress("perplexity", len(chunks), "chunks"))

@@ -52,7 +52,8 @@ def units(
     progress: Progress,
     make: Callable[[Tokens], bytes],
 ) -> Iterator[bytes | memoryview]:
-    """The units of a run over `chunks` [n, context], in order, from the store or made by `make(part)`.
+    """The units of a run over `chunks` [n, context], in order, from the store or made by `make(part)`,
+    which reports the progress of its chunks itself.
 
     `identity` is what, beside the tokens, determines the result. The cuts are
     the same whatever the total, so that more chunks use the units of fewer.
@@ -61,8 +62,9 @@ def units(
         part = chunks[first : first + CHUNKS_A_UNIT]
         tokens = hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()
         key = Store.key(stage, VERSIONS[stage], tokens=tokens, shape=list(part.shape), **identity)
+        reused = store.reused
         yield store.get_or_make(key, partial(make, part))
-        progress.add(len(part))
+        progress.add((store.reused - reused) * len(part))
 
 
 def with_bos(chunk: Tokens, bos: int | None) -> Tokens:

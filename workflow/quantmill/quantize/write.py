@@ -55,9 +55,10 @@ def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[
     importance values that are missing, or where they have another width (an
     imatrix of another model).
     """
-    if imatrix is not None and imatrix.entries.keys().isdisjoint(row.name for row in rows):
-        raise QuantmillError("has no entry for any tensor of this model: it is the imatrix of another",
-                             "imatrix", "make it from this source")  # fmt: skip
+    foreign = set(imatrix.entries) - set(source.tensors) if imatrix is not None else set()
+    if foreign:
+        what = f"has an entry for {min(foreign)}, which the source lacks: it is of another model"
+        raise QuantmillError(what, "imatrix", "make it from this source")
     return [_task(row, source, imatrix) for row in rows]
 
 

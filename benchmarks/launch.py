@@ -1,0 +1,22 @@
+"""Run a command; write its wall clock (s), peak resident set (bytes) and exit code to a file.
+
+A process of its own, and a small one: Linux keeps the peak of whoever starts a
+program as the program's own (`exec` does not reset `ru_maxrss`), so that from a
+large parent every figure would be at least the parent's.
+
+    python -I -S launch.py REPORT COMMAND [ARGUMENT ...]
+"""
+
+import os
+import sys
+import time
+
+if __name__ == "__main__":
+    report, command = sys.argv[1], sys.argv[2:]
+    started = time.perf_counter()
+    child = os.posix_spawnp(command[0], command, os.environ)
+    _, status, usage = os.wait4(child, 0)
+    seconds = time.perf_counter() - started
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    with open(report, "w") as file:  # noqa: PTH123 (pathlib is 2 MB more)
+        file.write(f"{seconds} {peak} {os.waitstatus_to_exitcode(status)}")

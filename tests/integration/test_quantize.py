@@ -1,0 +1,208 @@
+"""The stage `quantize.write` as the rules call it: its file, its units, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import native
+from quantmill import spec
+from quantmill.model import ggufio
+from quantmill.model import imatrix as formats
+
+DATA = Path(__file__).parents[1] / "data"
+LLAMA = DATA / "tiny-llama.gguf"
+IMATRIX = DATA / "llama-imatrix-llama.gguf"
+
+
+class Bench:
+    """A folder in which one model is quantized."""
+
+    def __init__(self, folder: Path, model: Path = LLAMA, imatrix: Path | None = None) -> None:
+        self.folder, self.model, self.imatrix = folder, model, imatrix
+        self.stage(
+            "model.manifest", {}, "--model", model, "--manifest", self / "m.tsv", "--facts", self / "m.json"
+        )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def command(self, stage: str, config: dict, *arguments: object) -> list[str]:
+        made = spec.make(stage, config, {}, engine="e")
+        return [sys.executable, "-m", f"quantmill.{stage}", "--spec", made, *map(str, arguments)]
+
+    def stage(self, stage: str, config: dict, *arguments: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(self.command(stage, config, *arguments), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def plan(self, name: str, base: str, *rules: str) -> None:
+        """Write the recipe and have it resolved."""
+        listed = "".join(f"  - {rule}\n" for rule in rules)
+        (self / f"{name}.yaml").write_text(f"base: {base}\nrules:\n{listed}" if rules else f"base: {base}\n")
+        self.stage(
+            "recipe.plan", {"recipe": name, "imatrix": self.facts}, "--model", self.model,
+            "--recipe", self / f"{name}.yaml", "--plan", self / f"{name}.tsv",
+            "--report", self / f"{name}.json",
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> dict | None:
+        return self.imatrix and {"file": "tiny-imatrix.gguf", "dataset": "text.txt", "chunks": 12}
+
+    def quantization(self, name: str, out: Path | None = None) -> list[str]:
+        """The command that executes a plan."""
+        out = out or self / f"{name}.gguf"
+        imatrix = ["--imatrix", self.imatrix] if self.imatrix else []
+        return self.command(
+            "quantize.write", {"imatrix": self.facts}, "--model", self.model, "--manifest", self / "m.tsv",
+            "--plan", self / f"{name}.tsv", "--report", self / f"{name}.json", *imatrix,
+            "--gguf", out, "--facts", self / f"{name}.gguf.json", "--store", self / "store", "--threads", 2,
+        )  # fmt: skip
+
+    def quantize(self, name: str) -> tuple[int, int]:
+        """Execute a plan: units made and reused."""
+        done = subprocess.run(self.quantization(name), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"(\d+) units made, (\d+) reused", done.stderr)
+        assert found is not None
+        return int(found[1]), int(found[2])
+
+    def fails(self, name: str, out: Path | None = None) -> str:
+        """Execute a plan that cannot be: its one line."""
+        done = subprocess.run(self.quantization(name, out), capture_output=True, text=True)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+        return lines[0]
+
+    def units(self) -> list[Path]:
+        return [path for path in (self / "store").glob("units/*/*") if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "Q8_0"])
+def test_the_file_is_llama_quantize_s_own(tmp_path, preset):
+    """Header, order and padding too: the whole file, to the byte."""
+    bench = Bench(tmp_path)
+    bench.plan("x", preset)
+    bench.quantize("x")
+    native.quantize(
+        LLAMA, tmp_path / "theirs.gguf", {"Q4_K_M": 15, "Q3_K_M": 12, "Q8_0": 7}[preset], None, None
+    )
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+    facts = json.loads((tmp_path / "x.gguf.json").read_text())
+    assert facts["sha256"] == spec.file_sha256(tmp_path / "x.gguf")
+    assert facts["bytes"] == (tmp_path / "x.gguf").stat().st_size
+    assert facts["bytes"] == json.loads((tmp_path / "x.json").read_text())["file_bytes"]
+
+
+def test_the_imatrix_is_used_and_named_in_the_header(tmp_path):
+    bench = Bench(tmp_path, imatrix=IMATRIX)
+    bench.plan("x", "IQ3_XXS")
+    bench.quantize("x")
+    entries = formats.read_gguf(IMATRIX).entries
+    np.savez(tmp_path / "i.npz", **{name: entry.mean().ravel() for name, entry in entries.items()})
+    native.quantize(LLAMA, tmp_path / "theirs.gguf", 23, None, tmp_path / "i.npz")
+    ours, theirs = (ggufio.read_header(tmp_path / f"{name}.gguf") for name in ("x", "theirs"))
+    data = [(header.path.read_bytes()[header.tensors[0].offset :]) for header in (ours, theirs)]
+    assert [t.name for t in ours.tensors] == [t.name for t in theirs.tensors]
+    assert data[0] == data[1]
+    assert ours.value("quantize.imatrix.file") == "tiny-imatrix.gguf"
+    assert ours.value("quantize.imatrix.dataset") == "text.txt"
+    assert ours.value("quantize.imatrix.entries_count") == len(entries)
+    assert ours.value("quantize.imatrix.chunks_count") == 12
+    plan = json.loads((tmp_path / "x.json").read_text())
+    assert plan["file_bytes"] == (tmp_path / "x.gguf").stat().st_size
+
+
+def test_recipes_share_their_tensors(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("one", "Q4_K_M")
+    made, _ = bench.quantize("one")
+    assert made == 16
+    bench.plan("two", "Q4_K_M", "{role: attn_q, layers: [1], type: q8_0}")
+    assert bench.quantize("two") == (1, 15)
+    bench.plan("two", "Q4_K_M", "{role: attn_q, layers: [1], type: q8_0}", "{role: ffn_up, type: q5_K}")
+    assert bench.quantize("two") == (2, 14)
+    assert bench.quantize("two") == (0, 16)
+
+
+def test_a_lost_and_a_damaged_unit_are_made_again(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    bench.quantize("x")
+    before = (tmp_path / "x.gguf").read_bytes()
+    lost, damaged = bench.units()[:2]
+    lost.unlink()
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 255
+    damaged.write_bytes(data)
+    assert bench.quantize("x") == (2, 14)
+    assert (tmp_path / "x.gguf").read_bytes() == before
+
+
+def test_a_killed_run_resumes_where_it_stood(tmp_path):
+    bench = Bench(tmp_path, imatrix=IMATRIX)
+    bench.plan("x", "IQ2_XS")
+    process = subprocess.Popen(bench.quantization("x"), stderr=subprocess.DEVNULL)
+    while len(bench.units()) < 3 and process.poll() is None:
+        time.sleep(0.001)
+    assert process.poll() is None, "the run was over before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "x.gguf").exists()
+    finished = len(bench.units())
+    made, reused = bench.quantize("x")
+    assert (made, reused) == (16 - finished, finished)
+    resumed = (tmp_path / "x.gguf").read_bytes()
+    whole = Bench(tmp_path / "whole", imatrix=IMATRIX)
+    whole.plan("x", "IQ2_XS")
+    whole.quantize("x")
+    assert (tmp_path / "whole" / "x.gguf").read_bytes() == resumed
+
+
+def test_an_imatrix_of_another_model_is_refused(tmp_path):
+    bench = Bench(tmp_path, imatrix=DATA / "llama-imatrix-moe.gguf")
+    bench.plan("x", "Q4_K_M")
+    line = bench.fails("x")
+    assert "another model" in line
+    assert not (tmp_path / "x.gguf").exists() and not bench.units()
+
+
+def test_a_type_without_its_importance_values_is_refused(tmp_path):
+    imatrix = formats.read_gguf(IMATRIX)
+    fewer = {name: entry for name, entry in imatrix.entries.items() if name != "blk.1.ffn_up.weight"}
+    formats.write_gguf(tmp_path / "i.gguf", formats.Imatrix("text.txt", 12, 128, fewer))
+    bench = Bench(tmp_path, imatrix=tmp_path / "i.gguf")
+    bench.plan("x", "IQ2_XS")
+    assert "blk.1.ffn_up.weight" in bench.fails("x")
+    assert not bench.units()
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no right to mount a small tmpfs here")
+    try:
+        bench = Bench(tmp_path)
+        bench.plan("x", "Q4_K_M")
+        # Enough is promised and not there: what is left is less than the plan needs.
+        assert "free some space" in bench.fails("x", small / "x.gguf")
+        report = json.loads((tmp_path / "x.json").read_text())
+        (tmp_path / "x.json").write_text(json.dumps(report | {"file_bytes": 1000}))
+        line = bench.fails("x", small / "x.gguf")
+        assert "No space left on device" in line and "x.gguf" in line
+        assert not list(small.iterdir())
+        assert len(bench.units()) > 0
+    finally:
+        subprocess.run(["umount", small], check=True)

@@ -1,0 +1,140 @@
+"""Rows out of parquet and text files, and files that give none."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from quantmill.corpus.read import ROW_CHARACTERS, open_source, read_rows
+from quantmill.errors import QuantmillError
+
+CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def parquet(folder, **columns):
+    path = folder / "x.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=100)
+    return path
+
+
+def rows(path, column=None):
+    return list(read_rows(open_source(path, column)))
+
+
+@pytest.mark.parametrize(
+    "type",
+    [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_every_type_of_text_is_read(tmp_path, type):
+    texts = ["a", "ü\\n", None, ""]
+    values = [t if t is None or "binary" not in str(type) else t.encode() for t in texts]
+    assert rows(parquet(tmp_path, content=pa.array(values, type))) == [b"a", "ü\\n".encode(), None, b""]
+
+
+def test_all_rows_of_all_row_groups_come_in_order(tmp_path):
+    path = parquet(tmp_path, content=[f"row {i}" for i in range(1001)])
+    assert rows(path) == [f"row {i}".encode() for i in range(1001)]
+    assert open_source(path).rows == 1001
+
+
+def test_chat_rows_are_lists_of_messages(tmp_path):
+    chat = [{"role": "user", "content": "Hi"}]
+    path = parquet(tmp_path, id=[1], messages=pa.array([chat], CHAT))
+    assert open_source(path).messages
+    assert rows(path) == [chat]
+
+
+def test_a_column_of_the_name_messages_holds_messages_though_they_are_text(tmp_path):
+    assert open_source(parquet(tmp_path, messages=["[]"])).messages
+    assert not open_source(parquet(tmp_path, content=["[]"])).messages
+
+
+def test_one_row_that_is_no_utf8_costs_no_other(tmp_path):
+    bad = pa.array([b"ok", b"\xff", b"fine"]).cast(pa.binary()).view(pa.string())
+    assert rows(parquet(tmp_path, content=bad)) == [b"ok", b"\xff", b"fine"]
+    role = pa.array(["user"] * 3)
+    structs = pa.StructArray.from_arrays([role, bad], ["role", "content"])
+    found = rows(parquet(tmp_path, messages=pa.ListArray.from_arrays([0, 1, 2, 3], structs)))
+    assert isinstance(found[1], UnicodeDecodeError)
+    assert [found[0], found[2]] == [[{"role": "user", "content": text}] for text in ("ok", "fine")]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["text", "content"], "content"),
+        (["messages", "text"], "text"),
+        (["id", "messages", "prompt"], "messages"),
+        (["prompt"], "prompt"),
+    ],
+)
+def test_the_column_is_guessed(tmp_path, names, wanted):
+    columns = {name: pa.array([1]) if name == "id" else ["x"] for name in names}
+    assert open_source(parquet(tmp_path, **columns)).column == wanted
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        ("prose", "no column prose"),
+        ("id", "column id is neither text nor messages"),
+        (None, "no column that is plainly the text"),
+    ],
+)
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path, column, what):
+    path = parquet(tmp_path, id=[1], left=["x"], right=["y"])
+    with pytest.raises(QuantmillError, match=what) as error:
+        open_source(path, column)
+    assert str(path) in str(error.value)
+    assert "id (int64), left (string), right (string)" in str(error.value)
+
+
+def test_a_truncated_parquet_is_refused_before_a_row_is_read(tmp_path):
+    path = parquet(tmp_path, content=["text " * 100] * 500)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(QuantmillError, match="no whole parquet file"):
+        open_source(path)
+
+
+def test_a_parquet_damaged_further_in_is_a_line_too(tmp_path):
+    path = parquet(tmp_path, content=[f"{i} text" * 20 for i in range(500)])
+    data = bytearray(path.read_bytes())
+    data[4:2000] = b"\xff" * 1996
+    path.write_bytes(data)
+    with pytest.raises(QuantmillError, match="no whole parquet file"):
+        rows(path)
+
+
+@pytest.mark.parametrize(("name", "what"), [("no.parquet", "no such file"), ("x.csv", "neither")])
+def test_other_files_are_refused(tmp_path, name, what):
+    (tmp_path / "x.csv").write_text("a,b")
+    with pytest.raises(QuantmillError, match=what):
+        open_source(tmp_path / name)
+
+
+def test_plain_text_is_cut_at_empty_lines_once_a_row_is_full(tmp_path):
+    path = tmp_path / "x.txt"
+    paragraphs = [f"paragraph {i}: " + "word " * 100 + "\n\n" for i in range(40)]
+    path.write_text("".join(paragraphs))
+    found = rows(path)
+    assert "".join(found) == "".join(paragraphs)
+    assert all(ROW_CHARACTERS <= len(row) < 2 * ROW_CHARACTERS for row in found[:-1])
+    assert all(row.endswith("\n\n") and row.startswith("paragraph") for row in found)
+
+
+def test_plain_text_without_empty_lines_or_lines_is_cut_all_the_same(tmp_path):
+    path = tmp_path / "x.txt"
+    for text in ("a line\n" * 5000, "x" * 50_000):
+        path.write_text(text)
+        found = rows(path)
+        assert "".join(found) == text
+        assert max(map(len, found)) < 4 * ROW_CHARACTERS
+    path.write_text("")
+    assert rows(path) == []
+
+
+def test_plain_text_has_no_column(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("text")
+    with pytest.raises(QuantmillError, match="leave `column` out"):
+        open_source(path, "content")
