@@ -63,7 +63,7 @@ class Workspace:
     def stage(self, stage: str, config: Any, *arguments: str | Path, store: bool = False) -> Command:
         """`python -m quantmill.STAGE` with its spec and log, on all cores."""
         source = file_digest(self.model)
-        made = spec.make(stage, config, {"source": source, "model": source}, engine=engine_digest())
+        made = spec.make(stage, config, {"model": source}, engine=engine_digest())
         command: Command = [sys.executable, "-m", f"quantmill.{stage}", "--spec", made]
         command += ["--log", self.path(f"logs/{stage}.log"), *arguments]
         return [*command, "--threads", str(THREADS), "--store", self.store] if store else command

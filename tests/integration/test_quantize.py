@@ -177,6 +177,14 @@ def test_an_imatrix_of_another_model_is_refused(tmp_path):
     assert not (tmp_path / "x.gguf").exists() and not bench.units()
 
 
+def test_a_recipe_may_do_without_the_imatrix(tmp_path):
+    bench = Bench(tmp_path, imatrix=IMATRIX)
+    bench.plan("plain", "Q4_K_M\nimatrix: none")
+    bench.quantize("plain")
+    native.quantize(LLAMA, tmp_path / "theirs.gguf", 15, None, None)
+    assert (tmp_path / "plain.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
 def test_a_type_without_its_importance_values_is_refused(tmp_path):
     imatrix = formats.read_gguf(IMATRIX)
     fewer = {name: entry for name, entry in imatrix.entries.items() if name != "blk.1.ffn_up.weight"}

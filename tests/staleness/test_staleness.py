@@ -138,9 +138,12 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         CALIBRATION | HELD_OUT | QUANTS | BENCH - {"measure_speed source"} | CARD,
     ),
     "another held-out text": (append("three.txt", "\n\nOne more paragraph."), HELD_OUT | PERPLEXITIES | CARD),
-    "a deleted GGUF": (delete("gguf/tiny-mix.gguf"), {"quantize mix"}),
-    "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"}),
-    "a deleted plan": (delete("plans/mix.tsv"), {"plan_types mix"}),
+    "a deleted GGUF": (
+        delete("gguf/tiny-mix.gguf"),
+        {"quantize mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
+    ),
+    "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"} | QUANTS | BENCH - SOURCE | CARD),
+    "a deleted plan": (delete("plans/mix.tsv"), MIX - {"render_recipe mix"} | CARD),
     "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
     "a deleted plot": (delete("card/plots/size-perplexity.svg"), CARD),
     "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
@@ -196,8 +199,3 @@ def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None
         "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n"
     )
     assert house.due("--workflow-profile=profile", cores=2) == set()
-
-
-def test_a_file_made_again_by_force_takes_the_card_along_only_where_numbers_change(house: House) -> None:
-    assert house.due("--forcerun=plan_types") == PLANS
-    assert house.due("--forcerun=measure_speed") == SPEEDS | CARD

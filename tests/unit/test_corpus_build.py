@@ -202,6 +202,12 @@ def test_the_default_corpora_are_built_and_share_no_row(tmp_path):
     assert used[0] and used[1] and not used[0] & used[1]
 
 
+def test_the_example_files_hold_no_row_twice():
+    files = [pq.read_table(path).column("content").to_pylist() for path in sorted(EXAMPLES.glob("*.parquet"))]
+    rows = [row for file in files for row in file]
+    assert len(files) == 4 and len(rows) == len(set(rows)) > 300
+
+
 def test_all_kinds_of_rows_make_the_same_bytes_every_time(tmp_path):
     def chat(i):
         return [

@@ -83,16 +83,6 @@ def source_of(model):
     return [os.path.relpath(f) if f.startswith(os.path.join(os.getcwd(), "")) else f for f in files]
 
 
-def gguf_of(model, row):
-    """The GGUF that a row of the bench is about, all its parts: a recipe's, or the source itself."""
-    return source_of(model) if row == "source" else [of(model, f"gguf/{model}-{row}.gguf")]
-
-
-def facts_of(model, row):
-    """The JSON file with the sha256 of `gguf_of`."""
-    return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
-
-
 def imatrix_of(model):
     """The model's imatrix, or nothing."""
     return [of(model, "imatrix.gguf")] if cfg.imatrix_of(model) else []
@@ -104,20 +94,16 @@ def corpus_sources_of(corpus):
 
 
 def disjoint_from(model, corpus):
-    """The calibration corpus, which a held-out corpus must share no row with; or nothing."""
+    """The calibration corpus, which a held-out corpus must share no row with; or none."""
     imatrix = cfg.imatrix_of(model)
-    return [corpus_of(model, imatrix)] if imatrix and imatrix.corpus != corpus else []
+    return [imatrix.corpus] if imatrix and imatrix.corpus != corpus else []
 
 
 def corpus_options(model, corpus):
     """The arguments of corpus.build that vary in number."""
     sources = [f"--source={source.name}={source.path}" for source in cfg.corpora[corpus].sources]
-    return shlex.join(
-        [
-            *sources,
-            *(f"--disjoint-from={path}" for path in disjoint_from(model, corpus)),
-        ]
-    )
+    others = [of(model, f"corpus/{other}.parquet") for other in disjoint_from(model, corpus)]
+    return shlex.join([*sources, *(f"--disjoint-from={path}" for path in others)])
 
 
 def imatrix_option(model):
@@ -161,9 +147,41 @@ def template_of(model, recipe):
     return str(user.template_file(recipe_of(model, recipe).template, TEMPLATES))
 
 
-def corpus_of(model, chunks):
-    """The corpus that a section names."""
-    return of(model, f"corpus/{chunks.corpus}.parquet")
+# --- inputs ------------------------------------------------------------------
+# Snakemake compares files over 1 MB by their times alone, so the large ones are
+# ancient: touching or copying them does nothing. Each comes with a small file of
+# the same job that is not: where all files between two jobs are ancient, the
+# second is not even asked whether its params changed once the first is due.
+
+
+def from_source(model):
+    """The source's files, and what was noted where they were fetched."""
+    fetched = isinstance(cfg.models[model].source, user.HubSource)
+    return [*ancient(source_of(model)), *(f"{file}.json" for file in source_of(model) if fetched)]
+
+
+def from_corpora(model, corpora):
+    """Corpora, each with its report."""
+    parquets = [of(model, f"corpus/{corpus}.parquet") for corpus in corpora]
+    return [*ancient(parquets), *(of(model, f"corpus/{corpus}.json") for corpus in corpora)]
+
+
+def from_imatrix(model):
+    """The imatrix with its report, or nothing."""
+    return [*ancient(imatrix_of(model)), *(of(model, "imatrix.json") for _ in imatrix_of(model))]
+
+
+def from_gguf(model, row):
+    """The GGUF that a row of the bench is about: a recipe's, or the source itself."""
+    return from_source(model) if row == "source" else ancient([of(model, f"gguf/{model}-{row}.gguf")])
+
+
+def facts_of(model, row):
+    """The JSON file with the sha256 of that GGUF."""
+    return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
+
+
+# --- targets -----------------------------------------------------------------
 
 
 def bench_of(model, row):

@@ -1,8 +1,7 @@
 # The spec of every output: canonical JSON of all that decides it, as a function of
 # names alone. What it is made from enters by its own spec's digest, so that a
-# change far up reaches all that hangs on it, whatever the files' times say: that
-# is why the rules can call their inputs ancient. Nothing else of the config
-# reaches a stage.
+# change far up reaches all that hangs on it, whatever the files' times say.
+# Nothing else of the config reaches a stage.
 
 
 @cached
@@ -70,10 +69,7 @@ def corpus_spec(model, corpus):
     made_from = {
         "model": source_sha256(model),
         "files": [file_sha256(path) for path in corpus_sources_of(corpus)],
-        "disjoint_from": [
-            spec.digest(corpus_spec(model, cfg.imatrix_of(model).corpus))
-            for _ in disjoint_from(model, corpus)
-        ],
+        "disjoint_from": [spec.digest(corpus_spec(model, other)) for other in disjoint_from(model, corpus)],
     }
     return spec.make("corpus.build", settings, made_from, engine=engine())
 

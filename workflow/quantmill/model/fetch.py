@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.files import write_json
 from quantmill.progress import Log
 
 
@@ -41,13 +42,16 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
-    """The command: fetch one file."""
+    """Fetch one file, and note where it is from."""
     settings = args.spec["config"]
-    fetch(settings["repo"], settings["file"], settings["revision"], args.out)
-    log.say(f"{settings['repo']}/{settings['file']}: {args.out.stat().st_size} bytes")
+    fetch(settings["repo"], settings["file"], settings["revision"], args.gguf)
+    facts = settings | {"bytes": args.gguf.stat().st_size}
+    write_json(args.facts, facts)
+    log.say(f"{settings['repo']}/{settings['file']}: {facts['bytes']:,} bytes")
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--out", type=Path, required=True, help="where the file goes")
+    arguments.add_argument("--gguf", type=Path, required=True, help="where the file goes")
+    arguments.add_argument("--facts", type=Path, required=True, help="JSON file: repo, file, revision, bytes")
     command.run(arguments, main)

@@ -136,7 +136,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     spec, plan = args.spec, read_json(args.report)
     rows = read_plan(args.plan)
     source = Source(args.model, args.manifest)
-    imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
+    # A recipe may do without the imatrix that there is: its plan says so.
+    imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     todo = tasks(rows, source, imatrix)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     header = ggufio.serialize(kv, [(row.name, types.TYPES[row.type].id, row.shape) for row in rows])
