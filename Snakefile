@@ -49,3 +49,7 @@ include: "workflow/rules/recipe.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/card.smk"
+
+
+onerror:
+    tell_errors()

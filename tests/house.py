@@ -62,7 +62,9 @@ class House:
         ignored = shutil.ignore_patterns("__pycache__")
         for name in ("workflow", "recipes", "envs"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        shutil.copy2(ROOT / "Snakefile", folder)
+        for name in ("Snakefile", "pyproject.toml"):
+            shutil.copy2(ROOT / name, folder)
+        (folder / "profiles").symlink_to((ROOT / "profiles").readlink())
         shutil.copy2(ROOT / "tests" / "data" / "tiny-llama.gguf", folder)
         for seed, name in enumerate(("one", "two", "three")):
             (folder / f"{name}.txt").write_text(text(60, seed))
@@ -87,16 +89,17 @@ class House:
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
 
-    def snakemake(self, *arguments: str, cores: int = 1) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever comes of it."""
-        command = [sys.executable, "-m", "snakemake", f"--cores={cores}", *arguments]
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        command += [f"--cores={cores}"] if cores else []
         paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"JOBS": str(self.folder / "jobs.jsonl"), "PYTHONPATH": paths}
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
 
-    def run(self, *arguments: str, cores: int = 1) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to a good end."""
         done = self.snakemake(*arguments, cores=cores)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -101,7 +101,9 @@ def shape(value: Any) -> Any:
     """The keys of JSON, and its values to three digits; what time it took and lists of numbers left out."""
     if isinstance(value, dict):
         return {
-            key: shape(entry) for key, entry in value.items() if key not in ("seconds", "samples", "machine", "backend")
+            key: shape(entry)
+            for key, entry in value.items()
+            if key not in ("seconds", "samples", "machine", "backend")
         }
     if isinstance(value, list):
         return [len(value), shape(value[0])] if value else []

@@ -3,6 +3,8 @@ import os
 import re
 import shlex
 import sys
+import time
+import tomllib
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -39,6 +41,14 @@ def cached(find):
     return wrapped
 
 
+def tell_errors():
+    """Repeat, at the end of a run that failed, why each stage did: one line a stage."""
+    logs = (log for log in sorted(RESULTS.glob("*/logs/**/*.log")) if log.stat().st_mtime >= STARTED)
+    for line in (line for log in logs for line in log.read_text(errors="replace").splitlines()):
+        if line.startswith("error: "):
+            print(line, file=sys.stderr)
+
+
 # The user's own templates come before the workflow's.
 TEMPLATES = [Path("recipes"), Path(workflow.basedir) / "recipes"]
 
@@ -50,6 +60,7 @@ with refusing():
     cfg = user.parse(config, config_file)
     user.check_files(cfg, config_file, TEMPLATES)
 
+STARTED = time.time()
 RESULTS = Path(cfg.results)
 STORE = cfg.store_path
 MEMO = spec.DigestMemo(STORE / "digests")
@@ -64,7 +75,7 @@ os.environ.update(
 )
 # One native stage at a time, on all cores: a measured speed must not be shared,
 # and the kernels' threads would only fight. Never part of a spec.
-CORES = workflow.cores or os.cpu_count()
+CORES = workflow.resource_settings.cores or os.cpu_count()
 CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")
 
 

@@ -138,6 +138,13 @@ def speed_spec(model, recipe):
     return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
 
 
+@cache
+def own_version():
+    """quantmill's version; it need not be installed."""
+    project = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text())
+    return project["project"]["version"]
+
+
 @cached
 def card_spec(model):
     bench, recipes = cfg.bench_of(model), list(cfg.recipes_of(model))
@@ -149,7 +156,7 @@ def card_spec(model):
         "imatrix": cfg.imatrix_of(model) is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
-        "toolchain": {"llama-cpp-python": version("llama-cpp-python")},
+        "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
     }
     made_from = {
         "template": file_sha256(CARD_TEMPLATE),

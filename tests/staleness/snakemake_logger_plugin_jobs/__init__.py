@@ -23,6 +23,6 @@ class LogHandler(LogHandlerBase):
         """Write the line of a job's event; other events are of no interest."""
         if getattr(record, "event", None) == LogEvent.JOB_INFO:
             wildcards = dict(getattr(record, "wildcards", None) or {})
-            line = {"rule": record.rule_name, "wildcards": wildcards, "reason": record.reason}  # type: ignore[attr-defined]
+            line = {"rule": record.rule_name, "wildcards": wildcards, "reason": record.reason}
             with Path(os.environ["JOBS"]).open("a") as file:
                 file.write(json.dumps(line) + "\n")

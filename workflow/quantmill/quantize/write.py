@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -131,6 +132,21 @@ def imatrix_facts(config: dict[str, Any] | None, imatrix: Imatrix | None) -> dic
     }
 
 
+def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
+    """QuantmillError where the disk has no room for the file, or the memory none for its largest tensor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(path.parent).free
+    if disk < file_bytes:
+        raise QuantmillError(
+            f"needs {file_bytes:,} bytes, the disk has {disk:,} left", path, "free some space"
+        )
+    largest = max(rows, key=lambda row: row.bytes)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < largest.bytes:
+        raise QuantmillError(f"needs {largest.bytes:,} bytes of memory, this machine has {memory:,}", largest.name,
+                             "use a larger machine")  # fmt: skip
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
     spec, plan = args.spec, read_json(args.report)
@@ -141,12 +157,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     todo = tasks(rows, source, imatrix)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     header = ggufio.serialize(kv, [(row.name, types.TYPES[row.type].id, row.shape) for row in rows])
-    args.gguf.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(args.gguf.parent).free
-    if free < plan["file_bytes"]:
-        raise QuantmillError(
-            f"needs {plan['file_bytes']:,} bytes, the disk has {free:,} left", args.gguf, "free some space"
-        )
+    refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max)
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,
