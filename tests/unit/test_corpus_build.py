@@ -177,7 +177,8 @@ def run(folder, name, sources, *more, seed=1, chunks=6, context=64, model=MODEL)
         folder / f"{name}.json",
         "--log",
         folder / f"{name}.log",
-        *(f"--source={n}={path}" for n, path in sources.items()),
+        "--sources",
+        *sources.values(),
         *more,
     ]
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)  # fmt: skip

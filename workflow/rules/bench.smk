@@ -5,7 +5,8 @@ rule measure_perplexity:
     input:
         model=lambda w: from_gguf(w.model, w.row),
         facts=lambda w: facts_of(w.model, w.row),
-        corpus=lambda w: from_corpora(w.model, [held_out_of(w.model).corpus]),
+        corpus=lambda w: corpora_of(w.model, [held_out_of(w.model).corpus]),
+        report=lambda w: reports_of(w.model, [held_out_of(w.model).corpus]),
     output:
         f"{RESULTS}/{{model}}/bench/{{row}}/perplexity.json",
     log:
@@ -23,7 +24,7 @@ rule measure_perplexity:
         "{wildcards.model}: perplexity of {wildcards.row}"
     shell:
         "python -m quantmill.measure.perplexity --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --corpus {input.corpus[0]:q} --out {output:q}"
+        " --facts {input.facts:q} --corpus {input.corpus:q} --out {output:q}"
         " --log {log:q} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 

@@ -29,12 +29,11 @@ rule write_card:
         mem_mb=1000,
     params:
         spec=lambda w: card_spec(w.model),
-        results=lambda w: of(w.model, ""),
     message:
         "{wildcards.model}: model card"
     shell:
-        "python -m quantmill.card.write --spec {params.spec:q} --results {params.results:q}"
-        " --card {output.card:q} --plots {params.results:q}/card/plots --log {log:q}"
+        "python -m quantmill.card.write --spec {params.spec:q} --card {output.card:q} --log {log:q}"
+        f" --results {RESULTS_WORD}/{{wildcards.model}} --plots {RESULTS_WORD}/{{wildcards.model}}/card/plots"
 
 
 # Without a perplexity there is nothing to draw sizes against.

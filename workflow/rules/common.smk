@@ -62,6 +62,7 @@ with refusing():
 
 STARTED = time.time()
 RESULTS = Path(cfg.results)
+RESULTS_WORD = shlex.quote(str(RESULTS))  # as a word of a command line
 STORE = cfg.store_path
 MEMO = spec.DigestMemo(STORE / "digests")
 # Stages run in this very interpreter's environment and need no installation. The
@@ -108,18 +109,6 @@ def disjoint_from(model, corpus):
     """The calibration corpus, which a held-out corpus must share no row with; or none."""
     imatrix = cfg.imatrix_of(model)
     return [imatrix.corpus] if imatrix and imatrix.corpus != corpus else []
-
-
-def corpus_options(model, corpus):
-    """The arguments of corpus.build that vary in number."""
-    sources = [f"--source={source.name}={source.path}" for source in cfg.corpora[corpus].sources]
-    others = [of(model, f"corpus/{other}.parquet") for other in disjoint_from(model, corpus)]
-    return shlex.join([*sources, *(f"--disjoint-from={path}" for path in others)])
-
-
-def imatrix_option(model):
-    """The argument of quantize.write that names the imatrix, where there is one."""
-    return shlex.join(f"--imatrix={path}" for path in imatrix_of(model))
 
 
 @cached
@@ -171,15 +160,19 @@ def from_source(model):
     return [*ancient(source_of(model)), *(f"{file}.json" for file in source_of(model) if fetched)]
 
 
-def from_corpora(model, corpora):
-    """Corpora, each with its report."""
-    parquets = [of(model, f"corpus/{corpus}.parquet") for corpus in corpora]
-    return [*ancient(parquets), *(of(model, f"corpus/{corpus}.json") for corpus in corpora)]
+def corpora_of(model, corpora):
+    """Corpora as built for the model."""
+    return ancient([of(model, f"corpus/{corpus}.parquet") for corpus in corpora])
 
 
-def from_imatrix(model):
-    """The imatrix with its report, or nothing."""
-    return [*ancient(imatrix_of(model)), *(of(model, "imatrix.json") for _ in imatrix_of(model))]
+def reports_of(model, corpora):
+    """The reports of corpora: small and never ancient, so that a corpus built anew is seen."""
+    return [of(model, f"corpus/{corpus}.json") for corpus in corpora]
+
+
+def imatrix_report_of(model):
+    """The report of the imatrix, or nothing; as with corpora."""
+    return [of(model, "imatrix.json") for _ in imatrix_of(model)]
 
 
 def from_gguf(model, row):

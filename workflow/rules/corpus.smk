@@ -5,7 +5,8 @@ rule build_corpus:
     input:
         model=lambda w: from_source(w.model),
         sources=lambda w: ancient(corpus_sources_of(w.corpus)),
-        disjoint_from=lambda w: from_corpora(w.model, disjoint_from(w.model, w.corpus)),
+        disjoint_from=lambda w: corpora_of(w.model, disjoint_from(w.model, w.corpus)),
+        reports=lambda w: reports_of(w.model, disjoint_from(w.model, w.corpus)),
     output:
         corpus=f"{RESULTS}/{{model}}/corpus/{{corpus}}.parquet",
         report=f"{RESULTS}/{{model}}/corpus/{{corpus}}.json",
@@ -19,10 +20,9 @@ rule build_corpus:
         mem_mb=2000,
     params:
         spec=lambda w: corpus_spec(w.model, w.corpus),
-        # The inputs under their names, as words of the command line.
-        options=lambda w: corpus_options(w.model, w.corpus),
     message:
         "{wildcards.model}: corpus {wildcards.corpus}"
     shell:
         "python -m quantmill.corpus.build --spec {params.spec:q} --model {input.model[0]:q}"
-        " --corpus {output.corpus:q} --report {output.report:q} --log {log:q} {params.options}"
+        " --corpus {output.corpus:q} --report {output.report:q} --log {log:q}"
+        " --sources {input.sources:q} --disjoint-from {input.disjoint_from:q}"

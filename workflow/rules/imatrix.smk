@@ -4,7 +4,8 @@
 rule measure_imatrix:
     input:
         model=lambda w: from_source(w.model),
-        corpus=lambda w: from_corpora(w.model, [calibration_of(w.model).corpus]),
+        corpus=lambda w: corpora_of(w.model, [calibration_of(w.model).corpus]),
+        report=lambda w: reports_of(w.model, [calibration_of(w.model).corpus]),
     output:
         gguf=f"{RESULTS}/{{model}}/imatrix.gguf",
         dat=f"{RESULTS}/{{model}}/imatrix.dat",
@@ -24,6 +25,6 @@ rule measure_imatrix:
         "{wildcards.model}: importance matrix"
     shell:
         "python -m quantmill.measure.imatrix --spec {params.spec:q} --model {input.model[0]:q}"
-        " --corpus {input.corpus[0]:q} --gguf {output.gguf:q} --dat {output.dat:q} --report {output.report:q}"
+        " --corpus {input.corpus:q} --gguf {output.gguf:q} --dat {output.dat:q} --report {output.report:q}"
         " --log {log:q} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

@@ -7,7 +7,8 @@ rule quantize:
         manifest=f"{RESULTS}/{{model}}/manifest.tsv",
         plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
         report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
-        imatrix=lambda w: from_imatrix(w.model),
+        imatrix=lambda w: ancient(imatrix_of(w.model)),
+        imatrix_report=lambda w: imatrix_report_of(w.model),
     output:
         gguf=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.gguf",
         facts=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.json",
@@ -22,12 +23,11 @@ rule quantize:
         mem_mb=4000,
     params:
         spec=lambda w: quantize_spec(w.model, w.recipe),
-        options=lambda w: imatrix_option(w.model),
     message:
         "{wildcards.model}: quantizing {wildcards.recipe}"
     shell:
         "python -m quantmill.quantize.write --spec {params.spec:q} --model {input.model[0]:q}"
-        " --manifest {input.manifest:q} --plan {input.plan:q} --report {input.report:q} {params.options}"
-        " --gguf {output.gguf:q} --facts {output.facts:q}"
+        " --manifest {input.manifest:q} --plan {input.plan:q} --report {input.report:q}"
+        " --imatrix {input.imatrix:q} --gguf {output.gguf:q} --facts {output.facts:q}"
         " --log {log:q} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

@@ -216,25 +216,17 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
     return render
 
 
-def _paths(named: Sequence[str], wanted: Sequence[dict[str, Any]]) -> list[Path]:
-    pairs = [pair.partition("=") for pair in named]
-    if [name for name, _, _ in pairs] != [settings["name"] for settings in wanted]:
-        raise QuantmillError(
-            "the names of --source are not those of the spec", cure="give each, in its order"
-        )
-    return [Path(path) for _, _, path in pairs]
-
-
 def main(args: argparse.Namespace, log: Log) -> None:
     """Build one corpus for one model."""
     config = args.spec["config"]
-    paths = _paths(args.source, config["sources"])
+    if len(args.sources) != len(config["sources"]):
+        raise QuantmillError(f"{len(args.sources)} files for {len(config['sources'])} sources", "--sources")
     sources = [
         open_source(path, settings.get("column"))
-        for path, settings in zip(paths, config["sources"], strict=True)
+        for path, settings in zip(args.sources, config["sources"], strict=True)
     ]
     others = {path.stem: row_digests(path) for path in args.disjoint_from}
-    digests = args.spec.get("from", {}).get("files") or [file_sha256(path) for path in paths]
+    digests = args.spec.get("from", {}).get("files") or [file_sha256(path) for path in args.sources]
     with Vocabulary(args.model) as vocabulary:
         try:
             chunks, parts = build(
@@ -256,14 +248,9 @@ if __name__ == "__main__":
     arguments.add_argument("--corpus", type=Path, required=True, help="parquet file to write")
     arguments.add_argument("--report", type=Path, required=True, help="JSON file to write")
     arguments.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="a source of the spec, in its order",
+        "--sources", type=Path, nargs="+", required=True, help="the files of the spec's sources, in its order"
     )
     arguments.add_argument(
-        "--disjoint-from", type=Path, action="append", default=[], metavar="PARQUET",
-        help="a built corpus that this one must share no row with",
-    )  # fmt: skip
+        "--disjoint-from", type=Path, nargs="*", default=[], help="built corpora to share no row with"
+    )
     command.run(arguments, main)

@@ -143,8 +143,8 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
     largest = max(rows, key=lambda row: row.bytes)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if memory < largest.bytes:
-        raise QuantmillError(f"needs {largest.bytes:,} bytes of memory, this machine has {memory:,}", largest.name,
-                             "use a larger machine")  # fmt: skip
+        what = f"needs {largest.bytes:,} bytes of memory, this machine has {memory:,}"
+        raise QuantmillError(what, largest.name, "use a larger machine")
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -174,7 +174,7 @@ if __name__ == "__main__":
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
-    arguments.add_argument("--imatrix", type=Path, help="imatrix.gguf")
+    arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
     arguments.add_argument("--gguf", type=Path, required=True, help="the quantized file")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its size and sha256")
     command.run(arguments, main)
