@@ -17,7 +17,8 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.model.ggufio import encode_u32, read_header, serialize
 from quantmill.recipe import presets, rules
-from quantmill.recipe.plan import Plan, PlanRow, read_plan, report, resolve, use_imatrix, write_plan
+from quantmill.recipe.plan import Plan, report, resolve, use_imatrix
+from quantmill.recipe.table import PlanRow, read_plan, write_plan
 
 DATA = Path(__file__).parents[1] / "data"
 LLAMA, MOE = DATA / "tiny-llama.gguf", DATA / "tiny-moe.gguf"
@@ -206,7 +207,7 @@ def test_a_plan_equal_to_its_bases_is_refused_unless_all_rules_are_optional() ->
 
 def test_a_plan_is_read_back(tmp_path: Path, narrow: Path) -> None:
     plan = plan_of(narrow, "base: Q4_K_M\nrules: [{role: attn_q, type: f16, why: 'a\t\nb'}]")
-    write_plan(tmp_path / "p.tsv", plan)
+    write_plan(tmp_path / "p.tsv", plan.rows)
     assert tuple(read_plan(tmp_path / "p.tsv")) == plan.rows
 
 

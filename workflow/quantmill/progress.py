@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -33,12 +35,9 @@ class Log:
     @contextmanager
     def progress(self, what: str, total: float, unit: str) -> Iterator[Progress]:
         """Report the progress of `what` over `total` units while the block runs."""
-        bar = tqdm(
-            total=total, desc=what, unit=unit, unit_scale=total > 100_000, file=sys.stderr,
-            disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True,
-        )  # fmt: skip
+        bar = _bar(what, total, unit) if sys.stderr.isatty() else None
         progress = Progress(self, bar, what, total, unit)
-        with bar:
+        with bar or nullcontext():
             yield progress
         progress.line(final=True)
 
@@ -46,7 +45,7 @@ class Log:
 class Progress:
     """One running report: a terminal bar, and a line in the log every ten seconds."""
 
-    def __init__(self, log: Log, bar: tqdm, what: str, total: float, unit: str) -> None:
+    def __init__(self, log: Log, bar: tqdm | None, what: str, total: float, unit: str) -> None:
         self._log, self._bar, self._what, self._total, self._unit = log, bar, what, total, unit
         self._done = 0.0
         self._started = self._said = time.monotonic()
@@ -54,7 +53,8 @@ class Progress:
     def add(self, amount: float) -> None:
         """`amount` more units are done."""
         self._done += amount
-        self._bar.update(amount)
+        if self._bar is not None:
+            self._bar.update(amount)
         if time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
             self.line()
 
@@ -68,3 +68,13 @@ class Progress:
         self._log.say(
             f"{self._what}: {self._done:g} of {self._total:g} {self._unit}, {rate:.4g} {self._unit}/s, {rest}"
         )
+
+
+def _bar(what: str, total: float, unit: str) -> tqdm:
+    """A bar on the terminal. The import takes 30 ms, which a short stage without one need not pay."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, desc=what, unit=unit, unit_scale=total > 100_000, file=sys.stderr,
+        leave=False, dynamic_ncols=True,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +40,7 @@ class Store:
         self.max_bytes = max_bytes
         self.made = self.reused = 0
         self._written = 0
+        self._lock = threading.Lock()
 
     @staticmethod
     def key(kind: str, version: int, **determined_by: Any) -> str:
@@ -69,18 +71,21 @@ class Store:
         with writing(path, durable=False) as file:
             file.write(_MAGIC + hashlib.sha256(payload).digest())
             file.write(payload)
-        self._written += _HEAD + len(payload)
-        self._trim()
+        with self._lock:
+            self._written += _HEAD + len(payload)
+            self._trim()
 
-    def get_or_make(self, key: str, make: Callable[[], bytes]) -> bytes | memoryview:
-        """The unit's payload, made and kept if the store lacks it."""
+    def get_or_make(self, key: str, make: Callable[[], bytes | memoryview]) -> bytes | memoryview:
+        """The unit's payload, made and kept if the store lacks it; safe in several threads."""
         found = self.get(key)
         if found is not None:
-            self.reused += 1
+            with self._lock:
+                self.reused += 1
             return found
         payload = make()
         self.put(key, payload)
-        self.made += 1
+        with self._lock:
+            self.made += 1
         return payload
 
     def _path(self, key: str) -> Path:

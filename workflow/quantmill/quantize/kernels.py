@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -19,6 +19,9 @@ from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
 STAGE = "quantize.write"
+
+# Tensors in hand at once: while one is converted, another is read or kept.
+_KEEPERS = 3
 
 # The quantizers of these types take no notice of importance (ggml-quants.c), so
 # that their tensors outlive a new imatrix.
@@ -66,51 +69,37 @@ def task(
 class Quantizer:
     """Quantizes tensors, each at most once for all recipes.
 
-    `threads` of them convert; one more keeps finished units in the store, so
+    `threads` of them convert, a few more read and write units of the store, so
     that neither waits for the other, nor the caller who writes the file.
     """
 
     def __init__(self, engine: str, store: Store, threads: int) -> None:
         self.engine, self.store, self.threads = engine, store, threads
         self._workers = ThreadPoolExecutor(threads)
-        self._keeper = ThreadPoolExecutor(1)
+        self._keepers = ThreadPoolExecutor(_KEEPERS)
 
-    def start(self, task: Task, source: Bytes) -> Callable[[], Bytes | memoryview]:
+    def start(self, task: Task, source: Bytes) -> Callable[[], bytes | memoryview]:
         """Begin on a tensor; the returned function waits for its bytes.
 
-        QuantmillError, naming the tensor, where the type needs importance or
-        the result does not validate.
+        It raises QuantmillError, naming the tensor, where the type needs
+        importance or the result does not validate.
         """
-        key = task.key(self.engine)
-        found = self.store.get(key)
-        if found is not None:
-            self.store.reused += 1
-            return lambda: found
-        with _naming(task.name):
-            conversion = Conversion(
-                self._workers, self.threads, source, task.source_type, task.type, task.shape, task.importance
-            )
-        return self._keeper.submit(self._finish, task, key, conversion).result
+        return self._keepers.submit(self._get_or_make, task, source).result
 
-    def _finish(self, task: Task, key: str, conversion: Conversion) -> Bytes:
-        with _naming(task.name):
-            made = conversion.result()
-        self.store.put(key, made.data)
-        self.store.made += 1
-        return made
+    def _get_or_make(self, task: Task, source: Bytes) -> bytes | memoryview:
+        return self.store.get_or_make(task.key(self.engine), partial(self._make, task, source))
+
+    def _make(self, task: Task, source: Bytes) -> memoryview:
+        try:
+            return Conversion(
+                self._workers, self.threads, source, task.source_type, task.type, task.shape, task.importance
+            ).result().data  # fmt: skip
+        except QuantmillError as error:
+            raise QuantmillError(str(error), task.name) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._keeper, self._workers):
+        for pool in (self._keepers, self._workers):
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _naming(tensor: str) -> Iterator[None]:
-    """Errors of the block name the tensor."""
-    try:
-        yield
-    except QuantmillError as error:
-        raise QuantmillError(str(error), tensor) from error

@@ -22,7 +22,7 @@ from quantmill.model import ggufio, types
 from quantmill.model.imatrix import Imatrix, read_gguf
 from quantmill.progress import Log, Progress
 from quantmill.quantize.kernels import Quantizer, Task, task
-from quantmill.recipe.plan import PlanRow, read_plan
+from quantmill.recipe.table import PlanRow, read_plan
 from quantmill.store import Store
 
 # Tensors are begun ahead of the one being written while their sources are
@@ -90,21 +90,21 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
     return task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
 
 
-def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[Bytes | memoryview]:
+def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[bytes | memoryview]:
     """The bytes of each tensor, in order; while one is taken the next ones are being made."""
-    ahead: deque[tuple[int, Callable[[], Bytes | memoryview]]] = deque()
+    ahead: deque[tuple[int, Callable[[], bytes | memoryview]]] = deque()
     for item in todo:
         data = source.data(item.name)
         while ahead and sum(size for size, _ in ahead) + data.size > _AHEAD_BYTES:
             yield ahead.popleft()[1]()
         kept = item.type == item.source_type
-        ahead.append((data.size, partial(np.asarray, data) if kept else quantizer.start(item, data)))
-    for _, finish in ahead:
-        yield finish()
+        ahead.append((data.size, partial(getattr, data, "data") if kept else quantizer.start(item, data)))
+    while ahead:
+        yield ahead.popleft()[1]()
 
 
 def write(
-    path: Path, header: bytes, tensors: Iterator[Bytes | memoryview], progress: Progress
+    path: Path, header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress
 ) -> tuple[int, str]:
     """Stream a header and the tensors, each padded, into `path`; its bytes and sha256 (hex)."""
     digest, size = hashlib.sha256(header), len(header)
@@ -112,7 +112,7 @@ def write(
         file.write(header)
         for data in tensors:
             padding = bytes(-len(data) % ggufio.ALIGNMENT)
-            for part in (data.data if isinstance(data, np.ndarray) else data, padding):
+            for part in (data, padding):
                 file.write(part)
                 digest.update(part)
             size += len(data) + len(padding)

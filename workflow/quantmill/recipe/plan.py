@@ -11,43 +11,22 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
-from quantmill.files import read_table, write_json, write_table
+from quantmill.files import write_json
 from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, read_header, serialize
 from quantmill.model.roles import layer_of, role_of
 from quantmill.model.types import TYPES, fallback, is_quantized, needs_imatrix, tensor_bytes
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
-
-COLUMNS: Final = ["name", "role", "layer", "shape", "source_type", "type", "bytes", "reason"]
+from quantmill.recipe.table import PlanRow, write_plan
 
 # llama.cpp quantizes these without importance values whatever their type is.
 _NO_IMATRIX_NEEDED: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type."""
-
-    name: str
-    role: str
-    layer: int
-    shape: tuple[int, ...]
-    source_type: str
-    type: str
-    bytes: int
-    reason: str
-
-    @property
-    def elements(self) -> int:
-        """How many elements it has."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -150,32 +129,6 @@ def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | N
     }
 
 
-def write_plan(path: Path, plan: Plan) -> None:
-    """Write `plans/<recipe>.tsv`."""
-    write_table(path, COLUMNS, [
-        [row.name, row.role, row.layer, "x".join(map(str, row.shape)), row.source_type, row.type, row.bytes,
-         row.reason]
-        for row in plan.rows
-    ])  # fmt: skip
-
-
-def read_plan(path: Path) -> list[PlanRow]:
-    """The rows of a plan, in the order of the file to be written."""
-    return [
-        PlanRow(
-            name=row["name"],
-            role=row["role"],
-            layer=int(row["layer"]),
-            shape=tuple(map(int, row["shape"].split("x"))),
-            source_type=row["source_type"],
-            type=row["type"],
-            bytes=int(row["bytes"]),
-            reason=row["reason"],
-        )
-        for row in read_table(path)
-    ]
-
-
 def _reason(recipe: rules.Recipe, rule: rules.Rule | None, quantizable: bool) -> str:
     if not quantizable:
         return "never quantized"
@@ -260,7 +213,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
     found = report(header, plan, config["recipe"], config["imatrix"])
-    write_plan(args.plan, plan)
+    write_plan(args.plan, plan.rows)
     write_json(args.report, found)
     log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw")
     for warning in plan.warnings:

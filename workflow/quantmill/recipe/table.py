@@ -1,0 +1,58 @@
+"""The plan's table: what quantizing reads, without what resolving a recipe takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from quantmill.files import read_table, write_table
+
+COLUMNS: Final = ["name", "role", "layer", "shape", "source_type", "type", "bytes", "reason"]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type."""
+
+    name: str
+    role: str
+    layer: int
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    bytes: int
+    reason: str
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return prod(self.shape)
+
+
+def write_plan(path: Path, rows: Iterable[PlanRow]) -> None:
+    """Write `plans/<recipe>.tsv`."""
+    write_table(path, COLUMNS, [
+        [row.name, row.role, row.layer, "x".join(map(str, row.shape)), row.source_type, row.type, row.bytes,
+         row.reason]
+        for row in rows
+    ])  # fmt: skip
+
+
+def read_plan(path: Path) -> list[PlanRow]:
+    """The rows of a plan, in the order of the file to be written."""
+    return [
+        PlanRow(
+            name=row["name"],
+            role=row["role"],
+            layer=int(row["layer"]),
+            shape=tuple(map(int, row["shape"].split("x"))),
+            source_type=row["source_type"],
+            type=row["type"],
+            bytes=int(row["bytes"]),
+            reason=row["reason"],
+        )
+        for row in read_table(path)
+    ]
