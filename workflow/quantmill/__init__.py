@@ -1,1 +1,6 @@
 """quantmill: a make-style, declarative build system for GGUF quantizations."""
+
+import os
+
+# No stage multiplies matrices in numpy: starting its BLAS threads would cost each a tenth of a second.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -11,6 +11,7 @@ what a crash tears is detected. A unit's mtime is the time of its last use.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 import time
@@ -48,22 +49,25 @@ class Store:
         return spec.digest({"kind": kind, "version": version, "by": determined_by})
 
     def get(self, key: str) -> memoryview | None:
-        """The unit's payload, or None where it is missing or damaged."""
+        """The unit's payload, mapped and not copied; None where it is missing or damaged.
+
+        It stays whole while it is held, whatever becomes of the unit's file.
+        """
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file, suppress(ValueError):  # an empty file cannot be mapped
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                payload = data[_HEAD:]
+                if data[:_HEAD] == _MAGIC + hashlib.sha256(payload).digest():
+                    os.utime(path)
+                    return payload
         except FileNotFoundError:
             return None
         except OSError as error:
             raise QuantmillError(f"cannot be read ({error.strerror})", path) from error
-        payload = memoryview(data)[_HEAD:]
-        if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != data[len(_MAGIC) : _HEAD]:
-            with suppress(FileNotFoundError):
-                path.unlink()
-            return None
         with suppress(FileNotFoundError):
-            os.utime(path)
-        return payload
+            path.unlink()
+        return None
 
     def put(self, key: str, payload: bytes | memoryview) -> None:
         """Keep a payload under its key."""

@@ -9,6 +9,7 @@ bytes do not depend on the threads nor on the cuts.
 from __future__ import annotations
 
 import ctypes as c
+import threading
 from concurrent.futures import Executor, Future
 from functools import cache
 
@@ -110,7 +111,7 @@ class Conversion:
         self._row_in, self._row_out = row_bytes(source_type, shape[0]), row_bytes(type_name, shape[0])
         self._out = np.empty(rows * self._row_out, np.uint8)
         at_least = -(-_RUN_ELEMENTS // shape[0])
-        run = max(at_least, min(rows // (8 * threads), 64 * at_least))
+        run = max(at_least, min(rows // (2 * threads), 64 * at_least))
         starts = (
             (first, min(run, matrix + self._rows_a_matrix - first))
             for matrix in range(0, rows, self._rows_a_matrix)
@@ -130,7 +131,7 @@ class Conversion:
         out = self._out.ctypes.data + first * self._row_out
         values = None
         if self._from != 0:
-            values = np.empty(elements, np.float32)
+            values = _scratch(elements)
             _to_float(self._from)(source, values.ctypes.data, elements)
             source = values.ctypes.data
         weights = None
@@ -138,6 +139,17 @@ class Conversion:
             weights = self._importance[first // self._rows_a_matrix].ctypes.data
         size = lib.ggml_quantize_chunk(self._to, source, out, 0, rows, self._columns, weights)
         return bool(lib.ggml_validate_row_data(self._to, out, size))
+
+
+_thread = threading.local()
+
+
+def _scratch(elements: int) -> NDArray[np.float32]:
+    """An f32 buffer of this thread's own, kept: fresh pages cost more than the dequantizing itself."""
+    kept: NDArray[np.float32] | None = getattr(_thread, "values", None)
+    if kept is None or kept.size < elements:
+        kept = _thread.values = np.empty(elements, np.float32)
+    return kept
 
 
 @cache

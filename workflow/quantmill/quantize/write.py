@@ -27,7 +27,7 @@ from quantmill.store import Store
 
 # Tensors are begun ahead of the one being written while their sources are
 # together smaller than this: memory is bounded by it, or by the largest tensor.
-_AHEAD_BYTES = 256 << 20
+_AHEAD_BYTES = 32 << 20
 
 
 class Source:
