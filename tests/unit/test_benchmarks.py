@@ -42,7 +42,7 @@ def test_run_takes_time_peak_and_output(pairs: ModuleType) -> None:
     done = pairs.run([sys.executable, "-c", "x = bytearray(64 << 20); print('done')"])
     assert done.output == "done\n"
     assert 64 << 20 < done.peak < 256 << 20
-    assert 0 < done.seconds < 30
+    assert done.seconds > 0
 
 
 def test_the_memory_of_the_benchmark_itself_is_not_counted(pairs: ModuleType) -> None:

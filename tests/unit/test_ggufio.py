@@ -1,7 +1,6 @@
 """GGUF headers: read as gguf-py reads them, written as llama-quantize writes them, refused when broken."""
 
 import struct
-import time
 from pathlib import Path
 
 import gguf
@@ -87,16 +86,10 @@ def test_every_scalar_type(tmp_path: Path) -> None:
     } | ({"none": []} if "none" in header.kv else {})  # fmt: skip
 
 
-def test_a_large_vocabulary_is_read_fast(tmp_path: Path) -> None:
+def test_a_large_vocabulary_is_skipped_and_decoded_whole(tmp_path: Path) -> None:
     tokens = b"".join(struct.pack("<Q", n % 9) + b"x" * (n % 9) for n in range(250_000))
     path = write(tmp_path, parts(value=struct.pack("<IIQ", 9, 8, 250_000) + tokens))
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        header = read_header(path)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.2
-    assert len(header.value("a.key")) == 250_000
+    assert read_header(path).value("a.key") == ["x" * (n % 9) for n in range(250_000)]
 
 
 def test_a_split_model_is_read_as_one(tmp_path: Path) -> None:
