@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -63,3 +64,15 @@ def backend() -> str:
 def digest(file_sha256: Callable[[Path], str]) -> str:
     """sha256 (hex) over the engine's libraries, through a (memoised) digest of files."""
     return digest_of({name: file_sha256(path(name)) for name in _LIBRARIES})
+
+
+def release(pointer: ctypes._Pointer[ctypes.c_float], size: int) -> None:
+    """Give the pages of `size` bytes of private memory back to the system; they then read as zeros."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        advice = mmap.MADV_DONTNEED
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)

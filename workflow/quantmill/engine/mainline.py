@@ -13,6 +13,7 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
+from quantmill.engine import library
 from quantmill.engine.matmul import MatMul, Node, op_number
 from quantmill.errors import QuantmillError
 
@@ -76,6 +77,8 @@ class Evaluator:
     ) -> None:
         self._observe = observe
         self._raised: BaseException | None = None
+        self._ended = self._discard = False
+        self._aborts = library.backend() == "CPU"
         self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
         self._model = _load(path, native.llama_model_default_params())
         self._context = None
@@ -85,9 +88,11 @@ class Evaluator:
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._callback = native.ggml_backend_sched_eval_callback(self._on_node)  # kept alive
+        self._abort = native.ggml_abort_callback(lambda _: self._ended)
         if observe is not None:
             params.n_ubatch = batch
             params.cb_eval = self._callback
+            params.abort_callback = self._abort
         self._context = native.llama_init_from_model(self._model, params)
         if not self._context:
             raise QuantmillError(f"no context of {context} tokens ({_last_words()})", path,
@@ -105,8 +110,27 @@ class Evaluator:
         """Forget all positions."""
         native.llama_memory_clear(self._memory, True)
 
-    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on."""
+    def reserve(self) -> None:
+        """Have room for the logits of a whole batch, and its memory back until it is written to.
+
+        llama.cpp writes zeros into that room when it allocates it: for a large
+        vocabulary more than all else that an observed run needs.
+        """
+        if not self._aborts:
+            return
+        self._decode(np.zeros(self.batch, np.int32), 0, 0, ended=True)
+        library.release(native.llama_get_logits(self._context), 4 * self.vocab_size * self.batch)
+
+    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0, *, discard: bool = False) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on.
+
+        `discard`: nothing but what the observer sees is wanted. Once it ends
+        the graph nothing is kept, no logits and no positions.
+        """
+        self._discard = discard
+        self._decode(tokens, position, first_wanted)
+
+    def _decode(self, tokens: Tokens, position: int, first_wanted: int, ended: bool = False) -> None:
         n, batch = len(tokens), self._batch
         if n > self.batch:
             raise ValueError(f"{n} tokens in a batch of {self.batch}")
@@ -117,11 +141,12 @@ class Evaluator:
         _view(batch.logits, n)[:] = np.arange(n) >= first_wanted
         for i in range(n):
             batch.seq_id[i][0] = 0
+        self._ended = ended
         status = native.llama_decode(self._context, batch)
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
-        if status != 0:
+        if status != 0 and not self._ended:
             raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
 
     def logits(self, count: int) -> NDArray[np.float32]:
@@ -135,12 +160,17 @@ class Evaluator:
 
     def _on_node(self, pointer: int, ask: bool, _: Any) -> bool:
         """ggml's eval callback. An exception here would count as `False` and go unseen: it is kept."""
+        if self._ended:
+            return True
         try:
             node = Node.from_address(pointer)
             if node.op not in self._multiplications:
                 return not ask
             assert self._observe is not None
-            return self._observe(MatMul(node, ask, indirect=node.op == self._multiplications[1]))
+            go_on = self._observe(MatMul(node, ask, indirect=node.op == self._multiplications[1]))
+            # False ends the graph; on a CPU it can be aborted, which also spares copying logits not computed.
+            self._ended = self._discard and self._aborts and not ask and not go_on
+            return go_on or self._ended
         except BaseException as error:
             self._raised = error
             return False

@@ -30,9 +30,11 @@ from quantmill.store import Store
 
 STAGE = "measure.imatrix"
 
-# Half the usual window: the output head is then computed for the scored half
-# alone, which halves the logits in memory; the speed is that of 512.
-_BATCH = 256
+_BATCH = 512
+
+# The sampled chunks, whose logits are wanted, go in smaller batches: a batch's
+# logits are in memory twice, and the halves that nobody scores need no head.
+_SAMPLE_PARTS = 2
 
 
 @dataclass
@@ -87,10 +89,11 @@ def collect(
     for index, chunk in enumerate(chunks):
         chunk = with_bos(chunk, model.bos)
         model.clear()
-        for tokens, first, targets in parts(len(chunk), model.batch):
+        batch = model.batch if index else -(-model.batch // _SAMPLE_PARTS)
+        for tokens, first, targets in parts(len(chunk), batch):
             sample = index == 0 and first < tokens.stop - tokens.start
             collector.begin(head=sample)
-            model.decode(chunk[tokens], tokens.start)
+            model.decode(chunk[tokens], tokens.start, discard=not sample and tokens.stop == len(chunk))
             if sample:
                 logits = model.logits(tokens.stop - tokens.start)[first:]
                 sampled.append(nll(logits, chunk[targets], pool))
@@ -113,9 +116,11 @@ def measure(
         @cache
         def model() -> Evaluator:
             batch = min(_BATCH, context)
-            return stack.enter_context(
+            loaded = stack.enter_context(
                 Evaluator(path, context=context, batch=batch, threads=threads, observe=collector)
             )
+            loaded.reserve()
+            return loaded
 
         def make(part: Tokens) -> bytes:
             return collect(model(), collector, part, pool, progress).to_bytes()
