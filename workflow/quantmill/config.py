@@ -176,8 +176,15 @@ class Speed(_Strict):
 class Bench(_Strict):
     """What is measured of each file, the source among them."""
 
+    kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
     perplexity: Chunks | None = None
     speed: Speed | None = None
+
+    @property
+    def chunked(self) -> dict[str, Chunks]:
+        """What is measured on chunks of a corpus, by its field."""
+        fields = {"kld": self.kld, "perplexity": self.perplexity}
+        return {field: chunks for field, chunks in fields.items() if chunks is not None}
 
 
 class Recipe(_Strict):
@@ -273,16 +280,23 @@ class Config(_Strict):
         return self
 
     def _check_corpora(self, imatrix_at: str, bench_at: str, name: str) -> None:
-        imatrix, perplexity = self.imatrix_of(name), self.bench_of(name).perplexity
+        imatrix, bench = self.imatrix_of(name), self.bench_of(name).chunked
         bench_at = bench_at if self.models[name].bench else ""
-        for used, where in ((imatrix, f"{imatrix_at}imatrix"), (perplexity, f"{bench_at}bench.perplexity")):
+        places = {f"{bench_at}bench.{field}": chunks for field, chunks in bench.items()}
+        for where, used in ({f"{imatrix_at}imatrix": imatrix} | places).items():
             if used is not None and used.corpus not in self.corpora:
                 near = difflib.get_close_matches(used.corpus, self.corpora, 1)
                 cure = f"did you mean {near[0]}?" if near else "define it under corpora"
                 raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{where}.corpus")
-        if imatrix and perplexity and imatrix.corpus == perplexity.corpus:
-            text = f"{imatrix.corpus} is the imatrix's corpus too; measure on one of its own"
-            raise refuse("same_corpus", text, f"{bench_at}bench.perplexity.corpus")
+        for where, used in places.items():
+            if imatrix and imatrix.corpus == used.corpus:
+                text = f"{used.corpus} is the imatrix's corpus too; measure on one of its own"
+                raise refuse("same_corpus", text, f"{where}.corpus")
+        contexts = {chunks.corpus: chunks.context for chunks in bench.values()}
+        for where, used in places.items():
+            if used.context != contexts[used.corpus]:
+                text = f"{used.corpus} is cut to chunks of {contexts[used.corpus]} elsewhere under bench"
+                raise refuse("two_contexts", f"{text}; use one context for it", f"{where}.context")
 
     def imatrix_of(self, model: str) -> Chunks | None:
         """The model's own imatrix section, if it has one, else the file's."""
@@ -303,9 +317,13 @@ class Config(_Strict):
         return {recipe.name: recipe for recipe in recipes}
 
     def corpora_of(self, model: str) -> dict[str, Chunks]:
-        """The corpora that the model uses, by name: calibration first."""
-        used = (self.imatrix_of(model), self.bench_of(model).perplexity)
-        return {chunks.corpus: chunks for chunks in used if chunks is not None}
+        """The corpora that the model uses, by name, with the most chunks used of each: calibration first."""
+        used = [self.imatrix_of(model), *self.bench_of(model).chunked.values()]
+        found: dict[str, Chunks] = {}
+        for chunks in (chunks for chunks in used if chunks is not None):
+            other = found.get(chunks.corpus)
+            found[chunks.corpus] = other if other and other.chunks > chunks.chunks else chunks
+        return found
 
     @property
     def store_path(self) -> Path:

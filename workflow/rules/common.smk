@@ -134,11 +134,11 @@ def calibration_of(model):
 
 
 @cached
-def held_out_of(model):
-    """The model's perplexity section."""
-    chunks = cfg.bench_of(model).perplexity
+def measured_on(model, what):
+    """The chunks that `kld` or `perplexity` of the model is measured on."""
+    chunks = cfg.bench_of(model).chunked.get(what)
     if chunks is None:
-        raise QuantmillError(f"{model} has no perplexity", config_file, "give it one under bench")
+        raise QuantmillError(f"{model} has no {what}", config_file, "give it one under bench")
     return chunks
 
 
@@ -185,13 +185,23 @@ def facts_of(model, row):
     return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
 
 
+def evaluated_by(model, row):
+    """The divergence of a file, which its perplexity comes after where both are of one corpus: one
+    evaluation gives both, and the second finds it in the store. It is not ancient, though nothing of
+    it enters the perplexity: else, where both are due, Snakemake would leave the second out.
+    """
+    bench = cfg.bench_of(model)
+    same = bench.kld and bench.perplexity and bench.kld.corpus == bench.perplexity.corpus
+    return [of(model, f"bench/{row}/kld.json")] if same else []
+
+
 # --- targets -----------------------------------------------------------------
 
 
 def bench_of(model, row):
     """The measurements of one file."""
     bench = cfg.bench_of(model)
-    names = [name for name in ("perplexity", "speed") if getattr(bench, name)]
+    names = [name for name in ("kld", "perplexity", "speed") if getattr(bench, name)]
     return [of(model, f"bench/{row}/{name}.json") for name in names]
 
 
