@@ -22,5 +22,5 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.reference": 1,
     "measure.divergence": 1,
     "measure.speed": 1,
-    "card.write": 1,
+    "card.write": 2,
 }

@@ -219,8 +219,13 @@ def quants_of(model):
     return [of(model, f"gguf/{model}-{recipe}.{kind}") for recipe in recipes for kind in ("gguf", "json")]
 
 
+def drawn_against(model):
+    """What the card draws the files' sizes against: the first measure of quality, or None."""
+    return next(iter(cfg.bench_of(model).chunked), None)
+
+
 def cards_of(model):
-    plots = ["bits", *(["size-perplexity"] if cfg.bench_of(model).perplexity else [])]
+    plots = ["bits", *(f"size-{measure}" for measure in [drawn_against(model)] if measure)]
     return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
 
 

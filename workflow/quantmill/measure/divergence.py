@@ -78,7 +78,7 @@ def measure(
             for chunk in part:
                 for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), batch):
                     if stored is None:
-                        pieces.append(reference.keep(logits, targets, pool))
+                        pieces.append(_kept(logits, targets, pool, model.path))
                     found.append(compare(logits, targets, pieces[len(found)], pool))
                     _check_finite(found[-1].nll + found[-1].kld, model.path)
                 progress.add(1)
@@ -112,14 +112,19 @@ def _references(
             pieces = []
             for chunk in part:
                 for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), loaded().batch):
-                    pieces.append(reference.keep(logits, targets, pool))
-                    _check_finite(pieces[-1].nll, source.path)
+                    pieces.append(_kept(logits, targets, pool, source.path))
             return reference.to_bytes(pieces)
 
         keys = [unit_key(reference.STAGE, part, source.identity) for part in parts]
         return {
             key: store.get_or_make(key, partial(make, part)) for key, part in zip(keys, parts, strict=True)
         }
+
+
+def _kept(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Path) -> Reference:
+    kept = reference.keep(logits, targets, pool)
+    _check_finite(kept.nll, path)
+    return kept
 
 
 def _check_vocabulary(model: Evaluator, pieces: list[Reference], path: Path) -> None:
@@ -179,6 +184,7 @@ def describe(values: Values, chunks: int) -> dict[str, Any]:
             for name in ("kld", "nll", "nll_reference", "same_top")
         },
         "reference": {
+            **reference.FORM,
             "tokens": float(values.kept.mean()),
             "mass": float(values.mass.mean(dtype=np.float64)),
             "least_mass": float(values.mass.min()),

@@ -40,8 +40,10 @@ from quantmill.measure.score import Softmax, in_blocks
 STAGE: Final = "measure.reference"
 
 _THRESHOLD = 1e-5
-_KEPT_OF_VOCABULARY = 16
+_KEPT_OF_VOCABULARY = 1 / 16
 _SAMPLES = 64
+# What a reader of the figures must know of the form.
+FORM: Final = {"threshold": _THRESHOLD, "most_of_vocabulary": _KEPT_OF_VOCABULARY, "samples": _SAMPLES}
 # Of so many predictions one is kept whole: 3 % of what llama-perplexity keeps.
 _WHOLE_OF = 64
 _TINY = np.finfo(np.float32).tiny
@@ -111,7 +113,7 @@ def _keep(softmax: Softmax, targets: Tokens, starts: NDArray[np.float64]) -> Ref
     every = np.arange(count)
     nll = -softmax.log_probabilities(every, targets)
     rest = rest_of(softmax, rows, ids)
-    samples = max(1, min(_SAMPLES, vocabulary // _KEPT_OF_VOCABULARY))
+    samples = min(_SAMPLES, _most(vocabulary))
     sample_ids = np.empty((count, samples), np.int64)
     grid = np.arange(samples)
     for row, sums in enumerate(np.cumsum(softmax.exps, axis=1)):
@@ -130,7 +132,7 @@ def _keep(softmax: Softmax, targets: Tokens, starts: NDArray[np.float64]) -> Ref
 def _likely(softmax: Softmax) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ids of the tokens to keep, row after row, and how many each row [n] has: at least its top."""
     vocabulary = softmax.exps.shape[1]
-    most = max(1, vocabulary // _KEPT_OF_VOCABULARY)
+    most = _most(vocabulary)
     # exps of the top is 1
     least = np.minimum(_THRESHOLD * softmax.sums, 0.5)[:, None]
     mask = softmax.exps > least
@@ -142,6 +144,11 @@ def _likely(softmax: Softmax) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         counts[row] = most
     # flatnonzero is three times as fast as nonzero
     return np.flatnonzero(mask) % vocabulary, counts
+
+
+def _most(vocabulary: int) -> int:
+    """How many tokens of a prediction are kept at most, and as many at most are drawn."""
+    return max(1, int(vocabulary * _KEPT_OF_VOCABULARY))
 
 
 def rest_of(softmax: Softmax, rows: NDArray[np.int64], ids: NDArray[np.integer]) -> Floats:
