@@ -79,6 +79,18 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "models.m.imatrix.corpus: no corpus named x; define it under corpora",
     ),
     (
+        put("bench.kld", {"corpus": "calibration", "chunks": 4}),
+        "bench.kld.corpus: calibration is the imatrix's corpus too; measure on one of its own",
+    ),
+    (
+        put("models.m.bench", {"kld": {"corpus": "held_out", "chunks": 4}}),
+        "models.m.bench.kld.corpus: no corpus named held_out; did you mean held-out?",
+    ),
+    (
+        put("bench.kld", {"corpus": "held-out", "chunks": 4, "context": 256}),
+        "bench.kld.context: held-out is cut to chunks of 512 elsewhere under bench; use one context for it",
+    ),
+    (
         put("bench.perplexity.corpus", "calibration"),
         "bench.perplexity.corpus: calibration is the imatrix's corpus too; measure on one of its own",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 
 from quantmill.measure import divergence, reference
 from quantmill.measure.reference import Values, compare, keep
+from quantmill.versions import VERSIONS
 
 VOCABULARY = 2048
 ROWS = 100
@@ -202,3 +204,19 @@ def test_values_go_through_the_store_whole(pool: ThreadPoolExecutor) -> None:
     assert seconds == 1.5
     for name, array in vars(values).items():
         assert np.array_equal(getattr(again, name), array, equal_nan=array.dtype.kind == "f"), name
+
+
+def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> None:
+    """What is in the store under one version must be read alike by all."""
+    kept = keep(logits(), tokens(), pool)
+    with np.load(io.BytesIO(reference.to_bytes([kept, kept]))) as arrays:
+        form = {name: (arrays[name].dtype.str, arrays[name].shape[1:]) for name in arrays if name[0] == "1"}
+    assert (VERSIONS[reference.STAGE], reference.FORM, form) == (
+        1,
+        {"threshold": 1e-5, "most_of_vocabulary": 1 / 16, "samples": 64},
+        {
+            "1/counts": ("<i8", ()), "1/ids": ("<u2", ()), "1/logs": ("<f4", ()), "1/rest": ("<f4", ()),
+            "1/sample_ids": ("<u2", (64,)), "1/sample_logs": ("<f4", (64,)), "1/top": ("<u2", ()),
+            "1/nll": ("<f4", ()), "1/whole": ("<f4", (VOCABULARY,)),
+        },
+    ), "the kept form changed: raise its version in versions.py, then note both here"  # fmt: skip
