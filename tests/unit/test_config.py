@@ -80,7 +80,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (
         put("bench.kld", {"corpus": "calibration", "chunks": 4}),
-        "bench.kld.corpus: calibration is the imatrix's corpus too; measure on one of its own",
+        "bench.kld.corpus: calibration is the corpus of imatrix too; measure on one of its own",
     ),
     (
         put("models.m.bench", {"kld": {"corpus": "held_out", "chunks": 4}}),
@@ -88,11 +88,11 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (
         put("bench.kld", {"corpus": "held-out", "chunks": 4, "context": 256}),
-        "bench.kld.context: held-out is cut to chunks of 512 elsewhere under bench; use one context for it",
+        "bench.perplexity.context: held-out is cut to chunks of 256 elsewhere under bench; use one context for it",
     ),
     (
         put("bench.perplexity.corpus", "calibration"),
-        "bench.perplexity.corpus: calibration is the imatrix's corpus too; measure on one of its own",
+        "bench.perplexity.corpus: calibration is the corpus of imatrix too; measure on one of its own",
     ),
     (
         put("corpora.held-out.sources.+", {"name": "b", "path": "c"}),
@@ -151,6 +151,13 @@ def test_a_model_has_its_own_way() -> None:
 def test_corpora_in_the_order_of_use() -> None:
     assert list(parsed().corpora_of("m")) == ["calibration", "held-out"]
     assert list(parsed(put("imatrix", None)).corpora_of("m")) == ["held-out"]
+
+
+@pytest.mark.parametrize(("kld", "most"), [(4, 40), (60, 60)])
+def test_a_corpus_that_is_used_twice_has_the_chunks_of_the_longer(kld: int, most: int) -> None:
+    found = parsed(put("bench.kld", {"corpus": "held-out", "chunks": kld}))
+    assert found.corpora_of("m")["held-out"].chunks == most
+    assert list(found.bench_of("m").chunked) == ["kld", "perplexity"]
 
 
 @pytest.mark.parametrize(("size", "expected"), [("50 GiB", 50 << 30), ("1.5 MB", 1_500_000), (7, 7)])
