@@ -88,7 +88,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (
         put("bench.kld", {"corpus": "held-out", "chunks": 4, "context": 256}),
-        "bench.perplexity.context: held-out is cut to chunks of 256 elsewhere under bench; use one context for it",
+        "bench.perplexity.context: held-out is cut to chunks of 256 elsewhere under bench",
     ),
     (
         put("bench.perplexity.corpus", "calibration"),
