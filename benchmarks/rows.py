@@ -146,6 +146,46 @@ def perplexity(bench: Bench) -> Iterable[Row]:
     yield _row(f"{what}: peak memory", compare(pairs, "peak"), unit="MiB", scale=1 << 20)
 
 
+def kld(bench: Bench) -> Iterable[Row]:
+    """The KL divergence of one file, the reference's pass included; and what both sides keep for it."""
+    work, tier = bench.work, Tier("Q4_K_M", "Q4_K_M")
+    _resolve(work, [tier])
+    run(work.write(tier.name))
+
+    def ours() -> Figures:
+        work.empty_store()
+        first = run(work.divergence(PERPLEXITY_CHUNKS))
+        kept = sum(path.stat().st_size for path in work.store.rglob("*") if path.is_file())
+        second = run(work.divergence(PERPLEXITY_CHUNKS, tier.name))
+        found = json.loads(work.path(f"kld-{tier.name}.json").read_text())
+        mean, gap = found["kld"]["mean"], found["reference"]["gap"]["mean"]
+        floor = json.loads(work.path("kld-source.json").read_text())["kld"]["max"]
+        peak = float(max(first.peak, second.peak))
+        seconds = {"seconds": first.seconds + second.seconds, "peak": peak, "disk": float(kept)}
+        return seconds | {"kld": mean, "gap": gap, "floor": floor}
+
+    def theirs() -> Figures:
+        first = run(work.llama_divergence(PERPLEXITY_CHUNKS))
+        kept = work.path("theirs/base.kld").stat().st_size
+        second = run(work.llama_divergence(PERPLEXITY_CHUNKS, tier.name))
+        # the last line of its running table: chunk, PPL, ln of the ratio, KL divergence
+        rows = re.findall(r"^ *\d+ +\S+ ± +\S+ +\S+ ± +\S+ +(\S+) ±", second.output, re.MULTILINE)
+        peak = float(max(first.peak, second.peak))
+        seconds = {"seconds": first.seconds + second.seconds, "peak": peak, "disk": float(kept)}
+        return seconds | {"kld": float(rows[-1]) if rows else float("nan")}
+
+    pairs = alternate(ours, theirs, bench.repeat)
+    mine, other = pairs[0]
+    same = (
+        f"KLD {mine['kld']:.5f}, theirs {other['kld']:.5f}; the source's own {mine['floor']:g}; "
+        f"gap {mine['gap']:.1e}"
+    )
+    what = f"KL divergence of one file, {PERPLEXITY_CHUNKS} chunks"
+    yield _row(f"{what}: wall clock", compare(pairs, "seconds"), most=1.0, checked=same)
+    yield _row(f"{what}: disk", compare(pairs, "disk"), most=0.5, unit="MiB", scale=1 << 20)
+    yield _row(f"{what}: peak memory", compare(pairs, "peak"), unit="MiB", scale=1 << 20)
+
+
 def speed(bench: Bench) -> Iterable[Row]:
     """Tokens per second of the source, as the two measure it."""
     work, wanted = bench.work, (PROMPT, GENERATE, REPETITIONS)

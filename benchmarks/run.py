@@ -28,6 +28,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "tiers": (rows.tiers, "main"),
     "rule": (rows.rule, "main"),
     "perplexity": (rows.perplexity, "main"),
+    "kld": (rows.kld, "main"),
     "speed": (rows.speed, "main"),
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),

@@ -114,6 +114,17 @@ class Workspace:
         out: Command = ["--out", self.path("perplexity.json")]
         return self.stage("measure.perplexity", config, "--model", self.model, *given, *out, store=True)
 
+    def divergence(self, chunks: int, name: str | None = None) -> Command:
+        """The divergence of the source from itself, or of the file `name` from it."""
+        config = {"corpus": "perplexity", "chunks": chunks, "context": CONTEXT}
+        model = self.path(f"gguf/{name}.gguf") if name else self.model
+        facts = self.path(f"gguf/{name}.json" if name else "model.json")
+        given: Command = ["--model", model, "--facts", facts]
+        given += ["--reference", self.model, "--reference-facts", self.path("model.json")]
+        given += ["--corpus", self.corpora["perplexity"].with_suffix(".parquet")]
+        out: Command = ["--out", self.path(f"kld-{name or 'source'}.json")]
+        return self.stage("measure.divergence", config, *given, *out, store=True)
+
     def speed(self, prompt: int, generate: int, repetitions: int) -> Command:
         """Prompt processing and generation of the source."""
         config = {"prompt": prompt, "generate": generate, "repetitions": repetitions}
@@ -141,6 +152,15 @@ class Workspace:
         text = self.corpora["perplexity"].with_suffix(".txt")
         command: Command = [self.tools / "llama-perplexity", "-m", self.model, "-f", text]
         return [*command, "-c", str(CONTEXT), "-b", str(CONTEXT), "--chunks", str(chunks), "-t", str(THREADS)]
+
+    def llama_divergence(self, chunks: int, name: str | None = None) -> Command:
+        """llama-perplexity's two passes: the base file of the source, and a file against it."""
+        base: Command = ["--kl-divergence-base", self.path("theirs/base.kld")]
+        if name is None:
+            return [*self.llama_perplexity(chunks), *base]
+        command: Command = [self.tools / "llama-perplexity", "-m", self.path(f"gguf/{name}.gguf"), *base]
+        command += ["--kl-divergence", "-c", str(CONTEXT), "-b", str(CONTEXT), "-t", str(THREADS)]
+        return command
 
     def llama_bench(self, prompt: int, generate: int, repetitions: int) -> Command:
         """llama-bench, with JSON to read its figures from."""

@@ -44,7 +44,8 @@ CONFIG: dict[str, Any] = {
         {"name": "mix", "template": "preset", "base": "Q4_K_M", "embeddings": "q8_0", "output": "q6_K"},
     ],
     "bench": {
-        "perplexity": {"corpus": "held-out", "chunks": 3, "context": 128},
+        "kld": {"corpus": "held-out", "chunks": 3, "context": 128},
+        "perplexity": {"corpus": "held-out", "chunks": 2, "context": 128},
         "speed": {"prompt": 16, "generate": 4, "repetitions": 2},
     },
 }

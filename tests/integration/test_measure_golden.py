@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from models import write_coarse
 from quantmill import spec
 from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
-from quantmill.files import writing
+from quantmill.files import write_json, writing
 from quantmill.versions import VERSIONS
 
 DATA = Path(__file__).parents[1] / "data"
@@ -61,6 +62,70 @@ GOLDEN: dict[str, tuple[int, Any]] = {
                 "the source's perplexity on the calibration corpus is 1484: the "
                 "corpus does not suit the model, or the source is damaged",
             ],
+        },
+    ),
+    "measure.divergence": (
+        1,
+        {
+            "by_chunk": {
+                "kld": [8, 0.00553],
+                "nll": [8, 7.1],
+                "nll_reference": [8, 7.3],
+                "same_top": [8, 0.968],
+            },
+            "chunks": 8,
+            "context": 128,
+            "corpus": "c",
+            "correlation": 1.0,
+            "difference": {"error": 67.6, "value": -334.0},
+            "kld": {
+                "0.1%": 0.00118,
+                "1%": 0.002,
+                "10%": 0.0034,
+                "25%": 0.00432,
+                "5%": 0.003,
+                "75%": 0.00759,
+                "90%": 0.0105,
+                "95%": 0.0125,
+                "99%": 0.0188,
+                "99.9%": 0.029,
+                "error": 0.000151,
+                "max": 0.0372,
+                "mean": 0.00645,
+                "median": 0.0056,
+                "min": 0.00108,
+            },
+            "log_ratio": {"error": 0.00882, "mean": -0.214},
+            "model_sha256": "coarse",
+            "p_diff": {
+                "0.1%": -0.066,
+                "1%": -0.0461,
+                "10%": -0.000671,
+                "5%": -0.0139,
+                "90%": 0.00137,
+                "95%": 0.00339,
+                "99%": 0.0189,
+                "99.9%": 0.0295,
+                "error": 0.000403,
+                "max": 0.0312,
+                "mean": -0.00112,
+                "min": -0.0696,
+                "rms": 0.0091,
+                "rms_error": 0.00103,
+            },
+            "perplexity": {"error": 227.0, "value": 1400.0},
+            "perplexity_reference": {"error": 294.0, "value": 1730.0},
+            "ratio": {"error": 0.00712, "value": 0.808},
+            "reference": {
+                "least_mass": 0.693,
+                "mass": 0.971,
+                "most_of_vocabulary": 0.0625,
+                "threshold": 1e-05,
+                "tokens": 128.0,
+            },
+            "reference_sha256": "d57875713556699f18c861fc8a2234ac8df5d3fddd86b4d86546d1329de1b99f",
+            "same_top": {"error": 0.00849, "mean": 0.962},
+            "tokens": 504,
         },
     ),
     "measure.perplexity": (
@@ -114,9 +179,9 @@ def shape(value: Any) -> Any:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("golden")
 
-    def stage(name: str, config: dict, *arguments: str) -> None:
+    def stage(name: str, config: dict, *arguments: str | Path) -> None:
         made_from = {"model": spec.file_sha256(MODEL)}
-        words = ["--spec", spec.make(name, config, made_from, engine="e"), "--model", str(MODEL), *arguments]
+        words = ["--spec", spec.make(name, config, made_from, engine="e"), "--model", MODEL, *arguments]
         subprocess.run(
             [sys.executable, "-m", f"quantmill.{name}", *words, "--log", "log"], cwd=folder, check=True
         )
@@ -142,6 +207,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
           "--gguf", "q.gguf", "--facts", "q.json", *store)  # fmt: skip
     stage("measure.imatrix", chunks, "--corpus", "c.parquet", "--gguf", "i.gguf", "--dat", "i.dat",
           "--report", "i.json", *store)  # fmt: skip
+    write_coarse(MODEL, folder / "coarse.gguf")
+    write_json(folder / "coarse.json", {"sha256": "coarse"})
+    stage("measure.divergence", chunks, "--model", "coarse.gguf", "--facts", "coarse.json", "--reference",
+          MODEL, "--reference-facts", "m.json", "--corpus", "c.parquet", "--out", "kld.json",
+          *store)  # fmt: skip
     stage(
         "measure.perplexity",
         chunks,
@@ -161,12 +231,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--out",
         "s.json",
     )
-    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("q", "i", "ppl", "s")}
+    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("q", "i", "kld", "ppl", "s")}
     speed = shape(read["s"])
     for rate in (speed["prompt"], speed["generate"]):
         assert rate.pop("mean") > 0 and rate.pop("sd") >= 0
-    return {"quantize.write": read["q"], "measure.imatrix": shape(read["i"]),
-            "measure.perplexity": shape(read["ppl"]), "measure.speed": speed}  # fmt: skip
+    # what is near zero, or a matter of chance, is not the same on every processor
+    gap = read["kld"]["reference"].pop("gap")
+    assert gap.keys() == {"predictions", "kld", "mean", "error"}
+    assert all(read["kld"]["p_diff"].pop(name) is not None for name in ("25%", "median", "75%"))
+    return {"quantize.write": read["q"], "measure.imatrix": shape(read["i"]), "measure.speed": speed,
+            "measure.divergence": shape(read["kld"]), "measure.perplexity": shape(read["ppl"])}  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", GOLDEN)

@@ -9,7 +9,7 @@ import pytest
 from house import House
 
 LEAN: dict[str, Any] = {"imatrix": None, "bench": {}, "recipes": ["Q8_0"]}
-CARD = "write_card_without_perplexity"
+CARD = "write_card_without_sizes"
 
 
 @pytest.fixture

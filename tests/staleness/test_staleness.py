@@ -16,13 +16,15 @@ QUANTS = {"quantize Q8_0", "quantize mix"}
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 HELD_OUT = {"build_corpus held-out"}
 PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
+KLDS = {f"measure_divergence {row}" for row in ("source", "Q8_0", "mix")}
 SPEEDS = {f"measure_speed {row}" for row in ("source", "Q8_0", "mix")}
-SOURCE = {"measure_perplexity source", "measure_speed source"}
-BENCH = PERPLEXITIES | SPEEDS
+SOURCE = {"measure_divergence source", "measure_perplexity source", "measure_speed source"}
+BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
 ALL = LISTED | RECIPES | QUANTS | CALIBRATION | HELD_OUT | BENCH | CARD
 MIX = {
-    "render_recipe mix", "plan_types mix", "quantize mix", "measure_perplexity mix", "measure_speed mix"
+    "render_recipe mix", "plan_types mix", "quantize mix",
+    "measure_divergence mix", "measure_perplexity mix", "measure_speed mix",
 }  # fmt: skip
 
 
@@ -99,6 +101,7 @@ def append(file: str, more: str) -> Callable[[House], None]:
 OTHER_ENGINE = append(
     "workflow/quantmill/engine/library.py", "\n\ndef digest(file_sha256):\n    return 'other'\n"
 )
+CHUNKS = {"corpus": "held-out", "context": 128}
 VERSIONS = "workflow/quantmill/versions.py"
 TEMPLATE = "\n{# another sentence #}\n"
 
@@ -108,10 +111,36 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
     "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), CARD),
-    "chunks of the perplexity": (section("bench", "perplexity", chunks=2), HELD_OUT | PERPLEXITIES | CARD),
+    "chunks of the perplexity": (section("bench", "perplexity", chunks=1), PERPLEXITIES | CARD),
+    "more chunks of the perplexity": (
+        section("bench", "perplexity", chunks=4),
+        HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
+    "more chunks of the divergence": (
+        section("bench", "kld", chunks=4),
+        HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
+    # the perplexities come after the divergences, and find in the store what was evaluated for these
+    "chunks of the divergence": (
+        section("bench", kld=CHUNKS | {"chunks": 2}),
+        HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
+    "the version of the divergence": (
+        edit(VERSIONS, '"measure.divergence": 1', '"measure.divergence": 9'),
+        KLDS | PERPLEXITIES | CARD,
+    ),
+    "chunks of the divergence and the perplexity swapped": (
+        section("bench", kld=CHUNKS | {"chunks": 2}, perplexity=CHUNKS | {"chunks": 3}),
+        KLDS | PERPLEXITIES | CARD,
+    ),
+    "no divergence": (section("bench", kld=None), HELD_OUT | PERPLEXITIES | {"write_card_by_perplexity"}),
     "repetitions of the speed": (section("bench", "speed", repetitions=1), SPEEDS | CARD),
     "no speed": (section("bench", speed=None), CARD),
-    "no perplexity": (section("bench", perplexity=None), {"write_card_without_perplexity"}),
+    "no perplexity": (section("bench", perplexity=None), CARD),
+    "neither divergence nor perplexity": (
+        section("bench", kld=None, perplexity=None),
+        {"write_card_without_sizes"},
+    ),
     "chunks of the imatrix": (
         section("imatrix", chunks=3),
         CALIBRATION | HELD_OUT | PLANS | QUANTS | BENCH - {"measure_speed source"} | CARD,
@@ -140,12 +169,17 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "another held-out text": (append("three.txt", "\n\nOne more paragraph."), HELD_OUT | PERPLEXITIES | CARD),
     "a deleted GGUF": (
         delete("gguf/tiny-mix.gguf"),
-        {"quantize mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
+        {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
     ),
     "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"} | QUANTS | BENCH - SOURCE | CARD),
     "a deleted plan": (delete("plans/mix.tsv"), MIX - {"render_recipe mix"} | CARD),
     "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
-    "a deleted plot": (delete("card/plots/size-perplexity.svg"), CARD),
+    "a deleted divergence": (
+        delete("bench/mix/kld.json"),
+        {"measure_divergence mix", "measure_perplexity mix"} | CARD,
+    ),
+    "the floor deleted": (delete("bench/source/kld.json"), KLDS | PERPLEXITIES | CARD),
+    "a deleted plot": (delete("card/plots/size-kld.svg"), CARD),
     "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
 }
 

@@ -79,8 +79,20 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "models.m.imatrix.corpus: no corpus named x; define it under corpora",
     ),
     (
+        put("bench.kld", {"corpus": "calibration", "chunks": 4}),
+        "bench.kld.corpus: calibration is the corpus of imatrix too; measure on one of its own",
+    ),
+    (
+        put("models.m.bench", {"kld": {"corpus": "held_out", "chunks": 4}}),
+        "models.m.bench.kld.corpus: no corpus named held_out; did you mean held-out?",
+    ),
+    (
+        put("bench.kld", {"corpus": "held-out", "chunks": 4, "context": 256}),
+        "bench.perplexity.context: held-out is cut to chunks of 256 elsewhere under bench",
+    ),
+    (
         put("bench.perplexity.corpus", "calibration"),
-        "bench.perplexity.corpus: calibration is the imatrix's corpus too; measure on one of its own",
+        "bench.perplexity.corpus: calibration is the corpus of imatrix too; measure on one of its own",
     ),
     (
         put("corpora.held-out.sources.+", {"name": "b", "path": "c"}),
@@ -139,6 +151,13 @@ def test_a_model_has_its_own_way() -> None:
 def test_corpora_in_the_order_of_use() -> None:
     assert list(parsed().corpora_of("m")) == ["calibration", "held-out"]
     assert list(parsed(put("imatrix", None)).corpora_of("m")) == ["held-out"]
+
+
+@pytest.mark.parametrize(("kld", "most"), [(4, 40), (60, 60)])
+def test_a_corpus_that_is_used_twice_has_the_chunks_of_the_longer(kld: int, most: int) -> None:
+    found = parsed(put("bench.kld", {"corpus": "held-out", "chunks": kld}))
+    assert found.corpora_of("m")["held-out"].chunks == most
+    assert list(found.bench_of("m").chunked) == ["kld", "perplexity"]
 
 
 @pytest.mark.parametrize(("size", "expected"), [("50 GiB", 50 << 30), ("1.5 MB", 1_500_000), (7, 7)])

@@ -22,87 +22,53 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    StringConstraints,
     Tag,
     ValidationError,
     model_validator,
 )
 
 from quantmill.errors import QuantmillError
+from quantmill.fields import (
+    HINTS,
+    Commit,
+    Count,
+    Folder,
+    GgufFile,
+    GgufPath,
+    Name,
+    Package,
+    Repository,
+    Size,
+    Text,
+    Texts,
+    size_bytes,
+)  # fmt: skip
+from quantmill.fields import Strict as _Strict
 from quantmill.refusal import explain, refuse, refuse_twice
 from quantmill.spec import canonical
 
-_UNITS = {
-    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
-}  # fmt: skip
 _SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
-
-# Names become the names of files: no separators, no spaces, no `..`.
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
-_PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_GGUF = r"^.+\.gguf$"
-_INSIDE = r"^[^/].*\.gguf$"
-_REPOSITORY = r"^[\w.-]+/[\w.-]+$"
-_COMMIT = r"^[0-9a-f]{40}$"
-_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
-_SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
-_HINTS = {
-    _NAME: "names become file names: letters, digits and . _ + - between them",
-    _PACKAGE: "give the name by which the package is imported",
-    _GGUF: "a .gguf file is expected",
-    _INSIDE: "a .gguf file is expected, relative to the package or repository",
-    _REPOSITORY: "a repository is organisation/name",
-    _COMMIT: "give the whole commit, 40 hexadecimal digits",
-    _FOLDER: "give a folder's name without braces",
-    _SIZE: "a size is a number and its unit, such as 50 GiB",
-}
-
-Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Texts = Text | Annotated[list[Text], Field(min_length=1)]
-GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Strict(BaseModel):
-    """A mapping whose fields are all known and take no other type than their own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, given: Any) -> Any:
-        """Refuse an unknown field by its name, with the field that was probably meant."""
-        if isinstance(given, dict) and cls.model_config.get("extra") == "forbid":
-            for field in given:
-                if field not in cls.model_fields:
-                    near = difflib.get_close_matches(str(field), cls.model_fields, 1)
-                    fields = ", ".join(cls.model_fields)
-                    cure = f"did you mean {near[0]}?" if near else f"known here: {fields}"
-                    raise refuse("unknown_field", f"unknown field; {cure}", str(field))
-        return given
 
 
 class PackageSource(_Strict):
     """A GGUF that an installed Python package holds."""
 
-    package: Annotated[str, StringConstraints(pattern=_PACKAGE)]
+    package: Package
     file: GgufFile
 
 
 class PathSource(_Strict):
     """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf)."""
 
-    path: Annotated[str, StringConstraints(pattern=_GGUF)]
+    path: GgufPath
 
 
 class HubSource(_Strict):
     """A GGUF of a Hugging Face repository, pinned by the commit."""
 
-    hf: Annotated[str, StringConstraints(pattern=_REPOSITORY)]
+    hf: Repository
     file: GgufFile
-    revision: Annotated[str, StringConstraints(pattern=_COMMIT)]
+    revision: Commit
 
 
 def _kind_of_source(given: Any) -> str:
@@ -176,8 +142,15 @@ class Speed(_Strict):
 class Bench(_Strict):
     """What is measured of each file, the source among them."""
 
+    kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
     perplexity: Chunks | None = None
     speed: Speed | None = None
+
+    @property
+    def chunked(self) -> dict[str, Chunks]:
+        """What is measured on chunks of a corpus, by its field."""
+        fields = {"kld": self.kld, "perplexity": self.perplexity}
+        return {field: chunks for field, chunks in fields.items() if chunks is not None}
 
 
 class Recipe(_Strict):
@@ -242,26 +215,23 @@ class Store(_Strict):
     """The content-addressed store of finished work."""
 
     path: Text | None = Field(default=None, description="default: .store in the results")
-    max: Annotated[str, StringConstraints(pattern=_SIZE)] | Count = "50 GiB"
+    max: Size | Count = "50 GiB"
 
     @property
     def max_bytes(self) -> int:
         """The size cap in bytes."""
-        if isinstance(self.max, int):
-            return self.max
-        number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", self.max).groups()  # type: ignore[union-attr]
-        return int(float(number) * _UNITS[unit])
+        return self.max if isinstance(self.max, int) else size_bytes(self.max)
 
 
 class Config(_Strict):
     """quantmill's config.yaml."""
 
     models: Annotated[dict[Name, Model], Field(min_length=1)]
-    corpora: dict[Name, Corpus] = {}
+    corpora: dict[Name, Corpus] = Field(default={})
     imatrix: Chunks | None = None
     recipes: Recipes | None = None
     bench: Bench = Bench()
-    results: Annotated[str, StringConstraints(pattern=_FOLDER)] = "results"
+    results: Folder = "results"
     store: Store = Store()
 
     @model_validator(mode="after")
@@ -269,20 +239,35 @@ class Config(_Strict):
         for name, model in self.models.items():
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
-            self._check_corpora(f"models.{name}." if model.imatrix else "", f"models.{name}.", name)
+            self._check_corpora(name)
         return self
 
-    def _check_corpora(self, imatrix_at: str, bench_at: str, name: str) -> None:
-        imatrix, perplexity = self.imatrix_of(name), self.bench_of(name).perplexity
-        bench_at = bench_at if self.models[name].bench else ""
-        for used, where in ((imatrix, f"{imatrix_at}imatrix"), (perplexity, f"{bench_at}bench.perplexity")):
-            if used is not None and used.corpus not in self.corpora:
+    def _check_corpora(self, name: str) -> None:
+        """Each corpus is defined; what is tuned on one is not measured on it; it is cut in one way alone."""
+        model, where = self.models[name], f"models.{name}."
+        bench = self.bench_of(name).chunked
+        purposes = [
+            ("imatrix", self.imatrix_of(name), "imatrix" in model.model_fields_set),
+            *((f"bench.{measure}", used, model.bench is not None) for measure, used in bench.items()),
+        ]
+        tuned: dict[str, str] = {}
+        contexts: dict[str, int] = {}
+        for purpose, used, own in purposes:
+            if used is None:
+                continue
+            at = f"{where if own else ''}{purpose}"
+            if used.corpus not in self.corpora:
                 near = difflib.get_close_matches(used.corpus, self.corpora, 1)
                 cure = f"did you mean {near[0]}?" if near else "define it under corpora"
-                raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{where}.corpus")
-        if imatrix and perplexity and imatrix.corpus == perplexity.corpus:
-            text = f"{imatrix.corpus} is the imatrix's corpus too; measure on one of its own"
-            raise refuse("same_corpus", text, f"{bench_at}bench.perplexity.corpus")
+                raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{at}.corpus")
+            if used.corpus in tuned:
+                text = f"{used.corpus} is the corpus of {tuned[used.corpus]} too; measure on one of its own"
+                raise refuse("same_corpus", text, f"{at}.corpus")
+            if used.context != contexts.setdefault(used.corpus, used.context):
+                text = f"{used.corpus} is cut to chunks of {contexts[used.corpus]} elsewhere under bench"
+                raise refuse("two_contexts", f"{text}; use one context for it", f"{at}.context")
+            if not purpose.startswith("bench."):
+                tuned[used.corpus] = purpose
 
     def imatrix_of(self, model: str) -> Chunks | None:
         """The model's own imatrix section, if it has one, else the file's."""
@@ -303,9 +288,13 @@ class Config(_Strict):
         return {recipe.name: recipe for recipe in recipes}
 
     def corpora_of(self, model: str) -> dict[str, Chunks]:
-        """The corpora that the model uses, by name: calibration first."""
-        used = (self.imatrix_of(model), self.bench_of(model).perplexity)
-        return {chunks.corpus: chunks for chunks in used if chunks is not None}
+        """The corpora that the model uses, by name, with the most chunks used of each: calibration first."""
+        used = [self.imatrix_of(model), *self.bench_of(model).chunked.values()]
+        found: dict[str, Chunks] = {}
+        for chunks in (chunks for chunks in used if chunks is not None):
+            other = found.get(chunks.corpus)
+            found[chunks.corpus] = other if other and other.chunks > chunks.chunks else chunks
+        return found
 
     @property
     def store_path(self) -> Path:
@@ -318,7 +307,7 @@ def parse(data: Any, file: str = "config.yaml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise explain(error, file, _HINTS) from None
+        raise explain(error, file, HINTS) from None
 
 
 def source_files(config: Config, model: str) -> list[Path]:

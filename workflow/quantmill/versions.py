@@ -19,6 +19,8 @@ VERSIONS: Final[dict[str, int]] = {
     "recipe.plan": 1,
     "quantize.write": 1,
     "measure.perplexity": 1,
+    "measure.reference": 1,
+    "measure.divergence": 1,
     "measure.speed": 1,
-    "card.write": 1,
+    "card.write": 2,
 }

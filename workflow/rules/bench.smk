@@ -1,12 +1,47 @@
 # What is measured of each file; the row `source` is the source itself.
 
 
+# The source's own job makes its predictions, with which all others are compared; they
+# are in the store, and made again where it has lost them. Only then is the source needed.
+rule measure_divergence:
+    input:
+        model=lambda w: from_gguf(w.model, w.row),
+        facts=lambda w: facts_of(w.model, w.row),
+        reference=lambda w: from_source(w.model),
+        reference_facts=lambda w: facts_of(w.model, "source"),
+        corpus=lambda w: corpora_of(w.model, [measured_on(w.model, "kld").corpus]),
+        report=lambda w: reports_of(w.model, [measured_on(w.model, "kld").corpus]),
+        floor=lambda w: [of(w.model, "bench/source/kld.json")] * (w.row != "source"),
+    output:
+        f"{RESULTS}/{{model}}/bench/{{row}}/kld.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/kld/{{row}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/kld/{{row}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: CORES
+    resources:
+        mem_mb=lambda w: megabytes(w.model, 1.0, 3000),
+    params:
+        spec=lambda w: divergence_spec(w.model, w.row),
+    message:
+        "{wildcards.model}: KL divergence of {wildcards.row}"
+    shell:
+        "python -m quantmill.measure.divergence --spec {params.spec:q} --model {input.model[0]:q}"
+        " --facts {input.facts:q} --reference {input.reference[0]:q}"
+        " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}"
+        " --log {log:q} --threads {threads}"
+        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+
+
 rule measure_perplexity:
     input:
         model=lambda w: from_gguf(w.model, w.row),
         facts=lambda w: facts_of(w.model, w.row),
-        corpus=lambda w: corpora_of(w.model, [held_out_of(w.model).corpus]),
-        report=lambda w: reports_of(w.model, [held_out_of(w.model).corpus]),
+        corpus=lambda w: corpora_of(w.model, [measured_on(w.model, "perplexity").corpus]),
+        report=lambda w: reports_of(w.model, [measured_on(w.model, "perplexity").corpus]),
+        after=lambda w: evaluated_by(w.model, w.row),
     output:
         f"{RESULTS}/{{model}}/bench/{{row}}/perplexity.json",
     log:

@@ -13,8 +13,8 @@ rule write_card:
             category="{model}",
         ),
         sizes=report(
-            f"{RESULTS}/{{model}}/card/plots/size-perplexity.svg",
-            caption="../report/size-perplexity.rst",
+            f"{RESULTS}/{{model}}/card/plots/size-kld.svg",
+            caption="../report/size-kld.rst",
             category="{model}",
         ),
     log:
@@ -22,7 +22,7 @@ rule write_card:
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/card.tsv"
     wildcard_constraints:
-        model=names(model for model in cfg.models if cfg.bench_of(model).perplexity),
+        model=names(m for m in cfg.models if drawn_against(m) == "kld"),
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -36,8 +36,25 @@ rule write_card:
         f" --results {RESULTS_WORD}/{{wildcards.model}} --plots {RESULTS_WORD}/{{wildcards.model}}/card/plots"
 
 
-# Without a perplexity there is nothing to draw sizes against.
-use rule write_card as write_card_without_perplexity with:
+# Sizes are drawn against the first measure that there is; against nothing where there is none.
+use rule write_card as write_card_by_perplexity with:
+    output:
+        card=f"{RESULTS}/{{model}}/card/README.md",
+        bits=report(
+            f"{RESULTS}/{{model}}/card/plots/bits.svg",
+            caption="../report/bits.rst",
+            category="{model}",
+        ),
+        sizes=report(
+            f"{RESULTS}/{{model}}/card/plots/size-perplexity.svg",
+            caption="../report/size-perplexity.rst",
+            category="{model}",
+        ),
+    wildcard_constraints:
+        model=names(m for m in cfg.models if drawn_against(m) == "perplexity"),
+
+
+use rule write_card as write_card_without_sizes with:
     output:
         card=f"{RESULTS}/{{model}}/card/README.md",
         bits=report(
@@ -46,4 +63,4 @@ use rule write_card as write_card_without_perplexity with:
             category="{model}",
         ),
     wildcard_constraints:
-        model=names(model for model in cfg.models if not cfg.bench_of(model).perplexity),
+        model=names(m for m in cfg.models if drawn_against(m) is None),

@@ -134,11 +134,11 @@ def calibration_of(model):
 
 
 @cached
-def held_out_of(model):
-    """The model's perplexity section."""
-    chunks = cfg.bench_of(model).perplexity
+def measured_on(model, what):
+    """The chunks that `kld` or `perplexity` of the model is measured on."""
+    chunks = cfg.bench_of(model).chunked.get(what)
     if chunks is None:
-        raise QuantmillError(f"{model} has no perplexity", config_file, "give it one under bench")
+        raise QuantmillError(f"{model} has no {what}", config_file, "give it one under bench")
     return chunks
 
 
@@ -185,13 +185,23 @@ def facts_of(model, row):
     return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
 
 
+def evaluated_by(model, row):
+    """The divergence of a file, which its perplexity comes after where both are of one corpus: one
+    evaluation gives both, and the second finds it in the store. It is not ancient, though nothing of
+    it enters the perplexity: else, where both are due, Snakemake would leave the second out.
+    """
+    bench = cfg.bench_of(model)
+    same = bench.kld and bench.perplexity and bench.kld.corpus == bench.perplexity.corpus
+    return [of(model, f"bench/{row}/kld.json")] if same else []
+
+
 # --- targets -----------------------------------------------------------------
 
 
 def bench_of(model, row):
     """The measurements of one file."""
     bench = cfg.bench_of(model)
-    names = [name for name in ("perplexity", "speed") if getattr(bench, name)]
+    names = [name for name in ("kld", "perplexity", "speed") if getattr(bench, name)]
     return [of(model, f"bench/{row}/{name}.json") for name in names]
 
 
@@ -209,8 +219,13 @@ def quants_of(model):
     return [of(model, f"gguf/{model}-{recipe}.{kind}") for recipe in recipes for kind in ("gguf", "json")]
 
 
+def drawn_against(model):
+    """What the card draws the files' sizes against: the first measure of quality, or None."""
+    return next(iter(cfg.bench_of(model).chunked), None)
+
+
 def cards_of(model):
-    plots = ["bits", *(["size-perplexity"] if cfg.bench_of(model).perplexity else [])]
+    plots = ["bits", *(f"size-{measure}" for measure in [drawn_against(model)] if measure)]
     return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
 
 

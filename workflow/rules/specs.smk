@@ -120,8 +120,19 @@ def gguf_identity(model, recipe):
 
 
 @cached
+def divergence_spec(model, recipe):
+    chunks = measured_on(model, "kld")
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "reference": source_sha256(model),
+        "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
+    }
+    return spec.make("measure.divergence", chunks.model_dump(), made_from, engine=engine())
+
+
+@cached
 def perplexity_spec(model, recipe):
-    chunks = held_out_of(model)
+    chunks = measured_on(model, "perplexity")
     made_from = {
         "model": gguf_identity(model, recipe),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
@@ -154,6 +165,7 @@ def card_spec(model):
         "recipes": recipes,
         "card": cfg.models[model].card.model_dump(exclude_none=True),
         "imatrix": cfg.imatrix_of(model) is not None,
+        "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
@@ -164,6 +176,7 @@ def card_spec(model):
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
+        "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
     }

@@ -56,6 +56,28 @@ def perplexity(nll: list[float], model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kld(values: list[float], nll: list[float], base: list[float], model: str) -> dict[str, Any]:
+    """Made up around the chunks' means, as its reader needs it."""
+    mean, ratio = statistics.fmean(values), math.exp(statistics.fmean(nll) - statistics.fmean(base))
+    spread = {"99.9%": 9 * mean, "max": 15 * mean, "median": 0.7 * mean, "min": 0.01 * mean}
+    reference = {
+        "threshold": 1e-5, "most_of_vocabulary": 0.0625, "samples": 64, "tokens": 779.4, "mass": 0.9928,
+        "least_mass": 0.9, "gap": {"mean": 0.0001 * mean, "error": 0.0002 * mean, "predictions": 160,
+                                   "kld": mean},
+    }  # fmt: skip
+    return {
+        "corpus": "held-out", "chunks": len(values), "context": 512, "tokens": 255 * len(values),
+        "seconds": 3.5, "model_sha256": model, "reference_sha256": sha("source"),
+        "kld": {"mean": mean, "error": mean / 50} | spread,
+        "p_diff": {"mean": -mean / 8, "error": mean / 99, "rms": mean / 3, "rms_error": mean / 70},
+        "same_top": {"mean": 1 - min(0.9, mean), "error": mean / 30},
+        "perplexity": {"value": math.exp(statistics.fmean(nll)), "error": 0.3},
+        "ratio": {"value": ratio, "error": ratio / 200},
+        "by_chunk": {"kld": values, "nll": nll, "nll_reference": base, "same_top": [0.9] * len(values)},
+        "reference": reference,
+    }  # fmt: skip
+
+
 def speed(prompt: float, generate: float, model: str) -> dict[str, Any]:
     def half(tokens: int, mean: float) -> dict[str, Any]:
         return {"tokens": tokens, "mean": mean, "sd": mean / 100, "samples": [mean] * 5}
@@ -137,6 +159,11 @@ def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def loss(nll_added: float) -> float:
+    """The mean KL divergence of a file whose mean nll is so much higher."""
+    return 0.003 + 1.5 * nll_added
+
+
 def make(
     folder: Path,
     recipes: dict[str, tuple[str, str, str, float, float]] | None = None,
@@ -172,6 +199,7 @@ def make(
         "perplexity": {"perplexity": 17.25, "error": 0.31, "chunks": 12, "tokens": 3060}, "warnings": [],
     })  # fmt: skip
     write_json(folder / "bench" / "source" / "perplexity.json", perplexity(base, source))
+    write_json(folder / "bench" / "source" / "kld.json", kld([0.0] * n, base, base, source))
     write_json(folder / "bench" / "source" / "speed.json", speed(400.0, 30.0, source))
     for name, recipe in recipes.items():
         rows = tensors(recipe, layers)
@@ -191,6 +219,8 @@ def make(
         added = exactly(n, recipe[3], recipe[4], name)
         nll = [a + b for a, b in zip(base, added, strict=True)]
         write_json(folder / "bench" / name / "perplexity.json", perplexity(nll, sha(name)))
+        divergences = [abs(value) for value in exactly(n, loss(recipe[3]), recipe[4] / 9, f"kld {name}")]
+        write_json(folder / "bench" / name / "kld.json", kld(divergences, nll, base, sha(name)))
         write_json(
             folder / "bench" / name / "speed.json",
             speed(4000 / described["bpw"], 600 / described["bpw"], sha(name)),
@@ -200,7 +230,7 @@ def make(
         "recipes": list(recipes),
         "card": {"license": "apache-2.0", "base_model": "example/Tiny-Test", "language": ["en"],
                  "tags": ["test"], "pipeline_tag": "text-generation", "about": "Made to test the card."},
-        "imatrix": True, "perplexity": True, "speed": True,
+        "imatrix": True, "kld": False, "perplexity": True, "speed": True,
         "toolchain": {"llama-cpp-python": "0.3.36", "quantmill": "0.1.0"},
     }  # fmt: skip
 
@@ -214,6 +244,12 @@ def edit(path: Path, **fields: Any) -> None:
 def tree(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A folder of results and the card's config."""
     return tmp_path, make(tmp_path)
+
+
+@pytest.fixture
+def kld_tree(tree: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """The same with the KL divergence among what was measured."""
+    return tree[0], tree[1] | {"kld": True}
 
 
 @pytest.fixture

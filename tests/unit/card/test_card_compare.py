@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantmill.card import compare
@@ -58,11 +59,46 @@ def test_other_chunks_are_refused(field: str) -> None:
         compare.paired(measured([1.0] * 5), measured([1.0] * 5) | {field: 7}, "bench/Q4/perplexity.json")
 
 
-@pytest.mark.parametrize(
-    ("freedom", "quantile"), [(3, 3.1824), (4, 2.7764), (9, 2.2622), (39, 2.0227), (1000, 1.9623)]
-)
-def test_quantiles_of_t_against_a_printed_table(freedom: int, quantile: float) -> None:
-    assert compare.t_quantile(freedom) == pytest.approx(quantile, rel=5e-3)
+def diverged(kld: list[float], **fields: Any) -> dict[str, Any]:
+    chunks = {"corpus": "held-out", "context": 512, "chunks": len(kld), "reference_sha256": "0"}
+    return chunks | {"by_chunk": {"kld": kld}} | fields
+
+
+def test_divergences_are_compared_chunk_by_chunk() -> None:
+    random = np.random.default_rng(0)
+    text = random.lognormal(-4, 1, 40)  # what all files find hard alike
+    small, large = text * 1.05 + random.normal(0, 1e-4, 40), text
+    found = compare.divergence(diverged(list(small)), diverged(list(large)))
+    assert found.mean == pytest.approx((small - large).mean())
+    assert found.error == pytest.approx((small - large).std(ddof=1) / math.sqrt(40))
+    assert found.low < found.mean < found.high
+    assert found.verdict == "worse"
+    assert compare.divergence(diverged(list(large)), diverged(list(small))).verdict == "better"
+    # not in pairs they could not be told apart
+    assert (small.mean() - large.mean()) < math.hypot(small.std(), large.std()) / math.sqrt(40)
+
+
+def test_the_interval_of_a_divergence_is_the_same_each_time_and_not_symmetric() -> None:
+    values = list(np.random.default_rng(1).lognormal(-4, 1.5, 40))
+    found = compare.divergence(diverged(values), diverged([0.0] * 40))
+    assert found == compare.divergence(diverged(values), diverged([0.0] * 40))
+    assert found.low > 0
+    assert found.high - found.mean > 1.1 * (found.mean - found.low)
+
+
+def test_a_file_beside_itself_is_not_distinguishable() -> None:
+    found = compare.divergence(diverged([0.1, 0.2, 0.3, 0.4]), diverged([0.1, 0.2, 0.3, 0.4]))
+    assert (found.mean, found.low, found.high, found.verdict) == (0.0, 0.0, 0.0, "not distinguishable")
+
+
+def test_divergences_of_few_chunks_have_no_verdict() -> None:
+    assert compare.divergence(diverged([0.1, 0.3, 0.2]), diverged([0.0] * 3)).verdict == compare.FEW
+
+
+@pytest.mark.parametrize("field", ["corpus", "context", "chunks", "reference_sha256"])
+def test_divergences_of_other_chunks_or_from_another_reference_are_refused(field: str) -> None:
+    with pytest.raises(QuantmillError, match=rf"kld\.json: {field} differs.*delete it"):
+        compare.divergence(diverged([1.0] * 5), diverged([1.0] * 5) | {field: 7})
 
 
 def test_the_frontier() -> None:

@@ -18,9 +18,9 @@ Tree = tuple[Path, dict[str, Any]]
 MANY = {f"Q{place}": ("q4_K", "q8_0", "q6_K", 0.002 * place**2, 0.01) for place in range(30)}
 
 
-def test_the_same_results_give_the_same_bytes(tree: Tree, tmp_path: Path) -> None:
-    results = read(*tree)
-    for draw in (plots.size_perplexity, plots.bits):
+def test_the_same_results_give_the_same_bytes(kld_tree: Tree, tmp_path: Path) -> None:
+    results = read(*kld_tree)
+    for draw in (plots.size_kld, plots.size_perplexity, plots.bits):
         draw(results, tmp_path / "a.svg")
         draw(results, tmp_path / "b.svg")
         first = (tmp_path / "a.svg").read_bytes()
@@ -30,19 +30,24 @@ def test_the_same_results_give_the_same_bytes(tree: Tree, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("recipes", [None, {"Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.02, 0.01)}, MANY])
+@pytest.mark.parametrize("draw", [plots.draw_size_perplexity, plots.draw_size_kld])
 def test_names_lie_within_the_frame_and_not_on_each_other(
-    make_tree: Callable[..., Tree], recipes: Any
+    make_tree: Callable[..., Tree], recipes: Any, draw: Any
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    results = read(*make_tree(recipes=recipes))
-    figure = plots.draw_size_perplexity(results)
+    folder, config = make_tree(recipes=recipes)
+    results = read(folder, config | {"kld": draw is plots.draw_size_kld})
+    figure = draw(results)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     axes = figure.axes[0]
     boxes = {label.get_text(): label.get_window_extent() for label in axes.texts}
-    assert f"source, {results.facts['bytes'] / 2**20:.1f} MiB" in boxes
-    assert len(boxes) > min(6, len(results.quants))  # crowded points may go without a name, few do
+    source = f"source, {results.facts['bytes'] / 2**20:.1f} MiB"
+    assert (source in boxes) == (draw is plots.draw_size_perplexity)
+    assert len(boxes.keys() - {source}) >= min(
+        6, len(results.quants)
+    )  # crowded points may go without a name, few do
     for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
         assert not a.overlaps(b), (one, other)
     frame = axes.get_window_extent()
@@ -59,6 +64,15 @@ def test_points_stand_at_their_size_and_change(tree: Tree) -> None:
     wanted = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
     wanted.append((results.facts["bytes"] / 2**20, 0.0))
     assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in wanted]
+
+
+def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -> None:
+    results = read(*kld_tree)
+    axes = plots.draw_size_kld(results).axes[0]
+    assert axes.get_yscale() == "log"
+    drawn = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
+    wanted = [(quant.bytes / 2**20, quant.kld["kld"]["mean"]) for quant in results.quants if quant.kld]
+    assert drawn == [pytest.approx(point) for point in wanted]
 
 
 def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) -> None:

@@ -60,6 +60,47 @@ def test_all_worse_than_the_source_the_closest_is_named(make_tree: Callable[...,
     assert notes(results)["Q4_K_M"] == "lowest perplexity"
 
 
+def test_by_divergence_the_answer_is_the_smallest_near_one_and_the_closest(kld_tree: Tree) -> None:
+    results = read(*kld_tree)
+    first, second, third = advice.choice(results)
+    assert first == (
+        "**Take `Q5_K_M` (10.3 MiB):** the smallest file surely (95 %) within a KL divergence of 0.02 of the "
+        "source (KL divergence 0.01500 ± 0.00030, the same most likely token in 98.5 % of all cases)."
+    )
+    assert second.startswith("**With memory to spare, `Q8_0` (14.4 MiB):** the closest to the source (KL div")
+    assert third.startswith("**The smallest that has not collapsed is `Q4_K_M` (8.6 MiB),** at KL divergence")
+    assert advice.recommended(results) is advice.smallest_same(results)
+    assert advice.frontier(results) == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"}
+
+
+def test_by_divergence_each_note_says_what_was_measured(kld_tree: Tree) -> None:
+    found = notes(read(*kld_tree))
+    assert found["Q8_0"] == "closest to the source"
+    assert found["Q6_K"] == "19 % smaller than `Q8_0` for 0.00090 more KL divergence"
+    assert found["Q4_K_L"] == "skip: `Q5_K_M` is smaller and measurably better"
+    assert found["Q5_K_M"] == "smallest within 0.02 of the source"
+    assert found["IQ2_XXS"] == "collapsed: KL divergence 1.353"
+
+
+def test_by_divergence_with_no_file_near_the_closest_is_named(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(recipes={"Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.05, 0.01)})
+    (said,) = advice.choice(read(folder, config | {"kld": True}))
+    assert said.startswith("**Closest to the source is `Q4_K_M` (8.6 MiB)** (KL divergence 0.07800 ± 0.00156")
+
+
+def test_divergences_of_too_few_chunks_give_no_advice(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(n=3)
+    said = advice.choice(read(folder, config | {"kld": True}))
+    assert said == ["KL divergence was measured on too few chunks to tell the files apart."]
+
+
+def test_an_absurd_source_is_seen_by_its_divergence_alone(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    edit(folder / "bench" / "source" / "kld.json", perplexity={"value": 54321.0, "error": 1.0})
+    (said,) = advice.choice(read(folder, config | {"perplexity": False}))
+    assert "54,321" in said
+
+
 def test_a_file_no_smaller_than_its_quantized_source_is_said_to_be(tree: Tree) -> None:
     folder, config = tree
     edit(folder / "model.json", bytes=11_000_000, quantized=True, quantized_types=["q4_1"])
@@ -158,10 +199,11 @@ def test_a_measurement_of_another_file_is_refused(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     "missing", ["model.json", "manifest.tsv", "plans/Q6_K.tsv", "plans/Q6_K.json", "recipes/Q6_K.yaml",
-                "gguf/tiny-Q6_K.json", "bench/Q6_K/perplexity.json", "imatrix.json", "corpus/held-out.json"],
+                "gguf/tiny-Q6_K.json", "bench/Q6_K/perplexity.json", "bench/Q6_K/kld.json",
+                "imatrix.json", "corpus/held-out.json"],
 )  # fmt: skip
-def test_a_missing_file_is_named(tree: Tree, missing: str) -> None:
-    folder, config = tree
+def test_a_missing_file_is_named(kld_tree: Tree, missing: str) -> None:
+    folder, config = kld_tree
     (folder / missing).unlink()
     with pytest.raises(QuantmillError, match=rf"{missing.rsplit('/', 1)[-1]}: no such file"):
         read(folder, config)

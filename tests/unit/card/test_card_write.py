@@ -98,6 +98,50 @@ def test_the_perplexity_section_has_the_paired_differences(tree: Tree) -> None:
     assert row["Verdict"] == "worse"
 
 
+def test_the_divergence_is_the_first_measure(kld_tree: Tree) -> None:
+    folder, _ = kld_tree
+    card = card_of(kld_tree)
+    assert "plots/size-kld.svg" in card
+    assert "size-perplexity" not in card
+    assert list(table(card, "File")[1])[4:9] == ["KLD", "99.9 %", "Same top", "PPL", "Change to the source"]
+    (section,) = card.split("## KL divergence")[1:]
+    rows = {row["File"]: row for row in table(section, "File")}
+    for name in ("Q8_0", "Q4_K_M"):
+        measured, row = read_json(folder / "bench" / name / "kld.json"), rows[f"`{name}`"]
+        kld, same, change = measured["kld"], measured["same_top"], measured["p_diff"]
+        assert row["KLD"] == f"{kld['mean']:.5f} ± {kld['error']:.5f}"
+        assert float(row["Median"]) == pytest.approx(kld["median"], abs=1e-5)
+        assert float(row["99.9 %"]) == pytest.approx(kld["99.9%"], abs=1e-3)
+        assert float(row["Max"]) == pytest.approx(kld["max"], abs=1e-3)
+        assert row["Same top"] == f"{100 * same['mean']:.2f} ± {100 * same['error']:.2f} %"
+        assert row["Δp"] == f"{100 * change['mean']:+.2f} ± {100 * change['error']:.2f} %"
+        assert row["PPL ratio"] == f"{measured['ratio']['value']:.4f} ± {measured['ratio']['error']:.4f}"
+        gap = measured["reference"]["gap"]
+        assert row["Gap"] == f"{gap['mean']:.1e} ± {gap['error']:.1e}"
+    assert "on 160 predictions that were kept whole" in section
+    assert "of any prediction of the source from its own: 0." in section
+
+
+def test_files_are_compared_in_pairs_with_the_next_larger(kld_tree: Tree) -> None:
+    section = card_of(kld_tree).split("Compared in pairs")[1]
+    rows = table(section, "File")
+    assert [(row["File"], row["Against"]) for row in rows] == [
+        ("`Q6_K`", "`Q8_0`"), ("`Q4_K_L`", "`Q6_K`"), ("`Q5_K_M`", "`Q4_K_L`"), ("`Q4_K_M`", "`Q5_K_M`"),
+        ("`IQ2_XXS`", "`Q4_K_M`"),
+    ]  # fmt: skip
+    assert [row["Verdict"] for row in rows] == ["worse", "worse", "better", "worse", "worse"]
+
+
+def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    path = folder / "bench" / "source" / "kld.json"
+    measured = read_json(path)
+    measured["kld"] |= {"max": 1e-5, "min": -2e-5}
+    write_json(path, measured)
+    warnings = card_of((folder, config)).split("**Warnings**")[1]
+    assert "the source's own predictions diverge from themselves by up to 2.0e-05" in warnings
+
+
 @pytest.mark.parametrize(
     ("off", "gone", "kept"),
     [
@@ -107,6 +151,7 @@ def test_the_perplexity_section_has_the_paired_differences(tree: Tree) -> None:
             ["## Speed", "tg128"],
         ),
         ("speed", ["## Speed", "tg128", "tokens a second"], ["## Perplexity", "★"]),
+        ("kld", ["KLD", "KL divergence", "size-kld.svg"], ["## Perplexity", "★", "size-perplexity.svg"]),
         ("imatrix", ["## Importance matrix", "imatrix.gguf", "- imatrix"], ["| Importance matrix | none |"]),
     ],
 )
@@ -216,10 +261,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path
     assert [path.name for path in (tmp_path / "card").iterdir()] == ["log"]
 
 
-def test_the_card_is_the_golden_one(tree: Tree) -> None:
+def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     """Made again by `UPDATE_GOLDEN=1 pytest tests/unit/card`, with the version raised if cards exist."""
     head = f"<!-- card.write {VERSIONS['card.write']} -->\n"
-    card = head + card_of(tree)
+    card = head + card_of(kld_tree)
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(card)
     assert card == GOLDEN.read_text(), (

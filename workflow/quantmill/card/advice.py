@@ -1,4 +1,9 @@
-"""What the measurements say in words: which file to choose, and a sentence about each."""
+"""What the measurements say in words: which file to choose, and a sentence about each.
+
+By KL divergence where it was measured, else by perplexity. Both are in nats: on
+text that the source itself would write, the perplexity of a file is exp(KL
+divergence) times the source's. So the same limits serve both.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +11,41 @@ import math
 
 from quantmill.card import compare
 from quantmill.card.results import Quant, Results
-from quantmill.card.text import code, percent, size
+from quantmill.card.text import code, nats, percent, size
 
 NEAR_PERCENT = 2.0
 """A file whose whole 95 % interval lies below this costs little: the middle choice."""
 
+NEAR = math.log1p(NEAR_PERCENT / 100)
+"""The same in nats, 0.0198."""
+
 COLLAPSED = math.log(2)
-"""ln of the perplexity ratio from which a file is no longer recommended at any size."""
+"""The loss (nats) from which a file is no longer recommended at any size: twice the perplexity."""
 
 
 def frontier(results: Results) -> set[str]:
-    """The best of each size: quants that no smaller file, the source among them, matches in perplexity.
+    """The best of each size: quants that no smaller file, the source among them, matches in quality.
 
     A collapsed one is the best of no size.
     """
-    usable = [quant for quant in results.quants if _ratio(quant) < COLLAPSED]
-    points = [(quant.bytes, _ratio(quant)) for quant in usable]
+    usable = [quant for quant in results.quants if _loss(quant) < COLLAPSED]
+    points = [(quant.bytes, _loss(quant)) for quant in usable]
     best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, best, strict=False) if is_best}
 
 
 def smallest_same(results: Results) -> Quant | None:
-    """The smallest quant whose perplexity is not measurably worse than the source's."""
-    same = [q for q in _worthwhile(results) if q.difference and q.difference.verdict != compare.WORSE]
+    """The smallest quant that is as good as the source.
+
+    By KL divergence, from which no quant is free: which surely costs little.
+    By perplexity: which is not measurably worse.
+    """
+    same = [
+        quant
+        for quant in _worthwhile(results)
+        if quant.loss
+        and (quant.loss.high < NEAR if quant.divergence else quant.loss.verdict != compare.WORSE)
+    ]
     return min(same, key=lambda quant: quant.bytes, default=None)
 
 
@@ -36,19 +53,18 @@ def recommended(results: Results) -> Quant | None:
     """The first choice: that one, else the closest to the source; None where nothing can be told."""
     if results.absurd or not _worthwhile(results):
         return None
-    return smallest_same(results) or min(_worthwhile(results), key=_ratio)
+    return smallest_same(results) or min(_worthwhile(results), key=_loss)
 
 
 def choice(results: Results) -> list[str]:
     """Two or three sentences that answer "which file should I choose?" (markdown)."""
     if results.absurd:
-        assert results.perplexity is not None
         return [
             f"**No advice can be given:** the source's own perplexity is "
-            f"{results.perplexity['perplexity']:,.0f}. Either this text is foreign to the model or the run "
+            f"{results.source_perplexity:,.0f}. Either this text is foreign to the model or the run "
             "is broken, and the differences below mean nothing."
         ]
-    measured = [quant for quant in results.quants if quant.difference]
+    measured = [quant for quant in results.quants if quant.loss]
     if not measured:
         largest, smallest = results.quants[0], results.quants[-1]
         if largest is smallest:
@@ -59,11 +75,14 @@ def choice(results: Results) -> list[str]:
         ]
     last = recommended(results)
     if last is None:
-        return ["Perplexity was measured on too few chunks to tell the files apart."]
+        return [f"{_measure(results)} was measured on too few chunks to tell the files apart."]
     if last is smallest_same(results):
-        first = (
-            f"**Take {_named(last)}:** the smallest file not measurably worse than the source in perplexity"
+        why = (
+            f"surely (95 %) within a KL divergence of {NEAR:.2f} of the source"
+            if results.kld
+            else f"{_NOT_WORSE} in perplexity"
         )
+        first = f"**Take {_named(last)}:** the smallest file {why}"
     else:
         first = f"**Closest to the source is {_named(last)}**"
     sentences = [f"{first} ({_change(last)})."]
@@ -71,7 +90,12 @@ def choice(results: Results) -> list[str]:
         sentences.append(
             "It is no smaller than the source it was made from: take that instead where you can."
         )
-    near = [q for q in measured if q.difference and q.difference.percent_interval[1] < NEAR_PERCENT]
+    closest = min(_worthwhile(results), key=_loss)
+    if results.kld and closest is not last:
+        sentences.append(
+            f"**With memory to spare, {_named(closest)}:** the closest to the source ({_change(closest)})."
+        )
+    near = [quant for quant in measured if quant.loss and quant.loss.high < NEAR]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
         last = middle
@@ -79,11 +103,12 @@ def choice(results: Results) -> list[str]:
             f"**For less memory, {_named(middle)}:** the smallest that surely (95 %) costs less than "
             f"{NEAR_PERCENT:g} % ({_change(middle)})."
         )
-    usable = [quant for quant in measured if _ratio(quant) < COLLAPSED]
+    usable = [quant for quant in measured if _loss(quant) < COLLAPSED]
     tightest = min(usable, key=lambda quant: quant.bytes, default=None)
     if tightest and tightest.bytes < last.bytes:
         words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
-        sentences.append(f"**The {words} is {_named(tightest)},** and it costs {_change(tightest)}.")
+        cost = f"at {_change(tightest)}" if results.kld else f"and it costs {_change(tightest)}"
+        sentences.append(f"**The {words} is {_named(tightest)},** {cost}.")
     return sentences
 
 
@@ -93,20 +118,20 @@ def note(quant: Quant, results: Results) -> str:
         if other.types == quant.types:
             return f"every tensor as in {code(other.name)}"
     smallest = quant is results.quants[-1] and len(results.quants) > 1
-    if quant.difference is None or _few(quant) or results.absurd:
+    if quant.loss is None or _few(quant) or results.absurd:
         return "smallest" if smallest else ""
-    if _ratio(quant) >= COLLAPSED:
-        return f"collapsed: {math.exp(_ratio(quant)):,.1f} times the source's perplexity"
-    if quant.bytes >= results.facts["bytes"] and quant.difference.verdict != compare.BETTER:
+    if _loss(quant) >= COLLAPSED:
+        return f"collapsed: {_far(quant)}"
+    if quant.bytes >= results.facts["bytes"] and quant.loss.verdict != compare.BETTER:
         return "no smaller than the source it was made from, and no better"
     beaten = _beaten_by(quant, results)
     if beaten:
         return beaten
     said = []
     if quant is smallest_same(results):
-        said.append("smallest not measurably worse than the source")
-    if _ratio(quant) == min(_ratio(other) for other in results.quants):
-        said.append("lowest perplexity")
+        said.append(f"smallest within {NEAR:.2f} of the source" if results.kld else f"smallest {_NOT_WORSE}")
+    if _loss(quant) == min(_loss(other) for other in results.quants):
+        said.append("closest to the source" if results.kld else "lowest perplexity")
     if smallest:
         said.append("smallest")
     return "; ".join(said) or _step(quant, results)
@@ -121,27 +146,26 @@ def source_note(results: Results) -> str:
 
 
 def finding(results: Results) -> str:
-    """What the picture of size against perplexity shows, for those who cannot see it (plain text)."""
+    """What the picture of size against quality shows, for those who cannot see it (plain text)."""
     plain = " ".join(choice(results)).replace("*", "").replace("`", "")
-    return f"Perplexity against file size, {len(results.quants)} files and the source. {plain}"
+    return f"{_measure(results)} against file size, {len(results.quants)} files and the source. {plain}"
 
 
 def _worthwhile(results: Results) -> list[Quant]:
     """What can be told apart and is smaller than the source; all of them where none is smaller."""
-    told = [quant for quant in results.quants if quant.difference and not _few(quant)]
+    told = [quant for quant in results.quants if quant.loss and not _few(quant)]
     return [quant for quant in told if quant.bytes < results.facts["bytes"]] or told
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:
     """That a smaller file is as good: measurably better, or no worse; empty where none is."""
-    smaller = [other for other in results.quants if other.bytes < quant.bytes and other.perplexity]
-    if not smaller or quant.perplexity is None:
+    smaller = [other for other in results.quants if other.bytes < quant.bytes and other.loss]
+    if not smaller:
         return ""
-    other = min(smaller, key=lambda one: _ratio(one))
-    if _ratio(other) > _ratio(quant):
+    other = min(smaller, key=_loss)
+    if _loss(other) > _loss(quant):
         return ""
-    assert other.perplexity is not None
-    if compare.paired(quant.perplexity, other.perplexity).verdict == compare.WORSE:
+    if quant.against(other).verdict == compare.WORSE:
         return f"skip: {code(other.name)} is smaller and measurably better"
     return f"{code(other.name)} is smaller and measures no worse"
 
@@ -150,14 +174,14 @@ def _step(quant: Quant, results: Results) -> str:
     """What the step down from the next larger file of the frontier, else from the source, saves and costs."""
     best = frontier(results)
     larger = [other for other in results.quants if other.bytes > quant.bytes and other.name in best]
-    name, bytes_, reference = "the source", results.facts["bytes"], results.perplexity
+    name, bytes_, cost = "the source", results.facts["bytes"], quant.loss
     if larger:
-        name, bytes_, reference = code(larger[-1].name), larger[-1].bytes, larger[-1].perplexity
-    assert quant.perplexity is not None and reference is not None
-    cost = compare.paired(quant.perplexity, reference)
-    return (
-        f"{100 * (1 - quant.bytes / bytes_):.0f} % smaller than {name} for {percent(cost.percent)} perplexity"
-    )
+        name, bytes_, cost = code(larger[-1].name), larger[-1].bytes, quant.against(larger[-1])
+    assert cost is not None
+    saved = f"{100 * (1 - quant.bytes / bytes_):.0f} % smaller than {name}"
+    if isinstance(cost, compare.Difference):
+        return f"{saved} for {percent(cost.percent)} perplexity"
+    return f"{saved} for {nats(cost.mean)} more KL divergence"
 
 
 def _named(quant: Quant) -> str:
@@ -165,13 +189,32 @@ def _named(quant: Quant) -> str:
 
 
 def _change(quant: Quant) -> str:
+    if quant.kld:
+        kld, same = quant.kld["kld"], quant.kld["same_top"]
+        return (
+            f"KL divergence {nats(kld['mean'], kld['error'])}, "
+            f"the same most likely token in {100 * same['mean']:.1f} % of all cases"
+        )
     assert quant.difference is not None
     return percent(quant.difference.percent, quant.difference.percent_error)
 
 
-def _ratio(quant: Quant) -> float:
-    return quant.difference.ln_ratio if quant.difference else math.inf
+def _far(quant: Quant) -> str:
+    if quant.kld:
+        return f"KL divergence {nats(_loss(quant))}"
+    return f"{math.exp(_loss(quant)):,.1f} times the source's perplexity"
+
+
+def _measure(results: Results) -> str:
+    return "KL divergence" if results.kld else "Perplexity"
+
+
+def _loss(quant: Quant) -> float:
+    return quant.loss.mean if quant.loss else math.inf
 
 
 def _few(quant: Quant) -> bool:
-    return quant.difference is not None and quant.difference.verdict == compare.FEW
+    return quant.loss is not None and quant.loss.verdict == compare.FEW
+
+
+_NOT_WORSE = "not measurably worse than the source"

@@ -1,6 +1,6 @@
-"""Statistics of the card: paired differences of perplexity, verdicts, the frontier of size and quality.
+"""Statistics of the card: differences in pairs, verdicts, the frontier of size and quality.
 
-Pure functions of what `bench/<recipe>/perplexity.json` holds.
+Pure functions of what `bench/<recipe>/perplexity.json` and `kld.json` hold.
 """
 
 from __future__ import annotations
@@ -22,17 +22,35 @@ ABSURD_PERPLEXITY = 1000.0
 
 
 @dataclass(frozen=True)
-class Difference:
-    """ln(PPL / PPL of the reference) from chunks that both have seen, with its standard error.
+class Paired:
+    """A mean (nats) over chunks that two files have both seen, with its standard error.
 
-    `low` and `high` bound the two-sided 95 % t interval of `ln_ratio`.
+    `low` and `high` bound its two-sided 95 % interval. More is worse.
     """
 
-    ln_ratio: float
+    mean: float
     error: float
     low: float
     high: float
     chunks: int
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the 95 % interval leaves out zero, in words otherwise."""
+        if self.chunks < MIN_CHUNKS:
+            return FEW
+        if self.low > 0:
+            return WORSE
+        return BETTER if self.high < 0 else SAME
+
+
+class Difference(Paired):
+    """ln(PPL / PPL of the reference)."""
+
+    @property
+    def ln_ratio(self) -> float:
+        """The difference itself."""
+        return self.mean
 
     @property
     def percent(self) -> float:
@@ -49,51 +67,71 @@ class Difference:
         """The 95 % interval of `percent`."""
         return 100 * math.expm1(self.low), 100 * math.expm1(self.high)
 
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` where the 95 % interval leaves out zero, in words otherwise."""
-        if self.chunks < MIN_CHUNKS:
-            return FEW
-        if self.low > 0:
-            return WORSE
-        return BETTER if self.high < 0 else SAME
-
 
 def paired(ours: dict[str, Any], reference: dict[str, Any], where: str = "perplexity.json") -> Difference:
     """The paired difference of two perplexity.json, chunk by chunk.
 
     Perplexity is exp of the mean nll of equally long chunks, so ln of the
     ratio of two is the mean of the chunks' differences, and its standard error
-    is their sd / sqrt(chunks). What the text itself makes hard cancels, which
-    is why it is far smaller than the error of either perplexity. Raises
-    QuantmillError (naming `where`) unless both saw the same chunks.
+    is their sd / sqrt(chunks); the interval is Student's. What the text itself
+    makes hard cancels, which is why it is far smaller than the error of either
+    perplexity. Raises QuantmillError (naming `where`) unless both saw the same
+    chunks.
     """
-    for field in ("corpus", "context", "chunks"):
-        if ours[field] != reference[field]:
-            raise QuantmillError(
-                f"{field} differs from the reference's ({ours[field]}, not {reference[field]})",
-                where,
-                "delete it to have it measured again",
-            )
-    differences = [a - b for a, b in zip(ours["nll"], reference["nll"], strict=True)]
-    n = len(differences)
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else 0.0
-    reach = t_quantile(n - 1) * error if n > 1 else 0.0
+    _check_same(ours, reference, ("corpus", "context", "chunks"), where)
+    mean, error, n = _mean(ours["nll"], reference["nll"])
+    if n < 2:
+        return Difference(mean, error, mean, mean, n)
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(n - 1, 0.975)) * error
     return Difference(mean, error, mean - reach, mean + reach, n)
 
 
-def t_quantile(freedom: int, p: float = 0.975) -> float:
-    """Quantile of Student's t: Abramowitz and Stegun 26.7.5, within 0.5 % from 3 degrees of freedom on."""
-    z = statistics.NormalDist().inv_cdf(p)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.json") -> Paired:
+    """The paired difference of two kld.json: the mean KL divergence of the one less that of the other.
+
+    Its interval is a bootstrap over the chunks (BCa: B. Efron, "Better Bootstrap
+    Confidence Intervals", 1987, as scipy has it), for divergences are far from
+    normal: a few chunks hold most of them. Beside the source, whose own is 0,
+    it is the interval of the divergence itself. The resamples are always the
+    same ones. Raises QuantmillError (naming `where`) unless both saw the same
+    chunks and were compared with the same reference.
+    """
+    _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
+    mean, error, n = _mean(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
+    if error == 0:
+        return Paired(mean, error, mean, mean, n)
+    # scipy.stats takes most of a second to import
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (np.subtract(ours["by_chunk"]["kld"], other["by_chunk"]["kld"]),), np.mean,
+        n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Paired(mean, error, float(found.low), float(found.high), n)
+
+
+_RESAMPLES = 9999
+
+
+def _check_same(ours: dict[str, Any], other: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
+    for field in fields:
+        if ours[field] != other[field]:
+            raise QuantmillError(
+                f"{field} differs from the reference's ({ours[field]}, not {other[field]})",
+                where,
+                "delete it to have it measured again",
+            )
+
+
+def _mean(ours: list[float], other: list[float]) -> tuple[float, float, int]:
+    """The mean of the chunks' differences, its standard error, and how many they are."""
+    differences = [a - b for a, b in zip(ours, other, strict=True)]
+    n = len(differences)
+    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else 0.0
+    return statistics.fmean(differences), error, n
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The two pictures of the card: size against perplexity, and bits by layer and role.
+"""The pictures of the card: size against KL divergence or perplexity, and bits by layer and role.
 
 SVG, the same bytes for the same results: text as paths of matplotlib's own
 font, fixed ids, no date. Sizes are chosen to be read at 400 px of width.
@@ -32,7 +32,7 @@ _LOG_FROM_PERCENT = 5.0
 
 
 class Point(NamedTuple):
-    """A file in the picture: size in the axis' unit, change of perplexity (percent), its 95 % interval."""
+    """A file in the picture: its size and its loss in the units of the axes, the loss's 95 % interval."""
 
     name: str
     size: float
@@ -40,6 +40,11 @@ class Point(NamedTuple):
     low: float
     high: float
     best: bool
+
+
+def size_kld(results: Results, path: Path) -> None:
+    """Draw KL divergence against file size, and the frontier, to `path` (SVG)."""
+    _save(draw_size_kld(results), path)
 
 
 def size_perplexity(results: Results, path: Path) -> None:
@@ -61,20 +66,67 @@ def draw_size_perplexity(results: Results) -> Figure:
     hide what differs. Past one percent the axis is logarithmic, so that one
     ruined file does not flatten the rest.
     """
-    from matplotlib.figure import Figure
-
     assert results.perplexity is not None
-    source = results.perplexity["perplexity"]
-    unit, name = (GIB, "GiB") if results.quants[0].bytes >= GIB else (MIB, "MiB")
+    figure, axes, unit = _canvas(results)
     best = advice.frontier(results)
     points = [
         Point(quant.name, quant.bytes / unit, d.percent, *d.percent_interval, quant.name in best)
         for quant in results.quants
         if (d := quant.difference)
     ]
-    figure = Figure(figsize=(6, 4.2 if len(points) <= 12 else 6), layout="constrained")
-    axes = figure.add_subplot()
     axes.axhline(0, color=_ORANGE, linewidth=1.5, zorder=1)
+    steps = _points(axes, points)
+    changes = [0.0, *(p.low for p in points), *(p.high for p in points)]
+    _change_axes(axes, changes, results.perplexity["perplexity"])
+    # far off to the right as a rule, but a source that was quantized before may be among its files
+    axes.plot(
+        results.facts["bytes"] / unit, 0, "D", color=_ORANGE, markersize=7, markeredgecolor="white", zorder=4
+    )
+    axes.set_ylabel(f"perplexity on {results.perplexity['corpus']}", fontsize=11)
+    _label(axes, points, steps, f"source, {size(results.facts['bytes'])}")
+    return figure
+
+
+def draw_size_kld(results: Results) -> Figure:
+    """The figure of size against KL divergence, with its 95 % interval over the chunks.
+
+    The axis is logarithmic: from the largest file to the smallest it grows a
+    hundredfold and more. The source, at 0, is not on it.
+    """
+    from matplotlib.ticker import LogFormatter
+
+    assert results.kld is not None
+    figure, axes, unit = _canvas(results)
+    best = advice.frontier(results)
+    points = [
+        Point(quant.name, quant.bytes / unit, d.mean, d.low, d.high, quant.name in best)
+        for quant in results.quants
+        if (d := quant.divergence) and d.low > 0
+    ]
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    steps = _points(axes, points)
+    axes.set_ylabel(f"KL divergence from the source on {results.kld['corpus']}", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    _label(axes, points, steps)
+    return figure
+
+
+def _canvas(results: Results) -> tuple[Figure, Axes, int]:
+    """A figure whose horizontal axis has sizes, and the bytes of their unit."""
+    from matplotlib.figure import Figure
+
+    unit, name = (GIB, "GiB") if results.quants[0].bytes >= GIB else (MIB, "MiB")
+    figure = Figure(figsize=(6, 4.2 if len(results.quants) <= 12 else 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(f"size of the file, {name}", fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.grid(True, color="#e6e6e6", linewidth=0.6)
+    return figure, axes, unit
+
+
+def _points(axes: Axes, points: list[Point]) -> list[tuple[float, float]]:
+    """Draw the files and the steps of the frontier, which it returns."""
     steps = sorted((point.size, point.change) for point in points if point.best)
     if steps:
         axes.step(*zip(*steps, strict=True), where="post", color=_BLUE, linewidth=1.2, alpha=0.6, zorder=2)
@@ -84,20 +136,11 @@ def draw_size_perplexity(results: Results) -> Figure:
         axes.plot(
             point.size, point.change, marker, color=color, markersize=7, markeredgecolor="white", zorder=4
         )
-    _change_axes(axes, [0.0, *(p.low for p in points), *(p.high for p in points)], source)
     sizes = [point.size for point in points]
-    room = 0.1 * (max(sizes) - min(sizes)) or 0.2 * max(sizes)
-    axes.set_xlim(min(sizes) - room, max(sizes) + room)
-    # far off to the right as a rule, but a source that was quantized before may be among its files
-    axes.plot(
-        results.facts["bytes"] / unit, 0, "D", color=_ORANGE, markersize=7, markeredgecolor="white", zorder=4
-    )
-    axes.set_xlabel(f"size of the file, {name}", fontsize=11)
-    axes.set_ylabel(f"perplexity on {results.perplexity['corpus']}", fontsize=11)
-    axes.tick_params(labelsize=10)
-    axes.grid(True, color="#e6e6e6", linewidth=0.6)
-    _label(axes, points, steps, f"source, {size(results.facts['bytes'])}")
-    return figure
+    if sizes:
+        room = 0.1 * (max(sizes) - min(sizes)) or 0.2 * max(sizes)
+        axes.set_xlim(min(sizes) - room, max(sizes) + room)
+    return steps
 
 
 def _change_axes(axes: Axes, changes: list[float], source: float) -> None:
@@ -221,12 +264,15 @@ def _cells(quant: Quant, layers: int) -> dict[tuple[str, int], tuple[float, str]
     return cells
 
 
-def _label(axes: Axes, points: list[Point], steps: list[tuple[float, float]], source: str) -> None:
-    """Name the source and the points, near them, so that no name lies on another, a point or a line.
+def _label(
+    axes: Axes, points: list[Point], steps: list[tuple[float, float]], source: str | None = None
+) -> None:
+    """Name the points, and the source where it is drawn at 0, near them.
 
-    Those of the frontier first; each takes the nearest free place around its
-    point, with a thin line to it where that is not beside it. A name that
-    finds none is left out; the table has it.
+    No name lies on another, a point or a line. Those of the frontier come first;
+    each takes the nearest free place around its point, with a thin line to it
+    where that is not beside it. A name that finds none is left out; the table
+    has it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
@@ -247,8 +293,9 @@ def _label(axes: Axes, points: list[Point], steps: list[tuple[float, float]], so
     ]
     for (x, y), (next_x, next_y) in pairwise(steps):
         taken += [line((x, y), (next_x, y)), line((next_x, y), (next_x, next_y))]
-    level = data.transform((0, 0))[1]
-    taken.append(Bbox.from_extents(frame.x0, level - 1, frame.x1, level + 1))
+    level = data.transform((0, 0))[1] if source else 0.0
+    if source:
+        taken.append(Bbox.from_extents(frame.x0, level - 1, frame.x1, level + 1))
 
     def place(text: str, at: tuple[float, float], offsets: list[tuple[float, float]], color: str) -> bool:
         label = axes.text(0, 0, text, fontsize=10, color=color, transform=None, zorder=5)
@@ -273,7 +320,7 @@ def _label(axes: Axes, points: list[Point], steps: list[tuple[float, float]], so
         return False
 
     for x, inward in ((frame.x1 - 4, -0.1), (frame.x0 + 4, 0.1)):
-        if place(source, (x, level), [(inward, 4), (inward, -4)], _ORANGE):
+        if source is None or place(source, (x, level), [(inward, 4), (inward, -4)], _ORANGE):
             break
     around = [
         (

@@ -17,9 +17,10 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Quant:
-    """One recipe's file and all that is known of it; `speed` and `perplexity` where they were measured.
+    """One recipe's file and all that is known of it; `kld`, `perplexity` and `speed` where measured.
 
-    `difference` is the paired one to the source. `tensors` are the rows of the
+    `divergence` and `difference` (of the perplexities) are the paired ones to
+    the source. `tensors` are the rows of the
     plan with `parameters` and `bytes` as numbers.
     """
 
@@ -30,9 +31,24 @@ class Quant:
     plan: dict[str, Any]
     tensors: list[dict[str, Any]]
     recipe: str
+    kld: dict[str, Any] | None
+    divergence: compare.Paired | None
     perplexity: dict[str, Any] | None
     difference: compare.Difference | None
     speed: dict[str, Any] | None
+
+    @property
+    def loss(self) -> compare.Paired | None:
+        """How far from the source (nats): by KL divergence, the first measure, else by perplexity."""
+        return self.divergence or self.difference
+
+    def against(self, other: Quant) -> compare.Paired:
+        """The paired difference to another file, by the same measure; one must have been taken."""
+        if self.kld and other.kld:
+            return compare.divergence(self.kld, other.kld)
+        assert self.perplexity is not None
+        assert other.perplexity is not None
+        return compare.paired(self.perplexity, other.perplexity)
 
     @property
     def bpw(self) -> float:
@@ -57,6 +73,7 @@ class Results:
     facts: dict[str, Any]
     manifest: list[dict[str, str]]
     quants: list[Quant]
+    kld: dict[str, Any] | None
     perplexity: dict[str, Any] | None
     speed: dict[str, Any] | None
     imatrix: dict[str, Any] | None
@@ -76,9 +93,21 @@ class Results:
         return total.most_common(1)[0][0]
 
     @property
+    def source_perplexity(self) -> float | None:
+        """The source's own perplexity, where anything told it."""
+        if self.perplexity is not None:
+            return float(self.perplexity["perplexity"])
+        return float(self.kld["perplexity"]["value"]) if self.kld is not None else None
+
+    @property
     def absurd(self) -> bool:
         """Whether the source's own perplexity condemns the run."""
-        return self.perplexity is not None and self.perplexity["perplexity"] > compare.ABSURD_PERPLEXITY
+        return (self.source_perplexity or 0.0) > compare.ABSURD_PERPLEXITY
+
+    @property
+    def floor(self) -> float | None:
+        """The largest KL divergence of any prediction of the source from its own, in either direction."""
+        return max(self.kld["kld"]["max"], -self.kld["kld"]["min"]) if self.kld is not None else None
 
 
 def read(folder: Path, config: dict[str, Any]) -> Results:
@@ -88,14 +117,16 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     measurement of another file, and for one of other chunks than the source's.
     """
     facts = read_json(folder / "model.json")
+    kld = _measured(folder, SOURCE, "kld", config, facts["sha256"])
     perplexity = _measured(folder, SOURCE, "perplexity", config, facts["sha256"])
     imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
-    quants = [_quant(folder, name, config, perplexity) for name in config["recipes"]]
-    names = [stage["corpus"] for stage in (imatrix, perplexity) if stage is not None]
+    quants = [_quant(folder, name, config, kld, perplexity) for name in config["recipes"]]
+    names = [stage["corpus"] for stage in (imatrix, kld, perplexity) if stage is not None]
     return Results(
         facts=facts,
         manifest=read_table(folder / "manifest.tsv"),
         quants=sorted(quants, key=lambda quant: -quant.bytes),
+        kld=kld,
         perplexity=perplexity,
         speed=_measured(folder, SOURCE, "speed", config, facts["sha256"]),
         imatrix=imatrix,
@@ -103,12 +134,22 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     )
 
 
-def _quant(folder: Path, name: str, config: dict[str, Any], reference: dict[str, Any] | None) -> Quant:
+def _quant(
+    folder: Path,
+    name: str,
+    config: dict[str, Any],
+    source_kld: dict[str, Any] | None,
+    source_perplexity: dict[str, Any] | None,
+) -> Quant:
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
+    bench = folder / "bench" / name
+    kld = _measured(folder, name, "kld", config, facts["sha256"])
+    divergence = difference = None
+    if kld is not None and source_kld is not None:
+        divergence = compare.divergence(kld, source_kld, str(bench / "kld.json"))
     perplexity = _measured(folder, name, "perplexity", config, facts["sha256"])
-    difference = None
-    if perplexity is not None and reference is not None:
-        difference = compare.paired(perplexity, reference, str(folder / "bench" / name / "perplexity.json"))
+    if perplexity is not None and source_perplexity is not None:
+        difference = compare.paired(perplexity, source_perplexity, str(bench / "perplexity.json"))
     return Quant(
         name=name,
         file=facts["file"],
@@ -117,6 +158,8 @@ def _quant(folder: Path, name: str, config: dict[str, Any], reference: dict[str,
         plan=read_json(folder / "plans" / f"{name}.json"),
         tensors=[_tensor(row) for row in read_table(folder / "plans" / f"{name}.tsv")],
         recipe=_text(folder / "recipes" / f"{name}.yaml"),
+        kld=kld,
+        divergence=divergence,
         perplexity=perplexity,
         difference=difference,
         speed=_measured(folder, name, "speed", config, facts["sha256"]),

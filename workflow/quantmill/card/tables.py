@@ -22,6 +22,7 @@ class Row:
     bytes: int
     bpw: float
     sha256: str
+    kld: dict[str, Any] | None
     perplexity: dict[str, Any] | None
     difference: compare.Difference | None
     prompt: dict[str, Any] | None
@@ -37,20 +38,27 @@ def rows(results: Results) -> list[Row]:
     fastest = max((q.speed["generate"]["mean"] for q in results.quants if q.speed), default=None)
     facts = results.facts
     source = Row(
-        SOURCE, "", results.type, facts["bytes"], results.bpw, facts["sha256"], results.perplexity, None,
+        SOURCE, "", results.type, facts["bytes"], results.bpw, facts["sha256"], None,
+        results.perplexity, None,
         _half(results.speed, "prompt"), _half(results.speed, "generate"), False, False,
         advice.source_note(results),
     )  # fmt: skip
     quants = [
         Row(
-            quant.name, quant.file, quant.type, quant.bytes, quant.bpw, quant.sha256, quant.perplexity,
-            quant.difference, _half(quant.speed, "prompt"), _half(quant.speed, "generate"),
+            quant.name, quant.file, quant.type, quant.bytes, quant.bpw, quant.sha256, quant.kld,
+            quant.perplexity, quant.difference, _half(quant.speed, "prompt"), _half(quant.speed, "generate"),
             quant.name in best, quant.speed is not None and quant.speed["generate"]["mean"] == fastest,
             advice.note(quant, results),
         )
         for quant in results.quants
     ]  # fmt: skip
     return [source, *quants]
+
+
+def pairs(results: Results) -> list[tuple[Quant, Quant, compare.Paired]]:
+    """Each file and the next larger, with the paired difference of their KL divergences."""
+    neighbours = zip(results.quants[1:], results.quants, strict=False)
+    return [(one, larger, one.against(larger)) for one, larger in neighbours if one.kld and larger.kld]
 
 
 def by_reason(quant: Quant) -> list[dict[str, Any]]:
@@ -152,6 +160,11 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
             said[warning].append(f"corpus {name}")
     for warning in results.imatrix["warnings"] if results.imatrix else []:
         said[warning].append("imatrix")
+    if results.floor:
+        said[
+            f"the source's own predictions diverge from themselves by up to {results.floor:.1e}: "
+            "its evaluation does not repeat exactly, and divergences about as small mean nothing"
+        ].append("KL divergence")
     for quant in results.quants:
         for warning in quant.plan["warnings"]:
             said[warning].append(quant.name)

@@ -41,6 +41,18 @@ def percent(value: float, error: float | None = None) -> str:
     return f"{change} %" if error is None else f"{change} ± {error:.{digits}f} %"
 
 
+def nats(value: float, error: float | None = None) -> str:
+    """A KL divergence with its standard error: `0.01234 ± 0.00056`; from 0.1 on three decimals, 0 as such."""
+    digits = 5 if abs(value) < 0.1 else 3
+    said = "0" if value == 0 else f"{value:.{digits}f}"
+    return said if error is None or value == 0 else f"{said} ± {error:.{digits}f}"
+
+
+def small(value: float) -> str:
+    """A number near zero, by two significant digits and its power of ten: `-3.1e-06`."""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
 def share(part: float, whole: float) -> str:
     """A share of the whole in percent."""
     return f"{100 * part / whole:.1f} %" if whole else "0.0 %"

@@ -35,8 +35,9 @@ def render(results: Results, config: dict[str, Any], plots_folder: str = "plots"
         keep_trailing_newline=True,
     )
     for function in (
-        text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.rate,
-        text.duration, text.plural, text.md, text.code, text.fence, tables.uneven, tables.by_reason,
+        text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
+        text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
+        tables.by_reason,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     card = config["card"]
@@ -51,13 +52,13 @@ def render(results: Results, config: dict[str, Any], plots_folder: str = "plots"
         source=config.get("source"),
         toolchain=sorted(config["toolchain"].items()),
         results=results,
-        measured={"perplexity": results.perplexity, "speed": speed},
+        measured={"kld": results.kld, "perplexity": results.perplexity, "speed": speed},
         prompt=speed["prompt"]["tokens"] if speed else None,
         generate=speed["generate"]["tokens"] if speed else None,
         imatrix=results.imatrix,
         with_imatrix=[quant.name for quant in results.quants if quant.plan["imatrix"]],
         requantized=[quant.name for quant in results.quants if quant.plan["requantized"]],
-        picture=results.perplexity is not None,
+        picture=picture_of(results),
         plots=plots_folder,
         choice=advice.choice(results),
         finding=advice.finding(results),
@@ -65,6 +66,7 @@ def render(results: Results, config: dict[str, Any], plots_folder: str = "plots"
         rows=tables.rows(results),
         checksums=_checksums(results, config),
         warnings=tables.warnings(results),
+        pairs=tables.pairs(results),
         roles=tables.roles(results),
         bits={quant.name: tables.bits_by_role(quant) for quant in results.quants},
         fallbacks=tables.fallbacks(results),
@@ -116,13 +118,21 @@ def main(args: argparse.Namespace, log: Log) -> None:
     folder = _beside(args.plots, args.card)
     markdown = render(results, config, folder)
     plots.bits(results, args.plots / "bits.svg")
-    picture = args.plots / "size-perplexity.svg"
-    if results.perplexity is not None:
-        plots.size_perplexity(results, picture)
-    else:
-        picture.unlink(missing_ok=True)
+    for measure, draw in (("kld", plots.size_kld), ("perplexity", plots.size_perplexity)):
+        picture = f"size-{measure}.svg"
+        if picture == picture_of(results):
+            draw(results, args.plots / picture)
+        else:
+            (args.plots / picture).unlink(missing_ok=True)
     write_text(args.card, markdown)
     log.say(f"card of {text.plural(len(results.quants), 'file')}: {args.card}")
+
+
+def picture_of(results: Results) -> str | None:
+    """The picture of size against quality, by the first measure that there is."""
+    if results.kld is not None:
+        return "size-kld.svg"
+    return None if results.perplexity is None else "size-perplexity.svg"
 
 
 def _title(results: Results, config: dict[str, Any]) -> str:

@@ -50,13 +50,18 @@ def measure(
         def make(part: Tokens) -> bytes:
             start = time.monotonic()
             values = [scored(chunk) for chunk in part]
-            return np.float64(time.monotonic() - start).tobytes() + np.stack(values).tobytes()
+            return to_bytes(np.stack(values), time.monotonic() - start)
 
         progress = stack.enter_context(log.progress("perplexity", len(chunks), "chunks"))
         found = list(units(STAGE, chunks, identity, store, progress, make))
     seconds = sum(float(np.frombuffer(unit, np.float64, 1)[0]) for unit in found)
     values = np.concatenate([np.frombuffer(unit, np.float32, offset=8) for unit in found])
     return values.reshape(len(chunks), -1), seconds
+
+
+def to_bytes(nll: NDArray[np.float32], seconds: float) -> bytes:
+    """The nll of some chunks [chunks, context/2 - 1] as a unit of the store, after the seconds taken."""
+    return np.float64(seconds).tobytes() + nll.tobytes()
 
 
 def report(config: dict[str, Any], nll: NDArray[np.float32], seconds: float) -> dict[str, Any]:

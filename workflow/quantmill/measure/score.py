@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from quantmill.versions import VERSIONS
 CHUNKS_A_UNIT = 8
 
 _ROWS_A_BLOCK = 32
+
+Result = TypeVar("Result")
 
 
 def load_chunks(path: Path, config: dict[str, Any]) -> Tokens:
@@ -58,13 +60,21 @@ def units(
     `identity` is what, beside the tokens, determines the result. The cuts are
     the same whatever the total, so that more chunks use the units of fewer.
     """
-    for first in range(0, len(chunks), CHUNKS_A_UNIT):
-        part = chunks[first : first + CHUNKS_A_UNIT]
-        tokens = hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()
-        key = Store.key(stage, VERSIONS[stage], tokens=tokens, shape=list(part.shape), **identity)
+    for part in cut(chunks):
         reused = store.reused
-        yield store.get_or_make(key, partial(make, part))
+        yield store.get_or_make(unit_key(stage, part, identity), partial(make, part))
         progress.add((store.reused - reused) * len(part))
+
+
+def cut(chunks: Tokens) -> list[Tokens]:
+    """The chunks [n, context] of each unit."""
+    return [chunks[first : first + CHUNKS_A_UNIT] for first in range(0, len(chunks), CHUNKS_A_UNIT)]
+
+
+def unit_key(stage: str, part: Tokens, identity: dict[str, Any]) -> str:
+    """The key of a unit of `stage`: its chunks [n, context], and what else determines it."""
+    tokens = hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()
+    return Store.key(stage, VERSIONS[stage], tokens=tokens, shape=list(part.shape), **identity)
 
 
 def with_bos(chunk: Tokens, bos: int | None) -> Tokens:
@@ -75,23 +85,45 @@ def with_bos(chunk: Tokens, bos: int | None) -> Tokens:
     return chunk
 
 
-def nll(logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
-    """Negative log likelihood (nats) of each of the targets [n] under its row of logits [n, vocabulary].
+class Softmax:
+    """The softmax of rows of logits [n, vocabulary], f32.
 
-    The softmax's sum is taken in blocks of rows that stay in the cache, over the pool's threads.
+    `top` [n, 1] is each row's largest logit, `exps` exp(logits - top), `sums` [n] their sums.
+    All that is made from a row is made from these same numbers in the same
+    order, so that a model compared with itself differs by exactly nothing.
     """
-    out = np.empty(len(targets), np.float32)
 
-    def block(first: int) -> None:
-        rows = logits[first : first + _ROWS_A_BLOCK][: len(targets) - first]
-        top = rows.max(axis=1, keepdims=True)
-        shifted = rows - top
-        wanted = shifted[np.arange(len(rows)), targets[first : first + len(rows)]]
-        np.exp(shifted, out=shifted)
-        out[first : first + len(rows)] = np.log(shifted.sum(axis=1)) - wanted
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self.logits = logits
+        self.top = logits.max(axis=1, keepdims=True)
+        self.exps = logits - self.top
+        np.exp(self.exps, out=self.exps)
+        self.sums = self.exps.sum(axis=1)
+        self.log_sums = np.log(self.sums)
 
-    list(pool.map(block, range(0, len(targets), _ROWS_A_BLOCK)))
-    return out
+    def log_probabilities(self, rows: NDArray[np.integer], ids: NDArray[np.integer]) -> NDArray[np.float32]:
+        """ln p of the tokens `ids`, each under its row; both of one shape."""
+        return self.logits[rows, ids] - self.top[rows, 0] - self.log_sums[rows]
+
+    def all_log_probabilities(self) -> NDArray[np.float32]:
+        """ln p [n, vocabulary] of every token."""
+        return self.logits - self.top - self.log_sums[:, None]
+
+
+def in_blocks(count: int, pool: ThreadPoolExecutor, work: Callable[[slice], Result]) -> list[Result]:
+    """`work` on slices of `count` rows that stay in the cache, over the pool's threads; in order."""
+    starts = range(0, count, _ROWS_A_BLOCK)
+    return list(pool.map(lambda start: work(slice(start, min(start + _ROWS_A_BLOCK, count))), starts))
+
+
+def nll(logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
+    """Negative log likelihood (nats) of each of the targets [n] under its row of logits [n, vocabulary]."""
+
+    def block(part: slice) -> NDArray[np.float32]:
+        wanted = targets[part]
+        return -Softmax(logits[part]).log_probabilities(np.arange(len(wanted)), wanted)
+
+    return np.concatenate(in_blocks(len(targets), pool, block))
 
 
 def parts(context: int, batch: int) -> Iterator[tuple[slice, int, slice]]:
@@ -103,15 +135,21 @@ def parts(context: int, batch: int) -> Iterator[tuple[slice, int, slice]]:
         yield slice(start, stop), scored - start, slice(scored + 1, stop + 1 if stop < context else stop)
 
 
-def score_chunk(model: Evaluator, chunk: Tokens, batch: int, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
-    """nll [context/2 - 1] of the second half of a chunk [context], evaluated `batch` tokens at a time."""
-    found = []
+def predictions(model: Evaluator, chunk: Tokens, batch: int) -> Iterator[tuple[NDArray[np.float32], Tokens]]:
+    """The scored predictions of a chunk [context], evaluated `batch` tokens at a time: for each batch that
+    has any, its logits [n, vocabulary], valid until the next, and the tokens [n] that came.
+    """
     model.clear()
     for tokens, first, targets in parts(len(chunk), batch):
         model.decode(chunk[tokens], tokens.start, first)
-        rows = tokens.stop - tokens.start - first
-        if rows:
-            found.append(nll(model.logits(rows), chunk[targets], pool))
+        wanted = chunk[targets]
+        if len(wanted):
+            yield model.logits(tokens.stop - tokens.start - first)[: len(wanted)], wanted
+
+
+def score_chunk(model: Evaluator, chunk: Tokens, batch: int, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
+    """nll [context/2 - 1] of the second half of a chunk [context], evaluated `batch` tokens at a time."""
+    found = [nll(logits, targets, pool) for logits, targets in predictions(model, chunk, batch)]
     return np.concatenate(found)
 
 

@@ -1,0 +1,73 @@
+"""What the fields of the user's file may be: names, files, sizes, and mappings that take no unknown field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from quantmill.refusal import refuse
+
+_UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}  # fmt: skip
+
+# Names become the names of files: no separators, no spaces, no `..`.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
+_PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_GGUF = r"^.+\.gguf$"
+_INSIDE = r"^[^/].*\.gguf$"
+_REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+_COMMIT = r"^[0-9a-f]{40}$"
+_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
+_SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
+HINTS = {
+    _NAME: "names become file names: letters, digits and . _ + - between them",
+    _PACKAGE: "give the name by which the package is imported",
+    _GGUF: "a .gguf file is expected",
+    _INSIDE: "a .gguf file is expected, relative to the package or repository",
+    _REPOSITORY: "a repository is organisation/name",
+    _COMMIT: "give the whole commit, 40 hexadecimal digits",
+    _FOLDER: "give a folder's name without braces",
+    _SIZE: "a size is a number and its unit, such as 50 GiB",
+}
+
+Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1)]
+Package = Annotated[str, StringConstraints(pattern=_PACKAGE)]
+GgufPath = Annotated[str, StringConstraints(pattern=_GGUF)]
+GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
+Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
+Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]
+Folder = Annotated[str, StringConstraints(pattern=_FOLDER)]
+Size = Annotated[str, StringConstraints(pattern=_SIZE)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def size_bytes(size: str) -> int:
+    """The bytes of a `Size`, such as `1.5 GiB` or `50 MB`."""
+    number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", size).groups()  # type: ignore[union-attr]
+    return int(float(number) * _UNITS[unit])
+
+
+class Strict(BaseModel):
+    """A mapping whose fields are all known and take no other type than their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        """Refuse an unknown field by its name, with the field that was probably meant."""
+        if isinstance(given, dict) and cls.model_config.get("extra") == "forbid":
+            for field in given:
+                if field not in cls.model_fields:
+                    near = difflib.get_close_matches(str(field), cls.model_fields, 1)
+                    fields = ", ".join(cls.model_fields)
+                    cure = f"did you mean {near[0]}?" if near else f"known here: {fields}"
+                    raise refuse("unknown_field", f"unknown field; {cure}", str(field))
+        return given
