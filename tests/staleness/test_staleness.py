@@ -147,7 +147,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the seed of the held-out corpus": (
         section("corpora", "held-out", seed=2),
-        HELD_OUT | PERPLEXITIES | CARD,
+        HELD_OUT | KLDS | PERPLEXITIES | CARD,
     ),
     "the card's template": (append("workflow/quantmill/card/card.md.j2", TEMPLATE), CARD),
     "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
@@ -166,7 +166,10 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         append("two.txt", "\n\nOne more paragraph."),
         CALIBRATION | HELD_OUT | QUANTS | BENCH - {"measure_speed source"} | CARD,
     ),
-    "another held-out text": (append("three.txt", "\n\nOne more paragraph."), HELD_OUT | PERPLEXITIES | CARD),
+    "another held-out text": (
+        append("three.txt", "\n\nOne more paragraph."),
+        HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
     "a deleted GGUF": (
         delete("gguf/tiny-mix.gguf"),
         {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
