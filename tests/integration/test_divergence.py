@@ -201,6 +201,14 @@ def test_a_lost_unit_of_the_reference_is_made_again(
     assert store.get(key) is not None
 
 
+def test_a_store_too_small_for_anything_only_costs_time(tmp_path: Path, coarse: dict[str, Model]) -> None:
+    chunks = chunks_of("llama", 10)
+    alone = measured(coarse["llama"], source(), chunks, Store(tmp_path / "alone"))
+    small = Store(tmp_path / "small", max_bytes=1000)
+    assert not measured(source(), source(), chunks, small).kld.any()
+    assert np.array_equal(measured(coarse["llama"], source(), chunks, small).kld, alone.kld)
+
+
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     _with_tokens(DATA / "tiny-llama.gguf", path, 2000)

@@ -65,13 +65,14 @@ def measure(
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
         due = [part for part in cut(chunks) if store.get(key_of(part)) is None]
-        kept = {} if itself else _references(source, due, load, pool, store)
+        predicted = partial(_references, source, load=load, pool=pool, store=store, log=log)
+        kept = {} if itself else predicted(due)
         loaded = cache(lambda: stack.enter_context(load(model.path)))
 
         def make(part: Tokens) -> bytes:
             start = time.monotonic()
             key = unit_key(reference.STAGE, part, source.identity)
-            stored = store.get(key) if itself else kept.pop(key)
+            stored = store.get(key) if itself else kept.pop(key, None) or predicted([part])[key]
             pieces = [] if stored is None else reference.from_bytes(stored)
             _check_vocabulary(loaded(), pieces, model.path)
             found: list[Values] = []
@@ -98,15 +99,16 @@ def measure(
 
 
 def _references(
-    source: Model,
-    parts: list[Tokens],
-    load: Callable[[Path], Evaluator],
-    pool: ThreadPoolExecutor,
-    store: Store,
-) -> dict[str, bytes | memoryview]:
-    """The source's predictions of each part, by their keys."""
+    source: Model, parts: list[Tokens], load: Callable[[Path], Evaluator], pool: ThreadPoolExecutor,
+    store: Store, log: Log,
+) -> dict[str, bytes | memoryview]:  # fmt: skip
+    """The source's predictions of each part, by their keys; those that the store lacks are made."""
     with ExitStack() as stack:
-        loaded = cache(lambda: stack.enter_context(load(source.path)))
+
+        @cache
+        def loaded() -> Evaluator:
+            log.say("the store lacks some of the source's predictions: they are made first")
+            return stack.enter_context(load(source.path))
 
         def make(part: Tokens) -> bytes:
             pieces = []

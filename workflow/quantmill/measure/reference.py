@@ -57,9 +57,10 @@ class Reference:
 
     `counts` [n] tokens each are kept: `ids` and `logs` [sum of counts], ln p.
     `rest` [n] is ln of the probability of all others (-inf where they have
-    none), of which `sample_ids` and `sample_logs` [n, samples] are drawn. `top` [n] is the most likely token;
-    `nll` [n] the negative log likelihood of the token that came. `whole` [few,
-    vocabulary] is ln p of all tokens, for the predictions `whole_rows(n)`.
+    none), of which `sample_ids` and `sample_logs` [n, samples] are drawn.
+    `top` [n] is the most likely token; `nll` [n] the negative log likelihood of
+    the token that came. `whole` [few, vocabulary] is ln p of all tokens, for
+    the predictions `whole_rows(n)`.
     """
 
     counts: NDArray[np.int64]
