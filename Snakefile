@@ -42,9 +42,15 @@ rule imatrices:
         every(imatrices_of),
 
 
+rule sensitivities:
+    input:
+        every(sensitivities_of),
+
+
 include: "workflow/rules/source.smk"
 include: "workflow/rules/corpus.smk"
 include: "workflow/rules/imatrix.smk"
+include: "workflow/rules/sensitivity.smk"
 include: "workflow/rules/recipe.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/bench.smk"

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 HERE = Path(__file__).parent
 ROW = 3000  # characters at which a row is full
-CALIBRATION, HELD_OUT = 480_000, 240_000  # characters a file
+CALIBRATION, TUNING, HELD_OUT = 480_000, 120_000, 240_000  # characters a file
 
 # Modules of the standard library by their own authors for Python, each in one part only.
 CODE = {
@@ -27,6 +27,10 @@ CODE = {
         "argparse asyncio/base_events asyncio/tasks bdb calendar cmd compileall configparser "
         "contextlib csv dataclasses difflib dis enum fileinput fractions gettext http/client "
         "inspect json/decoder json/encoder mailbox pathlib pdb pickle plistlib"
+    ),
+    "tuning": (
+        "asyncio/events cProfile code codecs email/message functools hashlib imaplib ipaddress lzma "
+        "netrc optparse profile pydoc sqlite3/dump tarfile trace urllib/request zipfile"
     ),
     "held-out": (
         "asyncio/streams collections/__init__ doctest fnmatch glob graphlib "
@@ -109,7 +113,13 @@ def write(name: str, rows: list[str]) -> None:
 if __name__ == "__main__":
     prose = prose_rows()
     write("calibration-code", first_characters(code_rows("calibration"), CALIBRATION))
+    write("tuning-code", first_characters(code_rows("tuning"), TUNING))
     write("held-out-code", first_characters(code_rows("held-out"), HELD_OUT))
-    # Every third row is held out: the same subjects, other passages.
-    write("calibration-prose", first_characters([row for i, row in enumerate(prose) if i % 3], CALIBRATION))
+    # Every third row is held out: the same subjects, other passages. Of the others
+    # what the calibration leaves is for tuning.
+    others = [row for i, row in enumerate(prose) if i % 3]
+    calibration = first_characters(others, CALIBRATION)
+    left = [row for row in others if row not in set(calibration)]
+    write("calibration-prose", calibration)
+    write("tuning-prose", first_characters(left, TUNING))
     write("held-out-prose", first_characters(prose[::3], HELD_OUT))

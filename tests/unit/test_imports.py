@@ -16,6 +16,7 @@ BELOW: dict[str, set[str]] = {
     "recipe": {"engine", "model"},
     "quantize": {"engine", "model", "recipe"},
     "measure": {"engine", "model", "corpus", "recipe", "quantize"},
+    "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
     "card": set(),
 }

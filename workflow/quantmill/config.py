@@ -44,6 +44,7 @@ from quantmill.fields import (
     size_bytes,
 )  # fmt: skip
 from quantmill.fields import Strict as _Strict
+from quantmill.measured import Bench, Chunks, Probes
 from quantmill.refusal import explain, refuse, refuse_twice
 from quantmill.spec import canonical
 
@@ -123,36 +124,6 @@ class Corpus(_Strict):
         return self
 
 
-class Chunks(_Strict):
-    """So many chunks of so many tokens of a corpus."""
-
-    corpus: Name
-    chunks: Count
-    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
-
-
-class Speed(_Strict):
-    """llama-bench's pp and tg: tokens of the prompt, tokens generated, repetitions."""
-
-    prompt: Count = 512
-    generate: Count = 128
-    repetitions: Count = 5
-
-
-class Bench(_Strict):
-    """What is measured of each file, the source among them."""
-
-    kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
-    perplexity: Chunks | None = None
-    speed: Speed | None = None
-
-    @property
-    def chunked(self) -> dict[str, Chunks]:
-        """What is measured on chunks of a corpus, by its field."""
-        fields = {"kld": self.kld, "perplexity": self.perplexity}
-        return {field: chunks for field, chunks in fields.items() if chunks is not None}
-
-
 class Recipe(_Strict):
     """A template of `recipes/` and its parameters: every further field is one of them."""
 
@@ -208,6 +179,7 @@ class Model(_Strict):
     card: Card = Card()
     recipes: Recipes | None = None
     imatrix: Chunks | None = Field(default=None, description="null: none for this model")
+    sensitivity: Probes | None = Field(default=None, description="null: none for this model")
     bench: Bench | None = None
 
 
@@ -229,6 +201,7 @@ class Config(_Strict):
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     corpora: dict[Name, Corpus] = Field(default={})
     imatrix: Chunks | None = None
+    sensitivity: Probes | None = None
     recipes: Recipes | None = None
     bench: Bench = Bench()
     results: Folder = "results"
@@ -243,11 +216,12 @@ class Config(_Strict):
         return self
 
     def _check_corpora(self, name: str) -> None:
-        """Each corpus is defined; what is tuned on one is not measured on it; it is cut in one way alone."""
+        """Each corpus is defined; what is tuned on one is not measured on it; all are cut in one way."""
         model, where = self.models[name], f"models.{name}."
         bench = self.bench_of(name).chunked
         purposes = [
             ("imatrix", self.imatrix_of(name), "imatrix" in model.model_fields_set),
+            ("sensitivity", self.sensitivity_of(name), "sensitivity" in model.model_fields_set),
             *((f"bench.{measure}", used, model.bench is not None) for measure, used in bench.items()),
         ]
         tuned: dict[str, str] = {}
@@ -274,6 +248,11 @@ class Config(_Strict):
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
 
+    def sensitivity_of(self, model: str) -> Probes | None:
+        """The model's own sensitivity section, if it has one, else the file's."""
+        own = self.models[model]
+        return own.sensitivity if "sensitivity" in own.model_fields_set else self.sensitivity
+
     def bench_of(self, model: str) -> Bench:
         """The model's own bench section, if it has one, else the file's."""
         return self.models[model].bench or self.bench
@@ -288,8 +267,11 @@ class Config(_Strict):
         return {recipe.name: recipe for recipe in recipes}
 
     def corpora_of(self, model: str) -> dict[str, Chunks]:
-        """The corpora that the model uses, by name, with the most chunks used of each: calibration first."""
-        used = [self.imatrix_of(model), *self.bench_of(model).chunked.values()]
+        """The corpora that the model uses, by name, with the most chunks used of each.
+
+        Calibration first, then tuning, then held-out: each shares no row with those before it.
+        """
+        used = [self.imatrix_of(model), self.sensitivity_of(model), *self.bench_of(model).chunked.values()]
         found: dict[str, Chunks] = {}
         for chunks in (chunks for chunks in used if chunks is not None):
             other = found.get(chunks.corpus)

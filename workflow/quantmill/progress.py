@@ -58,6 +58,12 @@ class Progress:
         if time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
             self.line()
 
+    def expect(self, total: float) -> None:
+        """Correct the total, where it was an estimate."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def line(self, *, final: bool = False) -> None:
         """Write a plain line with the rate and the remaining time to the log."""
         self._said = time.monotonic()

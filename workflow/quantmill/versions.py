@@ -22,5 +22,6 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.reference": 1,
     "measure.divergence": 1,
     "measure.speed": 1,
+    "sensitivity.measure": 1,
     "card.write": 2,
 }

@@ -17,6 +17,7 @@ from quantmill import config as user
 from quantmill import spec
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.recipe.rules import known_type
 from quantmill.refusal import check_duplicates
 
 
@@ -59,6 +60,9 @@ with refusing():
         check_duplicates(Path(file))
     cfg = user.parse(config, config_file)
     user.check_files(cfg, config_file, TEMPLATES)
+    for model in cfg.models:
+        for number, name in enumerate(cfg.sensitivity_of(model).types if cfg.sensitivity_of(model) else []):
+            known_type(name, f"sensitivity.types[{number}]", config_file)
 
 STARTED = time.time()
 RESULTS = Path(cfg.results)
@@ -106,9 +110,9 @@ def corpus_sources_of(corpus):
 
 
 def disjoint_from(model, corpus):
-    """The calibration corpus, which a held-out corpus must share no row with; or none."""
-    imatrix = cfg.imatrix_of(model)
-    return [imatrix.corpus] if imatrix and imatrix.corpus != corpus else []
+    """The model's corpora before this one, which it must share no row with: what is tuned, then measured."""
+    used = list(cfg.corpora_of(model))
+    return used[: used.index(corpus)] if corpus in used else []
 
 
 @cached
@@ -131,6 +135,15 @@ def calibration_of(model):
     if chunks is None:
         raise QuantmillError(f"{model} has no imatrix", config_file, "give it one under imatrix")
     return chunks
+
+
+@cached
+def probes_of(model):
+    """The model's sensitivity section."""
+    probes = cfg.sensitivity_of(model)
+    if probes is None:
+        raise QuantmillError(f"{model} has no sensitivity", config_file, "give it one under sensitivity")
+    return probes
 
 
 @cached
@@ -209,6 +222,10 @@ def imatrices_of(model):
     return [of(model, f"imatrix.{kind}") for kind in ("gguf", "dat", "json") if cfg.imatrix_of(model)]
 
 
+def sensitivities_of(model):
+    return [of(model, f"sensitivity.{kind}") for kind in ("tsv", "json") if cfg.sensitivity_of(model)]
+
+
 def plans_of(model):
     recipes = cfg.recipes_of(model)
     return [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
@@ -255,6 +272,7 @@ def results_of(model):
         described_in(model),
         corpora,
         imatrices_of(model),
+        sensitivities_of(model),
         quants_of(model),
         measured_in(model),
     ]

@@ -85,6 +85,21 @@ def imatrix_spec(model):
 
 
 @cached
+def sensitivity_spec(model):
+    probes = probes_of(model)
+    settings = probes.model_dump() | {
+        "types": [known_type(name, "sensitivity.types", config_file) for name in probes.types]
+    }
+    made_from = {
+        "model": source_sha256(model),
+        "manifest": spec.digest(manifest_spec(model)),
+        "corpus": spec.digest(corpus_spec(model, probes.corpus)),
+        "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
+    }
+    return spec.make("sensitivity.measure", settings, made_from, engine=engine())
+
+
+@cached
 def render_spec(model, recipe):
     settings = {"recipe": recipe, "parameters": recipe_of(model, recipe).parameters}
     made_from = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from quantmill.engine import library
 from quantmill.engine.matmul import MatMul, Node, op_number
+from quantmill.engine.weights import Weights
 from quantmill.errors import QuantmillError
 
 Tokens = NDArray[np.int32]
 Observer = Callable[[MatMul], bool]
 
 _WARNING: Final = 3
+_GLANCE: Final = 32  # tokens of a graph that is computed to see which weights it uses
 
 
 class Vocabulary:
@@ -73,14 +75,21 @@ class Evaluator:
     """
 
     def __init__(
-        self, path: Path, *, context: int, batch: int, threads: int, observe: Observer | None = None
-    ) -> None:
+        self, path: Path, *, context: int, batch: int, threads: int, observe: Observer | None = None,
+        writable: bool = False,
+    ) -> None:  # fmt: skip
         self._observe = observe
         self._raised: BaseException | None = None
         self._ended = self._discard = False
         self._aborts = library.backend() == "CPU"
         self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
-        self._model = _load(path, native.llama_model_default_params())
+        loading = native.llama_model_default_params()
+        if writable:
+            # Weights lie in memory of their own, as they stand in the file: neither
+            # mapped (load_mode), nor read on demand (lazy_mode), nor repacked.
+            loading.load_mode = loading.lazy_mode = 0
+            loading.use_extra_bufts = False
+        self._model = _load(path, loading)
         self._context = None
         params = native.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = context, batch, 1
@@ -157,6 +166,30 @@ class Evaluator:
     def wait(self) -> None:
         """Return once all that was asked for is computed."""
         native.llama_synchronize(self._context)
+
+    def weights(self, names: Iterable[str]) -> Weights:
+        """Of the tensors named those that the model's graph uses, to be replaced in place.
+
+        Of a `writable` model alone. Weights belong to the model and not to a
+        context: a small one with an eval callback finds them, so that the model's
+        own runs without.
+        """
+        weights = Weights(names)
+        callback = native.ggml_backend_sched_eval_callback(weights.see)
+        params = native.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = _GLANCE
+        params.cb_eval, params.no_perf = callback, True
+        context = native.llama_init_from_model(self._model, params)
+        if not context:
+            raise QuantmillError(f"no context ({_last_words()})", cure="free some memory")
+        tokens = np.zeros(_GLANCE, np.int32)
+        batch = native.llama_batch_get_one(tokens.ctypes.data_as(c.POINTER(c.c_int32)), _GLANCE)
+        status = native.llama_decode(context, batch)
+        native.llama_free(context)
+        if status != 0:
+            raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
+        weights.check()
+        return weights
 
     def _on_node(self, pointer: int, ask: bool, _: Any) -> bool:
         """ggml's eval callback. An exception here would count as `False` and go unseen: it is kept."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.engine.ggml import Bytes
@@ -71,23 +72,33 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
         )
     importance = None
     if row.type != row.source_type:
-        entry = None if imatrix is None else imatrix.entries.get(row.name)
-        matrices = int(np.prod(row.shape[2:], dtype=np.int64))
-        if entry is not None:
-            mean = entry.mean().reshape(-1)
-            if mean.size == row.shape[0] * matrices:
-                importance = mean.reshape(matrices, row.shape[0])
-            elif row.role != "token_embd":
-                raise QuantmillError(
-                    f"the imatrix has {mean.size} values for it, not {row.shape[0] * matrices}: it is of "
-                    "another model", row.name, "make it from this source",
-                )  # fmt: skip
+        importance = importance_of(row, imatrix)
         if importance is None and types.needs_imatrix(row.type) and row.role not in ("token_embd", "output"):
             raise QuantmillError(
                 f"{row.type} needs an importance matrix, which has no entry for it", row.name,
                 "give it another type, or use text that reaches it",
             )  # fmt: skip
     return task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
+
+
+def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
+    """The mean squares f32 [matrices, columns] of a tensor's input; None where the imatrix has none.
+
+    QuantmillError where they have another width: the imatrix is of another model.
+    """
+    entry = None if imatrix is None else imatrix.entries.get(row.name)
+    if entry is None:
+        return None
+    matrices = int(np.prod(row.shape[2:], dtype=np.int64))
+    mean = entry.mean().reshape(-1)
+    if mean.size == row.shape[0] * matrices:
+        return mean.reshape(matrices, row.shape[0])
+    if row.role == "token_embd":
+        return None
+    raise QuantmillError(
+        f"the imatrix has {mean.size} values for it, not {row.shape[0] * matrices}: it is of another model",
+        row.name, "make it from this source",
+    )  # fmt: skip
 
 
 def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[bytes | memoryview]:

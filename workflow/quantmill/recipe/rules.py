@@ -213,7 +213,7 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
         ) from None
     return Rule(
         number=number,
-        type=_type(fields["type"], f"{here}.type", where),
+        type=known_type(fields["type"], f"{here}.type", where),
         roles=roles,
         match=match,
         layers=None if layers is None else tuple(layers),
@@ -222,8 +222,8 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
     )
 
 
-def _type(name: str, field: str, where: object) -> str:
-    """The ggml type's own name for `name`, in any case."""
+def known_type(name: str, field: str, where: object) -> str:
+    """The ggml type's own name for `name`, in any case. QuantmillError where it cannot be quantized to."""
     known = _LOWER_TYPES.get(name.lower())
     if known in WRITABLE:
         return known

@@ -1,0 +1,200 @@
+"""The fitted model of damages, and the order of probes that it leads to."""
+
+import numpy as np
+import pytest
+
+from quantmill.sensitivity import order, predict
+from quantmill.sensitivity.predict import Table, cross_validated, fit
+
+TYPES = 8
+NOISE = 0.08 * 0.35 ** np.arange(TYPES)
+BIAS = np.where(np.arange(TYPES) % 3 == 1, 0.04, 0.002)
+ROLES = ["ffn_up", "ffn_down", "attn_q", "attn_v"]
+
+
+def world(tensors: int = 24, *, seed: int = 1, noise: float = 0.05) -> tuple[Table, np.ndarray]:
+    """Choices whose KLD is the model's own, times a little noise."""
+    random = np.random.default_rng(seed)
+    roles = [ROLES[t % len(ROLES)] for t in range(tensors)]
+    log_a = np.array([-4.0 - ROLES.index(role) for role in roles]) + 0.7 * random.standard_normal(tensors)
+    log_r = 2.5 + random.standard_normal(tensors)
+    tensor = np.repeat(np.arange(tensors), TYPES)
+    own, bias2 = np.tile(NOISE, tensors), np.tile(BIAS**2, tensors)
+    log = log_a[tensor] + np.log(own + np.exp(log_r[tensor]) * bias2)
+    kld = np.exp(log + noise * random.standard_normal(len(log)))
+    size = np.tile(30000.0 + 9000 * np.arange(TYPES), tensors)
+    return Table(tensor, roles, size, np.full(len(tensor), 65536.0), own, bias2), kld
+
+
+def only(kld: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, kld, np.nan)
+
+
+def miss(found: predict.Prediction, kld: np.ndarray, mask: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found.log - np.log(kld))[mask] ** 2)))
+
+
+def test_two_probes_a_tensor_give_its_whole_curve():
+    table, kld = world()
+    column = np.tile(np.arange(TYPES), 24)
+    probed = np.isin(column, [1, 3])  # one with a bias, one without
+    found = fit(table, only(kld, probed), 0.03 * kld)
+    assert miss(found, kld, ~probed) < 0.35
+    # scaling the error alone goes wrong where there is a bias
+    scaled = np.log(table.noise + table.bias2)
+    gain = (np.log(kld) - scaled)[column == 3]
+    naive = predict.Prediction(scaled + gain[table.tensor], np.zeros(len(kld)), {})
+    assert miss(naive, kld, ~probed) > 2 * miss(found, kld, ~probed)
+
+
+def test_the_standard_deviations_are_honest():
+    table, kld = world(60, seed=2)
+    probed = np.tile(np.arange(TYPES), 60) == 3
+    found = fit(table, only(kld, probed), 0.03 * kld)
+    off = (found.log - np.log(kld))[~probed] / np.sqrt(found.variance[~probed])
+    assert 0.5 < off.std() < 1.5
+    both = fit(table, only(kld, np.isin(np.tile(np.arange(TYPES), 60), [1, 3])), 0.03 * kld)
+    assert both.variance[~probed].mean() < found.variance[~probed].mean()
+
+
+def test_a_tensor_without_a_probe_is_told_from_its_role():
+    table, kld = world(40, seed=3)
+    probed = table.tensor >= 4  # the first of each role is left out
+    found = fit(table, only(kld, probed), 0.03 * kld)
+    means = [found.log[table.tensor == t].mean() for t in range(4)]
+    assert means == sorted(means, reverse=True)  # the roles' own order
+    assert (found.se > 0.5 * found.kld)[~probed].all()
+
+
+def test_without_any_probe_it_still_ranks_by_the_error():
+    table, kld = world()
+    found = fit(table, np.full(len(kld), np.nan), np.full(len(kld), np.nan))
+    unbiased = np.flatnonzero((table.tensor == 0) & (table.bias2 < 1e-4))
+    assert (np.diff(found.log[unbiased]) < 0).all()
+    assert np.isfinite(found.kld).all()
+
+
+def test_routers_make_the_curve_flatter():
+    table, kld = world(seed=4)
+    probed = np.tile(np.arange(TYPES), 24) % 3 == 0
+    flat = only(kld**0.8, probed)
+    assert fit(table, flat, 0.03 * flat).parameters["exponent"] < 0.9
+    steep = only(kld, probed)
+    assert fit(table, steep, 0.03 * steep).parameters["exponent"] > 0.93
+
+
+def test_cross_validation_tells_the_error_of_what_is_left_out():
+    table, kld = world()
+    probed = np.isin(np.tile(np.arange(TYPES), 24), [0, 1, 3, 6])
+    told = cross_validated(table, only(kld, probed), 0.03 * kld)
+    assert told is not None and told < 0.4
+    assert cross_validated(table, only(kld, np.arange(len(kld)) < 9), kld) is None
+
+
+def test_a_zero_a_negative_and_a_choice_without_error_do_no_harm():
+    table, kld = world()
+    known = kld.copy()
+    known[:3] = [0.0, -1e-9, np.nan]
+    table.noise[5] = table.bias2[5] = 0.0
+    assert np.isfinite(fit(table, known, 0.03 * kld).kld).all()
+
+
+# --- the order of probes -----------------------------------------------------
+
+
+def test_first_comes_one_a_tensor_the_largest_first():
+    table, _ = world(6)
+    table.elements[table.tensor == 4] = 1e6
+    every = np.ones(len(table.tensor), bool)
+    found = order.first(table, every)
+    assert list(table.tensor[found]) == [4, 0, 1, 2, 3, 5]
+    assert set(found % TYPES) == {TYPES // 2}
+    every[found[0]] = every[table.tensor == 5] = False
+    again = order.first(table, every)
+    assert list(table.tensor[again]) == [4, 0, 1, 2, 3] and again[0] != found[0]
+
+
+def test_what_is_left_is_named_once_and_nothing_else():
+    table, kld = world()
+    known = only(kld, np.tile(np.arange(TYPES), 24) == 4)
+    left = np.isnan(known)
+    left[7] = False  # not to be probed
+    found = fit(table, known, 0.03 * kld)
+    following = order.following(table, found, known, left, 30)
+    assert len(set(following)) == 30 and left[following].all()
+    assert (following == order.following(table, found, known, left, 30)).all()
+    assert sorted(order.following(table, found, known, left, 10**6)) == list(np.flatnonzero(left))
+
+
+def test_what_no_price_would_take_is_not_asked_for():
+    table, kld = world(12, seed=5)
+    # of one tensor a type that is far worse than a smaller one: dominated, whatever a byte is worth
+    worse = 4
+    table.noise[worse] = 50.0
+    known = only(kld, np.tile(np.arange(TYPES), 12) == 3)
+    found = fit(table, known, 0.03 * kld)
+    following = list(order.following(table, found, known, np.isnan(known), 10**6))
+    assert following.index(worse) > len(following) // 2
+
+
+def test_the_expected_gain_is_that_of_draws():
+    random = np.random.default_rng(8)
+    guess = predict.Prediction(np.log([0.1, 0.1, 0.2]), np.array([0.3, 0.3, 1.0]), {})
+    turn, taken = np.array([0.08, 0.15, 0.01]), np.array([False, True, False])
+    draws = np.exp(guess.log + np.sqrt(guess.variance) * random.standard_normal((400_000, 3)))
+    gains = np.where(taken, np.maximum(draws - turn, 0), np.maximum(turn - draws, 0)).mean(axis=0)
+    assert order.expected_gain(guess, turn, taken) == pytest.approx(gains, rel=0.05, abs=1e-6)
+    never = order.expected_gain(guess, np.array([-0.1, np.inf, -1.0]), taken)
+    assert never == pytest.approx(np.zeros(3), abs=1e-12)
+
+
+def test_prices_span_the_slopes():
+    table, kld = world(4)
+    found = order.prices(table, kld)
+    assert (np.diff(found) >= 0).all() and found[0] > 0
+    taken = [order.decisions(table, kld + price * table.bytes)[0] for price in (found[0], found[-1])]
+    assert table.bytes[taken[0]].sum() > table.bytes[taken[1]].sum()
+    assert all(flags.sum() == 4 for flags in taken)
+
+
+def test_probing_in_this_order_decides_better_than_in_none():
+    """With as many probes, the additive damage of what would be allocated is nearer to the best."""
+    table, kld = world(40, seed=6)
+
+    def lost(values: np.ndarray) -> float:
+        prices = order.prices(table, kld)
+        chosen = [order.decisions(table, values + p * table.bytes)[0] for p in prices]
+        best = [order.decisions(table, kld + p * table.bytes)[0] for p in prices]
+        cost = [(kld[c].sum() + p * table.bytes[c].sum()) for c, p in zip(chosen, prices, strict=True)]
+        least = [(kld[b].sum() + p * table.bytes[b].sum()) for b, p in zip(best, prices, strict=True)]
+        return float(np.mean(np.array(cost) / least) - 1)
+
+    def after(known: np.ndarray) -> float:
+        return lost(np.where(np.isfinite(known), kld, fit(table, known, 0.03 * kld).kld))
+
+    known = only(kld, np.isin(np.arange(len(kld)), order.first(table, np.ones(len(kld), bool))))
+    start = after(known)
+    for _ in range(4):
+        found = fit(table, known, 0.03 * kld)
+        pick = order.following(table, found, known, np.isnan(known), 10)
+        known[pick] = kld[pick]
+    random = np.random.default_rng(7)
+    others = []
+    for _ in range(5):
+        blind = only(kld, np.isin(np.arange(len(kld)), order.first(table, np.ones(len(kld), bool))))
+        pick = random.permutation(np.flatnonzero(np.isnan(blind)))[:40]
+        blind[pick] = kld[pick]
+        others.append(after(blind))
+    assert after(known) < start
+    assert after(known) < np.mean(others)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_single_choice_a_tensor_needs_no_decision(count):
+    table = Table(np.arange(count), ["ffn_up"] * count, np.full(count, 9.0), np.full(count, 9.0),
+                  np.full(count, 0.1), np.zeros(count))  # fmt: skip
+    taken, rival = order.decisions(table, np.ones(count))
+    assert taken.all() and np.isinf(rival).all()
+    known = np.full(count, np.nan)
+    found = fit(table, known, known)
+    assert len(order.following(table, found, known, np.isnan(known), 9)) == count

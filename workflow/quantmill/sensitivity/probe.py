@@ -1,0 +1,104 @@
+"""Probes: the KL divergence of the model with one tensor replaced in memory.
+
+No file is written and nothing is loaded again: a tensor's weights are
+overwritten where they lie, the chunks are evaluated, the weights are put back.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine.ggml import Bytes
+from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine.weights import Weights
+from quantmill.measure.score import parts, with_bos
+
+_BLOCK: Final = 1 << 16  # logits of a block of rows: what stays in a core's cache
+
+
+def divergence(
+    reference: NDArray[np.float32], logits: NDArray[np.float32], pool: Executor
+) -> NDArray[np.float64]:
+    """KL(reference || other) in nats of each row of logits [n, vocabulary], on the pool's threads.
+
+    With p the reference's probabilities and d the difference of the logits less
+    its mean under p, it is log(1 + sum p (exp(d) - 1)): where the two are
+    close a sum of small terms, so that f32 suffices, and exactly 0 where they
+    are the same.
+    """
+    out = np.empty(len(logits), np.float64)
+    rows = max(1, _BLOCK // logits.shape[1])
+
+    def block(first: int) -> None:
+        base, other = reference[first : first + rows], logits[first : first + rows]
+        p = base - base.max(axis=1, keepdims=True)
+        np.exp(p, out=p)
+        p /= p.sum(axis=1, keepdims=True)
+        d = other - base
+        d -= np.vecdot(p, d)[:, None]
+        with np.errstate(all="ignore"):  # a broken tensor gives what is no number
+            np.expm1(d, out=d)
+            out[first : first + rows] = np.log1p(np.vecdot(p, d).astype(np.float64))
+
+    list(pool.map(block, range(0, len(logits), rows)))
+    return out
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The mean KLD of each chunk [chunks], and the seconds taken: in all, and by the forward passes."""
+
+    kld: NDArray[np.float64]
+    seconds: float
+    forward: float
+
+
+class Prober:
+    """A model whose weights can be replaced, and what it says as it stands: the reference.
+
+    The reference's logits, f32 [chunks, scored, vocabulary], are kept in memory.
+    """
+
+    def __init__(self, model: Evaluator, weights: Weights, chunks: Tokens, pool: Executor) -> None:
+        self.model, self.weights = model, weights
+        self._pool = pool
+        self._chunks = [with_bos(chunk, model.bos) for chunk in chunks]
+        self._forward = 0.0
+        self._reference = [self._logits(chunk).copy() for chunk in self._chunks]
+
+    def measure(self) -> Probe:
+        """The model as it is now against the reference."""
+        start, self._forward = time.monotonic(), 0.0
+        kld = [
+            float(divergence(reference, self._logits(chunk), self._pool).mean())
+            for chunk, reference in zip(self._chunks, self._reference, strict=True)
+        ]
+        return Probe(np.array(kld), time.monotonic() - start, self._forward)
+
+    def probe(self, name: str, data: Bytes, original: Bytes) -> Probe:
+        """The model with the tensor's bytes replaced by `data`; `original` is then put back."""
+        start = time.monotonic()
+        try:
+            self.weights.set(name, data)
+            found = self.measure()
+        finally:
+            self.weights.set(name, original)
+        return Probe(found.kld, time.monotonic() - start, found.forward)
+
+    def _logits(self, chunk: Tokens) -> NDArray[np.float32]:
+        """The logits [context/2 - 1, vocabulary] of the scored half; a view, valid until the next."""
+        start = time.monotonic()
+        self.model.clear()
+        # a chunk is one batch, so that its logits lie together
+        ((tokens, first, targets),) = parts(len(chunk), self.model.batch)
+        self.model.decode(chunk[tokens], tokens.start, first)
+        logits = self.model.logits(tokens.stop - first)[: targets.stop - targets.start]
+        self.model.wait()
+        self._forward += time.monotonic() - start
+        return logits

@@ -1,0 +1,161 @@
+"""The probes of one model on one corpus, each a unit of the store; the model is loaded if one is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.errors import QuantmillError
+from quantmill.progress import Log
+from quantmill.quantize.kernels import Quantizer
+from quantmill.quantize.write import Source
+from quantmill.sensitivity.choices import Choice
+from quantmill.sensitivity.expand import Expansion
+from quantmill.sensitivity.probe import Prober
+from quantmill.store import Store
+from quantmill.versions import VERSIONS
+
+STAGE: Final = "sensitivity.measure"
+_MORE_MEMORY: Final = 300 << 20  # the evaluation's own buffers, about
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a probe found: the mean KLD of each chunk (NaN where the model said what is no number).
+
+    Seconds: `quantize` to make the tensor, `forward` of the forward passes,
+    `seconds` of all but the quantizing.
+    """
+
+    kld: list[float]
+    seconds: float
+    forward: float
+    quantize: float = 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether every chunk's value is a number."""
+        return bool(np.isfinite(self.kld).all())
+
+    @property
+    def mean(self) -> float:
+        """The mean KLD, nats."""
+        return float(np.mean(self.kld))
+
+    @property
+    def se(self) -> float:
+        """Its standard error, over the chunks; NaN for one chunk."""
+        return float(np.std(self.kld, ddof=1) / np.sqrt(len(self.kld))) if len(self.kld) > 1 else float("nan")
+
+
+class Session:
+    """Probes of a source's choices on chunks [n, context]."""
+
+    def __init__(
+        self, source: Source, names: set[str], chunks: Tokens, *, identity: dict[str, Any],
+        quantizer: Quantizer, pool: Executor, folder: Path, log: Log,
+    ) -> None:  # fmt: skip
+        self._source, self._names, self._chunks = source, names, chunks
+        self._quantizer, self._pool, self._folder, self._log = quantizer, pool, folder, log
+        self.expansion = Expansion(source, pool, quantizer.threads)
+        tokens = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
+        self._identity = identity | {"tokens": tokens, "shape": list(chunks.shape)}
+        self._stack = ExitStack()
+        self._prober: Prober | None = None
+
+    def probe(self, choice: Choice) -> Found:
+        """The KLD of the model with this tensor alone at this type."""
+        return self._unit("probe", lambda: self._probe(choice), task=choice.task.key(self._quantizer.engine),
+                          name=choice.name)  # fmt: skip
+
+    def floor(self, after: Sequence[Choice] = ()) -> Found:
+        """The KLD of the model against itself after those probes. Always exactly 0, else a QuantmillError."""
+        probed = [choice.task.key(self._quantizer.engine) for choice in after]
+        return self._unit("floor", self._floor, after=probed)
+
+    def used(self) -> set[str]:
+        """The names of those tensors that the model's graph uses."""
+        found = self._quantizer.store.get_or_make(self._key("used"), self._used)
+        return set(json.loads(bytes(found)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._stack.close()
+
+    def _unit(self, kind: str, make: Callable[[], Found], **more: Any) -> Found:
+        found = self._quantizer.store.get_or_make(
+            self._key(kind, **more), lambda: json.dumps(asdict(make())).encode()
+        )
+        return Found(**json.loads(bytes(found)))
+
+    def _key(self, kind: str, **more: Any) -> str:
+        return Store.key(f"sensitivity.{kind}", VERSIONS[STAGE], **self._identity, **more)
+
+    def _probe(self, choice: Choice) -> Found:
+        prober, expansion, name = self._loaded(), self.expansion, choice.name
+        start = time.monotonic()
+        data = np.frombuffer(self._quantizer.start(choice.task, self._source.data(name))(), np.uint8)
+        quantize = time.monotonic() - start
+        try:
+            data = expansion.convert(name, data, choice.type)
+        except QuantmillError:  # a value that is no number, or too large for the precision
+            return Found([float("nan")] * len(self._chunks), 0.0, 0.0, quantize)
+        found = prober.probe(name, data, expansion.data(name))
+        seconds = time.monotonic() - start - quantize
+        return Found(found.kld.tolist(), seconds, found.forward, quantize)
+
+    def _floor(self) -> Found:
+        found = self._loaded().measure()
+        if not (found.kld == 0).all():
+            raise QuantmillError(
+                f"the source against itself gives a KLD of {np.abs(found.kld).max():.3g}, not 0",
+                self._source.header.path,
+                "evaluating is not reproducible on this machine; delete the store, whose probes are void",
+            )
+        return Found(found.kld.tolist(), found.seconds, found.forward)
+
+    def _used(self) -> bytes:
+        weights = self._loaded().weights
+        return json.dumps(sorted(name for name in self._names if name in weights)).encode()
+
+    def refuse_if_short(self) -> None:
+        """QuantmillError where the memory left cannot hold the model and what it says of the chunks."""
+        import psutil
+
+        vocabulary = self._source.tensors["token_embd.weight"].shape[1]
+        count, context = self._chunks.shape
+        reference = 4 * vocabulary * (context // 2) * (count + 2)
+        needed = self.expansion.bytes() + reference + _MORE_MEMORY
+        left = psutil.virtual_memory().available
+        if left < needed:
+            raise QuantmillError(
+                f"needs {needed:,} bytes of memory to be probed ({self.expansion.bytes():,} for its weights, "
+                f"{reference:,} for its predictions), and {left:,} are left",
+                self._source.header.path, "use a larger machine, or fewer chunks",
+            )  # fmt: skip
+
+    def _loaded(self) -> Prober:
+        if self._prober is None:
+            context, threads = self._chunks.shape[1], self._quantizer.threads
+            self.refuse_if_short()
+            with self.expansion.model(self._folder) as path:
+                self._log.say("loading the model, and evaluating it as it is")
+                model = self._stack.enter_context(
+                    Evaluator(path, context=context, batch=context, threads=threads, writable=True)
+                )
+            self._prober = Prober(model, model.weights(self._names), self._chunks, self._pool)
+        return self._prober
