@@ -206,7 +206,7 @@ def test_the_default_corpora_are_built_and_share_no_row(tmp_path):
 def test_the_example_files_hold_no_row_twice():
     files = [pq.read_table(path).column("content").to_pylist() for path in sorted(EXAMPLES.glob("*.parquet"))]
     rows = [row for file in files for row in file]
-    assert len(files) == 4 and len(rows) == len(set(rows)) > 300
+    assert len(files) == 6 and len(rows) == len(set(rows)) > 300
 
 
 def test_all_kinds_of_rows_make_the_same_bytes_every_time(tmp_path):

@@ -9,8 +9,8 @@ from quantmill.errors import QuantmillError
 from quantmill.recipe.damage import COLUMNS, Damage, read_damages, write_damages
 
 ROWS = [
-    Damage("blk.0.ffn_up.weight", "ffn_up", 0, (512, 1024), "q4_K", 294912, 0.01, 0.0, 1.5e-4, 2e-6, "measured"),
-    Damage("output.weight", "output", -1, (512, 4096, 2), "q6_K", 3440640, 1e-4, 1e-6, -3e-7, 1e-6, "predicted"),
+    Damage("blk.0.ffn_up.weight", "ffn_up", 0, (512, 1024), "q4_K", 294912, 0.01, 0.0, 1.5e-4, 2e-6),
+    Damage("output.weight", "output", -1, (512, 8, 2), "q6_K", 6720, 1e-4, 1e-6, -3e-7, 1e-6, "predicted"),
 ]  # fmt: skip
 
 
