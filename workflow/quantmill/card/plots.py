@@ -93,7 +93,7 @@ def draw_size_kld(results: Results) -> Figure:
     The axis is logarithmic: from the largest file to the smallest it grows a
     hundredfold and more. The source, at 0, is not on it.
     """
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     assert results.kld is not None
     figure, axes, unit = _canvas(results)
@@ -104,7 +104,9 @@ def draw_size_kld(results: Results) -> Figure:
         if (d := quant.divergence) and d.low > 0
     ]
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     steps = _points(axes, points)
     axes.set_ylabel(f"KL divergence from the source on {results.kld['corpus']}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
