@@ -15,6 +15,8 @@ VERSIONS: Final[dict[str, int]] = {
     "model.manifest": 1,
     "corpus.build": 1,
     "measure.imatrix": 1,
+    "budget.imported": 1,
+    "budget.allocate": 1,
     "recipe.render": 1,
     "recipe.plan": 1,
     "quantize.write": 1,

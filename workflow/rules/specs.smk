@@ -110,10 +110,33 @@ def render_spec(model, recipe):
 
 
 @cached
+def import_spec(model):
+    imported = cfg.sensitivity_of(model)
+    made_from = {
+        "model": source_sha256(model),
+        "results": file_sha256(imported.results),
+        "curve": file_sha256(imported.curve),
+    }
+    return spec.make("budget.imported", {}, made_from, engine=engine())
+
+
+@cached
+def allocate_spec(model, recipe):
+    chosen = recipe_of(model, recipe)
+    settings = chosen.settings | {"imatrix": imatrix_facts(model)}
+    choices.check(settings, place_of(model, recipe))
+    made_from = {
+        "model": source_sha256(model),
+        "sensitivity": spec.digest(import_spec(model)),
+    }
+    return spec.make("budget.allocate", settings, made_from, engine=engine())
+
+
+@cached
 def plan_spec(model, recipe):
     made_from = {
         "model": source_sha256(model),
-        "recipe": spec.digest(render_spec(model, recipe)),
+        "recipe": spec.digest((allocate_spec if fitted(model, recipe) else render_spec)(model, recipe)),
     }
     settings = {"recipe": recipe, "imatrix": imatrix_facts(model)}
     return spec.make("recipe.plan", settings, made_from, engine=engine())

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from quantmill import command
 from quantmill.budget import knapsack, merge
-from quantmill.budget.choices import Choice, Group, Settings, groups, settings
+from quantmill.budget.choices import Choice, Group, Settings, groups, parse_pins, settings
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
 from quantmill.model import memory
@@ -158,12 +156,6 @@ def fit(
         "rules": merge.as_lines({row.name: types[row.name] for row in able}),
         **_figures(allocation, pinned, damages, wanted, budget),
     }
-
-
-def parse_pins(pin: Sequence[Mapping[str, Any]], where: str) -> rules.Recipe:
-    """Rules of the recipe language; QuantmillError as for a recipe's own."""
-    said = [{"why": "pinned", **rule} for rule in pin]
-    return rules.parse(yaml.safe_dump({"base": "q8_0", "rules": said}), where)
 
 
 def budget_of(

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, Final, Protocol
 
+import yaml
+
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import padded
 from quantmill.model.types import fallback, known, named, needs_imatrix, tensor_bytes, writable
+from quantmill.recipe import rules
 from quantmill.recipe.damage import Damage
 
 HARMONIZE: Final = (
@@ -87,6 +90,18 @@ def settings(config: Mapping[str, Any], where: str) -> Settings:
     }
     harmonize = HARMONIZE if config["harmonize"] is None else tuple(map(tuple, config["harmonize"]))
     return Settings(tuple(dict.fromkeys(pool)), harmonize, **limits, engine=engine, damage=config["damage"])
+
+
+def parse_pins(pin: Sequence[Mapping[str, Any]], where: str) -> rules.Recipe:
+    """Rules of the recipe language; QuantmillError as for a recipe's own."""
+    said = [{"why": "pinned", **rule} for rule in pin]
+    return rules.parse(yaml.safe_dump({"base": "q8_0", "rules": said}), where)
+
+
+def check(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a recipe's fields for what can be said without the model: types, and the rules under `pin`."""
+    settings(config, where)
+    parse_pins(config["pin"], f"{where}.pin")
 
 
 def groups(
