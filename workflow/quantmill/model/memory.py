@@ -1,7 +1,7 @@
 """What a model needs beside its weights: the cache of its context, recurrent states, compute buffers.
 
-From the header alone, for one sequence with flash attention, as llama.cpp
-allocates it (src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp,
+From the header alone, for one sequence with flash attention and windows at
+their width (no `--swa-full`), as llama.cpp allocates it (src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp,
 llama-memory-recurrent.cpp, llama-hparams.cpp of llama-cpp-python 0.3.36). The
 cache and the states are exact; the compute buffer is an estimate. What sparse
 attention keeps besides (indexers of DeepSeek 3.2 and its kin) is not counted.
