@@ -25,5 +25,6 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.divergence": 1,
     "measure.speed": 1,
     "sensitivity.measure": 1,
+    "card.plots": 1,
     "card.write": 2,
 }

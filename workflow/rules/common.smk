@@ -255,6 +255,7 @@ def drawn_against(model):
 
 def cards_of(model):
     plots = ["bits", *(f"size-{measure}" for measure in [drawn_against(model)] if measure)]
+    plots += ["sensitivity" for _ in sensitivities_of(model)[:1]]
     return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
 
 
@@ -267,6 +268,8 @@ def described_in(model):
         *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
+        *(of(model, f"recipes/{recipe}.json") for recipe in recipes if fitted(model, recipe)),
+        *(of(model, "sensitivity.tsv") for _ in sensitivities_of(model)[:1]),
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
     ]

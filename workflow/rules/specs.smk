@@ -187,6 +187,11 @@ def speed_spec(model, recipe):
     return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
 
 
+@cached
+def sensitivity_plot_spec(model):
+    return spec.make("card.plots", {}, {"sensitivity": spec.digest(import_spec(model))})
+
+
 @cache
 def own_version():
     """quantmill's version; it need not be installed."""
@@ -206,6 +211,8 @@ def card_spec(model):
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
+        "sensitivity": cfg.sensitivity_of(model) is not None,
+        "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
     }
     made_from = {
@@ -213,6 +220,7 @@ def card_spec(model):
         "manifest": spec.digest(manifest_spec(model)),
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
+        "sensitivity": [spec.digest(import_spec(model)) for _ in sensitivities_of(model)[:1]],
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],

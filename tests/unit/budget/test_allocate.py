@@ -48,8 +48,8 @@ def test_the_plan_is_the_allocation(
     assert report["gap"] < 1e-9
     damages = {(row.name, row.type): row for row in damages_of(header)}
     chosen = [damages[item] for item in types.items()]
-    assert report["predicted"]["value"] == pytest.approx(sum(row.kld for row in chosen))
-    assert report["predicted"]["se"] == pytest.approx(math.sqrt(sum(row.se**2 for row in chosen)))
+    assert report["predicted_kld"] == pytest.approx(sum(row.kld for row in chosen))
+    assert report["predicted_se"] == pytest.approx(math.sqrt(sum(row.se**2 for row in chosen)))
     assert sum(report["how"].values()) == len(types)
     # gate and up of a layer share a type
     for name, kind in types.items():
@@ -128,7 +128,7 @@ def test_the_error_table_alone_may_decide(llama: Header, config: Config) -> None
     draw = random.Random(5)
     table = [replace(row, kld=math.nan, error=draw.random()) for row in damages_of(llama)]
     _, report = fit(llama, table, config({"bpw": 4.5}, damage="error"))
-    assert report["damage"] == "error" and report["predicted"]["value"] > 0
+    assert report["damage"] == "error" and report["objective"] > 0 and report["predicted_kld"] is None
     with pytest.raises(QuantmillError, match=r"no type of the pool is left for \S+"):
         fit(llama, table, config({"bpw": 4.5}))
 

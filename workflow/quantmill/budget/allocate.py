@@ -182,22 +182,22 @@ def _figures(
 ) -> dict[str, Any]:
     """What the report says of the allocation and of its prediction."""
     solution = allocation.solution
-    rows = {(row.name, row.type): row for row in damages}
-    held = [rows[item] for item in pinned.items() if item in rows]
+    known = {(row.name, row.type): row for row in damages}
+    held = [known[item] for item in pinned.items() if item in known]
+    rows = [*(row for choice in allocation.choices for row in choice.rows), *held]
+    kld = sum(row.kld for row in rows)
+    variance = sum(row.se**2 for row in rows if not math.isnan(row.se))
     held_damage = sum(row.kld if wanted.damage == "kld" else row.error for row in held)
-    held_errors = [row.se if wanted.damage == "kld" else row.error_se for row in held]
-    variance = sum(choice.variance for choice in allocation.choices)
-    variance += sum(error**2 for error in held_errors if not math.isnan(error))
-    least = allocation.fixed + sum(min(c.bytes for c in group.choices) for group in allocation.groups)
-    most = allocation.fixed + sum(max(c.bytes for c in group.choices) for group in allocation.groups)
-    how = Counter(how for choice in allocation.choices for how in choice.how)
-    pool = dict.fromkeys(choice.type for group in allocation.groups for choice in group.choices)
+    pool = {choice.type for group in allocation.groups for choice in group.choices}
     return {
         "file_bytes": allocation.bytes,
-        "least_bytes": least,
-        "most_bytes": most,
+        "least_bytes": allocation.fixed + sum(min(c.bytes for c in g.choices) for g in allocation.groups),
+        "most_bytes": allocation.fixed + sum(max(c.bytes for c in g.choices) for g in allocation.groups),
         "damage": wanted.damage,
-        "predicted": {"value": solution.damage + held_damage, "se": math.sqrt(variance)},
+        "predicted_kld": None if math.isnan(kld) else kld,
+        "predicted_se": None if math.isnan(kld) else math.sqrt(variance),
+        "how": dict(sorted(Counter(row.how for row in rows).items())),
+        "objective": solution.damage + held_damage,
         "bound": solution.bound + held_damage,
         "gap": solution.gap,
         "solver": knapsack.solver_name(),
@@ -211,10 +211,9 @@ def _figures(
             for roles in wanted.harmonize
             if any(len(g.tensors) > 1 and g.tensors[0].role in roles for g in allocation.groups)
         ],
-        "how": dict(sorted(how.items())),
         "dominated": dominated(allocation.groups),
         "warnings": _warnings(
-            allocation, [name for name in pinned if (name, pinned[name]) not in rows], budget
+            allocation, [name for name in pinned if (name, pinned[name]) not in known], budget
         ),
     }
 
@@ -245,7 +244,8 @@ def _warnings(allocation: Allocation, unknown: Sequence[str], budget: int) -> li
 
 
 def _size(size: int) -> str:
-    return f"{size:,} bytes ({size / (1 << 30):.3f} GiB)"
+    unit, name = (1 << 30, "GiB") if abs(size) >= 1 << 30 else (1 << 20, "MiB")
+    return f"{size:,} bytes ({size / unit:.2f} {name})"
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -257,7 +257,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     write_json(args.report, report)
     log.say(
         f"recipe {report['recipe']}: {_size(report['file_bytes'])} of {_size(report['budget']['bytes'])},"
-        f" predicted {report['damage']} {report['predicted']['value']:.4g}, gap {report['gap']:.1g},"
+        f" {report['damage']} {report['objective']:.4g}, gap {report['gap']:.1g},"
         f" {len(recipe.rules)} rules, {time.monotonic() - start:.1f} s"
     )
     for warning in report["warnings"]:

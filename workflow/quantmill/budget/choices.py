@@ -58,15 +58,14 @@ class Settings:
 class Choice:
     """One type for a group: what each of its tensors really gets, and the sums over them.
 
-    `type` is the pool's; `bytes` are padded; `variance` is the damage's, 0 where it is not known.
+    `type` is the pool's; `bytes` are padded; `rows` are the tensors' own of the table of damages.
     """
 
     type: str
     types: tuple[str, ...]
     bytes: int
     damage: float
-    variance: float
-    how: tuple[str, ...]
+    rows: tuple[Damage, ...]
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ def _group(
             types=types,
             bytes=sum(padded(tensor_bytes(t, s.shape)) for t, s in zip(types, tensors, strict=True)),
             damage=sum(_value(d, wanted.damage) for d in these),
-            variance=sum(_variance(d, wanted.damage) for d in these),
-            how=tuple(d.how for d in these),
+            rows=tuple(these),
         )
     if not choices:
         names = " and ".join(tensor.name for tensor in tensors)
@@ -198,11 +196,6 @@ def _allowed(tensor: Tensor, kind: str, wanted: Settings) -> bool:
 
 def _value(row: Damage, damage: str) -> float:
     return row.kld if damage == "kld" else row.error
-
-
-def _variance(row: Damage, damage: str) -> float:
-    error = row.se if damage == "kld" else row.error_se
-    return 0.0 if isnan(error) else error**2
 
 
 def _type(name: str, engine: str, where: str) -> str:
