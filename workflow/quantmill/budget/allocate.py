@@ -186,7 +186,7 @@ def _figures(
     held = [known[item] for item in pinned.items() if item in known]
     rows = [*(row for choice in allocation.choices for row in choice.rows), *held]
     kld = sum(row.kld for row in rows)
-    variance = sum(row.se**2 for row in rows if not math.isnan(row.se))
+    errors = [row.se for row in rows if not math.isnan(row.se)]
     held_damage = sum(row.kld if wanted.damage == "kld" else row.error for row in held)
     pool = {choice.type for group in allocation.groups for choice in group.choices}
     return {
@@ -195,7 +195,7 @@ def _figures(
         "most_bytes": allocation.fixed + sum(max(c.bytes for c in g.choices) for g in allocation.groups),
         "damage": wanted.damage,
         "predicted_kld": None if math.isnan(kld) else kld,
-        "predicted_se": None if math.isnan(kld) else math.sqrt(variance),
+        "predicted_se": math.hypot(*errors) if errors and not math.isnan(kld) else None,
         "how": dict(sorted(Counter(row.how for row in rows).items())),
         "objective": solution.damage + held_damage,
         "bound": solution.bound + held_damage,
@@ -227,13 +227,11 @@ def _warnings(allocation: Allocation, unknown: Sequence[str], budget: int) -> li
         )
     if allocation.solution.gap > 1e-6:
         said.append(f"the optimum is not proven: it may be up to {allocation.solution.gap:.2g} better")
-    if not allocation.solution.nodes and allocation.bytes < budget:
-        larger = any(
-            choice.bytes > chosen.bytes
-            for group, chosen in zip(allocation.groups, allocation.choices, strict=True)
-            for choice in group.choices
-        )
-        if larger:
+    pairs = list(zip(allocation.groups, allocation.choices, strict=True))
+    if allocation.bytes < budget and all(
+        chosen.damage == min(choice.damage for choice in group.choices) for group, chosen in pairs
+    ):
+        if any(choice.bytes > chosen.bytes for group, chosen in pairs for choice in group.choices):
             said.append(
                 f"{_size(allocation.bytes)} is all that the budget's {_size(budget)} are good for:"
                 " larger types would do more damage"

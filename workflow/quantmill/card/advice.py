@@ -26,9 +26,9 @@ COLLAPSED = math.log(2)
 def frontier(results: Results) -> set[str]:
     """The best of each size: quants that no smaller file, the source among them, matches in quality.
 
-    A collapsed one is the best of no size.
+    One that has collapsed, or is not recommended, is the best of no size.
     """
-    usable = [quant for quant in results.quants if _loss(quant) < COLLAPSED]
+    usable = [q for q in results.quants if _loss(q) < COLLAPSED and q.name not in results.rejected]
     points = [(quant.bytes, _loss(quant)) for quant in usable]
     best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, best, strict=False) if is_best}

@@ -94,7 +94,7 @@ class Fit:
         return "; ".join(f"{code(role)}: {', '.join(types)}" for role, types in roles.items())
 
 
-def fits(quants: Sequence[Quant]) -> list[Fit]:
+def fitted(quants: Sequence[Quant]) -> list[Fit]:
     """The fitted ones of the quants, each beside the best usual one of at most its size.
 
     The best is the one of the least loss; where nothing was measured, the largest.

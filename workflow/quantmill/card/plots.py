@@ -77,13 +77,13 @@ def draw_sensitivity(rows: list[dict[str, str]]) -> Figure:
     roles = list(dict.fromkeys(role for role, _ in cells))
     layers = max(1, 1 + max((layer for _, layer in cells), default=0))
     above = [value for value in cells.values() if value > 0] or [1.0]
-    norm = LogNorm(min(above), max(max(above), 1.001 * min(above)))
-    colors = ScalarMappable(norm, matplotlib.colormaps["magma"])
+    least = min(*above, max(above) / 10)
+    colors = ScalarMappable(LogNorm(least, max(above)), matplotlib.colormaps["magma"])
     figure = Figure(figsize=(6.5, 0.25 * len(roles) + 1.6), layout="constrained")
     axes = figure.add_subplot()
     for (role, layer), value in cells.items():
         start, width = (layer, 1) if layer >= 0 else (0, layers)
-        shade = colors.to_rgba(max(value, min(above)))  # type: ignore[arg-type]
+        shade = colors.to_rgba(max(value, least))  # type: ignore[arg-type]
         axes.add_patch(Rectangle((start, roles.index(role)), width, 1, facecolor=shade, edgecolor="none"))
     for row in range(len(roles)):
         axes.axhline(row, color="white", linewidth=1)

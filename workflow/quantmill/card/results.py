@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantmill.card import compare, fits
+from quantmill.card import compare
+from quantmill.card.fits import Fit, fitted
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table
 
@@ -83,12 +84,12 @@ class Results:
     sensitivities: list[dict[str, str]]
 
     @cached_property
-    def fits(self) -> list[fits.Fit]:
+    def fits(self) -> list[Fit]:
         """The files that were fitted to a budget, and how they compare."""
-        return fits.fits(self.quants)
+        return fitted(self.quants)
 
     @property
-    def rejected(self) -> dict[str, fits.Fit]:
+    def rejected(self) -> dict[str, Fit]:
         """Those of them that are not recommended, by name."""
         return {fit.quant.name: fit for fit in self.fits if fit.rejected}
 
