@@ -66,7 +66,7 @@ class BudgetRecipe(Strict):
     types: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None, description="the pool; default: all types of the sensitivities"
     )
-    harmonize: list[Annotated[list[Text], Field(min_length=2)]] | None = Field(
+    harmonize: list[list[Text]] | None = Field(
         default=None, description="roles that share a type in a layer; default: gate and up"
     )
     pin: list[dict[str, Any]] = Field(default=[], description=f"{_RULE}; they come first")
@@ -89,7 +89,12 @@ class BudgetRecipe(Strict):
         if len(given) > 1:
             raise refuse("two_budgets", f"{given[0]} is given too; keep one of them", given[1])
         refuse_twice("types", self.types or [])
-        refuse_twice("harmonize", [role for roles in self.harmonize or [] for role in roles])
+        seen: set[str] = set()
+        for number, roles in enumerate(self.harmonize or []):
+            if len(set(roles) - seen) < max(2, len(roles)):
+                text = "each entry has two roles or more, and a role stands in one entry"
+                raise refuse("groups", text, f"harmonize[{number}]")
+            seen |= set(roles)
         return self
 
     @property
