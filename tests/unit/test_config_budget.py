@@ -22,8 +22,8 @@ FULL: dict[str, Any] = {
     "name": "fit", "template": "budget",
     "memory": {"total": "16 GiB", "context": 32768, "cache": "q8_0", "reserve": "500 MB"},
     "types": ["q3_K", "q4_K"], "harmonize": [["attn_q", "attn_k"]],
-    "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"}, "at_most": {"ffn_down": "q6_K"}, "engine": "mainline",
-    "imatrix": "required", "damage": "error", "gate": False,
+    "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"},
+    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required", "damage": "error", "gate": False,
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_refused_with_its_path(recipe: dict[str, Any], message:
     [
         ({"sensitivity": None}, "recipes[1]: m has no sensitivity, which a budget needs"),
         ({"sensitivity": {"import": "a.csv"}}, "sensitivity.curve: missing field"),
-        ({"sensitivity": {"import": "a", "curv": "b"}}, "sensitivity.curv: unknown field; did you mean curve"),
+        ({"sensitivity": {"import": "a", "curv": "b"}}, "sensitivity.curv: unknown field; did you mean"),
         ({"sensitivity": {"import": 3, "curve": "b"}}, "sensitivity.import: must be text, not 3"),
     ],
 )  # fmt: skip

@@ -35,7 +35,8 @@ rule import_sensitivity:
 rule allocate_recipe:
     input:
         model=lambda w: from_source(w.model),
-        damages=f"{RESULTS}/{{model}}/sensitivity.tsv",
+        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
+        report=f"{RESULTS}/{{model}}/sensitivity.json",
     output:
         recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
         report=f"{RESULTS}/{{model}}/recipes/{{recipe}}.json",

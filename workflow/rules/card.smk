@@ -68,7 +68,8 @@ use rule write_card as write_card_without_sizes with:
 
 rule draw_sensitivity:
     input:
-        f"{RESULTS}/{{model}}/sensitivity.tsv",
+        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
+        report=f"{RESULTS}/{{model}}/sensitivity.json",
     output:
         report(
             f"{RESULTS}/{{model}}/card/plots/sensitivity.svg",
@@ -88,4 +89,5 @@ rule draw_sensitivity:
     message:
         "{wildcards.model}: heat map of the sensitivity"
     shell:
-        "python -m quantmill.card.plots --spec {params.spec:q} --damages {input:q} --out {output:q} --log {log:q}"
+        "python -m quantmill.card.plots --spec {params.spec:q} --damages {input.damages:q}"
+        " --out {output:q} --log {log:q}"

@@ -269,7 +269,7 @@ def described_in(model):
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
         *(of(model, f"recipes/{recipe}.json") for recipe in recipes if fitted(model, recipe)),
-        *(of(model, "sensitivity.tsv") for _ in sensitivities_of(model)[:1]),
+        *sensitivities_of(model)[1:],
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
     ]

@@ -121,13 +121,18 @@ def import_spec(model):
 
 
 @cached
+def damages_spec(model):
+    return (import_spec if model in IMPORTED else sensitivity_spec)(model)
+
+
+@cached
 def allocate_spec(model, recipe):
     chosen = recipe_of(model, recipe)
     settings = chosen.settings | {"imatrix": imatrix_facts(model)}
     choices.check(settings, place_of(model, recipe))
     made_from = {
         "model": source_sha256(model),
-        "sensitivity": spec.digest(import_spec(model)),
+        "sensitivity": spec.digest(damages_spec(model)),
     }
     return spec.make("budget.allocate", settings, made_from, engine=engine())
 
@@ -189,7 +194,7 @@ def speed_spec(model, recipe):
 
 @cached
 def sensitivity_plot_spec(model):
-    return spec.make("card.plots", {}, {"sensitivity": spec.digest(import_spec(model))})
+    return spec.make("card.plots", {}, {"sensitivity": spec.digest(damages_spec(model))})
 
 
 @cache
@@ -220,7 +225,7 @@ def card_spec(model):
         "manifest": spec.digest(manifest_spec(model)),
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
-        "sensitivity": [spec.digest(import_spec(model)) for _ in sensitivities_of(model)[:1]],
+        "sensitivity": [spec.digest(damages_spec(model)) for _ in sensitivities_of(model)[:1]],
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
