@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import allocation
 import rows
 import scheduling
 from rows import Bench, Row
@@ -30,6 +31,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "perplexity": (rows.perplexity, "main"),
     "kld": (rows.kld, "main"),
     "speed": (rows.speed, "main"),
+    "allocate": (allocation.allocate_row, "tiny"),
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),
     "dry": (scheduling.dry, "tiny"),

@@ -14,6 +14,7 @@ BELOW: dict[str, set[str]] = {
     "engine": set(),
     "model": set(),
     "recipe": {"engine", "model"},
+    "budget": {"engine", "model", "recipe"},
     "quantize": {"engine", "model", "recipe"},
     "measure": {"engine", "model", "corpus", "recipe", "quantize"},
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -44,9 +42,9 @@ from quantmill.fields import (
     size_bytes,
 )  # fmt: skip
 from quantmill.fields import Strict as _Strict
+from quantmill.fields_recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
 from quantmill.measured import Bench, Chunks, Probes
 from quantmill.refusal import explain, refuse, refuse_twice
-from quantmill.spec import canonical
 
 _SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
 
@@ -124,51 +122,14 @@ class Corpus(_Strict):
         return self
 
 
-class Recipe(_Strict):
-    """A template of `recipes/` and its parameters: every further field is one of them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    name: Name
-    template: Name = "preset"
-
-    @model_validator(mode="after")
-    def _plain(self) -> Recipe:
-        for field, value in self.parameters.items():
-            try:
-                canonical(value)
-            except (TypeError, ValueError):
-                raise refuse("plain", f"{value} is no plain value; put it in quotes", field) from None
-        return self
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The template's parameters."""
-        return dict(self.model_extra or {})
+def _kind_of_sensitivity(given: Any) -> str:
+    imported = isinstance(given, ImportedSensitivity) or (isinstance(given, dict) and "import" in given)
+    return "<import>" if imported else "<probes>"
 
 
-def _kind_of_recipe(given: Any) -> str:
-    return "<preset>" if isinstance(given, str) else "<recipe>"
-
-
-def _distinct_recipes(recipes: list[str | Recipe]) -> list[str | Recipe]:
-    names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
-    refuse_twice("", names)
-    if "source" in names:
-        where = f"[{names.index('source')}]"
-        raise refuse("reserved", "the name `source` is the source model's own; choose another", where)
-    return recipes
-
-
-Recipes = Annotated[
-    list[
-        Annotated[
-            Annotated[Name, Tag("<preset>")] | Annotated[Recipe, Tag("<recipe>")],
-            Discriminator(_kind_of_recipe),
-        ]
-    ],
-    Field(min_length=1),
-    AfterValidator(_distinct_recipes),
+Sensitivity = Annotated[
+    Annotated[Probes, Tag("<probes>")] | Annotated[ImportedSensitivity, Tag("<import>")],
+    Discriminator(_kind_of_sensitivity),
 ]
 
 
@@ -179,7 +140,7 @@ class Model(_Strict):
     card: Card = Card()
     recipes: Recipes | None = None
     imatrix: Chunks | None = Field(default=None, description="null: none for this model")
-    sensitivity: Probes | None = Field(default=None, description="null: none for this model")
+    sensitivity: Sensitivity | None = Field(default=None, description="null: none for this model")
     bench: Bench | None = None
 
 
@@ -201,7 +162,7 @@ class Config(_Strict):
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     corpora: dict[Name, Corpus] = Field(default={})
     imatrix: Chunks | None = None
-    sensitivity: Probes | None = None
+    sensitivity: Sensitivity | None = None
     recipes: Recipes | None = None
     bench: Bench = Bench()
     results: Folder = "results"
@@ -212,8 +173,28 @@ class Config(_Strict):
         for name, model in self.models.items():
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
+            self._check_budgets(name)
             self._check_corpora(name)
         return self
+
+    def _check_budgets(self, name: str) -> None:
+        """A budget knows what each tensor is worth, and its name is no other model's usual recipe's."""
+        own = f"models.{name}." if self.models[name].recipes else ""
+        usual = {
+            recipe.name
+            for model in self.models
+            for recipe in self.recipes_of(model).values()
+            if isinstance(recipe, Recipe)
+        }
+        for number, recipe in enumerate(self.recipes_of(name).values()):
+            if not isinstance(recipe, BudgetRecipe):
+                continue
+            if self.sensitivity_of(name) is None:
+                text = f"{name} has no sensitivity, which a budget needs; give it one under sensitivity"
+                raise refuse("no_sensitivity", text, f"{own}recipes[{number}]")
+            if recipe.name in usual:
+                text = f"another model's recipe {recipe.name} has no budget; rename one"
+                raise refuse("two_kinds", text, f"{own}recipes[{number}].name")
 
     def _check_corpora(self, name: str) -> None:
         """Each corpus is defined; what is tuned on one is not measured on it; all are cut in one way."""
@@ -221,7 +202,7 @@ class Config(_Strict):
         bench = self.bench_of(name).chunked
         purposes = [
             ("imatrix", self.imatrix_of(name), "imatrix" in model.model_fields_set),
-            ("sensitivity", self.sensitivity_of(name), "sensitivity" in model.model_fields_set),
+            ("sensitivity", self.probes_of(name), "sensitivity" in model.model_fields_set),
             *((f"bench.{measure}", used, model.bench is not None) for measure, used in bench.items()),
         ]
         tuned: dict[str, str] = {}
@@ -248,16 +229,21 @@ class Config(_Strict):
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
 
-    def sensitivity_of(self, model: str) -> Probes | None:
+    def sensitivity_of(self, model: str) -> Sensitivity | None:
         """The model's own sensitivity section, if it has one, else the file's."""
         own = self.models[model]
         return own.sensitivity if "sensitivity" in own.model_fields_set else self.sensitivity
+
+    def probes_of(self, model: str) -> Probes | None:
+        """The same where it is measured here."""
+        found = self.sensitivity_of(model)
+        return found if isinstance(found, Probes) else None
 
     def bench_of(self, model: str) -> Bench:
         """The model's own bench section, if it has one, else the file's."""
         return self.models[model].bench or self.bench
 
-    def recipes_of(self, model: str) -> dict[str, Recipe]:
+    def recipes_of(self, model: str) -> dict[str, Recipe | BudgetRecipe]:
         """The model's recipes by name, in the user's order; a preset's name alone is a recipe."""
         given = self.models[model].recipes or self.recipes or []
         recipes = (
@@ -271,7 +257,7 @@ class Config(_Strict):
 
         Calibration first, then tuning, then held-out: each shares no row with those before it.
         """
-        used = [self.imatrix_of(model), self.sensitivity_of(model), *self.bench_of(model).chunked.values()]
+        used = [self.imatrix_of(model), self.probes_of(model), *self.bench_of(model).chunked.values()]
         found: dict[str, Chunks] = {}
         for chunks in (chunks for chunks in used if chunks is not None):
             other = found.get(chunks.corpus)
@@ -339,8 +325,14 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
     for name in sorted(used):
         for number, source in enumerate(config.corpora[name].sources):
             _check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
+    for name in config.models:
+        imported = config.sensitivity_of(name)
+        if isinstance(imported, ImportedSensitivity):
+            own = f"models.{name}." if config.models[name].sensitivity else ""
+            _check_file(Path(imported.results), f"{file}: {own}sensitivity.import")
+            _check_file(Path(imported.curve), f"{file}: {own}sensitivity.curve")
     for recipe in (recipe for model in config.models for recipe in config.recipes_of(model).values()):
-        if template_file(recipe.template, templates) is None:
+        if isinstance(recipe, Recipe) and template_file(recipe.template, templates) is None:
             known = sorted(
                 {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
             )

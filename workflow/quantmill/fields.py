@@ -64,10 +64,10 @@ class Strict(BaseModel):
     def _known_fields(cls, given: Any) -> Any:
         """Refuse an unknown field by its name, with the field that was probably meant."""
         if isinstance(given, dict) and cls.model_config.get("extra") == "forbid":
+            known = [info.alias or name for name, info in cls.model_fields.items()]
             for field in given:
-                if field not in cls.model_fields:
-                    near = difflib.get_close_matches(str(field), cls.model_fields, 1)
-                    fields = ", ".join(cls.model_fields)
-                    cure = f"did you mean {near[0]}?" if near else f"known here: {fields}"
+                if field not in known:
+                    near = difflib.get_close_matches(str(field), known, 1)
+                    cure = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
                     raise refuse("unknown_field", f"unknown field; {cure}", str(field))
         return given

@@ -15,6 +15,8 @@ VERSIONS: Final[dict[str, int]] = {
     "model.manifest": 1,
     "corpus.build": 1,
     "measure.imatrix": 1,
+    "budget.imported": 1,
+    "budget.allocate": 1,
     "recipe.render": 1,
     "recipe.plan": 1,
     "quantize.write": 1,
@@ -23,5 +25,6 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.divergence": 1,
     "measure.speed": 1,
     "sensitivity.measure": 1,
+    "card.plots": 1,
     "card.write": 2,
 }

@@ -64,3 +64,30 @@ use rule write_card as write_card_without_sizes with:
         ),
     wildcard_constraints:
         model=names(m for m in cfg.models if drawn_against(m) is None),
+
+
+rule draw_sensitivity:
+    input:
+        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
+        report=f"{RESULTS}/{{model}}/sensitivity.json",
+    output:
+        report(
+            f"{RESULTS}/{{model}}/card/plots/sensitivity.svg",
+            caption="../report/sensitivity.rst",
+            category="{model}",
+        ),
+    log:
+        f"{RESULTS}/{{model}}/logs/sensitivity-plot.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/sensitivity-plot.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        spec=lambda w: sensitivity_plot_spec(w.model),
+    message:
+        "{wildcards.model}: heat map of the sensitivity"
+    shell:
+        "python -m quantmill.card.plots --spec {params.spec:q} --damages {input.damages:q}"
+        " --out {output:q} --log {log:q}"

@@ -15,6 +15,7 @@ sys.path.insert(0, LIBRARY)
 
 from quantmill import config as user
 from quantmill import spec
+from quantmill.budget import choices
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
 from quantmill.recipe.rules import known_type
@@ -61,7 +62,7 @@ with refusing():
     cfg = user.parse(config, config_file)
     user.check_files(cfg, config_file, TEMPLATES)
     for model in cfg.models:
-        for number, name in enumerate(cfg.sensitivity_of(model).types if cfg.sensitivity_of(model) else []):
+        for number, name in enumerate(cfg.probes_of(model).types if cfg.probes_of(model) else []):
             known_type(name, f"sensitivity.types[{number}]", config_file)
 
 STARTED = time.time()
@@ -139,8 +140,8 @@ def calibration_of(model):
 
 @cached
 def probes_of(model):
-    """The model's sensitivity section."""
-    probes = cfg.sensitivity_of(model)
+    """The model's sensitivity section, where it is measured here."""
+    probes = cfg.probes_of(model)
     if probes is None:
         raise QuantmillError(f"{model} has no sensitivity", config_file, "give it one under sensitivity")
     return probes
@@ -153,6 +154,17 @@ def measured_on(model, what):
     if chunks is None:
         raise QuantmillError(f"{model} has no {what}", config_file, "give it one under bench")
     return chunks
+
+
+def fitted(model, recipe):
+    """Whether the recipe is allocated to a budget; all others are rendered from a template."""
+    return isinstance(recipe_of(model, recipe), user.BudgetRecipe)
+
+
+def place_of(model, recipe):
+    """A recipe's place in the user's file, for errors."""
+    own = f"models.{model}." if cfg.models[model].recipes else ""
+    return f"{config_file}: {own}recipes[{list(cfg.recipes_of(model)).index(recipe)}]"
 
 
 def template_of(model, recipe):
@@ -243,6 +255,7 @@ def drawn_against(model):
 
 def cards_of(model):
     plots = ["bits", *(f"size-{measure}" for measure in [drawn_against(model)] if measure)]
+    plots += ["sensitivity" for _ in sensitivities_of(model)[:1]]
     return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
 
 
@@ -255,6 +268,8 @@ def described_in(model):
         *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
+        *(of(model, f"recipes/{recipe}.json") for recipe in recipes if fitted(model, recipe)),
+        *sensitivities_of(model)[1:],
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
     ]
@@ -293,6 +308,8 @@ def megabytes(model, factor=1.0, more=1000):
 # --- names -------------------------------------------------------------------
 
 RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
+IMPORTED = {model for model in cfg.models if isinstance(cfg.sensitivity_of(model), user.ImportedSensitivity)}
+FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if fitted(model, recipe)}
 FETCHED = {
     os.path.relpath(file, RESULTS / model / "source")
     for model in cfg.models

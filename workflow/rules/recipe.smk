@@ -13,6 +13,8 @@ rule render_recipe:
         f"{RESULTS}/{{model}}/logs/recipes/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/recipes/{{recipe}}.tsv"
+    wildcard_constraints:
+        recipe=names(RECIPES - FITTED),
     priority: 10
     conda:
         "../../envs/quantmill.yaml"

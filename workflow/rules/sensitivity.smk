@@ -16,6 +16,8 @@ rule measure_sensitivity:
         f"{RESULTS}/{{model}}/logs/sensitivity.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/sensitivity.tsv"
+    wildcard_constraints:
+        model=names(set(cfg.models) - IMPORTED),
     conda:
         "../../envs/quantmill.yaml"
     # All cores: the probing budget is a time.

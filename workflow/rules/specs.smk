@@ -110,10 +110,38 @@ def render_spec(model, recipe):
 
 
 @cached
+def import_spec(model):
+    imported = cfg.sensitivity_of(model)
+    made_from = {
+        "model": source_sha256(model),
+        "results": file_sha256(imported.results),
+        "curve": file_sha256(imported.curve),
+    }
+    return spec.make("budget.imported", {}, made_from, engine=engine())
+
+
+@cached
+def damages_spec(model):
+    return (import_spec if model in IMPORTED else sensitivity_spec)(model)
+
+
+@cached
+def allocate_spec(model, recipe):
+    chosen = recipe_of(model, recipe)
+    settings = chosen.settings | {"imatrix": imatrix_facts(model)}
+    choices.check(settings, place_of(model, recipe))
+    made_from = {
+        "model": source_sha256(model),
+        "sensitivity": spec.digest(damages_spec(model)),
+    }
+    return spec.make("budget.allocate", settings, made_from, engine=engine())
+
+
+@cached
 def plan_spec(model, recipe):
     made_from = {
         "model": source_sha256(model),
-        "recipe": spec.digest(render_spec(model, recipe)),
+        "recipe": spec.digest((allocate_spec if fitted(model, recipe) else render_spec)(model, recipe)),
     }
     settings = {"recipe": recipe, "imatrix": imatrix_facts(model)}
     return spec.make("recipe.plan", settings, made_from, engine=engine())
@@ -164,6 +192,11 @@ def speed_spec(model, recipe):
     return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
 
 
+@cached
+def sensitivity_plot_spec(model):
+    return spec.make("card.plots", {}, {"sensitivity": spec.digest(damages_spec(model))})
+
+
 @cache
 def own_version():
     """quantmill's version; it need not be installed."""
@@ -183,6 +216,8 @@ def card_spec(model):
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
+        "sensitivity": cfg.sensitivity_of(model) is not None,
+        "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
     }
     made_from = {
@@ -190,6 +225,7 @@ def card_spec(model):
         "manifest": spec.digest(manifest_spec(model)),
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
+        "sensitivity": [spec.digest(damages_spec(model)) for _ in sensitivities_of(model)[:1]],
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from quantmill.card import plots
+from quantmill.card import plots, tables
 from quantmill.card.results import read
 
 Tree = tuple[Path, dict[str, Any]]
@@ -77,7 +77,7 @@ def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -
 
 def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) -> None:
     results = read(*make_tree(recipes=MANY))
-    chosen = plots.telling(results.quants)
+    chosen = tables.telling(results.quants)
     assert len(chosen) == 6
     assert (chosen[0], chosen[-1]) == (results.quants[0], results.quants[-1])
     titles = [axes.get_title(loc="left") for axes in plots.draw_bits(results).axes]

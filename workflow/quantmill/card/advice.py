@@ -26,9 +26,9 @@ COLLAPSED = math.log(2)
 def frontier(results: Results) -> set[str]:
     """The best of each size: quants that no smaller file, the source among them, matches in quality.
 
-    A collapsed one is the best of no size.
+    One that has collapsed, or is not recommended, is the best of no size.
     """
-    usable = [quant for quant in results.quants if _loss(quant) < COLLAPSED]
+    usable = [q for q in results.quants if _loss(q) < COLLAPSED and q.name not in results.rejected]
     points = [(quant.bytes, _loss(quant)) for quant in usable]
     best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, best, strict=False) if is_best}
@@ -64,7 +64,7 @@ def choice(results: Results) -> list[str]:
             f"{results.source_perplexity:,.0f}. Either this text is foreign to the model or the run "
             "is broken, and the differences below mean nothing."
         ]
-    measured = [quant for quant in results.quants if quant.loss]
+    measured = [quant for quant in results.quants if quant.loss and quant.name not in results.rejected]
     if not measured:
         largest, smallest = results.quants[0], results.quants[-1]
         if largest is smallest:
@@ -117,6 +117,8 @@ def note(quant: Quant, results: Results) -> str:
     for other in results.quants[: results.quants.index(quant)]:
         if other.types == quant.types:
             return f"every tensor as in {code(other.name)}"
+    if quant.name in results.rejected:
+        return results.rejected[quant.name].verdict
     smallest = quant is results.quants[-1] and len(results.quants) > 1
     if quant.loss is None or _few(quant) or results.absurd:
         return "smallest" if smallest else ""
@@ -152,8 +154,12 @@ def finding(results: Results) -> str:
 
 
 def _worthwhile(results: Results) -> list[Quant]:
-    """What can be told apart and is smaller than the source; all of them where none is smaller."""
-    told = [quant for quant in results.quants if quant.loss and not _few(quant)]
+    """What can be told apart and is smaller than the source; all of them where none is smaller.
+
+    A fitted file whose gate is closed is not among them.
+    """
+    open_ = [quant for quant in results.quants if quant.name not in results.rejected]
+    told = [quant for quant in open_ if quant.loss and not _few(quant)]
     return [quant for quant in told if quant.bytes < results.facts["bytes"]] or told
 
 

@@ -1,23 +1,27 @@
-"""The pictures of the card: size against KL divergence or perplexity, and bits by layer and role.
+"""The pictures of the card: size against quality, bits and sensitivities by layer and role.
 
 SVG, the same bytes for the same results: text as paths of matplotlib's own
 font, fixed ids, no date. Sizes are chosen to be read at 400 px of width.
-Colours are from Okabe and Ito's palette and viridis, which the colour-blind
-can tell apart.
+Colours are from Okabe and Ito's palette, viridis and magma, which the
+colour-blind can tell apart. As a command, `python -m quantmill.card.plots` draws
+the sensitivities, which no other result changes.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantmill.card import advice, tables
+from quantmill import command
+from quantmill.card import advice, fits, tables
 from quantmill.card.results import Quant, Results
 from quantmill.card.text import GIB, MIB, size
-from quantmill.files import write_atomically
+from quantmill.files import read_table, write_atomically
+from quantmill.progress import Log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREY, _BLACK = "#0072B2", "#D55E00", "#6e6e6e", "#222222"
-_PANELS = 6
 _FULL_BITS = 8.5
 _LOG_FROM_PERCENT = 5.0
 """Largest change of perplexity up to which a linear axis shows all."""
@@ -55,6 +58,41 @@ def size_perplexity(results: Results, path: Path) -> None:
 def bits(results: Results, path: Path) -> None:
     """Draw bits per weight by layer and role, a panel a file, to `path` (SVG)."""
     _save(draw_bits(results), path)
+
+
+def draw_sensitivity(rows: list[dict[str, str]]) -> Figure:
+    """The heat map of sensitivities: layers across, roles down, on a logarithmic scale.
+
+    What stands outside the layers fills its row. Noise that came out at or
+    below zero has the colour of the least.
+    """
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    found = fits.sensitivity(rows)
+    cells = found.cells if found else {}
+    roles = list(dict.fromkeys(role for role, _ in cells))
+    layers = max(1, 1 + max((layer for _, layer in cells), default=0))
+    above = [value for value in cells.values() if value > 0] or [1.0]
+    least = min(*above, max(above) / 10)
+    colors = ScalarMappable(LogNorm(least, max(above)), matplotlib.colormaps["magma"])
+    figure = Figure(figsize=(6.5, 0.25 * len(roles) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (role, layer), value in cells.items():
+        start, width = (layer, 1) if layer >= 0 else (0, layers)
+        shade = colors.to_rgba(max(value, least))  # type: ignore[arg-type]
+        axes.add_patch(Rectangle((start, roles.index(role)), width, 1, facecolor=shade, edgecolor="none"))
+    for row in range(len(roles)):
+        axes.axhline(row, color="white", linewidth=1)
+    _layer_axes(axes, layers, roles)
+    axes.set_xlabel("layer", fontsize=10)
+    bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=45, pad=0.02, fraction=0.06)
+    bar.set_label(f"KL divergence with that tensor alone at {found.type}, nats" if found else "", fontsize=10)
+    bar.ax.tick_params(labelsize=9)
+    return figure
 
 
 def draw_size_perplexity(results: Results) -> Figure:
@@ -189,7 +227,7 @@ def draw_bits(results: Results) -> Figure:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    quants = telling(results.quants)
+    quants = tables.telling(results.quants)
     roles = tables.roles(results)
     columns = 1 if len(quants) < 3 else 2
     lines = math.ceil(len(quants) / columns)
@@ -235,6 +273,12 @@ def _panel(axes: Axes, quant: Quant, roles: list[str], colors: ScalarMappable, e
                     axes.text(*middle, type_, ha="center", va="center", fontsize=8, color=ink)
             start += width
         axes.axhline(row, color="white", linewidth=1)
+    _layer_axes(axes, layers, roles)
+    axes.set_title(f"{quant.name}, {quant.bpw:.2f} bpw", fontsize=10, loc="left")
+
+
+def _layer_axes(axes: Axes, layers: int, roles: list[str]) -> None:
+    """Layers across, roles down."""
     axes.set_xlim(0, layers)
     axes.set_ylim(len(roles), 0)
     axes.set_yticks([row + 0.5 for row in range(len(roles))], roles)
@@ -243,17 +287,7 @@ def _panel(axes: Axes, quant: Quant, roles: list[str], colors: ScalarMappable, e
         [layer + 0.5 for layer in range(0, layers, step)], [str(n) for n in range(0, layers, step)]
     )
     axes.tick_params(length=0, labelsize=9)
-    axes.set_title(f"{quant.name}, {quant.bpw:.2f} bpw", fontsize=10, loc="left")
     axes.spines[:].set_visible(False)
-
-
-def telling(quants: list[Quant]) -> list[Quant]:
-    """At most six of the quants, largest first: those of more than one type, evenly from large to small."""
-    mixed = [quant for quant in quants if len({tensor["type"] for tensor in tables.weights(quant)}) > 1]
-    chosen = quants if len(quants) <= _PANELS else mixed if len(mixed) >= _PANELS else quants
-    if len(chosen) <= _PANELS:
-        return chosen
-    return [chosen[round(place * (len(chosen) - 1) / (_PANELS - 1))] for place in range(_PANELS)]
 
 
 def _cells(quant: Quant, layers: int) -> dict[tuple[str, int], tuple[float, str]]:
@@ -350,3 +384,16 @@ def _save(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "quantmill", "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     write_atomically(path, buffer.getvalue())
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """Draw the sensitivities."""
+    _save(draw_sensitivity(read_table(args.damages)), args.out)
+    log.say(f"sensitivities drawn: {args.out}")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--damages", type=Path, required=True, help="sensitivity.tsv")
+    arguments.add_argument("--out", type=Path, required=True, help="SVG to write")
+    command.run(arguments, main)

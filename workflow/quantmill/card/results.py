@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.card import compare
+from quantmill.card.fits import Fit, fitted
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table
 
@@ -21,7 +22,8 @@ class Quant:
 
     `divergence` and `difference` (of the perplexities) are the paired ones to
     the source. `tensors` are the rows of the
-    plan with `parameters` and `bytes` as numbers.
+    plan with `parameters` and `bytes` as numbers. `fit` is the report of the
+    allocation, and its `gate`, where the recipe was fitted to a budget.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Quant:
     perplexity: dict[str, Any] | None
     difference: compare.Difference | None
     speed: dict[str, Any] | None
+    fit: dict[str, Any] | None = None
 
     @property
     def loss(self) -> compare.Paired | None:
@@ -78,6 +81,17 @@ class Results:
     speed: dict[str, Any] | None
     imatrix: dict[str, Any] | None
     corpora: dict[str, dict[str, Any]]
+    sensitivities: list[dict[str, str]]
+
+    @cached_property
+    def fits(self) -> list[Fit]:
+        """The files that were fitted to a budget, and how they compare."""
+        return fitted(self.quants)
+
+    @property
+    def rejected(self) -> dict[str, Fit]:
+        """Those of them that are not recommended, by name."""
+        return {fit.quant.name: fit for fit in self.fits if fit.rejected}
 
     @property
     def bpw(self) -> float:
@@ -131,6 +145,7 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
         speed=_measured(folder, SOURCE, "speed", config, facts["sha256"]),
         imatrix=imatrix,
         corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
+        sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
     )
 
 
@@ -142,7 +157,7 @@ def _quant(
     source_perplexity: dict[str, Any] | None,
 ) -> Quant:
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
-    bench = folder / "bench" / name
+    bench, gate = folder / "bench" / name, config["fits"]
     kld = _measured(folder, name, "kld", config, facts["sha256"])
     divergence = difference = None
     if kld is not None and source_kld is not None:
@@ -163,6 +178,7 @@ def _quant(
         perplexity=perplexity,
         difference=difference,
         speed=_measured(folder, name, "speed", config, facts["sha256"]),
+        fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
 
 

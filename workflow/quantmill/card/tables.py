@@ -11,6 +11,8 @@ from quantmill.card import advice, compare
 from quantmill.card.results import SOURCE, Quant, Results
 from quantmill.card.text import code, plural, size
 
+_PANELS = 6
+
 
 @dataclass(frozen=True)
 class Row:
@@ -190,3 +192,12 @@ def _half(speed: dict[str, Any] | None, half: str) -> dict[str, Any] | None:
 
 def _roles(tensors: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(tensor["role"] for tensor in tensors))
+
+
+def telling(quants: list[Quant]) -> list[Quant]:
+    """At most six of the quants, largest first: those of more than one type, evenly from large to small."""
+    mixed = [quant for quant in quants if len({tensor["type"] for tensor in weights(quant)}) > 1]
+    chosen = quants if len(quants) <= _PANELS else mixed if len(mixed) >= _PANELS else quants
+    if len(chosen) <= _PANELS:
+        return chosen
+    return [chosen[round(place * (len(chosen) - 1) / (_PANELS - 1))] for place in range(_PANELS)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.card import advice, plots, tables, text
+from quantmill.card import advice, fits, plots, tables, text
 from quantmill.card.results import Quant, Results, read
 from quantmill.errors import QuantmillError
 from quantmill.files import write_text
@@ -67,6 +67,8 @@ def render(results: Results, config: dict[str, Any], plots_folder: str = "plots"
         checksums=_checksums(results, config),
         warnings=tables.warnings(results),
         pairs=tables.pairs(results),
+        fits=results.fits,
+        sensitivity=fits.sensitivity(results.sensitivities),
         roles=tables.roles(results),
         bits={quant.name: tables.bits_by_role(quant) for quant in results.quants},
         fallbacks=tables.fallbacks(results),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,20 @@ def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
     if recipe.imatrix == "required" and not configured:
         raise QuantmillError("the recipe requires an imatrix", where, "configure `imatrix` in config.yaml")
     return configured and recipe.imatrix != "none"
+
+
+def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> frozenset[str]:
+    """The tensors among `names` that may have a type that needs importance values.
+
+    llama.cpp exempts embeddings and output; of the others those that an imatrix,
+    where there is one, has entries for: multi-token prediction is not evaluated.
+    """
+    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    return frozenset(
+        name
+        for name in names
+        if name in _NO_IMATRIX_NEEDED or (imatrix and not layer_of(name) >= evaluated >= 0)
+    )
 
 
 def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None) -> int:
@@ -169,21 +183,20 @@ def _warnings(
 def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool,
                    where: object) -> None:  # fmt: skip
     """Refuse types that need importance values for tensors that will have none."""
-    unevaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    able = with_importance(header, [row.name for row in rows], imatrix)
     for row in rows:
         needs = needs_imatrix(row.type) or (recipe.base.name == "Q2_K_S" and row.type == "q2_K")
-        if not needs or row.type == row.source_type or row.name in _NO_IMATRIX_NEEDED:
+        if not needs or row.type == row.source_type or row.name in able:
             continue
         here = f"{where}: {row.name} ({row.reason})"
         if not imatrix:
             cure = ("set the recipe's `imatrix` to optional or required" if recipe.imatrix == "none"
                     else "configure `imatrix` in config.yaml")  # fmt: skip
             raise QuantmillError(f"{row.type} needs an imatrix", here, f"{cure}, or choose another type")
-        if row.layer >= unevaluated >= 0:
-            raise QuantmillError(
-                f"{row.type} needs an imatrix, which no multi-token prediction layer has", here,
-                f"add a rule for layers [{row.layer}] with a type such as q4_K",
-            )  # fmt: skip
+        raise QuantmillError(
+            f"{row.type} needs an imatrix, which no multi-token prediction layer has", here,
+            f"add a rule for layers [{row.layer}] with a type such as q4_K",
+        )  # fmt: skip
 
 
 def _by_type(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:

@@ -47,8 +47,7 @@ def resolve(name: str, where: object = None) -> Base:
     neither, or could be both.
     """
     if name in WRITABLE:
-        number = PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4)
-        return Base(name, number, name)
+        return of_type(name)
     upper = name.upper()
     pure = next((known for known in WRITABLE if known.upper() == upper), None)
     if name != upper and pure is not None and (upper in PRESETS or upper in ALIASES):
@@ -70,6 +69,11 @@ def resolve(name: str, where: object = None) -> Base:
         where,
         f"did you mean {near[0]}?" if near else "take a preset, such as Q4_K_M, or a type, such as q8_0",
     )
+
+
+def of_type(name: str) -> Base:
+    """One type for all, under the preset's number that comes closest."""
+    return Base(name, PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4), name)
 
 
 def mixture(header: Header, base: Base, *, imatrix: bool) -> Mixture:

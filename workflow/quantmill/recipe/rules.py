@@ -24,17 +24,12 @@ import yaml
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header
 from quantmill.model.roles import ROLES, layer_of, role_of
-from quantmill.model.types import TYPES, WRITABLE
+from quantmill.model.types import TYPES, WRITABLE, named
 from quantmill.recipe import presets
 
 ENGINES: Final = ("mainline", "ik")
 IMATRIX: Final = ("required", "optional", "none")
 
-# ik_llama.cpp's own types, told from a mistyped name.
-_IK_TYPES: Final = """
-    iq2_k iq3_k iq4_k iq5_k iq6_k iq2_ks iq3_ks iq4_kss iq4_ks iq5_ks iq2_kl iq1_kt iq2_kt iq3_kt iq4_kt
-    q6_0 q8_KV
-"""
 _RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "rules": list}
 _RULE_FIELDS: Final = {
     "role": (str, list),
@@ -45,7 +40,6 @@ _RULE_FIELDS: Final = {
     "optional": bool,
 }
 _LISTED: Final = 40  # how many choices an error line lists
-_LOWER_TYPES: Final = {name.lower(): name for name in TYPES}
 
 
 @dataclass(frozen=True)
@@ -224,12 +218,12 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
 
 def known_type(name: str, field: str, where: object) -> str:
     """The ggml type's own name for `name`, in any case. QuantmillError where it cannot be quantized to."""
-    known = _LOWER_TYPES.get(name.lower())
+    known = named(name)
     if known in WRITABLE:
         return known
-    if known is not None:
+    if known in TYPES:
         raise QuantmillError(f"field {field}: {known} cannot be quantized to", where, "choose another type")
-    if name in _IK_TYPES.split():
+    if known is not None:
         raise QuantmillError(
             f"field {field}: engine mainline lacks the type {name}",
             where,

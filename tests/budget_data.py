@@ -1,0 +1,33 @@
+"""Damages of the tiny models: made up, the same every time."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from quantmill.model.ggufio import Header
+from quantmill.model.roles import layer_of, role_of
+from quantmill.model.types import fallback, known, tensor_bytes
+from quantmill.recipe.damage import Damage
+
+DATA = Path(__file__).parent / "data"
+POOL = ("q2_K", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
+NEVER = ("norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")
+
+
+def damages_of(header: Header, seed: int = 1, pool: tuple[str, ...] = POOL) -> list[Damage]:
+    """A row a tensor and type: less damage with more bits, as a rule."""
+    draw = random.Random(seed)
+    rows = []
+    for tensor in header.tensors:
+        if len(tensor.shape) < 2 or role_of(tensor.name) in NEVER:
+            continue
+        gain = draw.lognormvariate(-6, 1)
+        for kind in dict.fromkeys(fallback(kind, tensor.shape[0]) for kind in pool):
+            kld = gain * 4 ** (2 - known(kind).bits) * draw.lognormvariate(0, 0.3)
+            rows.append(Damage(
+                tensor.name, role_of(tensor.name), layer_of(tensor.name), tensor.shape, kind,
+                tensor_bytes(kind, tensor.shape), kld * 3, 0.0, kld, kld / 10,
+                draw.choice(("measured", "predicted")),
+            ))  # fmt: skip
+    return rows

@@ -1,0 +1,109 @@
+"""As in test_staleness, with a recipe fitted to a budget by imported sensitivities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget_data import POOL
+from house import House
+from quantmill.model.ggufio import read_header
+from quantmill.model.types import known
+
+FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"}
+CARD = {"write_card"}
+IMPORTED = {"import_sensitivity", "draw_sensitivity"}
+Change = Callable[[House], None]
+
+
+def settled(config: dict[str, Any]) -> None:
+    """A preset, and a recipe fitted to a budget beside it; only the divergence is measured."""
+    config["sensitivity"] = {"import": "kld_results.csv", "curve": "group0.csv"}
+    config["recipes"] = ["Q8_0", {"name": "fit", "template": "budget", "bpw": 5.0}]
+    config["bench"] = {"kld": config["bench"]["kld"]}
+
+
+def with_(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """A change of the config."""
+    return lambda house: house.configure(lambda config: (settled(config), change(config)))
+
+
+def fit(**fields: Any) -> Change:
+    """Other fields of the fitted recipe."""
+    return with_(lambda config: config["recipes"][1].update(fields))
+
+
+def swapped(house: House) -> None:
+    """The sensitivities of two tensors exchanged."""
+    path = house.folder / "kld_results.csv"
+    head, line = path.read_text().splitlines()
+    cells = line.split(",")
+    cells[1], cells[2] = cells[2], cells[1]
+    path.write_text(f"{head}\n{','.join(cells)}\n")
+
+
+CASES: dict[str, tuple[Change, set[str]]] = {
+    "nothing": (with_(lambda config: None), set()),
+    "another budget": (fit(bpw=5.5), FIT | CARD),
+    "another pool": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
+    "a pin": (fit(pin=[{"role": "output", "type": "q8_0"}]), FIT | CARD),
+    "the gate": (fit(gate=False), CARD),
+    "another sensitivity": (swapped, IMPORTED | FIT | CARD),
+    "another curve": (lambda h: h.edit("group0.csv", "q4_K,", "q4_K,1"), IMPORTED | FIT | CARD),
+    "the other recipe": (
+        with_(lambda config: config["recipes"].__setitem__(0, {"name": "Q8_0", "base": "Q6_K"})),
+        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"} | CARD,
+    ),
+    "the version of the allocation": (
+        lambda h: h.edit("workflow/quantmill/versions.py", '"budget.allocate": 1', '"budget.allocate": 9'),
+        FIT | CARD,
+    ),
+    "a deleted report": (lambda h: h.result("recipes/fit.json").unlink(), FIT | CARD),
+    "a deleted table": (lambda h: h.result("sensitivity.tsv").unlink(), IMPORTED | FIT | CARD),
+    "a deleted plot": (lambda h: h.result("card/plots/sensitivity.svg").unlink(), {"draw_sensitivity"}),
+}
+# Whose real run is made too.
+RUN = ("another sensitivity",)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with everything built."""
+    house = House.build(tmp_path_factory.mktemp("built") / "house")
+    header = read_header(house.folder / "tiny-llama.gguf")
+    names = [tensor.name for tensor in header.tensors if len(tensor.shape) > 1]
+    values = ",".join(str(0.001 * (number + 1)) for number in range(len(names)))
+    (house.folder / "kld_results.csv").write_text(f"QTYPE,{','.join(names)}\nq2_K,{values}\n")
+    points = "".join(f"{kind},{4 ** (2 - known(kind).bits):.6f}\n" for kind in POOL)
+    (house.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}")
+    house.configure(settled)
+    due = house.due()
+    assert due > IMPORTED | FIT | CARD and "render_recipe fit" not in due
+    house.run()
+    return house
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
+    house = built.copy(tmp_path / "house")
+    change, expected = CASES[case]
+    change(house)
+    assert house.due() == expected
+    if case in RUN:
+        house.run()
+        assert house.due() == set()
+
+
+def test_a_type_that_the_engine_lacks_is_refused_before_any_work(built: House, tmp_path: Path) -> None:
+    house = built.copy(tmp_path / "house")
+    for fields, said in (
+        ({"types": ["q4_K", "iq4_kt"]}, "recipes[1].types[1]: engine mainline lacks the type iq4_kt"),
+        ({"pin": [{"rol": "output", "type": "q8_0"}]}, "recipes[1].pin: unknown field rules[1].rol"),
+    ):
+        fit(**fields)(house)
+        done = house.snakemake("-n")
+        assert done.returncode == 1
+        assert f"error: config.yaml: {said}" in done.stdout + done.stderr

@@ -1,0 +1,84 @@
+"""The knapsack against every assignment there is, and what must not depend on chance."""
+
+import itertools
+import random
+
+import pytest
+
+from quantmill.budget.knapsack import solve, undominated
+from quantmill.errors import QuantmillError
+
+
+def problem(seed: int) -> tuple[list[list[int]], list[list[float]], int]:
+    """A few groups whose larger choices may do more damage, or less than none."""
+    draw = random.Random(seed)
+    groups = draw.randint(1, 6)
+    counts = [draw.randint(1, 5) for _ in range(groups)]
+    sizes = [[32 * draw.randint(1, 40) for _ in range(n)] for n in counts]
+    damages = [
+        [draw.choice([0.0, draw.gauss(0.5, 0.4), draw.random() ** 8]) for _ in range(n)] for n in counts
+    ]
+    least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    return sizes, damages, draw.randint(least, most)
+
+
+def best(sizes: list[list[int]], damages: list[list[float]], capacity: int) -> float:
+    """The least damage of all assignments that fit."""
+    every = itertools.product(*(range(len(group)) for group in sizes))
+    fitting = (
+        sum(d[c] for d, c in zip(damages, chosen, strict=True))
+        for chosen in every
+        if sum(s[c] for s, c in zip(sizes, chosen, strict=True)) <= capacity
+    )
+    return min(fitting)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_assignment_is_better(seed: int) -> None:
+    sizes, damages, capacity = problem(seed)
+    found = solve(sizes, damages, capacity)
+    assert found.size == sum(group[c] for group, c in zip(sizes, found.picks, strict=True)) <= capacity
+    assert found.damage == pytest.approx(best(sizes, damages, capacity), rel=1e-9, abs=1e-12)
+    assert found.bound <= found.damage
+    assert found.gap < 1e-9
+
+
+def test_large_sizes_are_added_up_in_integers() -> None:
+    """A capacity of 2^40 bytes, missed by one byte, is missed: floating point would not see it."""
+    tera = 1 << 40
+    sizes = [[tera // 2, tera // 2 + 1], [tera // 4, tera // 2]]
+    assert solve(sizes, [[1.0, 0.5], [1.0, 0.4]], tera).picks == (0, 1)
+    assert solve(sizes, [[1.0, 0.5], [1.0, 0.4]], tera + 1).picks == (1, 1)
+
+
+def test_groups_that_are_alike_are_filled_in_order() -> None:
+    sizes, damages = [[32, 64]] * 5, [[2.0, 1.0]] * 5
+    assert solve(sizes, damages, 32 * 8).picks == (1, 1, 1, 0, 0)
+
+
+def test_among_equal_choices_the_first_is_taken() -> None:
+    assert solve([[32, 32, 32]], [[1.0, 1.0, 1.0]], 100).picks == (0,)
+    assert undominated([64, 32, 32, 96], [1.0, 1.0, 1.0, 0.5]) == [1, 3]
+
+
+def test_the_same_input_gives_the_same_picks() -> None:
+    draw = random.Random(7)
+    sizes = [[64 * draw.randint(1, 99) for _ in range(6)] for _ in range(60)]
+    damages = [[round(draw.random(), 2) for _ in range(6)] for _ in range(60)]
+    capacity = sum(map(min, sizes)) * 2
+    assert len({solve(sizes, damages, capacity).picks for _ in range(3)}) == 1
+
+
+def test_a_larger_choice_that_does_more_damage_is_never_taken() -> None:
+    assert solve([[32, 64, 96]], [[0.3, 0.5, 0.2]], 64).picks == (0,)
+
+
+def test_damage_of_noise_may_be_negative() -> None:
+    found = solve([[32, 64], [32, 64]], [[-1e-6, -2e-6], [1e-3, 1e-4]], 96)
+    assert found.picks == (0, 1)
+    assert found.damage == pytest.approx(9.9e-5)
+
+
+def test_the_least_must_fit() -> None:
+    with pytest.raises(QuantmillError, match="fewer than the 96"):
+        solve([[32, 64], [64]], [[1.0, 0.0], [0.0]], 95)

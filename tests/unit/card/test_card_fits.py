@@ -1,0 +1,164 @@
+"""Fitted files on the card: the rival, the gate, predicted beside measured; and the heat map."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.card import advice, plots, write
+from quantmill.card.fits import sensitivity
+from quantmill.card.results import Results, read
+from quantmill.files import read_json, read_table, write_json, write_table
+
+# name: types, then what the perplexity and the divergence come from, as in conftest.RECIPES
+RECIPES: dict[str, tuple[str, str, str, float, float]] = {
+    "Q6_K": ("q6_K", "q6_K", "q6_K", 0.001, 0.002),
+    "Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.020, 0.010),
+    "Q3_K_M": ("q3_K", "q5_K", "q4_K", 0.060, 0.020),
+    "fit": ("q4_K", "q6_K", "q8_0", 0.004, 0.005),
+    "poor": ("q4_K", "q6_K", "q5_K", 0.061, 0.010),
+    "small": ("iq2_xxs", "iq2_xxs", "iq2_xxs", 0.300, 0.010),
+}
+FITTED = ("fit", "poor", "small")
+COLUMNS = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
+
+
+def report(size: int, **fields: Any) -> dict[str, Any]:
+    """The report of an allocation."""
+    return {
+        "recipe": "fit", "budget": {"size": size + 999, "bytes": size + 999}, "memory": None,
+        "predicted_kld": 0.006, "predicted_se": 0.0002, "objective": 0.006, "bound": 0.00599, "gap": 1e-9,
+        "damage": "kld", "solver": "HiGHS 1", "groups": 5, "choices": 40, "types": ["q4_K", "q6_K"],
+        "least_bytes": size // 2, "most_bytes": size * 2, "pinned": [],
+        "harmonized": [["ffn_gate", "ffn_up"]], "how": {"measured": 20, "predicted": 9},
+        "warnings": ["a warning of the allocator"],
+        "dominated": [{"role": "attn_q", "type": "q5_0", "tensors": 4, "of": 4},
+                      {"role": "attn_v", "type": "q3_K", "tensors": 1, "of": 4}],
+        "rules": [r"^blk\.(0|1)\.attn_q\.weight$=q4_K", r"^output\.weight$=q6_K"], **fields,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fitted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
+    """A tree with three presets and three fitted files."""
+    folder, config = make_tree(recipes=RECIPES)
+    config |= {"kld": True, "sensitivity": True, "fits": {name: {"gate": True} for name in FITTED}}
+    for name in FITTED:
+        size = read_json(folder / "gguf" / f"tiny-{name}.json")["bytes"]
+        write_json(folder / "recipes" / f"{name}.json", report(size))
+    rows = [
+        [f"blk.{layer}.{role}.weight", role, layer, "512x512", kind, int(512 * 64 * bits), "", "", kld, "",
+         "measured"]
+        for layer in range(4)
+        for role in ("attn_q", "ffn_down")
+        for kind, bits, kld in (("q4_K", 4.5, 0.001 * (layer + 1)), ("q6_K", 6.5625, -1e-6))
+    ]  # fmt: skip
+    rows.append(["output.weight", "output", -1, "512x99", "q6_K", 41580, "", "", 0.02, "", "predicted"])
+    write_table(folder / "sensitivity.tsv", COLUMNS, rows)
+    return folder, config
+
+
+def fit_of(results: Results, name: str) -> Any:
+    return next(fit for fit in results.fits if fit.quant.name == name)
+
+
+def test_the_rival_is_the_best_file_that_is_no_larger(fitted: tuple[Path, dict[str, Any]]) -> None:
+    results = read(*fitted)
+    sizes = {quant.name: quant.bytes for quant in results.quants}
+    assert sizes["Q6_K"] > sizes["fit"] > sizes["poor"] > sizes["Q3_K_M"] > sizes["small"]
+    assert fit_of(results, "fit").rival.name == "Q4_K_M"
+    assert fit_of(results, "small").rival is None
+    assert fit_of(results, "fit").difference.mean == pytest.approx(
+        fit_of(results, "fit").quant.divergence.mean - fit_of(results, "fit").rival.divergence.mean
+    )
+
+
+def test_what_does_not_surely_win_is_not_recommended(fitted: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = fitted
+    results = read(folder, config)
+    assert set(results.rejected) == {"poor"}
+    assert fit_of(results, "fit").verdict == "better than `Q4_K_M`"
+    assert fit_of(results, "poor").verdict == "**not recommended:** worse than `Q3_K_M`"
+    assert fit_of(results, "small").verdict == "no other file of at most its size to compare with"
+    card = write.render(results, config)
+    line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
+    assert "**not recommended:**" in line and "★" not in line
+    assert "poor" not in " ".join(advice.choice(results))
+
+
+def test_without_its_gate_a_file_is_judged_like_any_other(fitted: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = fitted
+    config["fits"]["poor"]["gate"] = False
+    results = read(folder, config)
+    assert not results.rejected
+    assert "not recommended" not in write.render(results, config)
+
+
+def test_what_was_not_measured_is_not_recommended(fitted: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = fitted
+    config |= {"kld": False, "perplexity": False}
+    results = read(folder, config)
+    assert set(results.rejected) == {"fit", "poor"}
+    assert fit_of(results, "fit").verdict.startswith("**not recommended:** not measured against `Q")
+
+
+def test_the_card_has_prediction_bound_gap_and_rules(fitted: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = fitted
+    size = read_json(folder / "gguf" / "tiny-fit.json")["bytes"]
+    memory = {"total": 1 << 30, "reserve": 1 << 20, "context": 4096, "cache": "q8_0", "kv": 5 << 20,
+              "state": 0, "compute": 7 << 20, "file": 999}  # fmt: skip
+    write_json(folder / "recipes" / "fit.json", report(
+        size, memory=memory, budget={"memory": {"total": 1 << 30, "context": 4096}, "bytes": size + 999}
+    ))  # fmt: skip
+    results = read(folder, config)
+    card = write.render(results, config)
+    row = next(line for line in card.splitlines() if line.startswith("| `fit` | 1.00 GiB of memory"))
+    measured = fit_of(results, "fit").measured
+    assert "0.00600 ± 0.00020" in row and f"{measured.mean:.5f} ± {measured.error:.5f}" in row
+    assert f"| {measured.mean / 0.006:.2f} |" in row
+    for said in (
+        "proven to be no less than 0.00599", "by HiGHS 1", "999 bytes of the budget's",
+        "Never worth their bytes: `attn_q`: q5_0.", "- a warning of the allocator",
+        "| cache of 4,096 tokens, q8_0 | 5.0 MiB |",
+        "```\n^blk\\.(0|1)\\.attn_q\\.weight$=q4_K\n^output\\.weight$=q6_K\n```",
+    ):  # fmt: skip
+        assert said in card, said
+    assert "recurrent states" not in card
+
+
+def test_the_heat_map_is_at_the_type_that_most_tensors_have(fitted: tuple[Path, dict[str, Any]]) -> None:
+    rows = read_table(fitted[0] / "sensitivity.tsv")
+    found = sensitivity(rows)
+    assert found is not None
+    assert (found.type, found.tensors, found.of) == ("q6_K", 9, 9)
+    without = sensitivity([row for row in rows if row["role"] != "output"])
+    assert without is not None
+    assert without.type == "q4_K" and without.cells["ffn_down", 3] == 0.004
+    assert without.how == {"measured": 8}
+    assert sensitivity([]) is None
+    card = write.render(read(*fitted), fitted[1])
+    assert "![KL divergence with one tensor alone at q6_K; the most at output (0.02000)" in card
+
+
+def test_the_command_draws_it_the_same_every_time(
+    fitted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    for name in ("a.svg", "b.svg"):
+        subprocess.run(
+            [sys.executable, "-m", "quantmill.card.plots", "--spec", '{"config":{}}', "--damages",
+             fitted[0] / "sensitivity.tsv", "--out", tmp_path / name], check=True, capture_output=True,
+        )  # fmt: skip
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_tensors_without_layers_fill_their_row_and_noise_has_the_least_colour(
+    fitted: tuple[Path, dict[str, Any]],
+) -> None:
+    axes = plots.draw_sensitivity(read_table(fitted[0] / "sensitivity.tsv")).axes[0]
+    widths = [patch.get_width() for patch in axes.patches]
+    assert widths.count(4) == 1 and widths.count(1) == 8
+    assert len({tuple(patch.get_facecolor()) for patch in axes.patches}) == 2

@@ -1,0 +1,144 @@
+"""What config.yaml may say of recipes: rendered from a template, or fitted to a budget by sensitivities."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from quantmill.fields import Count, Name, Size, Strict, Text, size_bytes
+from quantmill.refusal import refuse, refuse_twice
+from quantmill.spec import canonical
+
+_BUDGETS = ("size", "bpw", "memory")
+_RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
+
+
+class Recipe(Strict):
+    """A template of `recipes/` and its parameters: every further field is one of them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: Name
+    template: Name = "preset"
+
+    @model_validator(mode="after")
+    def _plain(self) -> Recipe:
+        for field, value in self.parameters.items():
+            try:
+                canonical(value)
+            except (TypeError, ValueError):
+                raise refuse("plain", f"{value} is no plain value; put it in quotes", field) from None
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The template's parameters."""
+        return dict(self.model_extra or {})
+
+
+class ImportedSensitivity(Strict):
+    """Sensitivities in the published form of GGUF-Tool-Suite: two tables of comma-separated values."""
+
+    results: Text = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
+    curve: Text = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
+
+
+class MemoryBudget(Strict):
+    """A device's memory, of which the file takes what context and computation leave."""
+
+    total: Size
+    context: Count = Field(description="tokens")
+    cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = "f16"
+    reserve: Size = Field(default="1 GiB", description="left free for whatever else uses the device")
+
+
+class BudgetRecipe(Strict):
+    """A recipe that is computed: the types that do the least damage within a size, a bpw, or a memory."""
+
+    name: Name
+    template: Literal["budget"]
+    size: Size | None = Field(default=None, description="of the whole file")
+    bpw: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="bits per weight of the whole file"
+    )
+    memory: MemoryBudget | None = None
+    types: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        default=None, description="the pool; default: all types of the sensitivities"
+    )
+    harmonize: list[list[Text]] | None = Field(
+        default=None, description="roles that share a type in a layer; default: gate and up"
+    )
+    pin: list[dict[str, Any]] = Field(default=[], description=f"{_RULE}; they come first")
+    at_least: dict[str, Text] = Field(default={}, description="the least type of a role, by bits per weight")
+    at_most: dict[str, Text] = Field(default={}, description="the most of a role")
+    engine: Literal["mainline", "ik"] = "mainline"
+    imatrix: Literal["required", "optional", "none"] = "optional"
+    damage: Literal["kld", "error"] = Field(
+        default="kld", description="what is added up: the divergence, or the error of quantizing alone"
+    )
+    gate: bool = Field(
+        default=True, description="the card recommends it only where it beats every preset of its size"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BudgetRecipe:
+        given = [kind for kind in _BUDGETS if getattr(self, kind) is not None]
+        if not given:
+            raise refuse("no_budget", "no budget; give it one of size, bpw and memory")
+        if len(given) > 1:
+            raise refuse("two_budgets", f"{given[0]} is given too; keep one of them", given[1])
+        refuse_twice("types", self.types or [])
+        seen: set[str] = set()
+        for number, roles in enumerate(self.harmonize or []):
+            if len(set(roles) - seen) < max(2, len(roles)):
+                text = "each entry has two roles or more, and a role stands in one entry"
+                raise refuse("groups", text, f"harmonize[{number}]")
+            seen |= set(roles)
+        return self
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The budget in bytes: `{"size": n}`, `{"bpw": x}` or `{"memory": {...}}`."""
+        if self.size is not None:
+            return {"size": size_bytes(self.size)}
+        if self.memory is None:
+            return {"bpw": self.bpw}
+        sizes = {"total": size_bytes(self.memory.total), "reserve": size_bytes(self.memory.reserve)}
+        return {"memory": self.memory.model_dump() | sizes}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides its allocation."""
+        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage")
+        named = {field: getattr(self, field) for field in fields}
+        return {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix, **named}
+
+
+def _kind_of_recipe(given: Any) -> str:
+    if isinstance(given, BudgetRecipe) or (isinstance(given, dict) and given.get("template") == "budget"):
+        return "<budget>"
+    return "<preset>" if isinstance(given, str) else "<recipe>"
+
+
+def _distinct_recipes(recipes: list[str | Recipe | BudgetRecipe]) -> list[str | Recipe | BudgetRecipe]:
+    names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
+    refuse_twice("", names)
+    if "source" in names:
+        where = f"[{names.index('source')}]"
+        raise refuse("reserved", "the name `source` is the source model's own; choose another", where)
+    return recipes
+
+
+Recipes = Annotated[
+    list[
+        Annotated[
+            Annotated[Name, Tag("<preset>")]
+            | Annotated[BudgetRecipe, Tag("<budget>")]
+            | Annotated[Recipe, Tag("<recipe>")],
+            Discriminator(_kind_of_recipe),
+        ]
+    ],
+    Field(min_length=1),
+    AfterValidator(_distinct_recipes),
+]

@@ -1,0 +1,215 @@
+"""What a model needs beside its weights: the cache of its context, recurrent states, compute buffers.
+
+From the header alone, for one sequence with flash attention and windows at
+their width (no `--swa-full`), as llama.cpp allocates it (src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp,
+llama-memory-recurrent.cpp, llama-hparams.cpp of llama-cpp-python 0.3.36). The
+cache and the states are exact; the compute buffer is an estimate. What sparse
+attention keeps besides (indexers of DeepSeek 3.2 and its kin) is not counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Final
+
+from quantmill.errors import QuantmillError
+from quantmill.model.ggufio import Header
+from quantmill.model.roles import layer_of, role_of
+from quantmill.model.types import known, named
+
+UBATCH: Final = 512
+"""Tokens that llama.cpp computes at a time unless told otherwise."""
+
+CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""The types that a cache can have: `kv_cache_types` of llama.cpp's common/arg.cpp."""
+
+_PAD: Final = 256  # cells; GGML_PAD of n_ctx and of the window's cache
+
+# load_swa_pattern of src/models/*.cpp: every so many layers one has full attention, the last or the first.
+_PATTERNS: Final = {
+    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4,
+    "exaone-moe": 4, "olmo2": 4, "plamo3": 8, "afmoe": 4, "mellum": 4, "muse-glimmer": 4,
+    "smallthinker": -4, "cohere2moe": -4, "laguna": -4,
+}  # fmt: skip
+_WINDOWS: Final = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128, "smallthinker": 4096, "llama4": 8192}
+_ATTENTION: Final = frozenset(("attn_k", "attn_v", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b"))
+_STATE: Final = ("ssm_", "shortconv.", "time_mix_")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes beside the weights: cache of keys and values, recurrent states, compute buffers."""
+
+    kv: int
+    state: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.kv + self.state + self.compute
+
+
+def needs(header: Header, context: int, cache: str = "f16") -> Memory:
+    """What `context` tokens with a cache of the type `cache` take. QuantmillError for another type."""
+    kind = named(cache)
+    if kind not in CACHES:
+        raise QuantmillError(f"no cache can have the type {cache}", cure="take one of " + ", ".join(CACHES))
+    return Memory(kv_bytes(header, context, kind), state_bytes(header), compute_bytes(header, context))
+
+
+def kv_bytes(header: Header, context: int, cache: str = "f16") -> int:
+    """Bytes of the cache: only layers that have one, those with a window at its width."""
+    cells = _padded(context)
+    window = _window(header)
+    in_window = _padded(min(cells, window + min(UBATCH, cells)))
+    kind = known(cache)
+    mla = bool(
+        _value(header, "attention.key_length_mla", 0) and _value(header, "attention.value_length_mla", 0)
+    )
+    total = 0
+    for layer in _attention_layers(header):
+        sliding = window > 0 and _slides(header, layer)
+        keys, values = _head_lengths(header, sliding)
+        heads = int(_of_layer(header, "attention.head_count_kv", layer, _heads(header, layer)))
+        elements = heads * (keys if mla else keys + values) * (in_window if sliding else cells)
+        total += elements * kind.block_bytes // kind.block_elements
+    return total
+
+
+def state_bytes(header: Header) -> int:
+    """Bytes of the recurrent states of one sequence, F32; 0 for a model that has none."""
+    width = int(_value(header, "embedding_length", 0))
+    kernel = int(_value(header, "ssm.conv_kernel", 0))
+    inner, state = int(_value(header, "ssm.inner_size", 0)), int(_value(header, "ssm.state_size", 0))
+    groups = int(_value(header, "ssm.group_count", 0))
+    if head := int(_value(header, "wkv.head_size", 0)):
+        each = int(_value(header, "token_shift_count", 2)) * width + width * head
+    elif short := int(_value(header, "shortconv.l_cache", 0)):
+        each = width * (short - 1)
+    elif head := int(_value(header, "kda.head_dim", 0)):
+        heads = _heads(header, 0)
+        each = 3 * (max(kernel, 4) - 1) * heads * head + head * head * heads
+    else:
+        each = max(kernel - 1, 0) * (inner + 2 * groups * state) + state * inner
+    return 4 * each * len(_state_layers(header))
+
+
+def compute_bytes(header: Header, context: int) -> int:
+    """An estimate of the buffers of a computation of 512 tokens: the widest of three moments.
+
+    At the output the logits; in a layer the mask of the whole context, the
+    hidden states and the feed-forward's; in a recurrent layer its inputs. The
+    multiples are fitted to what llama.cpp allocates for four small models on a
+    CPU, which a test holds within a tenth.
+    """
+    tokens = min(UBATCH, _padded(context))
+    width = int(_value(header, "embedding_length", 0))
+    vocabulary = _vocabulary(header)
+    wide = _feed_forward(header)
+    inner, state = int(_value(header, "ssm.inner_size", 0)), int(_value(header, "ssm.state_size", 0))
+    mixed = inner + 2 * int(_value(header, "ssm.group_count", 0)) * state if _state_layers(header) else 0
+    at_output = 4 * tokens * (vocabulary + 2 * width)
+    in_layer = 2 * tokens * _padded(context) + 4 * tokens * (4 * width + 3 * wide)
+    in_recurrent = 4 * tokens * (6 * mixed + 2 * width)
+    return max(at_output, in_layer, in_recurrent) + 4 * vocabulary
+
+
+def _feed_forward(header: Header) -> int:
+    """The widest feed-forward that a token passes: the dense one, or its experts' together."""
+    dense = max(_list(_value(header, "feed_forward_length", 0)), default=0)
+    experts = max(_list(_value(header, "expert_used_count", 0)), default=0)
+    each = max(_list(_value(header, "expert_feed_forward_length", 0)), default=0)
+    return max(dense, experts * (each or dense) if experts else 0)
+
+
+def _vocabulary(header: Header) -> int:
+    embeddings = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    return embeddings.shape[1] if embeddings and len(embeddings.shape) > 1 else 0
+
+
+def _roles(header: Header) -> dict[int, set[str]]:
+    """The roles of each layer's tensors, without the layers of multi-token prediction."""
+    layers = header.layers - int(_value(header, "nextn_predict_layers", 0))
+    roles: dict[int, set[str]] = defaultdict(set)
+    for tensor in header.tensors:
+        if 0 <= layer_of(tensor.name) < layers:
+            roles[layer_of(tensor.name)].add(role_of(tensor.name))
+    return roles
+
+
+def _attention_layers(header: Header) -> list[int]:
+    """The layers that have a cache of their own: some share that of an earlier one."""
+    first = header.layers - int(_value(header, "attention.shared_kv_layers", 0))
+    first = 20 if header.architecture == "gemma3n" else first
+    return [
+        layer
+        for layer, roles in sorted(_roles(header).items())
+        if layer < first and (roles & _ATTENTION or ("attn_qkv" in roles and not _recurrent(roles)))
+    ]
+
+
+def _state_layers(header: Header) -> list[int]:
+    return [layer for layer, roles in _roles(header).items() if _recurrent(roles)]
+
+
+def _recurrent(roles: set[str]) -> bool:
+    return any(role.startswith(_STATE) for role in roles)
+
+
+def _head_lengths(header: Header, sliding: bool) -> tuple[int, int]:
+    """Length of a head's keys, and of its values."""
+    usual = int(_value(header, "embedding_length", 0)) // max(_heads(header, 0), 1)
+    lengths = []
+    for what in ("key_length", "value_length"):
+        length = int(_value(header, f"attention.{what}", usual))
+        lengths.append(int(_value(header, f"attention.{what}_swa", length)) if sliding else length)
+    return lengths[0], lengths[1]
+
+
+def _window(header: Header) -> int:
+    """Tokens of the sliding window, 0 where all layers see all of the context."""
+    architecture = header.architecture
+    given = _value(header, "attention.sliding_window", None)
+    if architecture == "phi3" or given == 0:  # llama.cpp leaves Phi's windows out
+        return 0
+    if architecture == "llama4":
+        return _WINDOWS[architecture]
+    slides = architecture in _PATTERNS or _value(header, "attention.sliding_window_pattern", None) is not None
+    if not slides:
+        return 0
+    return int(given or _WINDOWS.get(architecture, 0))
+
+
+def _slides(header: Header, layer: int) -> bool:
+    """Whether the layer sees the window alone."""
+    pattern = _value(header, "attention.sliding_window_pattern", _PATTERNS.get(header.architecture, 1))
+    if isinstance(pattern, list):
+        return layer < len(pattern) and bool(pattern[layer])
+    period = abs(int(pattern))
+    if _PATTERNS.get(header.architecture, 1) < 0:
+        return layer % period != 0
+    return period == 0 or layer % period < period - 1
+
+
+def _heads(header: Header, layer: int) -> int:
+    return int(_of_layer(header, "attention.head_count", layer, 0))
+
+
+def _of_layer(header: Header, key: str, layer: int, default: int) -> Any:
+    """A value of a layer: some models give one for all."""
+    value = _value(header, key, default)
+    return value[layer] if isinstance(value, list) else value
+
+
+def _value(header: Header, key: str, default: Any) -> Any:
+    return header.value(f"{header.architecture}.{key}", default)
+
+
+def _list(value: Any) -> list[int]:
+    return [int(one) for one in value] if isinstance(value, list) else [int(value)]
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _PAD) * _PAD
