@@ -70,7 +70,7 @@ class Trial:
         config = self.folder / "config.yaml"
         config.write_text(json.dumps(self.config(recipes), indent=1))
         command = ["snakemake", "-s", ROOT / "Snakefile", "--configfile", config.name, "--cores", THREADS]
-        command += ["--quiet", "all", "--", target]
+        command += ["--quiet", "rules", "--", target]
         subprocess.run([sys.executable, "-m", *map(str, command)], cwd=self.folder, check=True)
 
     def kld(self, recipe: str) -> dict[str, Any]:
