@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[Callable[[House], None], str]] = {
         "config.yaml: corpora.calibration.sources[1].path: no such file: two.txt",
     ),
     "a name with `..`": (field(recipes=["../x"]), 'config.yaml: recipes[0]: "../x" is not allowed'),
+    "a pool with a type that the engine lacks": (
+        lambda house: house.configure(lambda c: c["sensitivity"].update(types=["q4_K", "iq4_ks"])),
+        "config.yaml: field sensitivity.types[1]: ",
+    ),
     "an unknown template": (
         field(recipes=[{"name": "x", "template": "presett"}]),
         "config.yaml: recipe x: no template presett.yaml.j2",
@@ -131,6 +135,11 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
     ),
     "an unknown preset": (field(recipes=["Q4_K_X"]), "plans", "Q4_K_X"),
     "a type that needs an imatrix": (field(recipes=["IQ2_XXS"], imatrix=None), "plans", "imatrix"),
+    "a tuning text that was calibrated on": (
+        lambda house: (house.folder / "four.txt").write_text((house.folder / "one.txt").read_text()),
+        "results/tiny/corpus/tuning.parquet",
+        "shares",
+    ),
     "too little text": (
         lambda house: (house.folder / "two.txt").write_text("Short."),
         "results/tiny/corpus/calibration.parquet",
