@@ -8,7 +8,7 @@ import pytest
 
 from house import House
 
-LEAN: dict[str, Any] = {"imatrix": None, "bench": {}, "recipes": ["Q8_0"]}
+LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
 CARD = "write_card_without_sizes"
 
 
@@ -135,11 +135,6 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
     ),
     "an unknown preset": (field(recipes=["Q4_K_X"]), "plans", "Q4_K_X"),
     "a type that needs an imatrix": (field(recipes=["IQ2_XXS"], imatrix=None), "plans", "imatrix"),
-    "a tuning text that was calibrated on": (
-        lambda house: (house.folder / "four.txt").write_text((house.folder / "one.txt").read_text()),
-        "results/tiny/corpus/tuning.parquet",
-        "shares",
-    ),
     "too little text": (
         lambda house: (house.folder / "two.txt").write_text("Short."),
         "results/tiny/corpus/calibration.parquet",
@@ -161,6 +156,17 @@ def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(house: House, c
     assert word in said[0]
     assert "Traceback" not in failed.stderr
     assert not [path for path in house.made() if path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize(("text", "other"), [("four", "calibration"), ("three", "tuning")])
+def test_tuning_shares_no_row_with_what_comes_before_and_after(house: House, text: str, other: str) -> None:
+    """The text of the tuning corpus is calibrated on, or that of the held-out one is tuned on."""
+    seen = "one" if text == "four" else "four"
+    (house.folder / f"{text}.txt").write_text((house.folder / f"{seen}.txt").read_text())
+    failed = house.snakemake("results/tiny/corpus/held-out.parquet")
+    assert failed.returncode == 1
+    assert f"rows with the corpus {other}, the first begins" in failed.stderr
+    assert not house.result("corpus/held-out.parquet").exists()
 
 
 def _cut(path: Path, size: int) -> None:
