@@ -12,6 +12,7 @@ from pairs import Comparison, Figures, Run, alternate, compare, run
 from stages import ROOT, Tier, Workspace, make_corpora
 
 IMATRIX_CHUNKS, PERPLEXITY_CHUNKS = 32, 16
+PROBE_CHUNKS, PROBE_MINUTES = 12, 1.0
 PROMPT, GENERATE, REPETITIONS = 512, 128, 5
 TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
 
@@ -56,7 +57,7 @@ class Bench:
 
 def prepare(model: Path, folder: Path, tools: Path) -> Workspace:
     """A workspace with its corpora, manifest and imatrix: what all rows stand on, untimed."""
-    chunks = {"imatrix": IMATRIX_CHUNKS, "perplexity": PERPLEXITY_CHUNKS}
+    chunks = {"imatrix": IMATRIX_CHUNKS, "perplexity": PERPLEXITY_CHUNKS, "tuning": PROBE_CHUNKS}
     work = Workspace(model, folder, tools, make_corpora(model, folder / "corpus", chunks))
     run(work.manifest())
     run(work.imatrix(IMATRIX_CHUNKS))
@@ -184,6 +185,25 @@ def kld(bench: Bench) -> Iterable[Row]:
     yield _row(f"{what}: wall clock", compare(pairs, "seconds"), most=1.0, checked=same)
     yield _row(f"{what}: disk", compare(pairs, "disk"), most=0.5, unit="MiB", scale=1 << 20)
     yield _row(f"{what}: peak memory", compare(pairs, "peak"), unit="MiB", scale=1 << 20)
+
+
+def probe(bench: Bench) -> Iterable[Row]:
+    """A minute of probes: the time of one, all but quantizing, over that of its own forward passes."""
+    work = bench.work
+
+    def once() -> tuple[Figures, Figures]:
+        work.empty_store()
+        run(work.sensitivity(PROBE_CHUNKS, PROBE_MINUTES))
+        found = json.loads(work.path("sensitivity.json").read_text())
+        forward = float(found["forward_seconds"])
+        figures = {"probes": float(found["probes"]), "floor": float(max(found["floor"].values()))}
+        return {"seconds": forward * found["overhead"]} | figures, {"seconds": forward}
+
+    pairs = [once() for _ in range(bench.repeat)]
+    probes, floor = (max(mine[figure] for mine, _ in pairs) for figure in ("probes", "floor"))
+    checked = f"{probes:.0f} probes a minute at most; the model against itself before and after: {floor:g}"
+    what = f"one probe of {PROBE_CHUNKS} chunks, against its forward passes"
+    yield _row(what, compare(pairs, "seconds"), most=1.15, checked=checked)
 
 
 def speed(bench: Bench) -> Iterable[Row]:

@@ -30,6 +30,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "rule": (rows.rule, "main"),
     "perplexity": (rows.perplexity, "main"),
     "kld": (rows.kld, "main"),
+    "probe": (rows.probe, "main"),
     "speed": (rows.speed, "main"),
     "allocate": (allocation.allocate_row, "tiny"),
     "tiers-tiny": (rows.tiers, "tiny"),

@@ -125,6 +125,15 @@ class Workspace:
         out: Command = ["--out", self.path(f"kld-{name or 'source'}.json")]
         return self.stage("measure.divergence", config, *given, *out, store=True)
 
+    def sensitivity(self, chunks: int, minutes: float) -> Command:
+        """As many probes of the source as the minutes allow, after the error table."""
+        config = {"corpus": "tuning", "chunks": chunks, "context": CONTEXT, "minutes": minutes}
+        config["types"] = ["q3_K", "q4_K", "q6_K", "q8_0"]
+        given: Command = ["--manifest", self.path("manifest.tsv"), "--imatrix", self.path("imatrix.gguf")]
+        given += ["--corpus", self.corpora["tuning"].with_suffix(".parquet")]
+        out: Command = ["--out", self.path("sensitivity.tsv"), "--report", self.path("sensitivity.json")]
+        return self.stage("sensitivity.measure", config, "--model", self.model, *given, *out, store=True)
+
     def speed(self, prompt: int, generate: int, repetitions: int) -> Command:
         """Prompt processing and generation of the source."""
         config = {"prompt": prompt, "generate": generate, "repetitions": repetitions}

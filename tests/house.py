@@ -36,9 +36,17 @@ CONFIG: dict[str, Any] = {
                 {"name": "two", "path": "two.txt", "weight": 0.5},
             ],
         },
+        "tuning": {"seed": 1, "sources": [{"name": "four", "path": "four.txt"}]},
         "held-out": {"seed": 1, "sources": [{"name": "three", "path": "three.txt"}]},
     },
     "imatrix": {"corpus": "calibration", "chunks": 4, "context": 128},
+    "sensitivity": {
+        "corpus": "tuning",
+        "chunks": 2,
+        "context": 128,
+        "minutes": 60,
+        "types": ["q4_K", "q8_0"],
+    },
     "recipes": [
         "Q8_0",
         {"name": "mix", "template": "preset", "base": "Q4_K_M", "embeddings": "q8_0", "output": "q6_K"},
@@ -67,7 +75,7 @@ class House:
             shutil.copy2(ROOT / name, folder)
         (folder / "profiles").symlink_to((ROOT / "profiles").readlink())
         shutil.copy2(ROOT / "tests" / "data" / "tiny-llama.gguf", folder)
-        for seed, name in enumerate(("one", "two", "three")):
+        for seed, name in enumerate(("one", "two", "three", "four")):
             (folder / f"{name}.txt").write_text(text(60, seed))
         house = cls(folder)
         house.configure(lambda config: None)

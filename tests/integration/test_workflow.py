@@ -8,7 +8,7 @@ import pytest
 
 from house import House
 
-LEAN: dict[str, Any] = {"imatrix": None, "bench": {}, "recipes": ["Q8_0"]}
+LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
 CARD = "write_card_without_sizes"
 
 
@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[Callable[[House], None], str]] = {
         "config.yaml: corpora.calibration.sources[1].path: no such file: two.txt",
     ),
     "a name with `..`": (field(recipes=["../x"]), 'config.yaml: recipes[0]: "../x" is not allowed'),
+    "a pool with a type that the engine lacks": (
+        lambda house: house.configure(lambda c: c["sensitivity"].update(types=["q4_K", "iq4_ks"])),
+        "config.yaml: field sensitivity.types[1]: ",
+    ),
     "an unknown template": (
         field(recipes=[{"name": "x", "template": "presett"}]),
         "config.yaml: recipe x: no template presett.yaml.j2",
@@ -152,6 +156,17 @@ def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(house: House, c
     assert word in said[0]
     assert "Traceback" not in failed.stderr
     assert not [path for path in house.made() if path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize(("text", "other"), [("four", "calibration"), ("three", "tuning")])
+def test_tuning_shares_no_row_with_what_comes_before_and_after(house: House, text: str, other: str) -> None:
+    """The text of the tuning corpus is calibrated on, or that of the held-out one is tuned on."""
+    seen = "one" if text == "four" else "four"
+    (house.folder / f"{text}.txt").write_text((house.folder / f"{seen}.txt").read_text())
+    failed = house.snakemake("results/tiny/corpus/held-out.parquet")
+    assert failed.returncode == 1
+    assert f"rows with the corpus {other}, the first begins" in failed.stderr
+    assert not house.result("corpus/held-out.parquet").exists()
 
 
 def _cut(path: Path, size: int) -> None:

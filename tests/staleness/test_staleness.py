@@ -14,6 +14,8 @@ RECIPES = {f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for re
 PLANS = {"plan_types Q8_0", "plan_types mix"}
 QUANTS = {"quantize Q8_0", "quantize mix"}
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
+TUNING = {"build_corpus tuning"}
+SENSITIVITY = {"measure_sensitivity"}
 HELD_OUT = {"build_corpus held-out"}
 PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
 KLDS = {f"measure_divergence {row}" for row in ("source", "Q8_0", "mix")}
@@ -21,7 +23,7 @@ SPEEDS = {f"measure_speed {row}" for row in ("source", "Q8_0", "mix")}
 SOURCE = {"measure_divergence source", "measure_perplexity source", "measure_speed source"}
 BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
-ALL = LISTED | RECIPES | QUANTS | CALIBRATION | HELD_OUT | BENCH | CARD
+ALL = LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
 MIX = {
     "render_recipe mix", "plan_types mix", "quantize mix",
     "measure_divergence mix", "measure_perplexity mix", "measure_speed mix",
@@ -143,8 +145,31 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "chunks of the imatrix": (
         section("imatrix", chunks=3),
-        CALIBRATION | HELD_OUT | PLANS | QUANTS | BENCH - {"measure_speed source"} | CARD,
+        CALIBRATION
+        | TUNING
+        | SENSITIVITY
+        | HELD_OUT
+        | PLANS
+        | QUANTS
+        | BENCH - {"measure_speed source"}
+        | CARD,
     ),
+    "minutes of the sensitivity": (section("sensitivity", minutes=50), SENSITIVITY),
+    "types of the sensitivity": (section("sensitivity", types=["q8_0", "q4_K"]), SENSITIVITY),
+    "chunks of the sensitivity": (
+        section("sensitivity", chunks=1),
+        TUNING | SENSITIVITY | HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
+    "no sensitivity": (section(sensitivity=None), HELD_OUT | KLDS | PERPLEXITIES | CARD),
+    "the version of the sensitivity": (
+        edit(VERSIONS, '"sensitivity.measure": 1', '"sensitivity.measure": 9'),
+        SENSITIVITY,
+    ),
+    "another tuning text": (
+        append("four.txt", "\n\nOne more paragraph."),
+        TUNING | SENSITIVITY | HELD_OUT | KLDS | PERPLEXITIES | CARD,
+    ),
+    "a deleted table of damages": (delete("sensitivity.tsv"), SENSITIVITY),
     "the seed of the held-out corpus": (
         section("corpora", "held-out", seed=2),
         HELD_OUT | KLDS | PERPLEXITIES | CARD,
@@ -164,7 +189,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "another source": (change_source, ALL),
     "another text": (
         append("two.txt", "\n\nOne more paragraph."),
-        CALIBRATION | HELD_OUT | QUANTS | BENCH - {"measure_speed source"} | CARD,
+        CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | QUANTS | BENCH - {"measure_speed source"} | CARD,
     ),
     "another held-out text": (
         append("three.txt", "\n\nOne more paragraph."),
@@ -174,7 +199,10 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         delete("gguf/tiny-mix.gguf"),
         {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
     ),
-    "a deleted imatrix": (delete("imatrix.dat"), {"measure_imatrix"} | QUANTS | BENCH - SOURCE | CARD),
+    "a deleted imatrix": (
+        delete("imatrix.dat"),
+        {"measure_imatrix"} | SENSITIVITY | QUANTS | BENCH - SOURCE | CARD,
+    ),
     "a deleted plan": (delete("plans/mix.tsv"), MIX - {"render_recipe mix"} | CARD),
     "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
     "a deleted divergence": (
@@ -190,6 +218,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
 RUN = (
     "two fields of one recipe swapped",
     "chunks of the perplexity",
+    "types of the sensitivity",
     "a sentence of the card",
     "the engine",
     "another source",

@@ -18,9 +18,11 @@ BASE: dict[str, Any] = {
     "models": {"m": {"source": {"path": "m.gguf"}, "card": {"license": "mit"}}},
     "corpora": {
         "calibration": {"seed": 1, "sources": [{"name": "a", "path": "a.txt", "weight": 0.5}]},
+        "tuning": {"sources": [{"name": "c", "path": "c.txt"}]},
         "held-out": {"sources": [{"name": "b", "path": "b.parquet", "rows": 9}]},
     },
     "imatrix": {"corpus": "calibration", "chunks": 64, "context": 512},
+    "sensitivity": {"corpus": "tuning", "minutes": 10, "types": ["q3_K", "q4_K"]},
     "recipes": ["Q8_0", {"name": "Q4_K_L", "base": "Q4_K_M", "output": "q8_0"}],
     "bench": {"perplexity": {"corpus": "held-out", "chunks": 40}, "speed": {"prompt": 16}},
 }
@@ -102,6 +104,22 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         put("corpora.held-out.sources.0.weight", 0),
         "corpora.held-out.sources[0].weight: input should be greater",
     ),
+    (
+        put("sensitivity.corpus", "calibration"),
+        "sensitivity.corpus: calibration is the corpus of imatrix too; measure on one of its own",
+    ),
+    (
+        put("bench.perplexity.corpus", "tuning"),
+        "bench.perplexity.corpus: tuning is the corpus of sensitivity too; measure on one of its own",
+    ),
+    (
+        put("models.m.sensitivity", {"corpus": "tunin"}),
+        "models.m.sensitivity.corpus: no corpus named tunin; did you mean tuning?",
+    ),
+    (put("sensitivity.minutes", 0), "sensitivity.minutes: input should be greater than 0, not 0"),
+    (put("sensitivity.minuts", 3), "sensitivity.minuts: unknown field; did you mean minutes?"),
+    (put("sensitivity.types", []), "sensitivity.types: is empty; give at least one"),
+    (put("sensitivity.types.+", "q3_K"), "sensitivity.types[2]: q3_K is there twice"),
     (put("results", "a{b}"), 'results: "a{b}" is not allowed; give a folder'),
     (put("store", {"max": "50 gb"}), 'store.max: "50 gb" is not allowed; a size is a number and its unit'),
 ]
@@ -143,14 +161,16 @@ def test_a_model_has_its_own_way() -> None:
     assert list(own.recipes_of("m")) == ["Q6_K"]
     assert parsed().imatrix_of("m") is not None
     assert parsed(put("models.m.imatrix", None)).imatrix_of("m") is None
+    assert parsed().sensitivity_of("m") == parsed().sensitivity
+    assert parsed(put("models.m.sensitivity", None)).sensitivity_of("m") is None
     speed = parsed(put("models.m.bench", {"speed": {}})).bench_of("m")
     assert speed.perplexity is None
     assert speed.speed is not None
 
 
 def test_corpora_in_the_order_of_use() -> None:
-    assert list(parsed().corpora_of("m")) == ["calibration", "held-out"]
-    assert list(parsed(put("imatrix", None)).corpora_of("m")) == ["held-out"]
+    assert list(parsed().corpora_of("m")) == ["calibration", "tuning", "held-out"]
+    assert list(parsed(put("imatrix", None)).corpora_of("m")) == ["tuning", "held-out"]
 
 
 @pytest.mark.parametrize(("kld", "most"), [(4, 40), (60, 60)])
@@ -191,7 +211,7 @@ def test_a_package_that_is_not_there() -> None:
 
 def test_files_that_do_not_exist(tmp_path: Path) -> None:
     templates = [tmp_path / "recipes"]
-    for name in ("m.gguf", "a.txt", "b.parquet", "recipes/preset.yaml.j2"):
+    for name in ("m.gguf", "a.txt", "c.txt", "b.parquet", "recipes/preset.yaml.j2"):
         change = put("models.m.source.path", str(tmp_path / "m.gguf"))
         with pytest.raises(QuantmillError, match=r"no such file|no template"):
             config.check_files(_at(tmp_path, change), "config.yaml", templates)
