@@ -86,7 +86,9 @@ def tensors(config: dict[str, Any], dtype: str) -> dict[str, tuple[str, np.ndarr
 
 def save(path: Path, given: dict[str, tuple[str, np.ndarray]]) -> None:
     """One safetensors file, written by the package."""
-    arrays = {name: np.ascontiguousarray(array.astype(TYPES[dtype])) for name, (dtype, array) in given.items()}
+    arrays = {
+        name: np.ascontiguousarray(array.astype(TYPES[dtype])) for name, (dtype, array) in given.items()
+    }
     save_file(arrays, path, {"format": "pt"})
 
 

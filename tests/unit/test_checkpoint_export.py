@@ -27,7 +27,11 @@ def run(source: Path, folder: Path, threads: int = 1) -> Path:
     """Export `source` to `folder`/new, its report beside it."""
     out = folder / "new"
     args = argparse.Namespace(
-        spec={"config": {"recipe": "MFP4"}}, source=source, out=out, report=folder / "new.json", threads=threads
+        spec={"config": {"recipe": "MFP4"}},
+        source=source,
+        out=out,
+        report=folder / "new.json",
+        threads=threads,
     )
     export.main(args, Log(folder / "log"))
     return out
@@ -96,7 +100,9 @@ def test_fused_experts_come_out_one_by_one(tmp_path: Path) -> None:
     single = digests(run(source, tmp_path))
     experts = "model.layers.0.mlp.experts"
     parts = {
-        name: np.stack([tensors.pop(f"{experts}.{e}.{name}_proj.weight")[1] for e in range(checkpoints.EXPERTS)])
+        name: np.stack(
+            [tensors.pop(f"{experts}.{e}.{name}_proj.weight")[1] for e in range(checkpoints.EXPERTS)]
+        )
         for name in ("gate", "up", "down")
     }
     tensors[f"{experts}.gate_up_proj"] = ("BF16", np.concatenate([parts["gate"], parts["up"]], axis=1))
@@ -183,7 +189,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_reading_back_sees_what_went_wrong(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_back_sees_what_went_wrong(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def damaged(folder: Path, *given: Any) -> None:
         write_weights(folder, *given)
         tensors = raw(folder)

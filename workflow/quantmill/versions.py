@@ -28,5 +28,4 @@ VERSIONS: Final[dict[str, int]] = {
     "card.plots": 1,
     "card.write": 2,
     "checkpoint.export": 1,
-    "card.write": 1,
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.checkpoint import nvfp4
@@ -81,7 +82,8 @@ def write_weights(
             for part in group:
                 bits = part.bits(source)
                 codes, scales = nvfp4.quantize(bits, part.tensor.dtype, scale, pool)
-                for tensor, data in zip(part.outputs(), (codes, scales, np.array(scale)), strict=True):
+                made: list[NDArray[Any]] = [codes, scales, np.array(scale)]
+                for tensor, data in zip(part.outputs(), made, strict=True):
                     writers[tensor.file].put(tensor.name, data)
                 done(bits.nbytes)
     if source.index is not None:

@@ -106,7 +106,7 @@ class Checkpoint:
         if (folder / INDEX).exists():
             self.index = read_json(folder / INDEX)
             try:
-                placed = dict(self.index["weight_map"])  # type: ignore[index]
+                placed = dict(self.index["weight_map"])
                 shards = sorted(set(placed.values()))
             except (KeyError, TypeError, ValueError):
                 raise QuantmillError("has no weight_map", folder / INDEX, _CURE) from None
