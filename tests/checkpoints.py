@@ -39,7 +39,7 @@ def values(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def hard(matrix: np.ndarray) -> np.ndarray:
-    """The matrix with what is hard: ties, zeros of both signs, a block of zeros, subnormal blocks, an outlier."""
+    """The matrix with what is hard: ties, zeros of both signs, a block of zeros, tiny blocks, an outlier."""
     # 2688 x 2^-14: `weight_scale_2` becomes 2^-14, and blocks whose largest is 6 x 2^-8 have exact ties.
     np.clip(matrix, -0.125, 0.125, out=matrix)
     matrix[0, 0] = 2688 * 2.0**-14
@@ -93,7 +93,7 @@ def save(path: Path, given: dict[str, tuple[str, np.ndarray]]) -> None:
 
 
 def write(folder: Path, config: dict[str, Any] = LLAMA, dtype: str = "BF16", *, shards: int = 1) -> Path:
-    """A whole checkpoint: config, weights (sharded where `shards` > 1, a tensor each in turn), a tokenizer."""
+    """A whole checkpoint: config, tokenizer, weights (with `shards` > 1 a tensor each in turn)."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config | {"dtype": np.dtype(TYPES[dtype]).name}, indent=2))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -110,7 +110,10 @@ def write(folder: Path, config: dict[str, Any] = LLAMA, dtype: str = "BF16", *, 
     return folder
 
 
-CASES = {"llama-BF16": (LLAMA, "BF16"), "llama-F16": (LLAMA, "F16"), "llama-F32": (LLAMA, "F32"), "moe-BF16": (MOE, "BF16")}  # fmt: skip
+CASES = {
+    "llama-BF16": (LLAMA, "BF16"), "llama-F16": (LLAMA, "F16"), "llama-F32": (LLAMA, "F32"),
+    "moe-BF16": (MOE, "BF16"),
+}  # fmt: skip
 
 if __name__ == "__main__":
     for case, (config, dtype) in CASES.items():

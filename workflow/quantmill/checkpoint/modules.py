@@ -157,6 +157,8 @@ def exclude_list(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
 
 def excluded(names: Iterable[str], patterns: list[str]) -> set[str]:
     """Those of the modules that vLLM's modelopt loader would leave alone: by wildcard, or by any part."""
+    if not patterns:
+        return set()
     wild = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
     inside = re.compile("|".join(re.escape(pattern) for pattern in patterns))
     return {name for name in names if wild.match(name) or inside.search(name)}

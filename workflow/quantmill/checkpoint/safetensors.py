@@ -63,14 +63,14 @@ def read_header(path: Path) -> list[Tensor]:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
             if length > min(_HEADER_MAX, size - 8):
                 raise QuantmillError("is cut short, or no safetensors file", path, _CURE)
-            header = json.loads(file.read(length))
+            header = dict(json.loads(file.read(length)))
         header.pop("__metadata__", None)
         tensors = [_tensor(name, entry, path, 8 + length) for name, entry in header.items()]
     except FileNotFoundError:
         raise QuantmillError("no such file", path, "check the path") from None
     except OSError as error:
         raise QuantmillError(f"cannot be read ({error.strerror})", path) from None
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, RecursionError):
         raise QuantmillError("has no valid header", path, _CURE) from None
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.bytes))
     end = 8 + length
