@@ -38,8 +38,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a length past the end": (lambda p: p.write_bytes(b"\x09" + bytes(7) + b"{}"), "is cut short"),
     "no JSON": (lambda p: p.write_bytes(b"\x02" + bytes(7) + b"}{"), "has no valid header"),
     "no UTF-8": (lambda p: p.write_bytes(b"\x02" + bytes(7) + b"\xff\xfe"), "has no valid header"),
-    "a deep list": (lambda p: p.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5), "has no valid header"),
-    "a list": (lambda p: p.write_bytes(b"\x02" + bytes(7) + b"[]"), "has no valid header"),
+    "a deep list": (lambda p: p.write_bytes(b"\x0f\x27" + bytes(6) + b"[" * 9999), "has no valid header"),
+    "a list": (lambda p: p.write_bytes(b"\x03" + bytes(7) + b"[1]"), "has no valid header"),
     "cut short": (header(lambda h: None, bytes(12)), "bytes, its header speaks of"),
     "bytes left over": (header(lambda h: None, bytes(17)), "bytes, its header speaks of"),
     "an offset past the end": (
