@@ -119,13 +119,12 @@ class Checkpoint:
         for name, shard in placed.items():
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise QuantmillError(f"lacks {name}, which {INDEX} places there", folder / shard, _CURE)
-        self._maps: dict[Path, Bytes] = {}
 
     def data(self, tensor: Tensor) -> Bytes:
-        """A tensor's bytes, by memory map."""
-        if tensor.file not in self._maps:
-            self._maps[tensor.file] = np.memmap(tensor.file, np.uint8, "r")
-        return self._maps[tensor.file][tensor.offset : tensor.offset + tensor.bytes]
+        """A tensor's bytes, by a memory map of its own: its pages go with it."""
+        if not tensor.bytes:
+            return np.empty(0, np.uint8)
+        return np.memmap(tensor.file, np.uint8, "r", tensor.offset, tensor.bytes)
 
 
 class Writer:
