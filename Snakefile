@@ -20,6 +20,7 @@ rule all:
     default_target: True
     input:
         every(results_of),
+        exports(),
 
 
 rule cards:
@@ -35,6 +36,11 @@ rule quants:
 rule plans:
     input:
         every(plans_of),
+
+
+rule checkpoints:
+    input:
+        exports(),
 
 
 rule imatrices:
@@ -56,6 +62,7 @@ include: "workflow/rules/recipe.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/card.smk"
+include: "workflow/rules/checkpoint.smk"
 
 
 onerror:

@@ -57,6 +57,25 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         put("models.m.source", {"hf": "a/b", "file": "x.gguf", "revision": "main"}),
         'models.m.source.revision: "main" is not allowed; give the whole commit',
     ),
+    (
+        put("models.c", {"source": {"checkpoint": "x"}}),
+        "models.c.recipes: Q8_0 is no recipe for a checkpoint",
+    ),
+    (
+        put(
+            "models.c",
+            {"source": {"checkpoint": "x"}, "recipes": [{"name": "a", "template": "mfp4", "x": 1}]},
+        ),
+        "models.c.recipes: a is no recipe for a checkpoint; give it {name: ..., template: mfp4} alone",
+    ),
+    (
+        put("models.c", {"source": {"checkpoint": "x"}, "bench": {}}),
+        "models.c.bench: a checkpoint is exported and not run; leave this out",
+    ),
+    (
+        put("models.c", {"source": {"checkpoint": "x{y}"}}),
+        'models.c.source.checkpoint: "x{y}" is not allowed',
+    ),
     (put("models.m.card.licence", "x"), "models.m.card.licence: unknown field; did you mean license?"),
     (put("models.a b", BASE["models"]["m"]), 'models.a b: "a b" is not allowed; names become file names'),
     (put("models.a/b", BASE["models"]["m"]), 'models.a/b: "a/b" is not allowed'),

@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "measure": {"engine", "model", "corpus", "recipe", "quantize"},
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
+    "checkpoint": set(),
     "card": set(),
 }
 

@@ -42,6 +42,7 @@ from quantmill.fields import (
     size_bytes,
 )  # fmt: skip
 from quantmill.fields import Strict as _Strict
+from quantmill.fields_checkpoint import CheckpointSource, check_folders, check_recipes, of_ggufs
 from quantmill.fields_recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
 from quantmill.measured import Bench, Chunks, Probes
 from quantmill.refusal import explain, refuse, refuse_twice
@@ -72,12 +73,13 @@ class HubSource(_Strict):
 
 def _kind_of_source(given: Any) -> str:
     keys = given if isinstance(given, dict) else vars(given) if isinstance(given, BaseModel) else ()
-    return next((kind for kind in ("<package>", "<hf>") if kind[1:-1] in keys), "<path>")
+    return next((kind for kind in ("<package>", "<hf>", "<checkpoint>") if kind[1:-1] in keys), "<path>")
 
 
 Source = Annotated[
     Annotated[PackageSource, Tag("<package>")]
     | Annotated[HubSource, Tag("<hf>")]
+    | Annotated[CheckpointSource, Tag("<checkpoint>")]
     | Annotated[PathSource, Tag("<path>")],
     Discriminator(_kind_of_source),
 ]
@@ -173,8 +175,11 @@ class Config(_Strict):
         for name, model in self.models.items():
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
-            self._check_budgets(name)
-            self._check_corpora(name)
+            if isinstance(model.source, CheckpointSource):
+                check_recipes(f"models.{name}", model.model_fields_set, self.recipes_of(name).values())
+            else:
+                self._check_budgets(name)
+                self._check_corpora(name)
         return self
 
     def _check_budgets(self, name: str) -> None:
@@ -285,6 +290,8 @@ def source_files(config: Config, model: str) -> list[Path]:
     fetched to. QuantmillError where a package is not installed.
     """
     source = config.models[model].source
+    if isinstance(source, CheckpointSource):
+        return source.files
     if isinstance(source, HubSource):
         first = Path(config.results) / model / "source" / source.file
     elif isinstance(source, PathSource):
@@ -317,6 +324,8 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
 
     `templates` are the folders in which templates are looked for, first one first.
     """
+    check_folders(config.models, file)
+    config = of_ggufs(config)
     for name, model in config.models.items():
         if not isinstance(model.source, HubSource):
             for path in source_files(config, name):

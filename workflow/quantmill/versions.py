@@ -27,4 +27,5 @@ VERSIONS: Final[dict[str, int]] = {
     "sensitivity.measure": 1,
     "card.plots": 1,
     "card.write": 2,
+    "checkpoint.export": 1,
 }

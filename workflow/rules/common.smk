@@ -18,6 +18,7 @@ from quantmill import spec
 from quantmill.budget import choices
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.fields_checkpoint import of_ggufs
 from quantmill.recipe.rules import known_type
 from quantmill.refusal import check_duplicates
 
@@ -59,8 +60,11 @@ with refusing():
     config_file = " + ".join(config_files) or "--config"
     for file in config_files:
         check_duplicates(Path(file))
-    cfg = user.parse(config, config_file)
-    user.check_files(cfg, config_file, TEMPLATES)
+    given = user.parse(config, config_file)
+    user.check_files(given, config_file, TEMPLATES)
+    # Of checkpoints nothing is made but their export; all else here is about GGUFs.
+    cfg = of_ggufs(given)
+    CHECKPOINTS = {name: model for name, model in given.models.items() if name not in cfg.models}
     for model in cfg.models:
         for number, name in enumerate(cfg.probes_of(model).types if cfg.probes_of(model) else []):
             known_type(name, f"sensitivity.types[{number}]", config_file)
@@ -292,6 +296,20 @@ def results_of(model):
         measured_in(model),
     ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
+
+
+def checkpoints_of(model):
+    """The exports of a checkpoint: of each folder the files that all have, and its report."""
+    return [
+        of(model, f"checkpoint/{model}-{recipe}{name}")
+        for recipe in given.recipes_of(model)
+        for name in ("/config.json", "/hf_quant_config.json", ".json")
+    ]
+
+
+def exports():
+    """The exports of every checkpoint."""
+    return [file for model in CHECKPOINTS for file in checkpoints_of(model)]
 
 
 def every(files_of):

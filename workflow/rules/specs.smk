@@ -158,6 +158,12 @@ def quantize_spec(model, recipe):
 
 
 @cached
+def export_spec(model, recipe):
+    digests = {path.name: file_sha256(path) for path in CHECKPOINTS[model].source.files}
+    return spec.make("checkpoint.export", {"recipe": recipe}, {"source": spec.digest(digests)})
+
+
+@cached
 def gguf_identity(model, recipe):
     return source_sha256(model) if recipe == "source" else spec.digest(quantize_spec(model, recipe))
 

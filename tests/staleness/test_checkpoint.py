@@ -1,0 +1,130 @@
+"""Snakemake over a checkpoint: what is made, when it is made again, what is refused."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpoints
+from house import ROOT, House
+
+EXPORT = {"export_checkpoint MFP4"}
+MODEL: dict[str, Any] = {
+    "source": {"checkpoint": "a folder"},
+    "recipes": [{"name": "MFP4", "template": "mfp4"}],
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """A checkout, in a folder whose name has a space, with a checkpoint alone."""
+    house = House.build(tmp_path / "a house")
+    checkpoints.write(house.folder / "a folder", shards=2)
+    house.configure(lambda config: config.update(models={"small": MODEL}))
+    return house
+
+
+def file(house: House, name: str) -> Path:
+    """A file of the export, or its report."""
+    return house.folder / "results" / "small" / "checkpoint" / f"small-MFP4{name}"
+
+
+def flip(house: House) -> None:
+    """Another value in the last tensor of a shard."""
+    path = house.folder / "a folder" / "model-00002-of-00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def touch(house: House) -> None:
+    """The checkpoint's files as if of now."""
+    now = time.time()
+    for path in (house.folder / "a folder").iterdir():
+        os.utime(path, (now, now))
+
+
+def with_bench(house: House) -> None:
+    """Settings of what a checkpoint has no part in."""
+    house.configure(lambda config: config.update(models={"small": MODEL}, imatrix=None, bench={}))
+
+
+def second(house: House) -> None:
+    """A recipe more."""
+    recipes = [*MODEL["recipes"], {"name": "again", "template": "mfp4"}]
+    house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
+
+
+VERSION = '"checkpoint.export": 1', '"checkpoint.export": 9'
+CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+    "nothing": (lambda house: None, set()),
+    "touched files": (touch, set()),
+    "what has no part in it": (with_bench, set()),
+    "another weight": (flip, EXPORT),
+    "another tokenizer": (lambda h: h.edit("a folder/tokenizer_config.json", "{", "{ "), EXPORT),
+    "a file more": (lambda h: (h.folder / "a folder" / "vocab.txt").write_text("a"), EXPORT),
+    "the version of the stage": (lambda h: h.edit("workflow/quantmill/versions.py", *VERSION), EXPORT),
+    "a deleted folder": (lambda h: shutil.rmtree(file(h, "")), EXPORT),
+    "a deleted report": (lambda h: file(h, ".json").unlink(), EXPORT),
+    "a recipe more": (second, {"export_checkpoint again"}),
+}
+
+
+def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
+    assert house.due() == EXPORT
+    house.run()
+    made = {path.name for path in file(house, "").iterdir()}
+    source = {path.name for path in (house.folder / "a folder").iterdir()}
+    assert made == source | {"hf_quant_config.json"}
+    assert json.loads(file(house, ".json").read_text())["quant_algo"] == "W4A16_NVFP4"
+    assert {path.name for path in file(house, "").parent.iterdir()} == {"small-MFP4", "small-MFP4.json"}
+    for number, (case, (change, expected)) in enumerate(CASES.items()):
+        copy = house.copy(tmp_path / f"copy {number}")
+        change(copy)
+        assert copy.due() == expected, case
+        if case == "another weight":
+            copy.run()
+            assert copy.due() == set()
+
+
+def test_beside_a_gguf_both_are_made(house: House) -> None:
+    house.configure(
+        lambda config: (
+            config["models"].update(small=MODEL) or config.update(imatrix=None, bench={}, recipes=["Q8_0"])
+        )
+    )
+    due = house.due()
+    assert due == EXPORT | {
+        "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "write_card_without_sizes"
+    }  # fmt: skip
+    assert house.due("checkpoints") == EXPORT
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(house: House) -> None:
+    (house.folder / "a folder" / "model-00001-of-00002.safetensors").unlink()
+    refused = house.snakemake()
+    assert refused.returncode == 1
+    line = "error: a folder: no model-00001-of-00002.safetensors, named by model.safetensors.index.json"
+    assert any(said.startswith(line) for said in refused.stderr.splitlines())
+    assert not file(house, "").exists()
+    (house.folder / "a folder" / "config.json").unlink()
+    refused = house.snakemake()
+    assert refused.stderr.splitlines()[-1] == (
+        "error: config.yaml: models.small.source.checkpoint: no config.json in a folder; check the path"
+    )
+
+
+def test_the_example_is_what_the_tests_make_and_builds(house: House, tmp_path: Path) -> None:
+    example = ROOT / "examples" / "tiny-checkpoint"
+    made = checkpoints.write(tmp_path / "made")
+    assert {p.name: p.read_bytes() for p in example.iterdir()} == {
+        p.name: p.read_bytes() for p in made.iterdir()
+    }
+    shutil.copytree(ROOT / "examples", house.folder / "examples")
+    house.run("--configfile=examples/mfp4.yaml")
+    assert (house.folder / "results" / "tiny-random" / "checkpoint" / "tiny-random-MFP4.json").is_file()

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: safetensors read, quantized to NVFP4, written and checked; no GGUF, no torch."""

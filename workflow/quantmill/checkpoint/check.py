@@ -1,0 +1,104 @@
+"""Reads an exported checkpoint back and holds it against its source: nothing is taken on trust.
+
+Seen going wrong in other exports: experts silently zeroed, a head in the
+exclude list and quantized all the same, weights only in name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantmill.checkpoint import nvfp4
+from quantmill.checkpoint.modules import Part, excluded
+from quantmill.checkpoint.safetensors import Bytes, Checkpoint, Tensor
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json
+
+# The root of summed squares is off by 0.095 for weights of a normal distribution, and by less
+# than this for whatever a block of 16 can hold; only a tensor that a shared scale drowns has more.
+ERROR_MAX = 0.3
+_PIECE = 1 << 24
+
+
+def check(
+    folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor], pool: Executor,
+    done: Callable[[int], None],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Names, dtypes, shapes, every byte that was to stay, and the error of every matrix that was not.
+
+    Returns a row for each quantized matrix: module, shape, source dtype, and
+    the relative error (root of summed squares). `done` takes the source bytes
+    gone through. QuantmillError at the first difference.
+    """
+    made = Checkpoint(folder)
+    parts = list(parts)
+    expected, found = (
+        {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
+        for tensors in (
+            [*kept, *(tensor for part in parts for tensor in part.outputs())],
+            made.tensors.values(),
+        )
+    )
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise _wrong(f"is {found.get(name)}, not {expected.get(name)}", name, folder)
+    for tensor in kept:
+        if not _same(made.data(made.tensors[tensor.name]), source.data(tensor)):
+            raise _wrong("was to stay as it is and did not", tensor.name, folder)
+        done(tensor.bytes)
+    rows = []
+    for part in parts:
+        error = _error(made, source, part, pool)
+        if not error <= ERROR_MAX:
+            raise _wrong(f"has a relative error of {error:.3g} read back", part.module, folder)
+        rows.append(
+            {
+                "name": part.module,
+                "shape": [*part.shape],
+                "dtype": part.tensor.dtype,
+                "error": round(error, 6),
+            }
+        )
+        done(part.bits(source).nbytes)
+    return rows
+
+
+def _same(one: Bytes, other: Bytes) -> bool:
+    """Whether the bytes are equal, looked at in pieces: a comparison takes as much memory again."""
+    return all(
+        np.array_equal(one[start : start + _PIECE], other[start : start + _PIECE])
+        for start in range(0, len(other), _PIECE)
+    )
+
+
+def _error(made: Checkpoint, source: Checkpoint, part: Part, pool: Executor) -> float:
+    codes, scales, scale = (
+        made.data(made.tensors[tensor.name]).reshape(tensor.shape or (-1,)) for tensor in part.outputs()
+    )
+    bits, dtype = part.bits(source), part.tensor.dtype
+    return nvfp4.relative_error(bits, dtype, codes, scales, scale.view(np.float32)[0], pool)
+
+
+def check_config(folder: Path, quantized: list[str], kept: list[str]) -> None:
+    """Both configs name the algorithm, and their exclude list means `kept` and nothing of `quantized`.
+
+    Held by the rules of vLLM's loader, for it sees fused modules too: whatever
+    says `gate_proj` is looked up as `gate_up_proj` as well.
+    """
+    inner = read_json(folder / "config.json")["quantization_config"]
+    outer = read_json(folder / "hf_quant_config.json")["quantization"]
+    if inner["ignore"] != outer["exclude_modules"] or inner["quant_algo"] != outer["quant_algo"]:
+        raise _wrong("differ in what they say of the quantization", "the two configs", folder)
+    fused = {name.replace("gate_proj", "gate_up_proj") for name in quantized}
+    wrong = excluded(fused | set(quantized), inner["ignore"]) or set(kept) - excluded(kept, inner["ignore"])
+    if wrong:
+        raise _wrong("stands wrongly with the exclude list", min(wrong), folder)
+
+
+def _wrong(what: str, name: str, folder: Path) -> QuantmillError:
+    return QuantmillError(f"{name} {what}", folder, "nothing was kept; look at that tensor in the source")

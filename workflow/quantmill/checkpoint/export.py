@@ -1,0 +1,212 @@
+"""A Hugging Face checkpoint, its MLP weights as NVFP4: the folder that vLLM's modelopt loader takes.
+
+Weights only (W4A16_NVFP4): nothing is calibrated and nothing said of activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill import command
+from quantmill.checkpoint import nvfp4
+from quantmill.checkpoint.check import check, check_config
+from quantmill.checkpoint.modules import Part, exclude_list, find, kept_modules
+from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
+from quantmill.progress import Log
+from quantmill.spec import file_sha256
+
+ALGORITHM = "W4A16_NVFP4"
+CONFIG, QUANT_CONFIG = "config.json", "hf_quant_config.json"
+# Loaders of hf_quant_config.json refuse any other name; the version is the one whose bytes these are.
+PRODUCER = {"name": "modelopt", "version": "0.47.0"}
+# Weights in whatever form, and what is written anew or speaks of the source alone.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt"}
+_NOT_CARRIED = {CONFIG, QUANT_CONFIG, INDEX, "pytorch_model.bin.index.json", "README.md"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The source's config.json; QuantmillError where it says that the weights are quantized already."""
+    config = dict(read_json(folder / CONFIG))
+    if "quantization_config" in config or (folder / QUANT_CONFIG).exists():
+        raise QuantmillError("is quantized already", folder, "take the checkpoint in BF16 or F16")
+    return config
+
+
+def layers_of(config: dict[str, Any]) -> int | None:
+    """The number of layers, of a model with vision those of its language model."""
+    text = config.get("text_config", config)
+    return text.get("num_hidden_layers") if isinstance(text, dict) else None
+
+
+def carried(folder: Path) -> list[Path]:
+    """The files that go along unchanged: tokenizer, generation settings, code, licence."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.suffix not in _WEIGHTS and path.name not in _NOT_CARRIED]
+
+
+def write_weights(
+    folder: Path, source: Checkpoint, groups: list[list[Part]], kept: list[Tensor], pool: Executor,
+    done: Callable[[int], None],
+) -> None:  # fmt: skip
+    """The tensors, in files of the source's names, and their index where the source has one.
+
+    One group of matrices is in memory at a time: gate and up, which share a scale.
+    """
+    outputs = outputs_of(groups, kept)
+    with ExitStack() as stack:
+        writers = {
+            shard: stack.enter_context(
+                Writer(folder / shard.name, [tensor for tensor in outputs if tensor.file == shard])
+            )
+            for shard in source.shards
+        }
+        for tensor in kept:
+            writers[tensor.file].put(tensor.name, source.data(tensor))
+            done(tensor.bytes)
+        for group in groups:
+            scale = nvfp4.tensor_scale(max(_largest(part, source, pool) for part in group))
+            for part in group:
+                bits = part.bits(source)
+                codes, scales = nvfp4.quantize(bits, part.tensor.dtype, scale, pool)
+                made: list[NDArray[Any]] = [codes, scales, np.array(scale)]
+                for tensor, data in zip(part.outputs(), made, strict=True):
+                    writers[tensor.file].put(tensor.name, data)
+                done(bits.nbytes)
+    if source.index is not None:
+        metadata = {**source.index.get("metadata", {}), "total_size": sum(tensor.bytes for tensor in outputs)}
+        placed = {tensor.name: tensor.file.name for tensor in outputs}
+        write_json(folder / INDEX, {"metadata": metadata, "weight_map": placed})
+
+
+def outputs_of(groups: list[list[Part]], kept: list[Tensor]) -> list[Tensor]:
+    """All tensors of the new checkpoint; `file` is the source's file, by whose name theirs goes."""
+    return [*kept, *(tensor for group in groups for part in group for tensor in part.outputs())]
+
+
+def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
+    largest = nvfp4.largest(part.bits(source), part.tensor.dtype, pool)
+    if largest is None:
+        raise QuantmillError("has values that are not finite", part.tensor.name, "the source is broken")
+    return largest
+
+
+def write_configs(folder: Path, config: dict[str, Any], exclude: list[str]) -> None:
+    """config.json with its quantization_config, and hf_quant_config.json: loaders look at either."""
+    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": nvfp4.BLOCK}
+    quantization = {
+        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+        "ignore": exclude,
+        "quant_algo": ALGORITHM,
+        "producer": PRODUCER,
+        "quant_method": "modelopt",
+    }
+    text = json.dumps(config | {"quantization_config": quantization}, indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n")
+    outer = {
+        "quant_algo": ALGORITHM,
+        "kv_cache_quant_algo": None,
+        "group_size": nvfp4.BLOCK,
+        "exclude_modules": exclude,
+    }
+    write_json(folder / QUANT_CONFIG, {"producer": PRODUCER, "quantization": outer})
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A new folder that stands under its name when the block ends without error, and else nowhere."""
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise QuantmillError(what, folder, "free some space or choose another place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def report(folder: Path, recipe: str, rows: list[dict[str, Any]], exclude: list[str]) -> dict[str, Any]:
+    """What the folder holds: its files with their digests, tensors by dtype, the error of each matrix."""
+    tensors = list(Checkpoint(folder).tensors.values())
+    files = [
+        {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    ]
+    count, size = Counter(t.dtype for t in tensors), Counter[str]()
+    for tensor in tensors:
+        size[tensor.dtype] += tensor.bytes
+    worst = max(rows, key=lambda row: row["error"])
+    return {
+        "recipe": recipe,
+        "quant_algo": ALGORITHM,
+        "bytes": sum(file["bytes"] for file in files),
+        "files": files,
+        "dtypes": {dtype: {"tensors": count[dtype], "bytes": size[dtype]} for dtype in count},
+        "exclude": exclude,
+        "error": {
+            "mean": round(sum(row["error"] for row in rows) / len(rows), 6),
+            "max": worst["error"],
+            "name": worst["name"],
+        },
+        "quantized": rows,
+    }
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `checkpoint.export`."""
+    config = read_config(args.source)
+    source = Checkpoint(args.source)
+    groups = find(source.tensors, layers_of(config))
+    parts = [part for group in groups for part in group]
+    quantized = [part.module for part in parts]
+    taken = {part.tensor.name for part in parts}
+    kept = [tensor for tensor in source.tensors.values() if tensor.name not in taken]
+    unchanged = kept_modules(kept, quantized)
+    exclude = exclude_list(unchanged, quantized)
+    total = sum(tensor.bytes for tensor in source.tensors.values())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(tensor.bytes for tensor in outputs_of(groups, kept))
+    if (free := shutil.disk_usage(args.out.parent).free) < needed:
+        raise QuantmillError(
+            f"needs {needed:,} bytes, the disk has {free:,} left", args.out, "free some space"
+        )
+    with ThreadPoolExecutor(args.threads) as pool, building(args.out) as folder:
+        for path in carried(args.source):
+            shutil.copyfile(path, folder / path.name)
+        with log.progress("export", round(total / 2**20, 1), "MiB") as progress:
+            write_weights(folder, source, groups, kept, pool, lambda size: progress.add(size / 2**20))
+        write_configs(folder, config, exclude)
+        with log.progress("check", round(total / 2**20, 1), "MiB") as progress:
+            rows = check(folder, source, parts, kept, pool, lambda size: progress.add(size / 2**20))
+        check_config(folder, quantized, unchanged)
+        facts = report(folder, args.spec["config"]["recipe"], rows, exclude)
+    write_json(args.report, facts)
+    log.say(
+        f"{len(parts)} matrices as NVFP4, {len(kept)} tensors as they were; {facts['bytes']:,} bytes; "
+        f"relative error {facts['error']['mean']} on average, {facts['error']['max']} at most"
+    )
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True)
+    arguments.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
+    arguments.add_argument("--out", type=Path, required=True, help="the new folder")
+    arguments.add_argument("--report", type=Path, required=True, help="JSON of what it holds")
+    command.run(arguments, main)
