@@ -300,11 +300,9 @@ def results_of(model):
 
 def checkpoints_of(model):
     """The exports of a checkpoint: of each folder the files that all have, and its report."""
-    return [
-        of(model, f"checkpoint/{model}-{recipe}{name}")
-        for recipe in given.recipes_of(model)
-        for name in ("/config.json", "/hf_quant_config.json", ".json")
-    ]
+    folders = [f"checkpoint/{model}-{recipe}" for recipe in given.recipes_of(model)]
+    files = ("{}/config.json", "{}/hf_quant_config.json", "{}.json")
+    return [of(model, file.format(folder)) for folder in folders for file in files]
 
 
 def exports():
