@@ -15,7 +15,7 @@ PLANS = {"plan_types Q8_0", "plan_types mix"}
 QUANTS = {"quantize Q8_0", "quantize mix"}
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 TUNING = {"build_corpus tuning"}
-SENSITIVITY = {"measure_sensitivity"}
+SENSITIVITY = {"measure_sensitivity", "draw_sensitivity"}
 HELD_OUT = {"build_corpus held-out"}
 PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
 KLDS = {f"measure_divergence {row}" for row in ("source", "Q8_0", "mix")}
@@ -154,8 +154,8 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         | BENCH - {"measure_speed source"}
         | CARD,
     ),
-    "minutes of the sensitivity": (section("sensitivity", minutes=50), SENSITIVITY),
-    "types of the sensitivity": (section("sensitivity", types=["q8_0", "q4_K"]), SENSITIVITY),
+    "minutes of the sensitivity": (section("sensitivity", minutes=50), SENSITIVITY | CARD),
+    "types of the sensitivity": (section("sensitivity", types=["q8_0", "q4_K"]), SENSITIVITY | CARD),
     "chunks of the sensitivity": (
         section("sensitivity", chunks=1),
         TUNING | SENSITIVITY | HELD_OUT | KLDS | PERPLEXITIES | CARD,
@@ -163,13 +163,13 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "no sensitivity": (section(sensitivity=None), HELD_OUT | KLDS | PERPLEXITIES | CARD),
     "the version of the sensitivity": (
         edit(VERSIONS, '"sensitivity.measure": 1', '"sensitivity.measure": 9'),
-        SENSITIVITY,
+        SENSITIVITY | CARD,
     ),
     "another tuning text": (
         append("four.txt", "\n\nOne more paragraph."),
         TUNING | SENSITIVITY | HELD_OUT | KLDS | PERPLEXITIES | CARD,
     ),
-    "a deleted table of damages": (delete("sensitivity.tsv"), SENSITIVITY),
+    "a deleted table of damages": (delete("sensitivity.tsv"), SENSITIVITY | CARD),
     "the seed of the held-out corpus": (
         section("corpora", "held-out", seed=2),
         HELD_OUT | KLDS | PERPLEXITIES | CARD,
