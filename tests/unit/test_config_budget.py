@@ -23,8 +23,8 @@ FULL: dict[str, Any] = {
     "memory": {"total": "16 GiB", "context": 32768, "cache": "q8_0", "reserve": "500 MB"},
     "types": ["q3_K", "q4_K"], "harmonize": [["attn_q", "attn_k"]],
     "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"},
-    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required",
-    "damage": "error", "gate": False,
+    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required", "damage": "error",
+    "gate": False,
 }  # fmt: skip
 
 
