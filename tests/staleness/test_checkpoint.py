@@ -95,7 +95,8 @@ def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_pa
 def test_beside_a_gguf_both_are_made(house: House) -> None:
     house.configure(
         lambda config: (
-            config["models"].update(small=MODEL) or config.update(imatrix=None, bench={}, recipes=["Q8_0"])
+            config["models"].update(small=MODEL)
+            or config.update(imatrix=None, sensitivity=None, bench={}, recipes=["Q8_0"])
         )
     )
     due = house.due()
