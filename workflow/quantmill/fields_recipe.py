@@ -78,7 +78,8 @@ class BudgetRecipe(Strict):
         default="kld", description="what is added up: the divergence, or the error of quantizing alone"
     )
     gate: bool = Field(
-        default=True, description="the card recommends it only where it beats every preset of its size"
+        default=True,
+        description="the card recommends it only where it beats the best other file within its budget",
     )
 
     @model_validator(mode="after")

@@ -27,6 +27,11 @@ FITTED = ("fit", "poor", "small")
 COLUMNS = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
 
 
+def edit(path: Path, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    write_json(path, read_json(path) | fields)
+
+
 def report(size: int, **fields: Any) -> dict[str, Any]:
     """The report of an allocation."""
     return {
@@ -66,12 +71,15 @@ def fit_of(results: Results, name: str) -> Any:
     return next(fit for fit in results.fits if fit.quant.name == name)
 
 
-def test_the_rival_is_the_best_file_that_is_no_larger(fitted: tuple[Path, dict[str, Any]]) -> None:
+def test_the_rival_is_the_best_file_within_the_budget(fitted: tuple[Path, dict[str, Any]]) -> None:
     results = read(*fitted)
     sizes = {quant.name: quant.bytes for quant in results.quants}
     assert sizes["Q6_K"] > sizes["fit"] > sizes["poor"] > sizes["Q3_K_M"] > sizes["small"]
     assert fit_of(results, "fit").rival.name == "Q4_K_M"
     assert fit_of(results, "small").rival is None
+    # a file may be smaller than its budget, and than a rival within it
+    edit(fitted[0] / "recipes" / "small.json", budget={"size": sizes["Q3_K_M"], "bytes": sizes["Q3_K_M"]})
+    assert fit_of(read(*fitted), "small").rival.name == "Q3_K_M"
     assert fit_of(results, "fit").difference.mean == pytest.approx(
         fit_of(results, "fit").quant.divergence.mean - fit_of(results, "fit").rival.divergence.mean
     )
@@ -83,7 +91,7 @@ def test_what_does_not_surely_win_is_not_recommended(fitted: tuple[Path, dict[st
     assert set(results.rejected) == {"poor"}
     assert fit_of(results, "fit").verdict == "better than `Q4_K_M`"
     assert fit_of(results, "poor").verdict == "**not recommended:** worse than `Q3_K_M`"
-    assert fit_of(results, "small").verdict == "no other file of at most its size to compare with"
+    assert fit_of(results, "small").verdict == "no other file within its budget to compare with"
     card = write.render(results, config)
     line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
     assert "**not recommended:**" in line and "★" not in line

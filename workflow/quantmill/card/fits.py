@@ -1,7 +1,8 @@
 """Recipes that were fitted to a budget: what was predicted and what was measured, and whether they win.
 
 A fitted file is recommended only where it beats, beyond doubt, the best of the
-usual recipes' files of at most its size, in pairs on the same held-out chunks.
+usual recipes' files within its budget, in pairs on the same held-out chunks. (Not
+of its size: it may be a few bytes smaller than the preset whose size was asked for.)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Fit:
     def verdict(self) -> str:
         """In a few words (markdown)."""
         if self.rival is None:
-            return "no other file of at most its size to compare with"
+            return "no other file within its budget to compare with"
         name = code(self.rival.name)
         if self.difference is None:
             said = f"not measured against {name}"
@@ -95,7 +96,7 @@ class Fit:
 
 
 def fitted(quants: Sequence[Quant]) -> list[Fit]:
-    """The fitted ones of the quants, each beside the best usual one of at most its size.
+    """The fitted ones of the quants, each beside the best usual one within its budget.
 
     The best is the one of the least loss; where nothing was measured, the largest.
     """
@@ -105,10 +106,10 @@ def fitted(quants: Sequence[Quant]) -> list[Fit]:
 
 def _fit(quant: Quant, usual: Sequence[Quant]) -> Fit:
     assert quant.fit is not None
-    smaller = [other for other in usual if other.bytes <= quant.bytes]
-    told = [other for other in smaller if other.loss is not None]
+    within = [other for other in usual if other.bytes <= quant.fit["budget"]["bytes"]]
+    told = [other for other in within if other.loss is not None]
     rival = min(told, key=lambda other: other.loss.mean if other.loss else 0.0, default=None)
-    rival = rival or (smaller[0] if smaller else None)
+    rival = rival or (within[0] if within else None)
     difference = quant.against(rival) if rival and rival.loss and quant.loss else None
     return Fit(quant, quant.fit, rival, difference)
 

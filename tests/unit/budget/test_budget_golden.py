@@ -1,0 +1,75 @@
+"""What importing and allocating make of one small model: it changes only with their versions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget_data import DATA
+from quantmill import spec
+from quantmill.versions import VERSIONS
+
+# Stage -> (its version, sha256 of its outputs one after the other).
+GOLDEN = {
+    "budget.imported": (1, "8df68f3b50d65db38e40d54917a9b729629813b3e0380bd3d98da9bb9f178b56"),
+    "budget.allocate": (1, "c037c79e43437decefff1e52ad0566e5f9d58f11813b9ab71a9216cdbec73110"),
+}
+RESULTS = """QTYPE,{names}
+q2_K,{values}
+q4_K,{finer}
+"""
+CURVE = """QTYPE,group0
+bf16,0
+q2_K,0.2
+q3_K,0.07
+q4_K,0.02
+q5_K,0.008
+q6_K,0.002
+q8_0,0.001
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str]:
+    """The digest of each stage's outputs."""
+    names = [
+        f"blk.{layer}.{role}.weight"
+        for layer in range(2)
+        for role in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    ]
+    values = [round(0.001 * (1 + number * 7 % 11), 3) for number in range(len(names))]
+    values[3] = 404.0
+    (tmp_path / "results.csv").write_text(RESULTS.format(
+        names=",".join(names), values=",".join(map(str, values)),
+        finer=",".join(str(value if value == 404 else round(value / 8, 6)) for value in values),
+    ))  # fmt: skip
+    (tmp_path / "curve.csv").write_text(CURVE)
+    fields = {"pin": [{"role": "token_embd", "type": "q6_K"}], "at_least": {"attn_v": "q5_K"}}
+    stages: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+        "budget.imported": (
+            {}, ["--results", "results.csv", "--curve", "curve.csv", "--out", "s.tsv", "--report", "s.json"],
+            ["s.tsv", "s.json"],
+        ),
+        "budget.allocate": (
+            config({"bpw": 4.5}, **fields),
+            ["--damages", "s.tsv", "--out", "r.yaml", "--report", "r.json"],
+            ["r.yaml", "r.json"],
+        ),
+    }  # fmt: skip
+    digests = {}
+    for stage, (settings, options, outputs) in stages.items():
+        model = DATA / "tiny-llama.gguf"
+        words = ["--spec", spec.make(stage, settings, {}), "--model", str(model), "--log", "log", *options]
+        subprocess.run([sys.executable, "-m", f"quantmill.{stage}", *words], cwd=tmp_path, check=True)
+        digests[stage] = spec.digest("".join((tmp_path / name).read_text() for name in outputs))
+    return digests
+
+
+def test_the_output_changes_only_with_the_version(made: dict[str, str]) -> None:
+    found = {stage: (VERSIONS[stage], digest) for stage, digest in made.items()}
+    assert found == GOLDEN, "an output changed: raise its version in versions.py, then note both here"
