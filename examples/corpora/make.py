@@ -28,10 +28,7 @@ CODE = {
         "contextlib csv dataclasses difflib dis enum fileinput fractions gettext http/client "
         "inspect json/decoder json/encoder mailbox pathlib pdb pickle plistlib"
     ),
-    "tuning": (
-        "asyncio/events cProfile code codecs email/message functools hashlib imaplib ipaddress lzma "
-        "netrc optparse profile pydoc sqlite3/dump tarfile trace urllib/request zipfile"
-    ),
+    "tuning": "asyncio/events cProfile imaplib lzma netrc pydoc sqlite3/dump urllib/request zipfile",
     "held-out": (
         "asyncio/streams collections/__init__ doctest fnmatch glob graphlib "
         "gzip locale pprint queue random reprlib sched selectors shelve "

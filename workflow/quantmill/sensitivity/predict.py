@@ -7,7 +7,7 @@ The KLD of tensor t at type q is modelled as
 where error = noise + bias^2 is the error table's. Noise is what each weight is
 off by as by chance, bias what the whole tensor is shrunk or stretched by: of
 the same energy, the second does R_t times the damage, for it does not average
-out over a row (measured: R is 1 to 200, and without it the error of q2_K and
+out over a row (measured: R is up to 200, and without it the error of q2_K and
 iq3_s, which have a bias, misleads). P is near 1, and less where a model has
 routers: what tips an expert's choice grows with the root of the error.
 
