@@ -82,6 +82,14 @@ def test_by_divergence_each_note_says_what_was_measured(kld_tree: Tree) -> None:
     assert found["IQ2_XXS"] == "collapsed: KL divergence 1.353"
 
 
+def test_of_two_files_of_one_size_the_worse_is_skipped(make_tree: Callable[..., Tree]) -> None:
+    recipes = {"fit": ("q5_0", "q6_K", "q6_K", 0.01, 0.001), "Q5_K_M": ("q5_K", "q6_K", "q6_K", 0.05, 0.001)}
+    folder, config = make_tree(recipes=recipes)
+    found = notes(read(folder, config | {"kld": True}))
+    assert found["Q5_K_M"] == "skip: `fit` is as small and measurably better"
+    assert "fit" not in found["fit"]
+
+
 def test_by_divergence_with_no_file_near_the_closest_is_named(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(recipes={"Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.05, 0.01)})
     (said,) = advice.choice(read(folder, config | {"kld": True}))

@@ -164,16 +164,15 @@ def _worthwhile(results: Results) -> list[Quant]:
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:
-    """That a smaller file is as good: measurably better, or no worse; empty where none is."""
-    smaller = [other for other in results.quants if other.bytes < quant.bytes and other.loss]
-    if not smaller:
-        return ""
-    other = min(smaller, key=_loss)
-    if _loss(other) > _loss(quant):
+    """That a file no larger is better, or a smaller one no worse; empty where none is."""
+    others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
+    other = min(others, key=_loss)
+    size = "smaller" if other.bytes < quant.bytes else "as small"
+    if other is quant or _loss(other) > _loss(quant):
         return ""
     if quant.against(other).verdict == compare.WORSE:
-        return f"skip: {code(other.name)} is smaller and measurably better"
-    return f"{code(other.name)} is smaller and measures no worse"
+        return f"skip: {code(other.name)} is {size} and measurably better"
+    return f"{code(other.name)} is smaller and measures no worse" if size == "smaller" else ""
 
 
 def _step(quant: Quant, results: Results) -> str:
