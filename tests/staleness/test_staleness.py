@@ -300,3 +300,10 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
     touch(house)
     assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
+    house.run("plans")
+    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
+                                    config["recipes"][1].update(importance="sensitivity")))  # fmt: skip
+    measured = LISTED | TUNING | {"measure_sensitivity"}
+    assert house.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    house.run("plans")
+    assert house.due("plans") == set()

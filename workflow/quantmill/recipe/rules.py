@@ -62,6 +62,10 @@ class Rule:
         """`rule 3: edge experts`."""
         return f"rule {self.number}: {self.why}" if self.why else f"rule {self.number}"
 
+    def matches(self, name: str) -> bool:
+        """Whether the rule speaks of the tensor."""
+        return bool(self.among([name], {name}))
+
     def among(self, names: Sequence[str], known: Collection[str]) -> list[str]:
         """The tensors among `names` that the rule speaks of; `known` is the set of them."""
         found = list(names)
