@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import allocation
+import planning
 import rows
 import scheduling
 from rows import Bench, Row
@@ -36,6 +37,8 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),
     "dry": (scheduling.dry, "tiny"),
+    "plan-27b": (planning.of_27b, "tiny"),
+    "plan-2.4t": (planning.of_2400b, "tiny"),
 }
 
 

@@ -1,5 +1,6 @@
 """Snakemake itself, over a tiny model: what is built, what is refused, and what a second config does."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,38 @@ def test_a_part_can_be_asked_for(house: House) -> None:
     }
     house.run("results/tiny/plans/mix.tsv")
     assert {path.name for path in house.made()} == {"mix.yaml", "mix.tsv", "mix.json"}
+
+
+def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: House) -> None:
+    model = house.folder / "tiny-llama.gguf"
+    house.configure(lambda config: config.update(LEAN))
+    house.run("results/tiny/plans/Q8_0.json", "results/tiny/manifest.tsv")
+    whole = house.result("plans/Q8_0.json").read_text()
+    start = json.loads(house.result("model.json").read_text())["metadata_bytes"]
+    _cut(model, start)
+    house.run("plans")
+    assert house.result("plans/Q8_0.json").read_text() == whole
+    refused = house.snakemake("quants")
+    said = {line for line in refused.stderr.splitlines() if line.startswith("error: ")}
+    assert refused.returncode == 1
+    assert len(said) == 1
+    assert "tiny-llama.gguf: a header alone" in said.pop()
+
+
+def test_a_manifest_is_planned(house: House) -> None:
+    house.configure(lambda config: config.update(LEAN))
+    house.run("plans", "results/tiny/manifest.tsv")
+    whole = house.result("plans/Q8_0.tsv").read_text()
+    kept = house.folder / "kept"
+    kept.mkdir()
+    for name in ("manifest.tsv", "model.json"):
+        house.result(name).rename(kept / name)
+    (house.folder / "tiny-llama.gguf").unlink()
+    house.configure(
+        lambda config: config.update(LEAN, models={"tiny": {"source": {"path": "kept/manifest.tsv"}}})
+    )
+    house.run("plans")
+    assert house.result("plans/Q8_0.tsv").read_text() == whole
 
 
 def test_snakemakes_own_views_need_no_cores(house: House) -> None:
@@ -135,6 +168,16 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
     ),
     "an unknown preset": (field(recipes=["Q4_K_X"]), "plans", "Q4_K_X"),
     "a type that needs an imatrix": (field(recipes=["IQ2_XXS"], imatrix=None), "plans", "imatrix"),
+    "a missing layer's score": (
+        lambda house: _scores(house, '{"0": 1}'),
+        "plans",
+        "scores.json: no importance of layer 1; give every layer a score",
+    ),
+    "an import that matches nothing": (
+        lambda house: _imported(house, "^sideways$=q4_K"),
+        "plans",
+        "lines.txt: line 1: ^sideways$ matches no tensor",
+    ),
     "too little text": (
         lambda house: (house.folder / "two.txt").write_text("Short."),
         "results/tiny/corpus/calibration.parquet",
@@ -167,6 +210,17 @@ def test_tuning_shares_no_row_with_what_comes_before_and_after(house: House, tex
     assert failed.returncode == 1
     assert f"rows with the corpus {other}, the first begins" in failed.stderr
     assert not house.result("corpus/held-out.parquet").exists()
+
+
+def _scores(house: House, text: str) -> None:
+    (house.folder / "scores.json").write_text(text)
+    recipe = {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": {"scores": "scores.json"}}
+    field(recipes=[recipe])(house)
+
+
+def _imported(house: House, text: str) -> None:
+    (house.folder / "lines.txt").write_text(text)
+    field(recipes=[{"name": "x", "template": "import", "file": "lines.txt", "form": "regex"}])(house)
 
 
 def _cut(path: Path, size: int) -> None:

@@ -265,3 +265,45 @@ def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None
         "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n"
     )
     assert house.due("--workflow-profile=profile", cores=2) == set()
+
+
+def rank(config: dict) -> None:
+    """A plain recipe beside one that goes by the layers' importance and one that is imported."""
+    blend = {"imatrix": 0.5, "scores": {"path": "scores.json", "weight": 0.5}}
+    config.update(bench={}, recipes=[
+        "Q8_0",
+        {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": blend},
+        {"name": "lines", "template": "import", "file": "lines.txt", "form": "regex", "base": "Q4_0"},
+    ])  # fmt: skip
+
+
+def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: Path) -> None:
+    house = House.build(tmp_path / "house")
+    (house.folder / "scores.json").write_text("[0.5, 1]")
+    (house.folder / "lines.txt").write_text("attn_v=q8_0")
+    house.configure(rank)
+    house.run("plans")
+    assert "measure_imatrix" not in house.due("results/tiny/plans/Q8_0.tsv", "results/tiny/plans/lines.tsv")
+    assert house.due("plans") == set()
+    plans = {f"plan_types {recipe}" for recipe in ("Q8_0", "CD-Q6_K", "lines")}
+    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
+    assert house.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
+    house.run("plans")
+    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
+                                    config["recipes"][1]["importance"].update(imatrix=0.75)))  # fmt: skip
+    assert house.due("plans") == {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    house.run("plans")
+    (house.folder / "scores.json").write_text("[1, 0.5]")
+    assert house.due("plans") == {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    house.run("plans")
+    (house.folder / "lines.txt").write_text("attn_k=q8_0")
+    assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
+    touch(house)
+    assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
+    house.run("plans")
+    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
+                                    config["recipes"][1].update(importance="sensitivity")))  # fmt: skip
+    measured = LISTED | TUNING | {"measure_sensitivity"}
+    assert house.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    house.run("plans")
+    assert house.due("plans") == set()

@@ -236,9 +236,14 @@ def test_no_prefix_of_a_file_is_taken_for_the_whole(tmp_path: Path) -> None:
 
 def test_a_header_alone_is_enough_where_it_is_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, parts(data=b""))
-    assert read_header(path, data=False).tensors[0].bytes == 32
-    with pytest.raises(QuantmillError, match="truncated: 32 of"):
+    header = read_header(path, data=False)
+    assert (header.tensors[0].bytes, header.data) == (32, "none")
+    with pytest.raises(QuantmillError, match="a header alone: the 32 bytes of its tensors are not there"):
         read_header(path)
+    part = write(tmp_path, parts(data=b"x"))
+    assert read_header(part, data=False).data == "part"
+    with pytest.raises(QuantmillError, match="truncated: 31 of"):
+        read_header(part)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from quantmill.engine.dryrun import dry_run, parse_log
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.model.ggufio import encode_u32, read_header, serialize
+from quantmill.model.header import read_source
 from quantmill.recipe import presets, rules
 from quantmill.recipe.plan import Plan, report, resolve, use_imatrix
 from quantmill.recipe.table import PlanRow, read_plan, write_plan
@@ -33,7 +34,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(model: Path, text: str, *, imatrix: bool = False) -> Plan:
     recipe = rules.parse(text, "r.yaml")
-    header = read_header(model)
+    header = read_source(model)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     return resolve(header, recipe, mixture, imatrix=imatrix, where="r.yaml")
 
@@ -132,6 +133,53 @@ def test_the_report() -> None:
     assert (found["base"], found["file_type"], found["rules"]) == ("Q4_K_M", 15, 1)
 
 
+def test_what_each_role_got() -> None:
+    text = "base: q4_K\nrules: [{role: ffn_down_exps, layers: [0], type: q8_0}]"
+    found = report(read_header(MOE), plan_of(MOE, text), "R", None)["by_role"]
+    down = next(entry for entry in found if entry["role"] == "ffn_down_exps")
+    assert (down["tensors"], down["least"], down["most"], down["bpw"]) == (2, 4.5, 8.5, 6.5)
+    assert down["types"] == {"q4_K": 1, "q8_0": 1}
+    assert found == sorted(found, key=lambda entry: -entry["bytes"])
+
+
+def test_a_tensor_without_a_known_role_is_named(tmp_path: Path) -> None:
+    header = read_header(LLAMA)
+    strange = [t.name.replace("ffn_gate", "ffn_sideways") for t in header.tensors]
+    rows = [(name, t.type_id, t.shape) for name, t in zip(strange, header.tensors, strict=True)]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(serialize(header.kv, rows))
+    plan = plan_of(path, "base: q8_0")
+    count = sum("ffn_sideways" in name for name in strange)
+    assert f"{count} tensors have no known role, such as blk.0.ffn_sideways.weight" in plan.warnings[0]
+
+
+def test_a_recipe_of_ik_is_planned() -> None:
+    plan = plan_of(LLAMA, "engine: ik\nbase: iq4_kt\nrules: [{role: output, type: q6_0}]")
+    rows = by_name(plan)
+    assert (rows["output.weight"].type, rows["blk.0.ffn_up.weight"].type) == ("q6_0", "iq4_kt")
+    columns, count = rows["blk.0.ffn_up.weight"].shape
+    assert rows["blk.0.ffn_up.weight"].bytes == count * (columns // 2 + 4)
+    found = report(read_header(LLAMA), plan, "R", None)
+    assert (found["engine"], found["file_type"]) == ("ik", 153)
+    words = "mainline llama.cpp cannot load this file: it has ik_llama.cpp's own iq4_kt, q6_0"
+    assert found["warnings"] == [words]
+
+
+def test_a_plan_of_ik_is_not_executed(tmp_path: Path) -> None:
+    done = command(tmp_path, LLAMA, "engine: ik\nbase: iq4_k", {"recipe": "R", "imatrix": None})
+    assert done.returncode == 0, done.stderr
+    spec = '{"config":{"imatrix":null},"engine":"x"}'
+    done = subprocess.run(
+        [sys.executable, "-m", "quantmill.quantize.write", "--spec", spec, "--model", LLAMA,
+         "--manifest", "m.tsv", "--plan", tmp_path / "p.tsv", "--report", tmp_path / "p.json", "--imatrix",
+         "--gguf", tmp_path / "x.gguf", "--facts", tmp_path / "x.json", "--store", tmp_path / "store"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the recipe's engine is ik, with which nothing is quantized yet" in done.stderr
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_a_quantized_source_is_said_aloud_and_equal_types_are_copied(tmp_path: Path) -> None:
     source = models.write_llama(tmp_path / "m.gguf", width=256, quantized="q8_0")
     header = read_header(source)
@@ -175,6 +223,11 @@ def test_multi_token_prediction_layers_have_no_imatrix() -> None:
     recipe = rules.parse("base: IQ2_XS", "r.yaml")
     mixture = presets.mixture(header, recipe.base, imatrix=True)
     with_mtp = type(header)(header.path, header.shards, header.tensors, kv)
+    rows = by_name(resolve(with_mtp, recipe, mixture, imatrix=True, where="r.yaml"))
+    assert rows["blk.0.ffn_up.weight"].type == "iq2_xs"
+    pinned = rows["blk.1.ffn_up.weight"]
+    assert (pinned.type, pinned.reason) == ("q4_K", "IQ2_XS's own mixture; no importance values for iq2_xs")
+    recipe = rules.parse("base: IQ2_XS\nrules: [{role: attn_k, type: iq2_xxs}]", "r.yaml")
     with pytest.raises(
         QuantmillError, match=r"blk.1.attn_k.weight .* which no multi-token prediction layer has"
     ):

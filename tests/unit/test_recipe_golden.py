@@ -14,9 +14,9 @@ MODEL = ROOT / "tests" / "data" / "tiny-moe.gguf"
 
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
-    "model.manifest": (1, "6550fd700115bc59fc00a99e1ee312f4be9d89b0f17ce499c79a5a6816b1cd6e"),
-    "recipe.render": (1, "e428428c0816893818f016d98b8d3210315fec9835a3531aab6cf11874c4d82f"),
-    "recipe.plan": (1, "6341a398489d453e1abf58e4b8123f1aed74e35c21ad4f3eadff021354a3fcdc"),
+    "model.manifest": (2, "698107e3503e7706c971ef53c6a652ed0fc054d1a4b6e1be5e408e9c84670bec"),
+    "recipe.render": (2, "e428428c0816893818f016d98b8d3210315fec9835a3531aab6cf11874c4d82f"),
+    "recipe.plan": (2, "d8df326e777d99ab4c7fb81874fdf33f61bef11f9690b4b9033ae8e734586a2f"),
 }
 PARAMETERS = {"base": "Q4_K_M", "embeddings": "q8_0", "output": "q5_K"}
 IMATRIX = {"file": "tiny-moe-imatrix.gguf", "dataset": "calibration", "chunks": 64}

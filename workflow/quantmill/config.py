@@ -58,7 +58,10 @@ class PackageSource(_Strict):
 
 
 class PathSource(_Strict):
-    """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf)."""
+    """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf).
+
+    For plans alone its header will do, or a manifest.tsv with model.json beside it.
+    """
 
     path: GgufPath
 
@@ -306,6 +309,8 @@ def source_files(config: Config, model: str) -> list[Path]:
                 "install it, or name a file with path:",
             )
         first = Path(found.submodule_search_locations[0]) / source.file
+    if first.suffix == ".tsv":
+        return [first, first.with_name("model.json")]
     split = _SHARD.search(first.name)
     if split is None:
         return [first]
@@ -341,7 +346,11 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
             _check_file(Path(imported.results), f"{file}: {own}sensitivity.import")
             _check_file(Path(imported.curve), f"{file}: {own}sensitivity.curve")
     for recipe in (recipe for model in config.models for recipe in config.recipes_of(model).values()):
-        if isinstance(recipe, Recipe) and template_file(recipe.template, templates) is None:
+        if not isinstance(recipe, Recipe):
+            continue
+        for named in recipe.files:
+            _check_file(Path(named), f"{file}: recipe {recipe.name}")
+        if template_file(recipe.template, templates) is None:
             known = sorted(
                 {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
             )

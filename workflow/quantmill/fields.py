@@ -18,7 +18,7 @@ _UNITS = {
 # Names become the names of files: no separators, no spaces, no `..`.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
 _PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_GGUF = r"^.+\.gguf$"
+_GGUF = r"^.+\.(gguf|tsv)$"
 _INSIDE = r"^[^/].*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _COMMIT = r"^[0-9a-f]{40}$"
@@ -27,7 +27,7 @@ _SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
 HINTS = {
     _NAME: "names become file names: letters, digits and . _ + - between them",
     _PACKAGE: "give the name by which the package is imported",
-    _GGUF: "a .gguf file is expected",
+    _GGUF: "a .gguf file is expected, or a manifest.tsv to plan from",
     _INSIDE: "a .gguf file is expected, relative to the package or repository",
     _REPOSITORY: "a repository is organisation/name",
     _COMMIT: "give the whole commit, 40 hexadecimal digits",

@@ -11,7 +11,46 @@ from quantmill.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
 
 _BUDGETS = ("size", "bpw", "memory")
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
+
+
+class Scored(Strict):
+    """A file that layers are scored by."""
+
+    path: Text
+    weight: Weight = 1.0
+
+
+class Importance(Strict):
+    """What the layers' importance is made of: each source scaled to 0..1, then their weighted mean."""
+
+    imatrix: Weight | None = Field(default=None, description="weight of the activations' energy")
+    sensitivity: Weight | None = Field(default=None, description="weight of the damages in sensitivity.tsv")
+    scores: Scored | None = Field(default=None, description='a JSON file: {"0": 1.5, "1": 0.2, ...}')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, given: Any) -> Any:
+        """`importance: imatrix` is `{imatrix: 1}`, `{scores: x.json}` is `{scores: {path: x.json}}`."""
+        if isinstance(given, str) and given in ("imatrix", "sensitivity"):
+            return {given: 1.0}
+        if isinstance(given, dict) and isinstance(given.get("scores"), str):
+            return {**given, "scores": {"path": given["scores"]}}
+        return given
+
+    @model_validator(mode="after")
+    def _some(self) -> Importance:
+        if not self.weights:
+            raise refuse("no_importance", "is empty; name imatrix, sensitivity or scores")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each source."""
+        scores = None if self.scores is None else self.scores.weight
+        found = {"imatrix": self.imatrix, "sensitivity": self.sensitivity, "scores": scores}
+        return {source: weight for source, weight in found.items() if weight is not None}
 
 
 class Recipe(Strict):
@@ -21,6 +60,18 @@ class Recipe(Strict):
 
     name: Name
     template: Name = "preset"
+    importance: Importance | None = Field(default=None, description="of the layers, for templates by rank")
+    file: Text | None = Field(default=None, description="a recipe of the field's, for template import")
+    form: Literal["regex", "tensor-types", "custom-q", "gguf"] | None = Field(
+        default=None, description="the form of that file"
+    )
+
+    @model_validator(mode="after")
+    def _file_and_form(self) -> Recipe:
+        if (self.file is None) != (self.form is None):
+            missing = "file" if self.file is None else "form"
+            raise refuse("file_and_form", "is missing; file and form go together", missing)
+        return self
 
     @model_validator(mode="after")
     def _plain(self) -> Recipe:
@@ -35,6 +86,17 @@ class Recipe(Strict):
     def parameters(self) -> dict[str, Any]:
         """The template's parameters."""
         return dict(self.model_extra or {})
+
+    @property
+    def files(self) -> list[str]:
+        """The user's own files that it is made from."""
+        scores = self.importance.scores if self.importance else None
+        return [path for path in (self.file, scores.path if scores else None) if path]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of what layers are ranked by; none where they are not."""
+        return self.importance.weights if self.importance else {}
 
 
 class ImportedSensitivity(Strict):

@@ -12,13 +12,13 @@ from typing import Final
 
 VERSIONS: Final[dict[str, int]] = {
     "model.fetch": 1,
-    "model.manifest": 1,
+    "model.manifest": 2,
     "corpus.build": 1,
     "measure.imatrix": 1,
     "budget.imported": 1,
     "budget.allocate": 1,
-    "recipe.render": 1,
-    "recipe.plan": 1,
+    "recipe.render": 2,
+    "recipe.plan": 2,
     "quantize.write": 1,
     "measure.perplexity": 1,
     "measure.reference": 1,

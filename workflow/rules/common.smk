@@ -176,6 +176,22 @@ def template_of(model, recipe):
     return str(user.template_file(recipe_of(model, recipe).template, TEMPLATES))
 
 
+def ranks_by(source, model, recipe, files):
+    """The files, where the recipe ranks layers by the source (`imatrix`, `sensitivity`); else none."""
+    return files if source in recipe_of(model, recipe).weights else []
+
+
+def scores_of(model, recipe):
+    """The user's own scores of layers for a recipe; or none."""
+    importance = recipe_of(model, recipe).importance
+    return [importance.scores.path] if importance and importance.scores else []
+
+
+def imported_by(model, recipe):
+    """The file that a recipe imports; or none."""
+    return [file for file in [recipe_of(model, recipe).file] if file is not None]
+
+
 # --- inputs ------------------------------------------------------------------
 # Snakemake compares files over 1 MB by their times alone, so the large ones are
 # ancient: touching or copying them does nothing. Each comes with a small file of

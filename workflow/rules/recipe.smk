@@ -7,6 +7,14 @@ rule render_recipe:
     input:
         model=lambda w: from_source(w.model),
         template=lambda w: ancient(template_of(w.model, w.recipe)),
+        file=lambda w: ancient(imported_by(w.model, w.recipe)),
+        scores=lambda w: ancient(scores_of(w.model, w.recipe)),
+        imatrix=lambda w: ancient(ranks_by("imatrix", w.model, w.recipe, imatrix_of(w.model))),
+        imatrix_report=lambda w: ranks_by("imatrix", w.model, w.recipe, imatrix_report_of(w.model)),
+        sensitivity=lambda w: ancient(
+            ranks_by("sensitivity", w.model, w.recipe, sensitivities_of(w.model)[:1])
+        ),
+        sensitivity_report=lambda w: ranks_by("sensitivity", w.model, w.recipe, sensitivities_of(w.model)[1:]),
     output:
         f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
     log:
@@ -26,7 +34,9 @@ rule render_recipe:
         "{wildcards.model}: recipe {wildcards.recipe}"
     shell:
         "python -m quantmill.recipe.render --spec {params.spec:q} --model {input.model[0]:q}"
-        " --template {input.template:q} --out {output:q} --log {log:q}"
+        " --template {input.template:q} --file {input.file:q} --imatrix {input.imatrix:q}"
+        " --scores {input.scores:q} --sensitivity {input.sensitivity:q}"
+        " --out {output:q} --log {log:q}"
 
 
 rule plan_types:

@@ -101,11 +101,25 @@ def sensitivity_spec(model):
 
 @cached
 def render_spec(model, recipe):
-    settings = {"recipe": recipe, "parameters": recipe_of(model, recipe).parameters}
+    chosen = recipe_of(model, recipe)
+    settings = {"recipe": recipe, "parameters": chosen.parameters}
     made_from = {
         "model": source_sha256(model),
         "template": file_sha256(template_of(model, recipe)),
     }
+    # What a plain recipe does not ask for must not make it stale.
+    if chosen.file is not None:
+        settings["form"] = chosen.form
+        made_from["file"] = file_sha256(chosen.file)
+    if chosen.weights:
+        settings["importance"] = chosen.weights
+        made_from["scores"] = [file_sha256(path) for path in scores_of(model, recipe)]
+        made_from["imatrix"] = [
+            spec.digest(imatrix_spec(model)) for source in chosen.weights if source == "imatrix"
+        ]
+        made_from["sensitivity"] = [
+            spec.digest(damages_spec(model)) for source in chosen.weights if source == "sensitivity"
+        ]
     return spec.make("recipe.render", settings, made_from)
 
 

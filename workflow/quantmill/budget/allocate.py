@@ -22,7 +22,8 @@ from quantmill.budget.choices import Choice, Group, Settings, groups, parse_pins
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
 from quantmill.model import memory
-from quantmill.model.ggufio import Header, padded, read_header
+from quantmill.model.ggufio import Header, padded
+from quantmill.model.header import read_source
 from quantmill.model.types import fallback, tensor_bytes
 from quantmill.progress import Log
 from quantmill.recipe import plan, presets, rules
@@ -94,7 +95,7 @@ def recipe_of(
     for row in rows:
         total[types[row.name]] += tensor_bytes(types[row.name], row.shape)
     kind = min(total, key=lambda t: (-total[t], t))
-    base = presets.of_type(kind)
+    base = presets.of_type(kind, wanted.engine)
     if all(types[row.name] == fallback(kind, row.shape[0], wanted.engine) for row in rows):
         return rules.Recipe(wanted.engine, base, imatrix, ())
     free = [row for row in rows if not any(rule.matches(row.name) for rule in pinned)]
@@ -133,7 +134,7 @@ def fit(
     head = plan.metadata_bytes(header, whole, config["imatrix"])
     able = [row for row in whole.rows if row.name in mixture.quantizable]
     shapes = {row.name: row.shape for row in able}
-    pins = parse_pins(config["pin"], f"{where}: pin")
+    pins = parse_pins(config["pin"], wanted.engine, f"{where}: pin")
     decided = rules.assign(pins, header, mixture.quantizable, f"{where}: pin")
     pinned = {name: fallback(rule.type, shapes[name][0], wanted.engine) for name, rule in decided.items()}
     fixed = head + sum(padded(row.bytes) for row in whole.rows if row.name not in mixture.quantizable)
@@ -250,7 +251,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     config = args.spec["config"]
-    recipe, report = fit(read_header(args.model), read_damages(args.damages), config)
+    recipe, report = fit(read_source(args.model), read_damages(args.damages), config)
     write_text(args.out, rules.dump(recipe))
     write_json(args.report, report)
     log.say(

@@ -91,16 +91,16 @@ def settings(config: Mapping[str, Any], where: str) -> Settings:
     return Settings(tuple(dict.fromkeys(pool)), harmonize, **limits, engine=engine, damage=config["damage"])
 
 
-def parse_pins(pin: Sequence[Mapping[str, Any]], where: str) -> rules.Recipe:
+def parse_pins(pin: Sequence[Mapping[str, Any]], engine: str, where: str) -> rules.Recipe:
     """Rules of the recipe language; QuantmillError as for a recipe's own."""
     said = [{"why": "pinned", **rule} for rule in pin]
-    return rules.parse(yaml.safe_dump({"base": "q8_0", "rules": said}), where)
+    return rules.parse(yaml.safe_dump({"engine": engine, "base": "q8_0", "rules": said}), where)
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
     """Refuse a recipe's fields for what can be said without the model: types, and the rules under `pin`."""
     settings(config, where)
-    parse_pins(config["pin"], f"{where}.pin")
+    parse_pins(config["pin"], config["engine"], f"{where}.pin")
 
 
 def groups(

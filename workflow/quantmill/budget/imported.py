@@ -23,7 +23,7 @@ from quantmill import command
 from quantmill.budget.choices import Tensor
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
-from quantmill.model.ggufio import read_header
+from quantmill.model.header import read_source
 from quantmill.model.types import IK_TYPES, fallback, is_quantized, known, named, tensor_bytes
 from quantmill.progress import Log
 from quantmill.recipe import plan, presets, rules
@@ -203,7 +203,7 @@ def _number(cell: str, path: Path, at: str) -> float:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Write the table of damages of one model from the two files."""
-    header = read_header(args.model)
+    header = read_source(args.model)
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), "none", ())
     mixture = presets.mixture(header, plain.base, imatrix=False)
     whole = plan.resolve(header, plain, mixture, imatrix=False, where=args.model)

@@ -32,6 +32,8 @@ _FALLBACK: Final = re.compile(
     r"warning: (.+?) +- ncols +\d+ not divisible by +\d+ \(required for type +(\w+)\) .*-> falling back to .*"
 )
 
+_SPLIT: Final = re.compile(r"-00001-of-\d{5}\.gguf$")
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -47,11 +49,14 @@ class Mixture:
     quantizable: frozenset[str]
 
 
-def dry_run(path: Path, file_type: int, *, imatrix: bool) -> Mixture:
+def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) -> Mixture:
     """The mixture of the preset numbered `file_type` (llama_ftype) for the model at `path`.
 
     `imatrix` says whether there will be one: having any changes some mixtures.
-    QuantmillError with llama.cpp's own words where it refuses the model.
+    Of a split model `path` is the first part; its tensors must stand in llama.cpp's
+    own order (by layer, then by name), for they are taken as they stand.
+    QuantmillError with llama.cpp's own words where it refuses the model; `where` is
+    named in it, by default the path.
     """
     command = [
         sys.executable,
@@ -61,12 +66,14 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool) -> Mixture:
         str(file_type),
         str(int(imatrix)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
+    quiet = os.environ | {"GGML_NO_BACKTRACE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace", env=quiet)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = lines[-1] if lines else f"exit code {done.returncode}"
+        said = lines[0 if done.returncode < 0 else -1] if lines else f"exit code {done.returncode}"
+        said = re.sub(r"^/\S*/", "", said)  # where llama.cpp was built
         raise QuantmillError(
-            f"llama.cpp cannot plan this model: {said}", path, "check that llama.cpp loads it"
+            f"llama.cpp cannot plan this model: {said}", where or path, "check that llama.cpp loads it"
         )
     found = json.loads(done.stdout)
     return Mixture(found["types"], found["fallbacks"], frozenset(found["quantizable"]))
@@ -110,6 +117,7 @@ def _run(path: str, file_type: int, imatrix: bool) -> tuple[dict[str, str], dict
     native.llama_log_set(callback, None)
     params = native.llama_model_quantize_default_params()
     params.ftype, params.dry_run, params.nthread = file_type, True, 1
+    params.keep_split = _SPLIT.search(path) is not None
     # an array that is its own terminator: there is an imatrix, and it is empty
     nothing = native.llama_model_imatrix_data()
     if imatrix:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.model.types import BY_ID, tensor_bytes
+from quantmill.model.types import BY_ID, IK_TYPES, GgmlType, tensor_bytes
 
 Value = tuple[int, bytes]
 """A value as in the file: its GGUF type and its bytes (of an array: element type, count, elements)."""
@@ -28,6 +28,7 @@ Value = tuple[int, bytes]
 ALIGNMENT: Final = 32
 U32, STRING, ARRAY = 4, 8, 9
 
+_OF_EITHER_ENGINE: Final = BY_ID | {kind.id: kind for kind in IK_TYPES.values()}
 _SCALARS: Final = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
@@ -42,8 +43,7 @@ _BLOCK = re.compile(r"blk\.(\d+)")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor of a GGUF: `shape` has ne0 (the row's width) first; `offset` is from its shard's start."""
 
     name: str
@@ -69,6 +69,7 @@ class Header:
     tensors: tuple[Tensor, ...]
     kv: Mapping[str, Value] = field(repr=False)
     alignment: int = ALIGNMENT
+    data: str = "whole"  # how much of the tensors' data is there: whole, part, or none (a header alone)
 
     def value(self, key: str, default: Any = None) -> Any:
         """The key's value as plain Python (arrays as lists), decoded anew at each call."""
@@ -88,12 +89,12 @@ class Header:
 def read_header(path: Path, *, data: bool = True) -> Header:
     """The header of a GGUF file, or of a split model given by its first shard.
 
-    With `data=False` the file may end before its tensors' data do. Raises
-    QuantmillError for whatever is no sound GGUF: wrong magic or version, absurd
-    counts, broken values, unknown types, overlapping or missing data.
+    With `data=False` the file may end before its data do, and have types of
+    ik_llama.cpp alone. Raises QuantmillError for whatever is no sound GGUF: wrong
+    magic or version, absurd counts, broken values, unknown types, missing data.
     """
-    kv, tensors, alignment = _read_file(path, 0, data)
-    header = Header(path, (path,), tuple(tensors), kv, alignment)
+    kv, tensors, alignment, held = _read_file(path, 0, data)
+    header = Header(path, (path,), tuple(tensors), kv, alignment, held)
     count = header.value("split.count", 1)
     if count == 1:
         return header
@@ -101,7 +102,8 @@ def read_header(path: Path, *, data: bool = True) -> Header:
     for number, shard in enumerate(shards[1:], start=1):
         if not shard.exists():
             raise QuantmillError(f"shard {shard.name} is missing", path, "put all shards in one folder")
-        shard_kv, more, _ = _read_file(shard, number, data)
+        shard_kv, more, _, more_held = _read_file(shard, number, data)
+        held = held if more_held == held else "part"
         if any(key not in shard_kv or decode(shard_kv[key]) != want
                for key, want in (("split.no", number), ("split.count", count))):  # fmt: skip
             raise QuantmillError(f"is not shard {number + 1} of {count}", shard, "download it again")
@@ -109,10 +111,9 @@ def read_header(path: Path, *, data: bool = True) -> Header:
     _refuse_duplicates(path, [tensor.name for tensor in tensors])
     expected = header.value("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise QuantmillError(
-            f"the shards hold {len(tensors)} tensors, not {expected}", path, "download them again"
-        )
-    return Header(path, shards, tuple(tensors), kv, alignment)
+        what = f"the shards hold {len(tensors)} tensors, not {expected}"
+        raise QuantmillError(what, path, "download them again")
+    return Header(path, shards, tuple(tensors), kv, alignment, held)
 
 
 def serialize(kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[int, ...]]],
@@ -133,7 +134,7 @@ def serialize(kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[i
             _string(name),
             struct.pack(f"<I{dimensions}QIQ", dimensions, *shape[:dimensions], type_id, offset),
         )
-        offset += padded(tensor_bytes(BY_ID[type_id].name, shape), alignment)
+        offset += padded(tensor_bytes(_OF_EITHER_ENGINE[type_id].name, shape), alignment)
     size = sum(map(len, parts))
     parts.append(bytes(padded(size, alignment) - size))
     return b"".join(parts)
@@ -213,8 +214,8 @@ def decode(value: Value) -> Any:
     return texts
 
 
-def _read_file(path: Path, shard: int, data: bool) -> tuple[dict[str, Value], list[Tensor], int]:
-    """Key-value pairs, tensors and alignment of one file."""
+def _read_file(path: Path, shard: int, data: bool) -> tuple[dict[str, Value], list[Tensor], int, str]:
+    """Key-value pairs, tensors and alignment of one file, and how much of the data it holds."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _Reader(path, view).read(shard, data)
@@ -232,16 +233,18 @@ class _Reader:
     def __init__(self, path: Path, view: mmap.mmap) -> None:
         self.path, self.view, self.at, self.size = path, view, 0, len(view)
 
-    def read(self, shard: int, data: bool) -> tuple[dict[str, Value], list[Tensor], int]:
+    def read(self, shard: int, data: bool) -> tuple[dict[str, Value], list[Tensor], int, str]:
+        types = BY_ID if data else _OF_EITHER_ENGINE
         try:
             tensor_count, kv_count = self._counts()
             kv = self._kv(kv_count)
             alignment = self._alignment(kv)
-            tensors = [self._tensor(shard) for _ in range(tensor_count)]
+            tensors = [self._tensor(shard, types) for _ in range(tensor_count)]
         except struct.error:
             raise self._error(f"truncated: the file ends within its header, at {self.size:,} bytes") from None
         _refuse_duplicates(self.path, [tensor.name for tensor in tensors])
-        return kv, self._placed(tensors, alignment, data), alignment
+        placed, held = self._placed(tensors, alignment, data)
+        return kv, placed, alignment, held
 
     def _counts(self) -> tuple[int, int]:
         magic = self.view[:4]
@@ -304,7 +307,7 @@ class _Reader:
             raise self._error("general.alignment is no power of two in a u32")
         return alignment
 
-    def _tensor(self, shard: int) -> Tensor:
+    def _tensor(self, shard: int, types: Mapping[int, GgmlType]) -> Tensor:
         name = self._text("a tensor's name")
         if not name.isprintable():
             raise self._error(f"tensor name {name!r} has control characters")
@@ -314,24 +317,20 @@ class _Reader:
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise self._error(f"tensor {name} has {dimensions} dimensions")
         *shape, type_id, offset = self._unpack(struct.Struct(f"<{dimensions}QIQ"))
-        if type_id not in BY_ID:
-            raise self._error(
-                f"tensor {name} has type {type_id}, which is not known",
-                "convert the model with mainline llama.cpp",
-            )
-        ggml_type = BY_ID[type_id]
+        if type_id not in types:
+            what = f"tensor {name} has type {type_id}, which is not known"
+            raise self._error(what, "convert the model with mainline llama.cpp")
+        ggml_type = types[type_id]
         if 0 in shape or prod(shape) >= 1 << 63:
             raise self._error(f"tensor {name} has the absurd shape {tuple(shape)}")
         if shape[0] % ggml_type.block_elements:
-            raise self._error(
-                f"tensor {name} has rows of {shape[0]} elements, no multiple of"
-                f" {ggml_type.name}'s block of {ggml_type.block_elements}"
-            )
+            what = f"no multiple of {ggml_type.name}'s block of {ggml_type.block_elements}"
+            raise self._error(f"tensor {name} has rows of {shape[0]} elements, {what}")
         size = tensor_bytes(ggml_type.name, shape)
         return Tensor(name, ggml_type.name, type_id, tuple(shape), size, shard, offset)
 
-    def _placed(self, tensors: list[Tensor], alignment: int, data: bool) -> list[Tensor]:
-        """The tensors with offsets from the file's start, each checked to follow the one before."""
+    def _placed(self, tensors: list[Tensor], alignment: int, data: bool) -> tuple[list[Tensor], str]:
+        """The tensors with offsets from the file's start, and how much of their data is there."""
         start = padded(self.at, alignment)
         expected = end = 0
         placed = []
@@ -340,13 +339,16 @@ class _Reader:
                 raise self._error(f"tensor {tensor.name} has offset {tensor.offset:,}, expected {expected:,}")
             end = expected + tensor.bytes
             expected += padded(tensor.bytes, alignment)
-            at = start + tensor.offset
-            placed.append(
-                Tensor(tensor.name, tensor.type, tensor.type_id, tensor.shape, tensor.bytes, tensor.shard, at)
-            )
-        if data and tensors and start + end > self.size:
+            placed.append(tensor._replace(offset=start + tensor.offset))
+        if not tensors or start + end <= self.size:
+            return placed, "whole"
+        held = "part" if self.size > start else "none"
+        if data and held == "none":
+            what = f"a header alone: the {end:,} bytes of its tensors are not there"
+            raise self._error(what, "a plan can be made from it, anything else needs the whole file")
+        if data:
             raise self._error(f"truncated: {start + end - self.size:,} of {start + end:,} bytes are missing")
-        return placed
+        return placed, held
 
     def _text(self, what: str) -> str:
         (length,) = self._unpack(_U64)

@@ -19,6 +19,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_table
 from quantmill.model.ggufio import Header, Tensor, read_header
+from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
 from quantmill.model.types import is_quantized
 from quantmill.progress import Log
@@ -84,6 +85,8 @@ def facts(header: Header, files: list[str], size: int) -> dict[str, Any]:
         "tokenizer": header.value("tokenizer.ggml.model"),
         "chat_template": header.value("tokenizer.chat_template"),
         "licence": header.value("general.license"),
+        "metadata_bytes": header.tensors[0].offset if header.tensors else size,
+        "hyperparameters": hyperparameters(header),
     }
 
 
@@ -109,6 +112,9 @@ def _blocks(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """List one source."""
+    if args.model.suffix == ".tsv":
+        what = "a manifest has no tensors' data"
+        raise QuantmillError(what, args.model, "a plan can be made from it, no more")
     header = read_header(args.model)
     size = sum(shard.stat().st_size for shard in header.shards)
     with log.progress("hashing", round(size / 2**20, 1), "MiB") as progress:
@@ -116,6 +122,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     write_table(args.manifest, COLUMNS, rows(header, tensors))
     write_json(args.facts, facts(header, files, size))
     log.say(f"{len(header.tensors)} tensors, {size:,} bytes")
+    strange = [tensor.name for tensor in header.tensors if role_of(tensor.name) == "unknown"]
+    if strange:
+        log.say(f"warning: {len(strange)} tensors have no known role: {', '.join(strange[:8])}")
 
 
 if __name__ == "__main__":

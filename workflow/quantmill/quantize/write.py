@@ -161,6 +161,11 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
     spec, plan = args.spec, read_json(args.report)
+    if plan["engine"] != "mainline":
+        raise QuantmillError(
+            f"the recipe's engine is {plan['engine']}, with which nothing is quantized yet", args.plan.stem,
+            "use engine: mainline; its plan alone can be made",
+        )  # fmt: skip
     rows = read_plan(args.plan)
     source = Source(args.model, args.manifest)
     # A recipe may do without the imatrix that there is: its plan says so.

@@ -18,15 +18,18 @@ from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
-from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, read_header, serialize
+from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, serialize
+from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import TYPES, fallback, is_quantized, needs_imatrix, tensor_bytes
+from quantmill.model.types import IK_TYPES, fallback, is_quantized, known, needs_imatrix, tensor_bytes
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
 from quantmill.recipe.table import PlanRow, write_plan
 
 # llama.cpp quantizes these without importance values whatever their type is.
 _NO_IMATRIX_NEEDED: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+# What a multi-token prediction layer gets in place of a type that needs importance values: it has none.
+_PINNED: Final = "q4_K"
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,23 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
     """
     decided = rules.assign(recipe, header, mixture.quantizable, where)
     tensors = {tensor.name: tensor for tensor in header.tensors}
+    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
     rows, fallbacks = [], {}
     for name in llama_order(tensors):
         tensor, rule = tensors[name], decided.get(name)
         wanted = rule.type if rule else mixture.fallbacks.get(name, mixture.types[name])
-        kind = _fallback(wanted, tensor, f"{where}: {rule.label}") if rule else mixture.types[name]
+        kind = (
+            _fallback(wanted, tensor, recipe.engine, f"{where}: {rule.label}")
+            if rule
+            else mixture.types[name]
+        )
         why = [_reason(recipe, rule, name in mixture.quantizable)]
+        if rule is None and imatrix and layer_of(name) >= evaluated > 0 and _needs_imatrix(recipe, kind):
+            why.append(f"no importance values for {kind}")
+            wanted = kind = fallback(_PINNED, tensor.shape[0], recipe.engine)
         if kind != wanted:
             fallbacks[name] = wanted
-            block = TYPES[wanted].block_elements
+            block = known(wanted).block_elements
             why.append(f"fallback from {wanted}: width {tensor.shape[0]} is no multiple of {block}")
         if kind == tensor.type and name in mixture.quantizable:
             why.append(f"already {kind}")
@@ -68,7 +79,7 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
                 name, role_of(name), layer_of(name), tensor.shape, tensor.type, kind, size, "; ".join(why)
             )
         )
-    warnings = _warnings(rows, fallbacks, mixture.quantizable)
+    warnings = [*recipe.notes, *_warnings(rows, fallbacks, mixture.quantizable)]
     if recipe.rules and all(row.type == mixture.types[row.name] for row in rows):
         same = f"the plan equals that of its base {recipe.base.name} on this model"
         if not all(rule.optional for rule in recipe.rules):
@@ -104,7 +115,7 @@ def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None
     # the counts are u32: their values do not change the size
     named = {**imatrix, "entries": 1, "chunks": 1} if imatrix is not None and plan.imatrix else None
     kv = output_kv(header, plan.recipe.base.file_type, named)
-    tensors = [(row.name, TYPES[row.type].id, row.shape) for row in plan.rows]
+    tensors = [(row.name, known(row.type).id, row.shape) for row in plan.rows]
     return len(serialize(kv, tensors))
 
 
@@ -126,6 +137,7 @@ def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | N
         "metadata_bytes": head,
         "bpw": (head + body) * 8 / parameters,
         "by_type": _by_type(plan.rows),
+        "by_role": _by_role([row for row in plan.rows if row.name in plan.quantizable]),
         "bits": [
             {"role": row.role, "layer": row.layer, "bpw": row.bytes * 8 / row.elements, "type": row.type}
             for row in plan.rows
@@ -151,9 +163,9 @@ def _reason(recipe: rules.Recipe, rule: rules.Rule | None, quantizable: bool) ->
     return f"{recipe.base.name} for all" if recipe.base.type else f"{recipe.base.name}'s own mixture"
 
 
-def _fallback(wanted: str, tensor: Tensor, here: str) -> str:
+def _fallback(wanted: str, tensor: Tensor, engine: str, here: str) -> str:
     try:
-        return fallback(wanted, tensor.shape[0])
+        return fallback(wanted, tensor.shape[0], engine)
     except QuantmillError as error:
         raise QuantmillError(f"{tensor.name}: {error}", here) from None
 
@@ -177,7 +189,20 @@ def _warnings(
             f"{len(fallbacks)} of {len(quantizable)} tensors get another type than wanted,"
             " as their rows are no multiple of its block"
         )
+    strange = [row.name for row in rows if row.role == "unknown"]
+    if strange:
+        warnings.append(
+            f"{len(strange)} tensors have no known role, such as {strange[0]}: `match` alone reaches them"
+        )
+    foreign = sorted({row.type for row in rows} & IK_TYPES.keys())
+    if foreign:
+        own = f"it has ik_llama.cpp's own {', '.join(foreign)}"
+        warnings.append(f"mainline llama.cpp cannot load this file: {own}")
     return warnings
+
+
+def _needs_imatrix(recipe: rules.Recipe, kind: str) -> bool:
+    return needs_imatrix(kind) or (recipe.base.name == "Q2_K_S" and kind == "q2_K")
 
 
 def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool,
@@ -185,8 +210,7 @@ def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow]
     """Refuse types that need importance values for tensors that will have none."""
     able = with_importance(header, [row.name for row in rows], imatrix)
     for row in rows:
-        needs = needs_imatrix(row.type) or (recipe.base.name == "Q2_K_S" and row.type == "q2_K")
-        if not needs or row.type == row.source_type or row.name in able:
+        if not _needs_imatrix(recipe, row.type) or row.type == row.source_type or row.name in able:
             continue
         here = f"{where}: {row.name} ({row.reason})"
         if not imatrix:
@@ -213,10 +237,27 @@ def _by_type(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: (-entry["bytes"], entry["type"]))
 
 
+def _by_role(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
+    """What each role got: its share of the bytes, and how unevenly its layers were treated."""
+    roles: dict[str, list[PlanRow]] = {}
+    for row in rows:
+        roles.setdefault(row.role, []).append(row)
+    found = []
+    for role, of_role in roles.items():
+        size, parameters = sum(row.bytes for row in of_role), sum(row.elements for row in of_role)
+        bits = [row.bytes * 8 / row.elements for row in of_role]
+        found.append({
+            "role": role, "tensors": len(of_role), "bytes": size, "parameters": parameters,
+            "bpw": size * 8 / parameters, "least": min(bits), "most": max(bits),
+            "types": dict(sorted(Counter(row.type for row in of_role).items())),
+        })  # fmt: skip
+    return sorted(found, key=lambda entry: (-entry["bytes"], entry["role"]))
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
     config = args.spec["config"]
-    header = read_header(args.model)
+    header = read_source(args.model)
     try:
         text = args.recipe.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -235,7 +276,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument(
+        "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
+    )
     arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan in numbers, JSON")

@@ -9,7 +9,8 @@ from typing import Final
 from quantmill.engine.dryrun import Mixture, dry_run
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header
-from quantmill.model.types import TYPES, WRITABLE, fallback
+from quantmill.model.header import for_dry_run
+from quantmill.model.types import fallback, named, writable
 
 PRESETS: Final[dict[str, int]] = {
     "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18,
@@ -28,6 +29,12 @@ _NUMBER_OF_TYPE: Final = {
     "q3_K": "Q3_K_S", "q4_K": "Q4_K_S", "q5_K": "Q5_K_S", "iq2_s": "IQ2_M", "mxfp4": "MXFP4_MOE",
 }  # fmt: skip
 _NVFP4 = 39  # a llama_ftype that llama-quantize has no name for
+# Of ik_llama.cpp, by the names of types; source: its llama.h.
+_NUMBER_IN_IK: Final = {
+    "q6_0": 135, "iq2_k": 138, "iq3_k": 139, "iq4_k": 140, "iq5_k": 141, "iq6_k": 142, "iq4_ks": 145,
+    "iq2_ks": 147, "iq4_kss": 148, "q8_KV": 149, "iq5_ks": 150, "iq2_kt": 151, "iq3_kt": 152, "iq4_kt": 153,
+    "iq3_ks": 154, "iq2_kl": 155, "iq1_kt": 156,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,19 +44,27 @@ class Base:
     name: str
     file_type: int
     type: str | None = None
+    engine: str = "mainline"
 
 
-def resolve(name: str, where: object = None) -> Base:
+def resolve(name: str, where: object = None, engine: str = "mainline") -> Base:
     """The base a recipe names.
 
     Exactly a ggml type's name (`q4_0`, `q4_K`) is that type for all; else a
     preset's name in any case (`Q4_0`, `q4_k_m`). QuantmillError where it is
-    neither, or could be both.
+    neither, or could be both, or a preset where the engine is not mainline,
+    whose mixtures they are.
     """
-    if name in WRITABLE:
-        return of_type(name)
+    types = writable(engine)
+    if name in types:
+        return of_type(name, engine)
     upper = name.upper()
-    pure = next((known for known in WRITABLE if known.upper() == upper), None)
+    if engine != "mainline":
+        raise QuantmillError(
+            f"base {name} is no type of engine {engine}", where,
+            "name a type for all, such as iq4_k; template: ik has that engine's own mixtures",
+        )  # fmt: skip
+    pure = next((kind for kind in types if kind.upper() == upper), None)
     if name != upper and pure is not None and (upper in PRESETS or upper in ALIASES):
         raise QuantmillError(
             f"base {name} may be the preset {ALIASES.get(upper, upper)} or the type {pure}",
@@ -59,10 +74,9 @@ def resolve(name: str, where: object = None) -> Base:
     preset = ALIASES.get(upper, upper)
     if preset in PRESETS:
         return Base(preset, PRESETS[preset])
-    if name in TYPES:
-        raise QuantmillError(
-            f"base {name} is a type that cannot be written", where, "choose another, such as Q8_0"
-        )
+    if (kind := named(name)) is not None:
+        what = "is a type of engine ik" if kind in writable("ik") else "is a type that cannot be written"
+        raise QuantmillError(f"base {name} {what}", where, "choose another, such as Q8_0, or that engine")
     near = get_close_matches(upper, PRESETS, n=1)
     raise QuantmillError(
         f"base {name} is neither a preset nor a type",
@@ -71,21 +85,24 @@ def resolve(name: str, where: object = None) -> Base:
     )
 
 
-def of_type(name: str) -> Base:
+def of_type(name: str, engine: str = "mainline") -> Base:
     """One type for all, under the preset's number that comes closest."""
-    return Base(name, PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4), name)
+    number = PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4)
+    return Base(name, _NUMBER_IN_IK.get(name, number), name, engine)
 
 
 def mixture(header: Header, base: Base, *, imatrix: bool) -> Mixture:
     """The type of every tensor under `base`, from llama.cpp's dry run without any overrides."""
-    native = dry_run(header.path, base.file_type if base.type is None else PRESETS["Q8_0"], imatrix=imatrix)
+    with for_dry_run(header) as path:
+        number = base.file_type if base.type is None else PRESETS["Q8_0"]
+        native = dry_run(path, number, imatrix=imatrix, where=header.path)
     if base.type is None:
         return native
     types = dict(native.types)
     fallbacks = {}
     for tensor in header.tensors:
         if tensor.name in native.quantizable:
-            types[tensor.name] = fallback(base.type, tensor.shape[0])
+            types[tensor.name] = fallback(base.type, tensor.shape[0], base.engine)
             if types[tensor.name] != base.type:
                 fallbacks[tensor.name] = base.type
     return Mixture(types, fallbacks, native.quantizable)

@@ -3,12 +3,19 @@
 Templates are Jinja in a sandbox (recipes are passed around by strangers) and
 see the model's header, nothing else:
 
-    model            architecture, name, layers, experts, experts_used, embedding_length, full_attention
-                     (numbers of the layers that have full attention, of a hybrid model not all)
+    recipe           the recipe's name
+    model            architecture, name, layers, experts, experts_used, embedding_length, gqa (heads that
+                     share a key), full_attention (numbers of the layers that have full attention, of a
+                     hybrid model not all), evaluated (all layers but those of multi-token prediction)
     tensors          a list of {name, role, layer, shape, type}
     roles            the names of the roles that the model has
-    layers_of(role)  the numbers of the layers that have a tensor of the role
-    edges(n)         the first n and the last n layers' numbers
+    layers_of(*role) the numbers of the layers that have a tensor of one of the roles
+    present(*role)   those of the roles that the model has, as a list
+    edges(n)         the first n and the last n layers' numbers, multi-token prediction left out
+    refuse(text)     ends it with an error
+    ranked           the layers, the most important first, and
+    importance       their scores, by layer: where the recipe says what `importance` is made of
+    imported         rules, base, engine and notes of `file`: where the recipe names one
 
 What else a template names is a parameter, which config.yaml gives.
 """
@@ -29,12 +36,25 @@ from jinja2.sandbox import SandboxedEnvironment
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_text
-from quantmill.model.ggufio import Header, read_header
+from quantmill.model.ggufio import Header
+from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
 from quantmill.recipe import rules
 
 _FULL_ATTENTION: Final = ("attn_q", "attn_q_b", "attn_kv_a_mqa")
+
+# What a template sees only where the recipe has a field for it, and how to give it.
+_RANKED: Final = ("the layers' importance", "say what it is made of, such as importance: imatrix")
+_FROM_FIELDS: Final = {
+    "ranked": _RANKED,
+    "importance": _RANKED,
+    "imported": ("a file to import", "give the recipe `file` and `form`"),
+}
+
+
+class _RefusedError(Exception):
+    """A template's own refusal."""
 
 
 def facts(header: Header) -> dict[str, Any]:
@@ -52,11 +72,23 @@ def facts(header: Header) -> dict[str, Any]:
     ]
     layers = 1 + max((tensor["layer"] for tensor in tensors), default=-1)
 
-    def layers_of(role: str) -> list[int]:
-        return sorted({tensor["layer"] for tensor in tensors if tensor["role"] == role})
+    by_role: dict[str, set[int]] = {}
+    for tensor in tensors:
+        by_role.setdefault(tensor["role"], set()).add(tensor["layer"])
+    evaluated = main_layers(header)
+
+    def layers_of(*wanted: str) -> list[int]:
+        return sorted(set().union(*(by_role.get(role, set()) for role in wanted)))
+
+    def present(*wanted: str) -> list[str]:
+        return [role for role in wanted if role in by_role]
 
     def edges(count: int) -> list[int]:
-        return [layer for layer in range(layers) if layer < count or layer >= layers - count]
+        last = len(evaluated) - count
+        return [layer for place, layer in enumerate(evaluated) if place < count or place >= last]
+
+    def refuse(text: str) -> None:
+        raise _RefusedError(text)
 
     return {
         "model": {
@@ -66,13 +98,31 @@ def facts(header: Header) -> dict[str, Any]:
             "experts": header.value(f"{arch}.expert_count", 0),
             "experts_used": header.value(f"{arch}.expert_used_count", 0),
             "embedding_length": header.value(f"{arch}.embedding_length", 0),
-            "full_attention": sorted(set().union(*map(layers_of, _FULL_ATTENTION))),
+            "gqa": _gqa(header),
+            "full_attention": layers_of(*_FULL_ATTENTION),
+            "evaluated": evaluated,
         },
         "tensors": tensors,
-        "roles": sorted({tensor["role"] for tensor in tensors}),
+        "roles": sorted(by_role),
         "layers_of": layers_of,
+        "present": present,
         "edges": edges,
+        "refuse": refuse,
     }
+
+
+def main_layers(header: Header) -> list[int]:
+    """The numbers of the layers that are evaluated: all but those of multi-token prediction."""
+    layers = sorted({layer_of(tensor.name) for tensor in header.tensors} - {-1})
+    predicting = int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    return [layer for layer in layers if not layer >= header.layers - predicting > 0]
+
+
+def _gqa(header: Header) -> int:
+    """llama.cpp's n_gqa, which its mixtures look at: heads per key head in the first layer."""
+    counts = (header.value(f"{header.architecture}.attention.head_count{x}", 0) for x in ("", "_kv"))
+    heads, keys = (count[0] if isinstance(count, list) else count for count in counts)
+    return heads // (keys or heads) if heads else 0
 
 
 def render(template: str, parameters: Mapping[str, Any], known: Mapping[str, Any], where: object) -> str:
@@ -86,10 +136,14 @@ def render(template: str, parameters: Mapping[str, Any], known: Mapping[str, Any
     environment.filters["tojson"] = _json
     try:
         named = jinja2.meta.find_undeclared_variables(environment.parse(template))
+        for name in sorted(_FROM_FIELDS.keys() & named - known.keys()):
+            raise QuantmillError(f"the template needs {_FROM_FIELDS[name][0]}", where, _FROM_FIELDS[name][1])
         _check_parameters(parameters, named - known.keys() - environment.globals.keys(), where)
         text = environment.from_string(template).render({**parameters, **known})
     except jinja2.TemplateSyntaxError as error:
         raise QuantmillError(f"template error in line {error.lineno} ({error.message})", where) from None
+    except _RefusedError as error:
+        raise QuantmillError(str(error), where) from None
     except jinja2.UndefinedError as error:
         raise QuantmillError(
             f"template error: {error.message}", where, "give it among the recipe's parameters"
@@ -124,19 +178,53 @@ def read_template(path: Path) -> str:
         raise QuantmillError(f"cannot be read ({error})", path) from None
 
 
+def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: Header) -> dict[str, Any]:
+    """`importance` and `ranked`, of the sources that have a weight."""
+    # numpy and the imatrix are read only where a recipe asks for them
+    from quantmill.model.imatrix import read_gguf
+    from quantmill.recipe import importance
+    from quantmill.recipe.damage import read_damages
+
+    layers, sources = main_layers(header), []
+    if "imatrix" in weights:
+        scores = importance.from_imatrix(read_gguf(args.imatrix), layers, args.imatrix)
+        sources.append((scores, weights["imatrix"]))
+    if "scores" in weights:
+        sources.append((importance.from_json(args.scores, layers), weights["scores"]))
+    if "sensitivity" in weights:
+        damages = read_damages(args.sensitivity)
+        sources.append((importance.from_damages(damages, layers, args.sensitivity), weights["sensitivity"]))
+    blended = importance.blend(sources)
+    return {"importance": blended, "ranked": importance.ranked(blended)}
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
     """Render one recipe for one model."""
     config = args.spec["config"]
-    text = render(
-        read_template(args.template), config["parameters"], facts(read_header(args.model)), args.template
-    )
+    header = read_source(args.model)
+    known = facts(header) | {"recipe": config["recipe"]}
+    if config.get("importance"):
+        known |= _importance(args, config["importance"], header)
+    if args.file is not None:
+        from quantmill.recipe import interchange
+
+        known["imported"] = interchange.read(args.file, config["form"], header)
+    text = render(read_template(args.template), config["parameters"], known, args.template)
     write_text(args.out, text)
+    if "ranked" in known:
+        log.say("layers, the most important first: " + ", ".join(map(str, known["ranked"])))
     log.say(f"recipe {config['recipe']} rendered from {args.template}")
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument(
+        "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
+    )
     arguments.add_argument("--template", type=Path, required=True, help="a file of recipes/")
+    arguments.add_argument("--file", type=Path, nargs="?", help="a recipe of the field's, to be imported")
+    arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, for the layers' importance")
+    arguments.add_argument("--scores", type=Path, nargs="?", help="JSON of scores, for the same")
+    arguments.add_argument("--sensitivity", type=Path, nargs="?", help="sensitivity.tsv, for the same")
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     command.run(arguments, main)

@@ -14,7 +14,7 @@ recipes came to be identical to the plain preset.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
@@ -23,14 +23,14 @@ import yaml
 
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header
-from quantmill.model.roles import ROLES, layer_of, role_of
-from quantmill.model.types import TYPES, WRITABLE, named
+from quantmill.model.roles import CLASSES, ROLES, layer_of, role_of
+from quantmill.model.types import TYPES, named, writable
 from quantmill.recipe import presets
 
 ENGINES: Final = ("mainline", "ik")
 IMATRIX: Final = ("required", "optional", "none")
 
-_RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "rules": list}
+_RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "notes": list, "rules": list}
 _RULE_FIELDS: Final = {
     "role": (str, list),
     "match": str,
@@ -39,7 +39,10 @@ _RULE_FIELDS: Final = {
     "why": str,
     "optional": bool,
 }
+_ROLES: Final = sorted(ROLES)
 _LISTED: Final = 40  # how many choices an error line lists
+# A pattern that is one tensor's name: what is exported tensor by tensor is found without a search.
+_ONE_NAME: Final = re.compile(r"(?:[\w-]|\\[.\-])+")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,23 @@ class Rule:
 
     def matches(self, name: str) -> bool:
         """Whether the rule speaks of the tensor."""
-        return (
-            (not self.roles or role_of(name) in self.roles)
-            and (self.match is None or re.fullmatch(self.match, name) is not None)
-            and (self.layers is None or layer_of(name) in self.layers)
-        )
+        return bool(self.among([name], {name}))
+
+    def among(self, names: Sequence[str], known: Collection[str]) -> list[str]:
+        """The tensors among `names` that the rule speaks of; `known` is the set of them."""
+        found = list(names)
+        if self.match is not None and _ONE_NAME.fullmatch(self.match):
+            name = self.match.replace("\\", "")
+            found = [name] if name in known else []
+        elif self.match is not None:
+            matches = re.compile(self.match).fullmatch
+            found = [name for name in found if matches(name)]
+        if self.roles:
+            found = [name for name in found if role_of(name) in self.roles]
+        if self.layers is not None:
+            layers = frozenset(self.layers)
+            found = [name for name in found if layer_of(name) in layers]
+        return found
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,8 @@ class Recipe:
     base: presets.Base
     imatrix: str
     rules: tuple[Rule, ...]
+    notes: tuple[str, ...] = ()
+    """What is to be said of it: the warnings of whoever made it."""
 
 
 def parse(text: str, where: object) -> Recipe:
@@ -99,15 +116,14 @@ def parse(text: str, where: object) -> Recipe:
     if "base" not in fields:
         raise QuantmillError("field base is missing", where, "name a preset, such as base: Q4_K_M")
     engine = _one_of(fields.get("engine", "mainline"), ENGINES, "engine", where)
-    if engine != "mainline":
-        raise QuantmillError(f"engine {engine} is not part of this release", where, "use engine: mainline")
     return Recipe(
         engine=engine,
-        base=presets.resolve(fields["base"], where),
+        base=presets.resolve(fields["base"], where, engine),
         imatrix=_one_of(fields.get("imatrix", "optional"), IMATRIX, "imatrix", where),
         rules=tuple(
-            _rule(number, rule, where) for number, rule in enumerate(fields.get("rules", []), start=1)
+            _rule(number, rule, engine, where) for number, rule in enumerate(fields.get("rules", []), start=1)
         ),
+        notes=tuple(" ".join(str(note).split()) for note in fields.get("notes", [])),
     )
 
 
@@ -128,8 +144,10 @@ def dump(recipe: Recipe) -> str:
         if rule.optional:
             fields["optional"] = True
         rules.append(fields)
-    head = {"engine": recipe.engine, "base": recipe.base.name, "imatrix": recipe.imatrix}
-    return yaml.safe_dump(head, sort_keys=False) + _dump_rules(rules)
+    head: dict[str, Any] = {"engine": recipe.engine, "base": recipe.base.name, "imatrix": recipe.imatrix}
+    if recipe.notes:
+        head["notes"] = list(recipe.notes)
+    return yaml.safe_dump(head, sort_keys=False, width=10**6, allow_unicode=True) + _dump_rules(rules)
 
 
 def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: object) -> dict[str, Rule]:
@@ -141,6 +159,7 @@ def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: o
     that is ever quantized, or none that an earlier rule left.
     """
     names = [tensor.name for tensor in header.tensors]
+    known = frozenset(names)
     layers = 1 + max(map(layer_of, names), default=-1)
     decided: dict[str, Rule] = {}
     for rule in recipe.rules:
@@ -150,7 +169,7 @@ def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: o
             raise QuantmillError(
                 f"the model has no layer {beyond[0]}", here, f"its layers are 0 to {layers - 1}"
             )
-        matched = [name for name in names if rule.matches(name)]
+        matched = rule.among(names, known)
         able = [name for name in matched if name in quantizable]
         free = [name for name in able if name not in decided]
         if not free and not rule.optional:
@@ -173,14 +192,14 @@ def _idle(rule: Rule, names: list[str], matched: list[str], before: list[Rule], 
         )
     present = {role_of(name) for name in names}
     if rule.roles and not present & set(rule.roles):
-        have = ", ".join(sorted(present - {"norm", "bias", "scale", "other"}))
+        have = ", ".join(sorted(present - CLASSES))
         cure = f"take one of the model's roles ({have}), or say `optional: true`"
         return QuantmillError("matches no tensor", here, cure)
     hint = "a match is of the whole name, such as 'blk\\.3\\.attn_q\\.weight'; " if rule.match else ""
     return QuantmillError("matches no tensor", here, f"{hint}correct it, or say `optional: true`")
 
 
-def _rule(number: int, fields: Any, where: object) -> Rule:
+def _rule(number: int, fields: Any, engine: str, where: object) -> Rule:
     here = f"rules[{number}]"
     if not isinstance(fields, dict):
         raise QuantmillError(f"field {here} is no mapping", where, "such as {role: output, type: q8_0}")
@@ -197,7 +216,7 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
     if role == [] and "role" in fields:
         raise QuantmillError(f"field {here}.role is an empty list", where, "name a role or leave it out")
     for name in roles:
-        _one_of(name, sorted(ROLES), f"{here}.role", where)
+        _one_of(name, _ROLES, f"{here}.role", where)
     match = fields.get("match")
     try:
         re.compile(match or "")
@@ -207,7 +226,7 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
         ) from None
     return Rule(
         number=number,
-        type=known_type(fields["type"], f"{here}.type", where),
+        type=known_type(fields["type"], f"{here}.type", where, engine),
         roles=roles,
         match=match,
         layers=None if layers is None else tuple(layers),
@@ -216,24 +235,23 @@ def _rule(number: int, fields: Any, where: object) -> Rule:
     )
 
 
-def known_type(name: str, field: str, where: object) -> str:
+def known_type(name: str, field: str, where: object, engine: str = "mainline") -> str:
     """The ggml type's own name for `name`, in any case. QuantmillError where it cannot be quantized to."""
     known = named(name)
-    if known in WRITABLE:
+    if known in writable(engine):
         return known
+    if known is not None and (known in writable("ik") or known in writable("mainline")):
+        cure = (
+            "choose another" if engine != "mainline" else "choose a type of mainline llama.cpp, or engine: ik"
+        )
+        raise QuantmillError(f"field {field}: engine {engine} lacks the type {name}", where, cure)
     if known in TYPES:
         raise QuantmillError(f"field {field}: {known} cannot be quantized to", where, "choose another type")
-    if known is not None:
-        raise QuantmillError(
-            f"field {field}: engine mainline lacks the type {name}",
-            where,
-            "choose a type of mainline llama.cpp",
-        )
     if name.upper() in presets.PRESETS:
         raise QuantmillError(
             f"field {field}: {name} is a preset (a mixture), not a type", where, "name a type, such as q4_K"
         )
-    raise QuantmillError(f"field {field}: unknown type {name}", where, _meant(name, sorted(WRITABLE)))
+    raise QuantmillError(f"field {field}: unknown type {name}", where, _meant(name, sorted(writable(engine))))
 
 
 def _check_fields(fields: dict[Any, Any], known: dict[str, Any], prefix: str, where: object) -> None:
