@@ -1,4 +1,4 @@
-"""`make quality`: held-out KL divergence against size, presets beside recipes fitted to their sizes.
+"""Held-out KL divergence against size, presets beside recipes fitted to their sizes.
 
 Everything is made by snakemake itself, from one config: the same imatrix for
 all, each budget recipe given exactly a preset's file size, each file measured
