@@ -35,6 +35,7 @@ from quantmill.fields import (
     GgufPath,
     Name,
     Package,
+    Positive,
     Repository,
     Size,
     Text,
@@ -110,9 +111,7 @@ class CorpusSource(_Strict):
         default=None, description="default: content, text, messages or the only text column"
     )
     rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=1.0, description="share of the tokens"
-    )
+    weight: Positive = Field(default=1.0, description="share of the tokens")
 
 
 class Corpus(_Strict):

@@ -46,6 +46,7 @@ Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]
 Folder = Annotated[str, StringConstraints(pattern=_FOLDER)]
 Size = Annotated[str, StringConstraints(pattern=_SIZE)]
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def size_bytes(size: str) -> int:

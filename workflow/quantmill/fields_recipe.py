@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from quantmill.fields import Count, Name, Size, Strict, Text, size_bytes
+from quantmill.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
 
 _BUDGETS = ("size", "bpw", "memory")
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 
 
@@ -19,14 +18,14 @@ class Scored(Strict):
     """A file that layers are scored by."""
 
     path: Text
-    weight: Weight = 1.0
+    weight: Positive = 1.0
 
 
 class Importance(Strict):
     """What the layers' importance is made of: each source scaled to 0..1, then their weighted mean."""
 
-    imatrix: Weight | None = Field(default=None, description="weight of the activations' energy")
-    sensitivity: Weight | None = Field(default=None, description="weight of the damages in sensitivity.tsv")
+    imatrix: Positive | None = Field(default=None, description="weight of the activations' energy")
+    sensitivity: Positive | None = Field(default=None, description="weight of the damages in sensitivity.tsv")
     scores: Scored | None = Field(default=None, description='a JSON file: {"0": 1.5, "1": 0.2, ...}')
 
     @model_validator(mode="before")
@@ -121,9 +120,7 @@ class BudgetRecipe(Strict):
     name: Name
     template: Literal["budget"]
     size: Size | None = Field(default=None, description="of the whole file")
-    bpw: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="bits per weight of the whole file"
-    )
+    bpw: Positive | None = Field(default=None, description="bits per weight of the whole file")
     memory: MemoryBudget | None = None
     types: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None, description="the pool; default: all types of the sensitivities"

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from quantmill.fields import Count, Name, Strict, Text
+from quantmill.fields import Count, Name, Positive, Strict, Text
 from quantmill.refusal import refuse_twice
 
 
@@ -26,7 +26,7 @@ class Probes(Chunks):
     """What each tensor is worth: the KLD of the model with one tensor at one type, on a corpus of its own."""
 
     chunks: Count = 12
-    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    minutes: Positive = Field(
         default=30.0, description="time for probes; what they do not reach is predicted"
     )
     types: Annotated[list[Text], Field(min_length=1)] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,11 @@ class Log:
         else:
             with self.path.open("a") as file:
                 file.write(line + "\n")
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Add a line for each."""
+        for warning in warnings:
+            self.say(f"warning: {warning}")
 
     @contextmanager
     def progress(self, what: str, total: float, unit: str) -> Iterator[Progress]:

@@ -259,8 +259,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         f" {report['damage']} {report['objective']:.4g}, gap {report['gap']:.1g},"
         f" {len(recipe.rules)} rules, {time.monotonic() - start:.1f} s"
     )
-    for warning in report["warnings"]:
-        log.say(f"warning: {warning}")
+    log.warn(report["warnings"])
 
 
 if __name__ == "__main__":

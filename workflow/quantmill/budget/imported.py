@@ -224,8 +224,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "warnings": found.warnings,
     })  # fmt: skip
     log.say(f"{len(found.damages)} damages of {len(tensors)} tensors from {args.results.name}")
-    for warning in found.warnings:
-        log.say(f"warning: {warning}")
+    log.warn(found.warnings)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Evaluator:
         self._observe = observe
         self._raised: BaseException | None = None
         self._ended = self._discard = False
-        self._aborts = library.backend() == "CPU"
+        self._aborts = observe is not None and library.backend() == "CPU"
         self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
         loading = native.llama_model_default_params()
         if writable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,10 +110,12 @@ class Softmax:
         return self.logits - self.top - self.log_sums[:, None]
 
 
-def in_blocks(count: int, pool: ThreadPoolExecutor, work: Callable[[slice], Result]) -> list[Result]:
+def in_blocks(
+    count: int, pool: Executor, work: Callable[[slice], Result], rows: int = _ROWS_A_BLOCK
+) -> list[Result]:
     """`work` on slices of `count` rows that stay in the cache, over the pool's threads; in order."""
-    starts = range(0, count, _ROWS_A_BLOCK)
-    return list(pool.map(lambda start: work(slice(start, min(start + _ROWS_A_BLOCK, count))), starts))
+    starts = range(0, count, rows)
+    return list(pool.map(lambda start: work(slice(start, min(start + rows, count))), starts))
 
 
 def nll(logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor) -> NDArray[np.float32]:

@@ -31,6 +31,10 @@ from quantmill.store import Store
 _AHEAD_BYTES = 32 << 20
 
 
+# llama.cpp quantizes these without importance values, whatever their type is.
+EXEMPT = ("token_embd", "output")
+
+
 class Source:
     """The source's tensors: the table of its header, the digests of its manifest, its data by memory map."""
 
@@ -73,7 +77,7 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
     importance = None
     if row.type != row.source_type:
         importance = importance_of(row, imatrix)
-        if importance is None and types.needs_imatrix(row.type) and row.role not in ("token_embd", "output"):
+        if importance is None and types.needs_imatrix(row.type) and row.role not in EXEMPT:
             raise QuantmillError(
                 f"{row.type} needs an importance matrix, which has no entry for it", row.name,
                 "give it another type, or use text that reaches it",

@@ -270,8 +270,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     write_plan(args.plan, plan.rows)
     write_json(args.report, found)
     log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw")
-    for warning in plan.warnings:
-        log.say(f"warning: {warning}")
+    log.warn(plan.warnings)
 
 
 if __name__ == "__main__":

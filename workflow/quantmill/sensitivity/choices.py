@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,8 @@ from quantmill.model.ggufio import Tensor, llama_order
 from quantmill.model.imatrix import Imatrix
 from quantmill.model.roles import layer_of, role_of
 from quantmill.quantize.kernels import Task
-from quantmill.quantize.write import Source, importance_of, tasks
+from quantmill.quantize.write import EXEMPT, Source, importance_of, tasks
 from quantmill.recipe.table import PlanRow
-
-# llama.cpp quantizes these without importance values whatever their type is.
-_EXEMPT: Final = ("token_embd", "output")
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def _types(tensor: Tensor, pool: Sequence[str]) -> list[str]:
 
 
 def _needs(type_name: str, role: str) -> bool:
-    if role in _EXEMPT:
+    if role in EXEMPT:
         return requires_imatrix(type_name)
     return types.needs_imatrix(type_name)
 

@@ -210,8 +210,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     }
     write_damages(args.out, rows)
     write_json(args.report, report)
-    for warning in report["warnings"]:
-        log.say(f"warning: {warning}")
+    log.warn(report["warnings"])
     log.say(
         f"{len(rows)} choices of {report['tensors']} tensors, {len(probed.found)} probed in "
         f"{probed.seconds:.1f} s; {store.made} units made, {store.reused} reused"

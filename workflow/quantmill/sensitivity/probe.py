@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantmill.engine.ggml import Bytes
 from quantmill.engine.mainline import Evaluator, Tokens
 from quantmill.engine.weights import Weights
-from quantmill.measure.score import parts, with_bos
+from quantmill.measure.score import in_blocks, parts, with_bos
 
 _BLOCK: Final = 1 << 16  # logits of a block of rows: what stays in a core's cache
 
@@ -32,11 +32,9 @@ def divergence(
     close a sum of small terms, so that f32 suffices, and exactly 0 where they
     are the same.
     """
-    out = np.empty(len(logits), np.float64)
-    rows = max(1, _BLOCK // logits.shape[1])
 
-    def block(first: int) -> None:
-        base, other = reference[first : first + rows], logits[first : first + rows]
+    def block(rows: slice) -> NDArray[np.float64]:
+        base, other = reference[rows], logits[rows]
         p = base - base.max(axis=1, keepdims=True)
         np.exp(p, out=p)
         p /= p.sum(axis=1, keepdims=True)
@@ -44,10 +42,9 @@ def divergence(
         d -= np.vecdot(p, d)[:, None]
         with np.errstate(all="ignore"):  # a broken tensor gives what is no number
             np.expm1(d, out=d)
-            out[first : first + rows] = np.log1p(np.vecdot(p, d).astype(np.float64))
+            return np.log1p(np.vecdot(p, d).astype(np.float64))
 
-    list(pool.map(block, range(0, len(logits), rows)))
-    return out
+    return np.concatenate(in_blocks(len(logits), pool, block, max(1, _BLOCK // logits.shape[1])))
 
 
 @dataclass(frozen=True)
