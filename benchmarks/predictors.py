@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quality import PRESETS
+from quantmill.config.bench import POOL
 from quantmill.corpus.chunks import read_chunks
 from quantmill.files import read_json
-from quantmill.measured import POOL
 from quantmill.model.imatrix import read_gguf
 from quantmill.model.types import tensor_bytes
 from quantmill.progress import Log

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from house import ROOT, House
-from quantmill import config
+from quantmill.config import file as config
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 

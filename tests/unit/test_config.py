@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from quantmill import config
+from quantmill.config import file as config
+from quantmill.config.refusal import check_duplicates
 from quantmill.errors import QuantmillError
-from quantmill.refusal import check_duplicates
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
@@ -211,21 +211,19 @@ def test_the_store_lies_in_the_results() -> None:
 
 def test_all_parts_of_a_split_source() -> None:
     split = parsed(put("models.m.source", {"path": "d/m-00001-of-00003.gguf"}))
-    parts = [str(file) for file in config.source_files(split, "m")]
+    parts = [str(file) for file in split.source_files("m")]
     assert parts == [f"d/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
 
 def test_where_a_fetched_source_lies() -> None:
     hub = {"hf": "a/b", "file": "q/x.gguf", "revision": "0" * 40}
-    assert config.source_files(parsed(put("models.m.source", hub)), "m") == [
-        Path("results/m/source/q/x.gguf")
-    ]
+    assert parsed(put("models.m.source", hub)).source_files("m") == [Path("results/m/source/q/x.gguf")]
 
 
 def test_a_package_that_is_not_there() -> None:
     missing = parsed(put("models.m.source", {"package": "no_such_package", "file": "x.gguf"}))
     with pytest.raises(QuantmillError, match=r"models.m.source.package: no package no_such_package"):
-        config.source_files(missing, "m")
+        missing.source_files("m")
 
 
 def test_files_that_do_not_exist(tmp_path: Path) -> None:
@@ -261,7 +259,7 @@ def test_the_shipped_config_is_right_and_names_its_schema() -> None:
 
 def test_the_schema_is_in_step() -> None:
     written = json.loads((ROOT / "docs" / "config.schema.json").read_text())
-    assert written == config.schema(), "run: python -m quantmill.config > docs/config.schema.json"
+    assert written == config.schema(), "run: python -m quantmill.config.file > docs/config.schema.json"
 
 
 def test_the_conda_environment_has_the_locks_versions() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from quantmill import config
+from quantmill.config import file as config
+from quantmill.config.recipe import BudgetRecipe
 from quantmill.errors import QuantmillError
-from quantmill.fields_recipe import BudgetRecipe
 
 GIB = 1 << 30
 BASE: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 
 from models import write_llama
 from quantmill import spec
+from quantmill.config.bench import POOL
 from quantmill.engine.ggml import Conversion
-from quantmill.measured import POOL
 from quantmill.model import imatrix, manifest
 from quantmill.model.ggufio import read_header
 from quantmill.model.types import tensor_bytes

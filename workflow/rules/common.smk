@@ -13,14 +13,14 @@ from pathlib import Path
 LIBRARY = os.path.join(workflow.basedir, "workflow")
 sys.path.insert(0, LIBRARY)
 
-from quantmill import config as user
 from quantmill import spec
 from quantmill.budget import choices
+from quantmill.config import file as user
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
-from quantmill.fields_checkpoint import of_ggufs
+from quantmill.config.source import of_ggufs
 from quantmill.recipe.rules import known_type
-from quantmill.refusal import check_duplicates
+from quantmill.config.refusal import check_duplicates
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def of(model, name):
 @cache
 def source_of(model):
     """The source's files, all parts of a split one; relative where they lie below the working directory."""
-    files = [os.path.abspath(file) for file in user.source_files(cfg, model)]
+    files = [os.path.abspath(file) for file in cfg.source_files(model)]
     return [os.path.relpath(f) if f.startswith(os.path.join(os.getcwd(), "")) else f for f in files]
 
 

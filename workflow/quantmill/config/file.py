@@ -1,129 +1,37 @@
 """The user's file, `config.yaml`: strict models, errors in one line, and each model's own view of it.
 
-Only the rules import this module: a stage knows nothing of the config, and pays
-nothing for pydantic. `python -m quantmill.config` prints the JSON schema, which
+Only the rules import this wing: a stage knows nothing of the config, and pays
+nothing for pydantic. `python -m quantmill.config.file` prints the JSON schema, which
 lies in `docs/config.schema.json` so that editors complete and check the file.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from quantmill.errors import QuantmillError
-from quantmill.fields import (
-    HINTS,
-    Commit,
-    Count,
-    Folder,
-    GgufFile,
-    GgufPath,
-    Name,
-    Package,
-    Positive,
-    Repository,
-    Size,
-    Text,
-    Texts,
-    size_bytes,
+from quantmill.config.bench import Bench, Probes
+from quantmill.config.card import Card
+from quantmill.config.corpora import Chunks, Corpus
+from quantmill.config.fields import HINTS, Count, Folder, Name, Size, Strict, Text, size_bytes
+from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
+from quantmill.config.refusal import explain, refuse
+from quantmill.config.source import (
+    CheckpointSource,
+    HubSource,
+    Source,
+    check_folders,
+    check_recipes,
+    of_ggufs,
+    source_files,
 )  # fmt: skip
-from quantmill.fields import Strict as _Strict
-from quantmill.fields_checkpoint import CheckpointSource, check_folders, check_recipes, of_ggufs
-from quantmill.fields_recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
-from quantmill.measured import Bench, Chunks, Probes
-from quantmill.refusal import explain, refuse, refuse_twice
-
-_SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
-
-
-class PackageSource(_Strict):
-    """A GGUF that an installed Python package holds."""
-
-    package: Package
-    file: GgufFile
-
-
-class PathSource(_Strict):
-    """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf).
-
-    For plans alone its header will do, or a manifest.tsv with model.json beside it.
-    """
-
-    path: GgufPath
-
-
-class HubSource(_Strict):
-    """A GGUF of a Hugging Face repository, pinned by the commit."""
-
-    hf: Repository
-    file: GgufFile
-    revision: Commit
-
-
-def _kind_of_source(given: Any) -> str:
-    keys = given if isinstance(given, dict) else vars(given) if isinstance(given, BaseModel) else ()
-    return next((kind for kind in ("<package>", "<hf>", "<checkpoint>") if kind[1:-1] in keys), "<path>")
-
-
-Source = Annotated[
-    Annotated[PackageSource, Tag("<package>")]
-    | Annotated[HubSource, Tag("<hf>")]
-    | Annotated[CheckpointSource, Tag("<checkpoint>")]
-    | Annotated[PathSource, Tag("<path>")],
-    Discriminator(_kind_of_source),
-]
-
-
-class Card(_Strict):
-    """What the model card says besides what was measured."""
-
-    license: Text | None = Field(default=None, description="the licence's identifier, such as apache-2.0")
-    base_model: Texts | None = Field(default=None, description="repository of the model that was converted")
-    title: Text | None = None
-    language: Texts | None = None
-    tags: list[Text] | None = None
-    pipeline_tag: Text | None = None
-    about: Text | None = Field(default=None, description="why these files were made")
-    credits: Text | None = None
-
-
-class CorpusSource(_Strict):
-    """One parquet or plain .txt file of a corpus."""
-
-    name: Name
-    path: Text
-    column: Text | None = Field(
-        default=None, description="default: content, text, messages or the only text column"
-    )
-    rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
-    weight: Positive = Field(default=1.0, description="share of the tokens")
-
-
-class Corpus(_Strict):
-    """Text, mixed by weight and shuffled by a seed."""
-
-    seed: Annotated[int, Field(ge=0)] = 1
-    sources: Annotated[list[CorpusSource], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Corpus:
-        refuse_twice("sources", [source.name for source in self.sources])
-        return self
+from quantmill.errors import QuantmillError
 
 
 def _kind_of_sensitivity(given: Any) -> str:
@@ -137,7 +45,7 @@ Sensitivity = Annotated[
 ]
 
 
-class Model(_Strict):
+class Model(Strict):
     """One model: where it comes from, what its card says, and what differs from the rest of the file."""
 
     source: Source
@@ -148,7 +56,7 @@ class Model(_Strict):
     bench: Bench | None = None
 
 
-class Store(_Strict):
+class Store(Strict):
     """The content-addressed store of finished work."""
 
     path: Text | None = Field(default=None, description="default: .store in the results")
@@ -160,7 +68,7 @@ class Store(_Strict):
         return self.max if isinstance(self.max, int) else size_bytes(self.max)
 
 
-class Config(_Strict):
+class Config(Strict):
     """quantmill's config.yaml."""
 
     models: Annotated[dict[Name, Model], Field(min_length=1)]
@@ -271,6 +179,10 @@ class Config(_Strict):
             found[chunks.corpus] = other if other and other.chunks > chunks.chunks else chunks
         return found
 
+    def source_files(self, model: str) -> list[Path]:
+        """The files of the model's source, all parts of a split one."""
+        return source_files(self.models[model].source, model, self.results)
+
     @property
     def store_path(self) -> Path:
         """The store's folder."""
@@ -283,38 +195,6 @@ def parse(data: Any, file: str = "config.yaml") -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         raise explain(error, file, HINTS) from None
-
-
-def source_files(config: Config, model: str) -> list[Path]:
-    """The files of a model's source, all parts of a split one.
-
-    Those of a Hugging Face source lie below the results, where they are
-    fetched to. QuantmillError where a package is not installed.
-    """
-    source = config.models[model].source
-    if isinstance(source, CheckpointSource):
-        return source.files
-    if isinstance(source, HubSource):
-        first = Path(config.results) / model / "source" / source.file
-    elif isinstance(source, PathSource):
-        first = Path(source.path)
-    else:
-        # The package is only looked up: importing it would run its code.
-        found = importlib.util.find_spec(source.package)
-        if found is None or not found.submodule_search_locations:
-            raise QuantmillError(
-                f"no package {source.package} is installed",
-                f"models.{model}.source.package",
-                "install it, or name a file with path:",
-            )
-        first = Path(found.submodule_search_locations[0]) / source.file
-    if first.suffix == ".tsv":
-        return [first, first.with_name("model.json")]
-    split = _SHARD.search(first.name)
-    if split is None:
-        return [first]
-    stem, count = first.name[: split.start()], int(split[1])
-    return [first.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
 def template_file(template: str, folders: Iterable[Path]) -> Path | None:
@@ -332,7 +212,7 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
     config = of_ggufs(config)
     for name, model in config.models.items():
         if not isinstance(model.source, HubSource):
-            for path in source_files(config, name):
+            for path in config.source_files(name):
                 _check_file(path, f"{file}: models.{name}.source")
     used = {corpus for model in config.models for corpus in config.corpora_of(model)}
     for name in sorted(used):

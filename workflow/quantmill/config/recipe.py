@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from quantmill.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
-from quantmill.refusal import refuse, refuse_twice
+from quantmill.config.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
+from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
 
 _BUDGETS = ("size", "bpw", "memory")

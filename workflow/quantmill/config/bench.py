@@ -6,17 +6,9 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from quantmill.fields import Count, Name, Positive, Strict, Text
-from quantmill.refusal import refuse_twice
-
-
-class Chunks(Strict):
-    """So many chunks of so many tokens of a corpus."""
-
-    corpus: Name
-    chunks: Count
-    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
-
+from quantmill.config.corpora import Chunks
+from quantmill.config.fields import Count, Positive, Strict, Text
+from quantmill.config.refusal import refuse_twice
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
 """The types compared where the user names none: the k- and i-quants from 2.6 to 8.5 bits."""

@@ -1,0 +1,42 @@
+"""Text in the user's file: the corpora, and how much of one a stage takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from quantmill.config.fields import Count, Name, Positive, Strict, Text
+from quantmill.config.refusal import refuse_twice
+
+
+class CorpusSource(Strict):
+    """One parquet or plain .txt file of a corpus."""
+
+    name: Name
+    path: Text
+    column: Text | None = Field(
+        default=None, description="default: content, text, messages or the only text column"
+    )
+    rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
+    weight: Positive = Field(default=1.0, description="share of the tokens")
+
+
+class Corpus(Strict):
+    """Text, mixed by weight and shuffled by a seed."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Corpus:
+        refuse_twice("sources", [source.name for source in self.sources])
+        return self
+
+
+class Chunks(Strict):
+    """So many chunks of so many tokens of a corpus."""
+
+    corpus: Name
+    chunks: Count
+    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")

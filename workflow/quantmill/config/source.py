@@ -1,0 +1,128 @@
+"""Where a model comes from: a GGUF, or a checkpoint, which is only exported and never run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Discriminator, Tag
+
+from quantmill.config.fields import Commit, Folder, GgufFile, GgufPath, Package, Repository, Strict
+from quantmill.config.refusal import refuse
+from quantmill.errors import QuantmillError
+
+_SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class PackageSource(Strict):
+    """A GGUF that an installed Python package holds."""
+
+    package: Package
+    file: GgufFile
+
+
+class PathSource(Strict):
+    """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf).
+
+    For plans alone its header will do, or a manifest.tsv with model.json beside it.
+    """
+
+    path: GgufPath
+
+
+class HubSource(Strict):
+    """A GGUF of a Hugging Face repository, pinned by the commit."""
+
+    hf: Repository
+    file: GgufFile
+    revision: Commit
+
+
+class CheckpointSource(Strict):
+    """A Hugging Face checkpoint on this machine: a folder with config.json and safetensors."""
+
+    checkpoint: Folder
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files, in the order of their names; hidden ones and folders in it left out."""
+        files = (path for path in sorted(Path(self.checkpoint).iterdir()) if path.is_file())
+        return [path for path in files if not path.name.startswith(".")]
+
+
+def _kind_of_source(given: Any) -> str:
+    keys = given if isinstance(given, dict) else vars(given) if isinstance(given, BaseModel) else ()
+    return next((kind for kind in ("<package>", "<hf>", "<checkpoint>") if kind[1:-1] in keys), "<path>")
+
+
+Source = Annotated[
+    Annotated[PackageSource, Tag("<package>")]
+    | Annotated[HubSource, Tag("<hf>")]
+    | Annotated[CheckpointSource, Tag("<checkpoint>")]
+    | Annotated[PathSource, Tag("<path>")],
+    Discriminator(_kind_of_source),
+]
+
+
+def source_files(source: Source, model: str, results: str) -> list[Path]:
+    """The files of a model's source, all parts of a split one.
+
+    Those of a Hugging Face source lie below the results, where they are
+    fetched to. QuantmillError where a package is not installed.
+    """
+    if isinstance(source, CheckpointSource):
+        return source.files
+    if isinstance(source, HubSource):
+        first = Path(results) / model / "source" / source.file
+    elif isinstance(source, PathSource):
+        first = Path(source.path)
+    else:
+        # The package is only looked up: importing it would run its code.
+        found = importlib.util.find_spec(source.package)
+        if found is None or not found.submodule_search_locations:
+            raise QuantmillError(
+                f"no package {source.package} is installed",
+                f"models.{model}.source.package",
+                "install it, or name a file with path:",
+            )
+        first = Path(found.submodule_search_locations[0]) / source.file
+    if first.suffix == ".tsv":
+        return [first, first.with_name("model.json")]
+    split = _SHARD.search(first.name)
+    if split is None:
+        return [first]
+    stem, count = first.name[: split.start()], int(split[1])
+    return [first.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def check_recipes(where: str, fields: Set[str], recipes: Iterable[BaseModel]) -> None:
+    """Refuse what a checkpoint cannot have: `fields` are those given to the model at `where`."""
+    for field in sorted(fields - {"source", "card", "recipes"}):
+        text = "a checkpoint is exported and not run; leave this out"
+        raise refuse("only_exported", text, f"{where}.{field}")
+    for recipe in recipes:
+        given = recipe.model_dump(exclude_unset=True)
+        if given.keys() != {"name", "template"} or given["template"] != "mfp4":
+            text = (
+                f"{given['name']} is no recipe for a checkpoint; give it {{name: ..., template: mfp4}} alone"
+            )
+            raise refuse("not_mfp4", text, f"{where}.recipes")
+
+
+def check_folders(models: Mapping[str, Any], file: str) -> None:
+    """Refuse a checkpoint that is not there, before any work starts."""
+    for name, source in ((name, model.source) for name, model in models.items()):
+        if isinstance(source, CheckpointSource) and not (Path(source.checkpoint) / "config.json").is_file():
+            what = f"no config.json in {source.checkpoint}"
+            raise QuantmillError(what, f"{file}: models.{name}.source.checkpoint", "check the path")
+
+
+def of_ggufs(config: ConfigT) -> ConfigT:
+    """The config without its checkpoints, of which nothing is made but their export."""
+    models: Mapping[str, Any] = config.models  # type: ignore[attr-defined]
+    kept = {name: m for name, m in models.items() if not isinstance(m.source, CheckpointSource)}
+    return config.model_copy(update={"models": kept})
