@@ -269,6 +269,6 @@ def publish_spec():
             raise QuantmillError(
                 "no repository to publish in",
                 config_file,
-                "add publish: {repo: organisation/{model}-GGUF}",
+                'add publish: {repo: "organisation/{model}-GGUF"}',
             )
     return spec.make("publish.upload", {"confirm": CONFIRMED, "models": models}, {})
