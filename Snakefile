@@ -63,6 +63,7 @@ include: "workflow/rules/quantize.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/card.smk"
 include: "workflow/rules/checkpoint.smk"
+include: "workflow/rules/publish.smk"
 
 
 onerror:

@@ -79,6 +79,28 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("models.m.card.licence", "x"), "models.m.card.licence: unknown field; did you mean license?"),
     (put("models.a b", BASE["models"]["m"]), 'models.a b: "a b" is not allowed; names become file names'),
     (put("models.a/b", BASE["models"]["m"]), 'models.a/b: "a/b" is not allowed'),
+    (
+        put("publish", {"repo": "me/x", "token": "hf_secret"}),
+        "publish.token: a token does not belong in the config; remove it here, run `hf auth login` once",
+    ),
+    (put("token", "hf_secret"), "token: a token does not belong in the config"),
+    (
+        put("publish", {"repo": "x-GGUF"}),
+        'publish.repo: "x-GGUF" is not allowed; a repository is organisation/name',
+    ),
+    (put("publish", {"repo": "me/{recipe}"}), 'publish.repo: "me/{recipe}" is not allowed'),
+    (put("publish", {"split": "1 kB"}), 'publish.split: "1 kB" is not allowed; a size is a number'),
+    (put("publish", {"split": "1 KB"}), "publish.split: 1 KB is too small; give at least 1 MB"),
+    (put("publish", {"include": ["logs", "logs"]}), "publish.include[1]: logs is there twice"),
+    (put("publish", {"include": ["log"]}), "publish.include[0]: input should be 'imatrix', "),
+    (put("publish", {"withhold": "some"}), "publish.withhold: input should be 'dominated', "),
+    (
+        lambda c: (
+            put("publish", {"repo": "me/x"})(c),
+            put("models.n", {"source": {"path": "n.gguf"}})(c),
+        ),
+        "publish.repo: me/x is m's too; give each its own, with {model} in the name",
+    ),
     (put("models", {}), "models: is empty; give at least one"),
     (put("recipes", []), "recipes: is empty; give at least one"),
     (put("recipes", None), "models.m: no recipes; give the model or the file some"),
@@ -185,6 +207,24 @@ def test_a_model_has_its_own_way() -> None:
     speed = parsed(put("models.m.bench", {"speed": {}})).bench_of("m")
     assert speed.perplexity is None
     assert speed.speed is not None
+
+
+def test_each_model_has_its_repository() -> None:
+    def change(c: dict[str, Any]) -> None:
+        put("publish", {"repo": "me/{model}-GGUF", "split": "5 GB"})(c)
+        put("models.n", {"source": {"path": "n.gguf"}, "publish": {"repo": "you/x"}})(c)
+
+    config = parsed(change)
+    assert [config.repository_of(model) for model in ("m", "n")] == ["me/m-GGUF", "you/x"]
+    assert [config.publish_of(model).split_bytes for model in ("m", "n")] == [5 * 10**9, 50 * 10**9]
+    assert parsed().repository_of("m") is None
+
+
+def test_a_token_is_refused_without_being_shown() -> None:
+    for place in ("publish", "models.m"):
+        with pytest.raises(QuantmillError) as refused:
+            parsed(put(place, {"token": "hf_secret"}))
+        assert "hf_secret" not in str(refused.value)
 
 
 def test_corpora_in_the_order_of_use() -> None:

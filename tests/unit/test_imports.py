@@ -21,6 +21,7 @@ BELOW: dict[str, set[str]] = {
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
     "checkpoint": set(),
+    "publish": {"engine", "model", "recipe", "quantize"},
     "card": set(),
 }
 

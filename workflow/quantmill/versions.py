@@ -28,4 +28,5 @@ VERSIONS: Final[dict[str, int]] = {
     "card.plots": 1,
     "card.write": 2,
     "checkpoint.export": 1,
+    "publish.upload": 1,
 }

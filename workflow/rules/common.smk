@@ -46,7 +46,8 @@ def cached(find):
 
 def tell_errors():
     """Repeat, at the end of a run that failed, why each stage did: one line a stage."""
-    logs = (log for log in sorted(RESULTS.glob("*/logs/**/*.log")) if log.stat().st_mtime >= STARTED)
+    found = sorted([*RESULTS.glob("*/logs/**/*.log"), *RESULTS.glob("logs/*.log")])
+    logs = (log for log in found if log.stat().st_mtime >= STARTED)
     for line in (line for log in logs for line in log.read_text(errors="replace").splitlines()):
         if line.startswith("error: "):
             print(line, file=sys.stderr)
@@ -54,6 +55,10 @@ def tell_errors():
 
 # The user's own templates come before the workflow's.
 TEMPLATES = [Path("recipes"), Path(workflow.basedir) / "recipes"]
+
+# `--config confirm=yes` lets `publish` upload. It is said anew each time: in a file it is an unknown field.
+SAID = "confirm" in workflow.config_settings.config
+CONFIRMED = SAID and str(config.pop("confirm")).lower() in ("yes", "true")
 
 with refusing():
     config_files = [os.path.relpath(file) for file in workflow.configfiles]
@@ -342,6 +347,7 @@ def megabytes(model, factor=1.0, more=1000):
 RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
 IMPORTED = {model for model in cfg.models if isinstance(cfg.sensitivity_of(model), user.ImportedSensitivity)}
 FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if fitted(model, recipe)}
+PUBLISHED = [model for model in cfg.models if cfg.repository_of(model)]
 FETCHED = {
     os.path.relpath(file, RESULTS / model / "source")
     for model in cfg.models

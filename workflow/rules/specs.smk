@@ -252,3 +252,23 @@ def card_spec(model):
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
     }
     return spec.make("card.write", settings, made_from)
+
+
+def publish_spec():
+    models = {
+        model: cfg.publish_of(model).model_dump(include={"private", "revision", "include", "overwrite"})
+        | {
+            "repo": cfg.repository_of(model),
+            "split": cfg.publish_of(model).split_bytes,
+            "recipes": list(cfg.recipes_of(model)),
+        }
+        for model in PUBLISHED
+    }
+    if not models:
+        with refusing():
+            raise QuantmillError(
+                "no repository to publish in",
+                config_file,
+                'add publish: {repo: "organisation/{model}-GGUF"}',
+            )
+    return spec.make("publish.upload", {"confirm": CONFIRMED, "models": models}, {})

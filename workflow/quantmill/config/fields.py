@@ -15,12 +15,20 @@ _UNITS = {
     "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
 }  # fmt: skip
 
+# A config is shared and shown; whoever finds a token in it can write to its owner's repositories.
+_SECRETS = ("token", "hf_token", "HF_TOKEN", "api_key")
+_NO_SECRETS = (
+    "a token does not belong in the config; remove it here, run `hf auth login` once or set HF_TOKEN,"
+    " and renew it if the file was ever shared"
+)
+
 # Names become the names of files: no separators, no spaces, no `..`.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
 _PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _GGUF = r"^.+\.(gguf|tsv)$"
 _INSIDE = r"^[^/].*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+_PUBLISHED = r"^[\w.-]+/([\w.-]|\{model\})+$"
 _COMMIT = r"^[0-9a-f]{40}$"
 _FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
 _SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
@@ -30,6 +38,7 @@ HINTS = {
     _GGUF: "a .gguf file is expected, or a manifest.tsv to plan from",
     _INSIDE: "a .gguf file is expected, relative to the package or repository",
     _REPOSITORY: "a repository is organisation/name",
+    _PUBLISHED: "a repository is organisation/name; {model} in the name stands for the model's",
     _COMMIT: "give the whole commit, 40 hexadecimal digits",
     _FOLDER: "give a folder's name without braces",
     _SIZE: "a size is a number and its unit, such as 50 GiB",
@@ -42,6 +51,7 @@ Package = Annotated[str, StringConstraints(pattern=_PACKAGE)]
 GgufPath = Annotated[str, StringConstraints(pattern=_GGUF)]
 GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
 Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
+PublishedRepository = Annotated[str, StringConstraints(pattern=_PUBLISHED)]
 Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]
 Folder = Annotated[str, StringConstraints(pattern=_FOLDER)]
 Size = Annotated[str, StringConstraints(pattern=_SIZE)]
@@ -67,6 +77,8 @@ class Strict(BaseModel):
         if isinstance(given, dict) and cls.model_config.get("extra") == "forbid":
             known = [info.alias or name for name, info in cls.model_fields.items()]
             for field in given:
+                if field in _SECRETS:
+                    raise refuse("secret", _NO_SECRETS, str(field))
                 if field not in known:
                     near = difflib.get_close_matches(str(field), known, 1)
                     cure = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from quantmill.config.bench import Bench, Probes
-from quantmill.config.card import Card
+from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus
 from quantmill.config.fields import HINTS, Count, Folder, Name, Size, Strict, Text, size_bytes
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
@@ -54,6 +54,7 @@ class Model(Strict):
     imatrix: Chunks | None = Field(default=None, description="null: none for this model")
     sensitivity: Sensitivity | None = Field(default=None, description="null: none for this model")
     bench: Bench | None = None
+    publish: Publish | None = None
 
 
 class Store(Strict):
@@ -77,6 +78,7 @@ class Config(Strict):
     sensitivity: Sensitivity | None = None
     recipes: Recipes | None = None
     bench: Bench = Bench()
+    publish: Publish = Publish()
     results: Folder = "results"
     store: Store = Store()
 
@@ -90,7 +92,19 @@ class Config(Strict):
             else:
                 self._check_budgets(name)
                 self._check_corpora(name)
+        self._check_repositories()
         return self
+
+    def _check_repositories(self) -> None:
+        """No two models are published in one repository: it has one card."""
+        models = [name for name in self.models if not isinstance(self.models[name].source, CheckpointSource)]
+        seen: dict[str, str] = {}
+        for name in models:
+            repo = self.repository_of(name)
+            if repo is not None and seen.setdefault(repo, name) != name:
+                own = f"models.{name}." if self.models[name].publish else ""
+                text = f"{repo} is {seen[repo]}'s too; give each its own, with {{model}} in the name"
+                raise refuse("one_repository", text, f"{own}publish.repo")
 
     def _check_budgets(self, name: str) -> None:
         """A budget knows what each tensor is worth, and its name is no other model's usual recipe's."""
@@ -157,6 +171,15 @@ class Config(Strict):
     def bench_of(self, model: str) -> Bench:
         """The model's own bench section, if it has one, else the file's."""
         return self.models[model].bench or self.bench
+
+    def publish_of(self, model: str) -> Publish:
+        """The model's own publish section, if it has one, else the file's."""
+        return self.models[model].publish or self.publish
+
+    def repository_of(self, model: str) -> str | None:
+        """The repository that the model is published in; None where none is named."""
+        repo = self.publish_of(model).repo
+        return repo and repo.replace("{model}", model)
 
     def recipes_of(self, model: str) -> dict[str, Recipe | BudgetRecipe]:
         """The model's recipes by name, in the user's order; a preset's name alone is a recipe."""

@@ -1,0 +1,68 @@
+"""`snakemake publish` over a tiny model and a hub on loopback; a source that is fetched from that hub."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from house import ROOT, House
+from hub import TOKEN, Hub, serving
+
+LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
+FILES = {
+    "README.md", "SHA256SUMS", "plans/Q8_0.tsv", "plots/bits.svg", "recipes/Q8_0.yaml", "tiny-Q8_0.gguf",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that the client takes for the real one, with a token for it."""
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def test_a_fetched_source_is_quantized_and_published(tmp_path: Path, hub: Hub) -> None:
+    source = (ROOT / "tests" / "data" / "tiny-llama.gguf").read_bytes()
+    hub.put("you/original", "q/x.gguf", source)
+    hub.cuts["q/x.gguf"] = 1
+    house = House.build(tmp_path / "a house")
+    model = {"source": {"hf": "you/original", "file": "q/x.gguf", "revision": "0" * 40}}
+    publish = {"repo": "me/{model}-GGUF"}
+    house.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
+    shown = house.run("publish").stdout
+    assert (
+        hashlib.sha256(house.result("source/q/x.gguf").read_bytes()).digest()
+        == hashlib.sha256(source).digest()
+    )
+    assert "tiny -> me/tiny-GGUF (main, to be made): 6 of 6 files to upload" in shown
+    assert hashlib.sha256(house.result("gguf/tiny-Q8_0.gguf").read_bytes()).hexdigest() in shown
+    assert "nothing was uploaded; to upload: add --config confirm=yes" in shown
+    assert "me/tiny-GGUF" not in hub.repositories
+
+    house.run("publish", "--config", "confirm=yes")
+    assert set(hub.repositories["me/tiny-GGUF"]) == FILES
+    assert "publish" not in house.run("-n").stdout
+    assert "nothing differs" in house.run("publish", "--config", "confirm=yes").stdout
+    assert len(hub.sent) == 1
+
+
+def test_what_publishing_refuses_before_any_work(tmp_path: Path) -> None:
+    house = House.build(tmp_path / "house")
+    house.configure(lambda config: config.update(LEAN))
+    refused = house.snakemake("publish")
+    assert refused.returncode == 1
+    line = 'no repository to publish in; add publish: {repo: "organisation/{model}-GGUF"}'
+    assert refused.stderr.splitlines()[-1] == f"error: config.yaml: {line}"
+    # said once, on the command line: a file that says it would upload at every look
+    house.configure(lambda config: config.update(LEAN, confirm=True))
+    assert "error: config.yaml: confirm: unknown field" in house.snakemake("-n").stderr
+    house.configure(lambda config: config.update(LEAN, publish={"repo": "me/x", "token": "hf_secret"}))
+    refused = house.snakemake("-n")
+    assert "publish.token: a token does not belong in the config" in refused.stderr
+    assert "hf_secret" not in refused.stderr + refused.stdout

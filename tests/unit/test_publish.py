@@ -1,0 +1,239 @@
+"""Publishing to a hub on loopback by the hub's own client: what goes, what stays, what is refused."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub import TOKEN, Hub, serving
+from quantmill.spec import canonical
+
+REPO = "me/tiny-GGUF"
+WORKFLOW = Path(__file__).parents[2] / "workflow"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as hub:
+        yield hub
+
+
+class Publisher:
+    """The results of a model, and the command over them."""
+
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder, self.hub = folder, hub
+        self.results = folder / "results" / "tiny"
+        for recipe in ("Q8_0", "Q4_K_M"):
+            self.quant(recipe, recipe.encode() * 5000)
+            self.write(f"recipes/{recipe}.yaml", b"base: " + recipe.encode())
+            self.write(f"plans/{recipe}.tsv", b"name\trole\n")
+            self.write(f"card/Modelfile.{recipe}", b"FROM x")
+        self.write("card/README.md", b"---\nlicense: mit\n---\n# tiny\n![bits](plots/bits.svg)\n")
+        self.write("card/plots/bits.svg", b"<svg/>")
+        self.write("card/plots/left-over.svg", b"<svg/>")
+        self.write("imatrix.gguf", b"imatrix" * 100)
+        self.write("bench/Q8_0/kld.json", b"{}")
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.results / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def quant(self, recipe: str, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        facts = {"file": f"tiny-{recipe}.gguf", "bytes": len(data), "sha256": sha256, "tensors": 1}
+        self.write(f"gguf/tiny-{recipe}.gguf", data)
+        self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
+        return sha256
+
+    def start(self, confirm: bool, token: str | None = TOKEN, **settings: Any) -> subprocess.Popen[str]:
+        model = {
+            "repo": REPO, "revision": "main", "private": False, "include": ["imatrix", "recipes"],
+            "overwrite": False, "split": 50 * 10**9, "recipes": ["Q8_0", "Q4_K_M"],
+        }  # fmt: skip
+        spec = {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
+        environment = {
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW), "HF_ENDPOINT": self.hub.address,
+            "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"),
+        }  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "quantmill.publish.upload", "--spec", canonical(spec),
+             "--results", self.results.parent, "--log", self.folder / "publish.log"],
+            env=environment | ({"HF_TOKEN": token} if token else {}), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def publish(self, confirm: bool = True, **more: Any) -> dict[str, str]:
+        """The files and their states, as shown."""
+        with self.start(confirm, **more) as running:
+            out, err = running.communicate(timeout=60)
+        assert running.returncode == 0, err
+        assert (self.folder / "publish.log").read_text().startswith(out[:20])
+        lines = out.splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("state")) + 1
+        rows = [line.split() for line in lines[first:] if len(line.split()) in (3, 4) and ": " not in line]
+        return {path: state for state, _, path, *_ in rows}
+
+    def refused(self, confirm: bool = True, **more: Any) -> str:
+        """The one line with which it ends."""
+        with self.start(confirm, **more) as running:
+            out, err = running.communicate(timeout=60)
+        assert running.returncode == 1, out
+        assert TOKEN not in out + err + (self.folder / "publish.log").read_text()
+        (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+        assert "Traceback" not in err
+        return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, hub: Hub) -> Publisher:
+    return Publisher(tmp_path, hub)
+
+
+ALL = {
+    "README.md", "plots/bits.svg", "Modelfile.Q8_0", "Modelfile.Q4_K_M", "tiny-Q8_0.gguf",
+    "tiny-Q4_K_M.gguf", "tiny-imatrix.gguf", "recipes/Q8_0.yaml", "recipes/Q4_K_M.yaml",
+    "plans/Q8_0.tsv", "plans/Q4_K_M.tsv", "SHA256SUMS",
+}  # fmt: skip
+
+
+def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: Hub) -> None:
+    assert publisher.publish(confirm=False) == dict.fromkeys(ALL, "new")
+    assert not any(line.startswith(("POST", "PUT")) for line in hub.asked)
+    publisher.publish()
+    there = hub.repositories[REPO]
+    assert set(there) == ALL
+    assert there["tiny-Q8_0.gguf"] == (publisher.results / "gguf" / "tiny-Q8_0.gguf").read_bytes()
+    for line in there["SHA256SUMS"].decode().splitlines()[1:]:
+        digest, path = line.split("  ")
+        assert hashlib.sha256(there[path]).hexdigest() == digest
+    assert len(hub.sent) == 3
+
+    assert set(publisher.publish().values()) == {"unchanged"}
+    assert len(hub.sent) == 3
+    head = hub.head(REPO)
+
+    changed = publisher.quant("Q4_K_M", b"another" * 4000)
+    publisher.write("card/README.md", b"# tiny, again\n")
+    states = publisher.publish(confirm=False)
+    differing = {"README.md", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
+    assert {path for path, state in states.items() if state == "changed"} == differing
+    # the picture that the card no longer shows was published, and stays
+    assert states["plots/bits.svg"] == "old"
+    assert hub.head(REPO) == head
+    publisher.publish()
+    assert hub.sent[3:] == [changed]
+    assert "plots/bits.svg" in hub.repositories[REPO]
+    assert b"plots/bits.svg" in hub.repositories[REPO]["SHA256SUMS"]
+
+
+def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None:
+    publisher.write("card/withheld.json", json.dumps({"withheld": [{"recipe": "Q8_0"}]}).encode())
+    publisher.publish(include=["measurements"])
+    left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
+    assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
+
+
+def test_a_connection_cut_in_the_middle_is_made_again(publisher: Publisher, hub: Hub) -> None:
+    sha256 = publisher.quant("Q8_0", b"x" * 3_000_000)
+    hub.cuts[sha256] = 1
+    publisher.publish()
+    assert set(hub.repositories[REPO]) == ALL
+    assert hub.sent.count(sha256) == 1
+
+
+def test_an_upload_that_was_killed_goes_on(publisher: Publisher, hub: Hub) -> None:
+    last = publisher.quant("Q8_0", b"x" * 3_000_000)
+    hub.cuts[last] = 1
+    with publisher.start(confirm=True) as running:
+        hub.on_cut = lambda: os.kill(running.pid, signal.SIGKILL)
+        running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL
+    # nothing is seen of what was sent before
+    assert hub.repositories[REPO] == {}
+    before = list(hub.sent)
+    assert before
+    publisher.publish()
+    assert set(hub.repositories[REPO]) == ALL
+    assert len(hub.sent) == len(set(hub.sent))
+    assert hub.sent[len(before) :][0] == last
+
+
+def test_files_of_others_are_named_and_left_alone(publisher: Publisher, hub: Hub) -> None:
+    hub.put(REPO, "notes.txt", b"mine")
+    hub.put(REPO, "theirs.gguf", b"theirs")
+    hub.put(REPO, ".gitattributes", b"*.gguf filter=lfs")
+    assert publisher.publish() == dict.fromkeys(ALL, "new") | {
+        "notes.txt": "foreign",
+        "theirs.gguf": "foreign",
+    }
+    assert hub.repositories[REPO]["notes.txt"] == b"mine"
+    assert b"notes.txt" not in hub.repositories[REPO]["SHA256SUMS"]
+
+
+def test_what_others_put_under_our_names_is_kept_unless_said(publisher: Publisher, hub: Hub) -> None:
+    publisher.publish()
+    hub.put(REPO, "README.md", b"# edited on the hub")
+    hub.put(REPO, "tiny-Q8_0.gguf", b"another model")
+    states = publisher.publish(confirm=False)
+    assert {path for path, state in states.items() if state == "edited"} == {"README.md", "tiny-Q8_0.gguf"}
+    assert publisher.refused() == (
+        "me/tiny-GGUF: README.md, tiny-Q8_0.gguf: not as published from here, and would be lost; keep a copy"
+        " and say publish: {overwrite: true}, or choose another repository"
+    )
+    assert hub.repositories[REPO]["README.md"] == b"# edited on the hub"
+    publisher.publish(overwrite=True)
+    assert set(publisher.publish().values()) == {"unchanged"}
+
+
+def test_a_change_on_the_hub_during_the_upload_is_not_lost(publisher: Publisher, hub: Hub) -> None:
+    publisher.publish()
+    publisher.quant("Q8_0", b"again" * 1000)
+    hub.on_commit = lambda: hub.put(REPO, "README.md", b"# just now")
+    line = publisher.refused()
+    assert line.startswith("me/tiny-GGUF: cannot be committed to (")
+    assert "somebody else changed the repository meanwhile" in line
+    assert hub.repositories[REPO]["README.md"] == b"# just now"
+
+
+def test_a_rejected_token_is_one_line(publisher: Publisher) -> None:
+    line = publisher.refused(token="hf_wrong_one")
+    assert line.startswith("me/tiny-GGUF: cannot be read (")
+    assert line.endswith("the token is not accepted: run `hf auth login`, or set HF_TOKEN")
+    assert "hf_wrong_one" not in line
+
+
+def test_no_token_at_all(publisher: Publisher, hub: Hub) -> None:
+    assert publisher.publish(confirm=False, token=None) == dict.fromkeys(ALL, "new")
+    assert publisher.refused(token=None) == ("me/tiny-GGUF: no token to upload with; run `hf auth login`")
+    assert not hub.repositories
+
+
+def test_a_token_that_no_header_can_hold_is_not_shown(publisher: Publisher) -> None:
+    line = publisher.refused(token="hf_seße\x01cret")
+    assert "cret" not in line
+
+
+def test_without_the_hub_the_files_are_shown_all_the_same(publisher: Publisher, hub: Hub) -> None:
+    hub.shutdown()
+    hub.server_close()
+    assert set(publisher.publish(confirm=False).values()) == {"unknown"}
+    assert publisher.refused().startswith("me/tiny-GGUF: cannot be read (")
+
+
+def test_a_file_that_changed_since_it_was_made_is_refused(publisher: Publisher, hub: Hub) -> None:
+    path = publisher.results / "gguf" / "tiny-Q8_0.gguf"
+    path.write_bytes(path.read_bytes()[::-1])
+    line = publisher.refused()
+    assert "tiny-Q8_0.gguf: has other bytes than when it was made; delete it to have it made again" in line
+    path.write_bytes(b"short")
+    assert "has 5 bytes, not 20,000" in publisher.refused()
+    assert not hub.repositories[REPO]

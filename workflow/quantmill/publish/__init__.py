@@ -1,0 +1,1 @@
+"""What is made goes to those who download it: shown first, uploaded on request, only what differs."""

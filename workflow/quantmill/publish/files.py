@@ -1,0 +1,103 @@
+"""What of a model's results goes into its repository, and under which names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json
+from quantmill.spec import file_sha256
+
+SUMS: Final = "SHA256SUMS"
+"""The repository's own list of what was published from here: `sha256sum -c SHA256SUMS` checks a download."""
+
+_MARK = "# published by quantmill"
+
+
+class Item(NamedTuple):
+    """A file of the repository: its path there, its content here (a file, or the bytes), size and digest."""
+
+    path: str
+    content: Path | bytes
+    bytes: int
+    sha256: str
+
+
+def items_of(results: Path, model: str, recipes: Iterable[str], include: Collection[str]) -> list[Item]:
+    """The files of one model, `recipes` being those that are not withheld; by path.
+
+    The card and what it shows go to the root, as they lie in `card/`; beside
+    them the GGUFs, and whatever `include` names. QuantmillError where a file is
+    missing or is not the one that its facts describe.
+    """
+    named = list(recipes)
+    found = [
+        *_card(results / "card", named),
+        *(_quant(results / "gguf" / f"{model}-{recipe}.gguf") for recipe in named),
+        *(_item(path, file) for path, file in _beside(results, model, named, include)),
+    ]
+    return sorted(found, key=lambda item: item.path)
+
+
+def withheld_in(results: Path) -> list[str]:
+    """The recipes that the card withholds."""
+    path = results / "card" / "withheld.json"
+    return [entry["recipe"] for entry in read_json(path)["withheld"]] if path.exists() else []
+
+
+def sums_of(items: Iterable[Item], earlier: dict[str, str]) -> Item:
+    """The repository's list of digests: these files', and those published earlier that it still holds."""
+    digests = earlier | {item.path: item.sha256 for item in items}
+    lines = [_MARK, *(f"{digest}  {path}" for path, digest in sorted(digests.items()))]
+    data = ("\n".join(lines) + "\n").encode()
+    return Item(SUMS, data, len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_sums(data: bytes) -> dict[str, str]:
+    """The digests by path that `sums_of` wrote; none where something else wrote the list."""
+    first, *lines = data.decode(errors="replace").splitlines() or [""]
+    if first != _MARK:
+        return {}
+    return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+
+
+def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
+    """The card, its pictures, the page and the Modelfiles; not what an older config left there."""
+    text = (card / "README.md").read_text()
+    pictures = (path for path in sorted(card.glob("plots/*")) if f"plots/{path.name}" in text)
+    modelfiles = (card / f"Modelfile.{recipe}" for recipe in recipes)
+    for path in (card / "README.md", card / "index.html", *pictures, *modelfiles):
+        if path.exists():
+            yield _item(path.relative_to(card).as_posix(), path)
+
+
+def _quant(path: Path) -> Item:
+    facts = read_json(path.with_suffix(".json"))
+    if path.stat().st_size != facts["bytes"]:
+        what = f"has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
+        raise QuantmillError(what, path, "delete it to have it made again")
+    return Item(path.name, path, facts["bytes"], facts["sha256"])
+
+
+def _beside(
+    results: Path, model: str, recipes: list[str], include: Collection[str]
+) -> Iterator[tuple[str, Path]]:
+    if "imatrix" in include:
+        for kind in ("gguf", "dat"):
+            if (results / f"imatrix.{kind}").exists():
+                yield f"{model}-imatrix.{kind}", results / f"imatrix.{kind}"
+    if "recipes" in include:
+        for recipe in recipes:
+            yield f"recipes/{recipe}.yaml", results / "recipes" / f"{recipe}.yaml"
+            yield f"plans/{recipe}.tsv", results / "plans" / f"{recipe}.tsv"
+    for name, folder in (("measurements", "bench"), ("logs", "logs")):
+        for path in sorted((results / folder).rglob("*")) if name in include else ():
+            if path.is_file():
+                yield path.relative_to(results).as_posix(), path
+
+
+def _item(path: str, file: Path) -> Item:
+    return Item(path, file, file.stat().st_size, file_sha256(file))

@@ -1,0 +1,132 @@
+"""Shows what would be published where; uploads it where that is confirmed, and only what differs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quantmill import command
+from quantmill.errors import QuantmillError
+from quantmill.progress import Log
+from quantmill.publish.compare import UPLOADED, Row, compare, table
+from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
+from quantmill.publish.hub import Holdings, Repository, UnreachableError
+
+
+class Publication(NamedTuple):
+    """One model's files beside what its repository holds."""
+
+    model: str
+    repository: Repository
+    settings: dict[str, Any]
+    items: list[Item]
+    held: Holdings | None
+    rows: list[Row]
+
+    @property
+    def due(self) -> list[Item]:
+        """The items that differ."""
+        states = {row.path: row.state for row in self.rows}
+        return [item for item in self.items if states[item.path] in UPLOADED]
+
+
+def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool) -> Publication:
+    """What there is to publish of a model, compared with its repository.
+
+    Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
+    """
+    withheld = withheld_in(results)
+    recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
+    items = items_of(results, model, recipes, settings["include"])
+    repository = Repository(settings["repo"], settings["revision"])
+    try:
+        held = repository.holdings()
+        commit = "" if held is None else held.commit
+        published = (
+            read_sums(repository.read(SUMS, commit)) if held is not None and SUMS in held.files else {}
+        )
+        kept = {path: digest for path, digest in published.items() if held and path in held.files}
+        kept.pop(SUMS, None)
+        items.append(sums_of(items, kept))
+        rows = compare(items, held, published, lambda path: repository.read(path, commit))
+    except UnreachableError:
+        if confirmed:
+            raise
+        held, rows = None, [Row("unknown", item.path, item.bytes, item.sha256) for item in items]
+    return Publication(model, repository, settings, items, held, rows)
+
+
+def shown(publication: Publication) -> list[str]:
+    """The lines that a person reads before anything is uploaded."""
+    rows, settings = publication.rows, publication.settings
+    due, all_ours = sum(item.bytes for item in publication.due), sum(item.bytes for item in publication.items)
+    there = "" if publication.held else ", to be made"
+    where = f"{settings['repo']} ({settings['revision']}{', private' if settings['private'] else ''}{there})"
+    head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
+    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows)]
+
+
+def refuse_unsound(publication: Publication) -> None:
+    """QuantmillError where there is no token, or where somebody else's work would be lost."""
+    if not publication.repository.has_token:
+        raise QuantmillError("no token to upload with", publication.repository.name, "run `hf auth login`")
+    edited = [row.path for row in publication.rows if row.state == "edited"]
+    if edited and not publication.settings["overwrite"]:
+        raise QuantmillError(
+            f"{', '.join(edited)}: not as published from here, and would be lost",
+            publication.repository.name,
+            "keep a copy and say publish: {overwrite: true}, or choose another repository",
+        )  # fmt: skip
+
+
+def upload(publication: Publication, log: Log) -> str:
+    """Upload what differs; the commit's address. QuantmillError where the hub then holds anything else."""
+    repository, due = publication.repository, publication.due
+    if publication.held is None:
+        repository.make(publication.settings["private"])
+    parent = publication.held and publication.held.commit
+    megabytes = round(sum(item.bytes for item in due) / 2**20, 1)
+    with log.progress(f"upload {publication.model}", megabytes, "MiB") as progress:
+        address = repository.upload(due, parent, f"Publish {publication.model}", progress)
+    rows = compare(publication.items, repository.holdings(), {}, lambda _: b"")
+    wrong = [row.path for row in rows if row.state in UPLOADED]
+    if wrong:
+        raise QuantmillError(
+            f"{', '.join(wrong)}: not there as sent",
+            repository.name,
+            "run it again and look at the repository",
+        )
+    return address
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The command `publish.upload`: everything is looked at before anything is uploaded."""
+    config = args.spec["config"]
+    publications = [
+        prepared(model, settings, args.results / model, config["confirm"])
+        for model, settings in config["models"].items()
+    ]
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if log.path is not None:
+            log.say(line)
+
+    for publication in publications:
+        for line in (*shown(publication), ""):
+            say(line)
+    if not config["confirm"]:
+        say("nothing was uploaded; to upload: add --config confirm=yes")
+        return
+    for publication in publications:
+        refuse_unsound(publication)
+    for publication in publications:
+        name = publication.repository.name
+        say(f"{name}: {upload(publication, log)}" if publication.due else f"{name}: nothing differs")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--results", type=Path, required=True, help="folder with the models' results")
+    command.run(arguments, main)
