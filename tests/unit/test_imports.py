@@ -14,13 +14,14 @@ BELOW: dict[str, set[str]] = {
     "config": set(),
     "engine": set(),
     "model": set(),
-    "recipe": {"engine", "model"},
+    "nvfp4": {"model"},
+    "recipe": {"engine", "model", "nvfp4"},
     "budget": {"engine", "model", "recipe"},
-    "quantize": {"engine", "model", "recipe"},
+    "quantize": {"engine", "model", "nvfp4", "recipe"},
     "measure": {"engine", "model", "corpus", "recipe", "quantize"},
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
-    "checkpoint": set(),
+    "checkpoint": {"nvfp4"},
     "card": set(),
 }
 
