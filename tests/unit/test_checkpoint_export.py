@@ -13,10 +13,11 @@ import pytest
 import safetensors
 
 import checkpoints
-from quantmill.checkpoint import export, nvfp4
+from quantmill.checkpoint import export
 from quantmill.checkpoint.check import check_config
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
+from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.versions import VERSIONS
 

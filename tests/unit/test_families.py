@@ -1,5 +1,6 @@
 """The published families at their real sizes, from headers alone, and what each template does and refuses."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,11 @@ def test_tiers_by_share_or_by_number(headers: dict[str, Header]) -> None:
 
 def test_mfp4_keeps_all_but_the_feed_forward(headers: dict[str, Header]) -> None:
     rows = planned(headers["qwen35"], "mfp4", "MFP4")["rows"]
-    assert {kind for name, kind in rows.items() if ".ffn_" in name} == {"nvfp4"}
-    assert {kind for name, kind in rows.items() if ".ffn_" not in name} == {"bf16", "f32"}
+    ffn = {name: kind for name, kind in rows.items() if re.search(r"\.ffn_\w+\.weight", name)}
+    assert set(ffn.values()) == {"nvfp4"}
+    scales = {name for name in rows if name.endswith(".scale")}
+    assert scales == {name.replace(".weight", ".scale") for name in ffn}
+    assert {kind for name, kind in rows.items() if name not in ffn} == {"bf16", "f32"}
 
 
 def test_nvfp4_on_rows_that_do_not_fit_is_refused() -> None:

@@ -96,10 +96,11 @@ def recipe_of(
         total[types[row.name]] += tensor_bytes(types[row.name], row.shape)
     kind = min(total, key=lambda t: (-total[t], t))
     base = presets.of_type(kind, wanted.engine)
+    scales = "nvfp4" not in types.values()  # the damages are of nvfp4 alone, and so are the sizes
     if all(types[row.name] == fallback(kind, row.shape[0], wanted.engine) for row in rows):
-        return rules.Recipe(wanted.engine, base, imatrix, ())
+        return rules.Recipe(wanted.engine, base, imatrix, (), scales=scales)
     free = [row for row in rows if not any(rule.matches(row.name) for rule in pinned)]
-    return rules.Recipe(wanted.engine, base, imatrix, tuple(merge.merged(free, types, pinned)))
+    return rules.Recipe(wanted.engine, base, imatrix, tuple(merge.merged(free, types, pinned)), scales=scales)
 
 
 def dominated(found: Iterable[Group]) -> list[dict[str, Any]]:

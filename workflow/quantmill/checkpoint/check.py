@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.checkpoint import nvfp4
 from quantmill.checkpoint.modules import Part, excluded
 from quantmill.checkpoint.safetensors import Bytes, Checkpoint, Tensor
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
+from quantmill.nvfp4 import values as nvfp4
 
 # The root of summed squares is off by 0.095 for weights of a normal distribution, and by less
 # than this for whatever a block of 16 can hold; only a tensor that a shared scale drowns has more.

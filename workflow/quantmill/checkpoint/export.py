@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.checkpoint import nvfp4
 from quantmill.checkpoint.check import check, check_config
 from quantmill.checkpoint.modules import Part, exclude_list, find, kept_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
+from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
 

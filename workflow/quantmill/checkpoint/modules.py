@@ -13,9 +13,9 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from quantmill.checkpoint.nvfp4 import BLOCK, INFINITY, Bits, as_bits
 from quantmill.checkpoint.safetensors import Checkpoint, Tensor
 from quantmill.errors import QuantmillError
+from quantmill.nvfp4.values import BLOCK, INFINITY, Bits, as_bits
 
 _MLP = re.compile(
     r"(?P<before>(.+\.)?layers\.(?P<layer>\d+)\.(mlp|block_sparse_moe)(\.shared_experts?|\.experts(\.\d+)?)?)"

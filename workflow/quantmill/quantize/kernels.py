@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
 from quantmill.model.types import WRITABLE
+from quantmill.quantize import nvfp4
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
@@ -30,7 +32,11 @@ _INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4
 
 @dataclass(frozen=True)
 class Task:
-    """One tensor to quantize: `sha256` is of the source's data, `importance` f32 [matrices, columns]."""
+    """One tensor to quantize: `sha256` is of the source's data, `importance` f32 [matrices, columns].
+
+    `together` are the weights that share an nvfp4 weight's second scale, itself
+    among them; a second scale is a task of type f32 of its weight.
+    """
 
     name: str
     sha256: str
@@ -38,14 +44,17 @@ class Task:
     type: str
     shape: tuple[int, ...]
     importance: NDArray[np.float32] | None
+    together: tuple[nvfp4.Weight, ...] = ()
 
     def key(self, engine: str) -> str:
         """Its key in the store: source bytes, types, shape, importance values, engine."""
         importance = self.importance
+        shared = {"together": [weight.sha256 for weight in self.together]} if self.together else {}
         return Store.key(
             STAGE, VERSIONS[STAGE], engine=engine, source=self.sha256, source_type=self.source_type,
             type=self.type, shape=list(self.shape),
             importance=None if importance is None else hashlib.sha256(importance.data).hexdigest(),
+            **shared,
         )  # fmt: skip
 
 
@@ -77,6 +86,8 @@ class Quantizer:
         self.engine, self.store, self.threads = engine, store, threads
         self._workers = ThreadPoolExecutor(threads)
         self._keepers = ThreadPoolExecutor(_KEEPERS)
+        self._largest: dict[str, Future[NDArray[np.float32]]] = {}
+        self._lock = threading.Lock()
 
     def start(self, task: Task, source: Bytes) -> Callable[[], bytes | memoryview]:
         """Begin on a tensor; the returned function waits for its bytes.
@@ -90,12 +101,40 @@ class Quantizer:
         return self.store.get_or_make(task.key(self.engine), partial(self._make, task, source))
 
     def _make(self, task: Task, source: Bytes) -> memoryview:
+        if task.together:
+            return self._make_scaled(task, source).data
         try:
             return Conversion(
                 self._workers, self.threads, source, task.source_type, task.type, task.shape, task.importance
             ).result().data  # fmt: skip
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
+
+    def _make_scaled(self, task: Task, source: Bytes) -> Bytes:
+        """An nvfp4 weight, or its second scale."""
+        scales = nvfp4.scales([self._largest_of(weight) for weight in task.together])
+        if task.type == "f32":
+            return scales.view(np.uint8)
+        weight = nvfp4.Weight(task.name, task.sha256, task.source_type, task.shape, source)
+        return nvfp4.quantize(weight, scales, self._workers, self.threads)
+
+    def _largest_of(self, weight: nvfp4.Weight) -> NDArray[np.float32]:
+        """The largest magnitudes of a weight: looked for once, by whoever asks first, and kept."""
+        with self._lock:
+            known = self._largest.get(weight.sha256)
+            found = self._largest.setdefault(weight.sha256, Future())
+        if known is None:
+            key = Store.key(
+                "quantize.largest", 1, source=weight.sha256, type=weight.type, shape=list(weight.shape)
+            )
+            try:
+                data = self.store.get_or_make(
+                    key, lambda: nvfp4.largest(weight, self._workers, self.threads).tobytes()
+                )
+                found.set_result(np.frombuffer(data, np.float32))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table, write_json, writing
 from quantmill.model import ggufio, types
 from quantmill.model.imatrix import Imatrix, read_gguf
+from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize.kernels import Quantizer, Task, task
-from quantmill.recipe.table import PlanRow, read_plan
+from quantmill.quantize.nvfp4 import Weight
+from quantmill.recipe.table import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.store import Store
 
 # Tensors are begun ahead of the one being written while their sources are
@@ -48,8 +51,15 @@ class Source:
             )
         self._maps = [np.memmap(shard, np.uint8, "r") for shard in self.header.shards]
 
+    def weight(self, name: str) -> Weight:
+        """A tensor, to be quantized to nvfp4 with others."""
+        tensor = self.tensors[name]
+        return Weight(name, self.sha256[name], tensor.type, tensor.shape, self.data(name))
+
     def data(self, name: str) -> Bytes:
-        """A tensor's bytes."""
+        """A tensor's bytes; none of a second scale that the source has not."""
+        if name not in self.tensors:
+            return np.empty(0, np.uint8)
         tensor = self.tensors[name]
         return self._maps[tensor.shard][tensor.offset : tensor.offset + tensor.bytes]
 
@@ -65,10 +75,16 @@ def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[
     if foreign:
         what = f"has an entry for {min(foreign)}, which the source lacks: it is of another model"
         raise QuantmillError(what, "imatrix", "make it from this source")
-    return [_task(row, source, imatrix) for row in rows]
+    groups = together(with_scale(rows))
+    return [_task(row, source, imatrix, groups) for row in rows]
 
 
-def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
+def _task(
+    row: PlanRow, source: Source, imatrix: Imatrix | None, groups: Mapping[str, tuple[str, ...]]
+) -> Task:
+    if row.made:
+        shared = tuple(source.weight(name) for name in groups[scaled_by(row.name)])
+        return Task(row.name, source.sha256[scaled_by(row.name)], MADE, row.type, row.shape, None, shared)
     tensor = source.tensors.get(row.name)
     if tensor is None or (tensor.shape, tensor.type) != (row.shape, row.source_type):
         raise QuantmillError(
@@ -82,7 +98,8 @@ def _task(row: PlanRow, source: Source, imatrix: Imatrix | None) -> Task:
                 f"{row.type} needs an importance matrix, which has no entry for it", row.name,
                 "give it another type, or use text that reaches it",
             )  # fmt: skip
-    return task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
+    made = task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
+    return replace(made, together=tuple(source.weight(name) for name in groups.get(row.name, ())))
 
 
 def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
@@ -176,6 +193,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     todo = tasks(rows, source, imatrix)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
+    kv |= weights_only(source.header.kv, with_scale(rows))
     header = ggufio.serialize(kv, [(row.name, types.TYPES[row.type].id, row.shape) for row in rows])
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max)

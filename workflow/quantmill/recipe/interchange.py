@@ -181,7 +181,7 @@ def lines_of(rows: Iterable[PlanRow], form: str) -> list[str]:
     every tensor is expected.
     """
     places: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for row in rows:
+    for row in (row for row in rows if not row.made):
         if form != "regex" and row.reason.startswith("never quantized"):
             continue
         block = _BLOCK.match(row.name)

@@ -8,6 +8,7 @@ of tensors it does not name. Sizes are exact, metadata included.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padde
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.model.types import IK_TYPES, fallback, is_quantized, known, needs_imatrix, tensor_bytes
+from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
-from quantmill.recipe.table import PlanRow, write_plan
+from quantmill.recipe.table import MADE, PlanRow, with_scale, write_plan
 
 # llama.cpp quantizes these without importance values whatever their type is.
 _NO_IMATRIX_NEEDED: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
@@ -79,8 +81,9 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
                 name, role_of(name), layer_of(name), tensor.shape, tensor.type, kind, size, "; ".join(why)
             )
         )
-    warnings = [*recipe.notes, *_warnings(rows, fallbacks, mixture.quantizable)]
-    if recipe.rules and all(row.type == mixture.types[row.name] for row in rows):
+    rows, unscaled = _with_scales(header, recipe, rows)
+    warnings = [*recipe.notes, *_warnings(rows, fallbacks, mixture.quantizable), *unscaled]
+    if recipe.rules and all(row.made or row.type == mixture.types[row.name] for row in rows):
         same = f"the plan equals that of its base {recipe.base.name} on this model"
         if not all(rule.optional for rule in recipe.rules):
             raise QuantmillError(same, where, f"use {recipe.base.name} itself, or change the rules")
@@ -115,6 +118,7 @@ def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None
     # the counts are u32: their values do not change the size
     named = {**imatrix, "entries": 1, "chunks": 1} if imatrix is not None and plan.imatrix else None
     kv = output_kv(header, plan.recipe.base.file_type, named)
+    kv |= weights_only(header.kv, with_scale(plan.rows))
     tensors = [(row.name, known(row.type).id, row.shape) for row in plan.rows]
     return len(serialize(kv, tensors))
 
@@ -123,7 +127,7 @@ def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | N
     """The plan in numbers: `plans/<recipe>.json` of docs/files.md."""
     head = metadata_bytes(header, plan, imatrix)
     body = sum(padded(row.bytes) for row in plan.rows)
-    parameters = sum(row.elements for row in plan.rows)
+    parameters = sum(row.elements for row in plan.rows if not row.made)
     return {
         "recipe": name,
         "engine": plan.recipe.engine,
@@ -149,10 +153,33 @@ def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | N
             if row.name in plan.fallbacks
         ],
         "requantized": any(_requantized(row) for row in plan.rows),
-        "source_types": dict(sorted(Counter(row.source_type for row in plan.rows).items())),
+        "source_types": dict(sorted(Counter(row.source_type for row in plan.rows if not row.made).items())),
         "rules": len(plan.recipe.rules),
         "warnings": list(plan.warnings),
     }
+
+
+def _with_scales(
+    header: Header, recipe: rules.Recipe, rows: list[PlanRow]
+) -> tuple[list[PlanRow], list[str]]:
+    """The rows with the second scales of the nvfp4 weights, and a warning where some have none."""
+    present = {tensor.name for tensor in header.tensors}
+    fresh = [row.name for row in rows if row.type == "nvfp4" != row.source_type]
+    scaled = set(scalable(header.architecture, fresh, present)) if recipe.scales else set()
+    made = [
+        PlanRow(
+            scale_name(row.name), "scale", row.layer, row.shape[2:] or (1,), MADE, "f32",
+            4 * math.prod(row.shape[2:]), f"second scale of {row.name}",
+        )
+        for row in rows
+        if row.name in scaled
+    ]  # fmt: skip
+    ordered = {row.name: row for row in [*rows, *made]}
+    bare = sorted(set(fresh) - scaled)
+    if not bare or not recipe.scales:
+        return [ordered[name] for name in llama_order(ordered)], []
+    what = f"{len(bare)} nvfp4 tensors, such as {bare[0]}, have no second scale, and so a larger error:"
+    return [ordered[name] for name in llama_order(ordered)], [f"{what} llama.cpp applies none there"]
 
 
 def _reason(recipe: rules.Recipe, rule: rules.Rule | None, quantizable: bool) -> str:

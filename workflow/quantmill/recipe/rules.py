@@ -30,7 +30,9 @@ from quantmill.recipe import presets
 ENGINES: Final = ("mainline", "ik")
 IMATRIX: Final = ("required", "optional", "none")
 
-_RECIPE_FIELDS: Final = {"engine": str, "base": str, "imatrix": str, "notes": list, "rules": list}
+_RECIPE_FIELDS: Final = {
+    "engine": str, "base": str, "imatrix": str, "scales": bool, "notes": list, "rules": list
+}  # fmt: skip
 _RULE_FIELDS: Final = {
     "role": (str, list),
     "match": str,
@@ -93,6 +95,8 @@ class Recipe:
     rules: tuple[Rule, ...]
     notes: tuple[str, ...] = ()
     """What is to be said of it: the warnings of whoever made it."""
+    scales: bool = True
+    """Whether nvfp4 weights get their second scales where llama.cpp applies them."""
 
 
 def parse(text: str, where: object) -> Recipe:
@@ -124,6 +128,7 @@ def parse(text: str, where: object) -> Recipe:
             _rule(number, rule, engine, where) for number, rule in enumerate(fields.get("rules", []), start=1)
         ),
         notes=tuple(" ".join(str(note).split()) for note in fields.get("notes", [])),
+        scales=fields.get("scales", True),
     )
 
 
@@ -145,6 +150,8 @@ def dump(recipe: Recipe) -> str:
             fields["optional"] = True
         rules.append(fields)
     head: dict[str, Any] = {"engine": recipe.engine, "base": recipe.base.name, "imatrix": recipe.imatrix}
+    if not recipe.scales:
+        head["scales"] = False
     if recipe.notes:
         head["notes"] = list(recipe.notes)
     return yaml.safe_dump(head, sort_keys=False, width=10**6, allow_unicode=True) + _dump_rules(rules)

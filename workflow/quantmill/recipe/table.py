@@ -10,12 +10,18 @@ from typing import Final
 
 from quantmill.files import read_table, write_table
 
+MADE: Final = "made"
+"""The source type of a tensor that the source has not."""
+
 COLUMNS: Final = ["name", "role", "layer", "shape", "source_type", "type", "bytes", "reason"]
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type."""
+    """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type.
+
+    `source_type` is `MADE` for a second scale (`NAME.scale`) that comes to be with its nvfp4 weight.
+    """
 
     name: str
     role: str
@@ -27,9 +33,24 @@ class PlanRow:
     reason: str
 
     @property
+    def made(self) -> bool:
+        """Whether it is a second scale, which the source has not."""
+        return self.source_type == MADE
+
+    @property
     def elements(self) -> int:
         """How many elements it has."""
         return prod(self.shape)
+
+
+def with_scale(rows: Iterable[PlanRow]) -> list[str]:
+    """The nvfp4 weights that get a second scale."""
+    return [scaled_by(row.name) for row in rows if row.made]
+
+
+def scaled_by(scale: str) -> str:
+    """`blk.0.ffn_up.weight` of `blk.0.ffn_up.scale`."""
+    return f"{scale.removesuffix('.scale')}.weight"
 
 
 def write_plan(path: Path, rows: Iterable[PlanRow]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import checkpoints
-from quantmill.checkpoint import nvfp4
+from quantmill.nvfp4 import values as nvfp4
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 E4M3 = [float(x) for x in np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(float)]

@@ -1,0 +1,1 @@
+"""NVFP4: its arithmetic, and how a GGUF holds it."""
