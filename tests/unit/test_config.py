@@ -85,6 +85,14 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (put("token", "hf_secret"), "token: a token does not belong in the config"),
     (
+        put("bench.served", {"workloads": [{"name": "a", "generate": 9}, {"name": "a", "generate": 8}]}),
+        "bench.served.workloads[1]: a is there twice; rename or remove one",
+    ),
+    (
+        put("bench.served", {"workloads": [{"name": "a", "generate": 1}]}),
+        "bench.served.workloads[0].generate: input should be greater than or equal to 2, not 1",
+    ),
+    (
         put("publish", {"repo": "x-GGUF"}),
         'publish.repo: "x-GGUF" is not allowed; a repository is organisation/name',
     ),
@@ -277,6 +285,9 @@ def test_files_that_do_not_exist(tmp_path: Path) -> None:
     config.check_files(_at(tmp_path, change), "config.yaml", templates)
     other = _at(tmp_path, change, put("recipes.+", {"name": "x", "template": "presett"}))
     with pytest.raises(QuantmillError, match=r"recipe x: no template presett.yaml.j2 in .*; there is preset"):
+        config.check_files(other, "config.yaml", templates)
+    other = _at(tmp_path, change, put("models.m.bench", {"served": {"server": "nowhere"}}))
+    with pytest.raises(QuantmillError, match=r"models\.m\.bench\.served\.server: no such file: nowhere"):
         config.check_files(other, "config.yaml", templates)
 
 

@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "budget": {"engine", "model", "recipe"},
     "quantize": {"engine", "model", "nvfp4", "recipe"},
     "measure": {"engine", "model", "corpus", "recipe", "quantize"},
+    "serve": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
     "checkpoint": {"nvfp4"},

@@ -24,6 +24,7 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.reference": 1,
     "measure.divergence": 1,
     "measure.speed": 1,
+    "serve.measure": 1,
     "sensitivity.measure": 1,
     "card.plots": 1,
     "card.write": 2,

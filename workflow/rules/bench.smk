@@ -87,3 +87,30 @@ rule measure_speed:
     shell:
         "python -m quantmill.measure.speed --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --out {output:q} --log {log:q} --threads {threads}"
+
+
+rule measure_served:
+    input:
+        model=lambda w: from_gguf(w.model, w.row),
+        facts=lambda w: facts_of(w.model, w.row),
+        server=lambda w: ancient(servers_of(w.model)),
+    output:
+        f"{RESULTS}/{{model}}/bench/{{row}}/served.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/served/{{row}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/served/{{row}}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    # As with the speed: nothing else may run beside it.
+    threads: CORES
+    resources:
+        mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
+    params:
+        spec=lambda w: served_spec(w.model, w.row),
+    message:
+        "{wildcards.model}: speed of {wildcards.row} behind a server"
+    shell:
+        "python -m quantmill.serve.measure --spec {params.spec:q} --model {input.model[0]:q}"
+        " --facts {input.facts:q} --server {input.server:q} --out {output:q}"
+        " --log {log:q} --threads {threads}"

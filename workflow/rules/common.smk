@@ -165,6 +165,12 @@ def measured_on(model, what):
     return chunks
 
 
+def servers_of(model):
+    """The user's own server, or none."""
+    served = cfg.bench_of(model).served
+    return [served.server] if served and served.server else []
+
+
 def fitted(model, recipe):
     """Whether the recipe is allocated to a budget; all others are rendered from a template."""
     return isinstance(recipe_of(model, recipe), user.BudgetRecipe)
@@ -251,7 +257,7 @@ def evaluated_by(model, row):
 def bench_of(model, row):
     """The measurements of one file."""
     bench = cfg.bench_of(model)
-    names = [name for name in ("kld", "perplexity", "speed") if getattr(bench, name)]
+    names = [name for name in ("kld", "perplexity", "speed", "served") if getattr(bench, name)]
     return [of(model, f"bench/{row}/{name}.json") for name in names]
 
 

@@ -213,6 +213,18 @@ def speed_spec(model, recipe):
 
 
 @cached
+def served_spec(model, recipe):
+    served = cfg.bench_of(model).served
+    if served is None:
+        raise QuantmillError(f"{model} has no served", config_file, "give it one under bench")
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "server": [file_sha256(path) for path in servers_of(model)],
+    }
+    return spec.make("serve.measure", served.model_dump(exclude={"server"}), made_from, engine=engine())
+
+
+@cached
 def sensitivity_plot_spec(model):
     return spec.make("card.plots", {}, {"sensitivity": spec.digest(damages_spec(model))})
 
@@ -236,6 +248,7 @@ def card_spec(model):
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
+        "served": bench.served is not None,
         "sensitivity": cfg.sensitivity_of(model) is not None,
         "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
@@ -250,6 +263,7 @@ def card_spec(model):
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
+        "served": [spec.digest(served_spec(model, row)) for row in rows if bench.served],
     }
     return spec.make("card.write", settings, made_from)
 

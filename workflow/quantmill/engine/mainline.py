@@ -51,6 +51,10 @@ class Vocabulary:
         """The text under which the vocabulary lists a token, such as `<s>`."""
         return (native.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")
 
+    def ends(self) -> list[int]:
+        """The tokens that end a text or a turn."""
+        return [token for token in range(self.size) if native.llama_vocab_is_eog(self._vocab, token)]
+
     def special(self, which: str) -> str:
         """The text of the `bos` or `eos` token; empty where there is none."""
         token = getattr(native, f"llama_vocab_{which}")(self._vocab)

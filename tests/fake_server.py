@@ -1,0 +1,57 @@
+"""Stands in for llama-server: answers as it does, or as MODE says does not. Notes its process id in PIDS."""
+
+import json
+import os
+import signal
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+MODE = os.environ.get("MODE", "")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(503 if MODE == "loading" else 200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with Path(os.environ["ASKED"]).open("a") as file:
+            file.write(json.dumps(asked) + "\n")
+        self.send_response(200)
+        self.end_headers()
+        time.sleep(0.05)
+        tokens = asked["max_tokens"] - (MODE == "early")
+        for number in range(tokens):
+            last = number == tokens - 1
+            reason = ("stop" if MODE == "early" else "length") if last else None
+            if MODE != "withheld" or last:
+                self.send({"choices": [{"text": "x", "finish_reason": reason}]})
+            if MODE == "dying" and number == 2:
+                print("out of memory", file=sys.stderr, flush=True)
+                os._exit(9)
+            while MODE == "silent" and number == 2:
+                time.sleep(1)
+            time.sleep(0.005)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def send(self, chunk: object) -> None:
+        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+
+if "--version" in sys.argv:
+    print("version: 7 (abc)")
+    sys.exit()
+if MODE == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if MODE == "broken":
+    sys.exit("no such model")
+Path(os.environ["PIDS"]).write_text(str(os.getpid()))
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()

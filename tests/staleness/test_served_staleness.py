@@ -1,0 +1,41 @@
+"""What makes the speed behind a server due again."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from house import ROOT, House
+
+SERVED = {"measure_served source", "measure_served Q8_0"}
+CARD = {"write_card_without_sizes"}
+
+
+def configure(house: House, **more: object) -> None:
+    """One recipe, of which only this is measured."""
+    served = {"workloads": [{"name": "a", "prompt": 8, "generate": 4}], "repetitions": 1, **more}
+    lean = {"imatrix": None, "sensitivity": None, "recipes": ["Q8_0"], "bench": {"served": served}}
+    house.configure(lambda config: config.update(lean))
+
+
+def test_what_makes_the_speed_behind_a_server_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIDS", str(tmp_path / "pid"))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    house = House.build(tmp_path / "house")
+    binary = house.folder / "llama-server"
+    binary.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "fake_server.py").read_text())
+    binary.chmod(0o755)
+    configure(house, server="llama-server")
+    house.run()
+    os.utime(binary)
+    assert house.due() == set()
+    build = binary.read_text()
+    binary.write_text(build + "# another one\n")
+    assert house.due() == SERVED | CARD
+    binary.write_text(build)
+    configure(house, server="llama-server", repetitions=2)
+    assert house.due() == SERVED | CARD
+    # llama-cpp-python's own
+    configure(house)
+    assert house.due() == SERVED | CARD

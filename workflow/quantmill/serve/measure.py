@@ -1,0 +1,153 @@
+"""Speed of a file behind a server: prefill and decode rates of each workload, as a client sees them."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from quantmill import command
+from quantmill.engine.mainline import Vocabulary
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
+from quantmill.measure.speed import machine
+from quantmill.model.ggufio import read_header
+from quantmill.progress import Log
+from quantmill.serve.gpu import Watch
+from quantmill.serve.server import Server, Timing, command_of, free_port, serving, version_of
+
+_ROOM = 64  # positions beyond the longest workload
+_TEXT = """
+about after air all animal answer around because been before best bird boat book boy bring build car carry
+change children city close cold come could country cut day did door down each early earth eat end every eye
+face family far farm father feet few field find fire first fish five follow food form four friend from girl
+give good great green ground grow hand hard have head hear help here high home horse hot house idea island
+"""
+_WORDS = tuple(_TEXT.split())
+
+
+def text_of(vocabulary: Vocabulary, tokens: int, run: int) -> tuple[str, int]:
+    """A text of common words of about `tokens` tokens, and how many it has, a BOS counted.
+
+    It begins with another word in each `run`, so that no server finds the
+    beginning of a prompt in what it has kept of an earlier one.
+    """
+    drawn = random.Random(run)
+    words = [_WORDS[run % len(_WORDS)]]
+    count = 0
+    while count < tokens:
+        words += drawn.choices(_WORDS, k=max(1, (tokens - count) // 2))
+        count = _count(vocabulary, words)
+    while count > tokens and len(words) > 1:
+        del words[-max(1, (count - tokens) // 2) :]
+        count = _count(vocabulary, words)
+    return " ".join(words), count
+
+
+def _count(vocabulary: Vocabulary, words: list[str]) -> int:
+    return len(vocabulary.tokenize(" ".join(words))) + vocabulary.adds_bos
+
+
+def rates(prompts: list[int], timings: list[Timing]) -> dict[str, Any]:
+    """Tokens a second, mean, sample standard deviation and samples: of prompts of so many tokens until the
+    first token comes, and of those after it.
+    """
+    prefill = [tokens / timing.first for tokens, timing in zip(prompts, timings, strict=True)]
+    decode = [(timing.tokens - 1) / timing.rest for timing in timings]
+    return {
+        name: {
+            "mean": fmean(samples),
+            "sd": stdev(samples) if len(samples) > 1 else 0.0,
+            "samples": samples,
+        }
+        for name, samples in (("prefill", prefill), ("decode", decode))
+    }
+
+
+def measured(
+    server: Server, vocabulary: Vocabulary, workloads: list[dict[str, Any]], repetitions: int, log: Log
+) -> list[dict[str, Any]]:
+    """Each workload's rates over `repetitions` runs, after one run that is not counted."""
+    never = vocabulary.ends()
+    run = 0
+    server.complete(text_of(vocabulary, 16, run)[0], 4, never)
+    found = []
+    with log.progress("served", len(workloads) * repetitions, "runs") as progress:
+        for workload in workloads:
+            prompts, timings = [], []
+            for _ in range(repetitions):
+                run += 1
+                prompt, count = text_of(vocabulary, workload["prompt"], run)
+                prompts.append(count)
+                timing = server.complete(prompt, workload["generate"], never)
+                if timing.pieces < max(2, workload["generate"] / 4):
+                    # Its text came late, held back (bytes that are no whole character): its first token
+                    # is timed by itself, after another prompt of that length.
+                    run += 1
+                    first = server.complete(text_of(vocabulary, workload["prompt"], run)[0], 1, never).first
+                    rest = max(timing.first + timing.rest - first, 1e-6)
+                    timing = timing._replace(first=first, rest=rest)
+                timings.append(timing)
+                progress.add(1)
+            facts = {
+                "name": workload["name"], "prompt_tokens": round(fmean(prompts)),
+                "generated_tokens": workload["generate"],
+            }  # fmt: skip
+            found.append(facts | rates(prompts, timings))
+    return found
+
+
+def context_for(workloads: list[dict[str, Any]], model: Path) -> int:
+    """The positions that the longest workload needs. QuantmillError where the model was not made for them."""
+    longest = max(workloads, key=lambda workload: workload["prompt"] + workload["generate"])
+    tokens = longest["prompt"] + longest["generate"]
+    header = read_header(model)
+    limit = header.value(f"{header.architecture}.context_length", tokens)
+    if tokens > limit:
+        raise QuantmillError(
+            f"{tokens:,} tokens, the model's context is {limit:,}",
+            f"workload {longest['name']}",
+            "make it shorter under bench.served.workloads",
+        )
+    return min(tokens + _ROOM, limit)
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `serve.measure`."""
+    config, facts = args.spec["config"], read_json(args.facts)
+    workloads, repetitions = config["workloads"], config["repetitions"]
+    version = version_of(args.server)
+    port = args.port or free_port()
+    running = command_of(
+        args.server, args.model, port=port, context=context_for(workloads, args.model), threads=args.threads
+    )
+    with (
+        Vocabulary(args.model) as vocabulary,
+        Watch() as watch,
+        serving(running, port, args.patience) as server,
+    ):
+        log.say(f"{version} answers")
+        with watch.sampling():
+            found = measured(server, vocabulary, workloads, repetitions, log)
+    report = {"server": version, "workloads": found, "gpu": watch.report(), "threads": args.threads}
+    write_json(args.out, report | {"machine": machine(), "model_sha256": facts["sha256"]})
+    for entry in found:
+        said = " and ".join(
+            f"{entry[name]['mean']:.2f} +/- {entry[name]['sd']:.2f}" for name in ("prefill", "decode")
+        )
+        log.say(f"{entry['name']}: prefill and decode {said} tokens/s")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the GGUF to serve")
+    arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
+    arguments.add_argument(
+        "--server", type=Path, nargs="?", help="a llama-server (default: llama-cpp-python's)"
+    )
+    arguments.add_argument("--port", type=int, help="a port of loopback (default: a free one)")
+    arguments.add_argument("--patience", type=float, default=900.0, help="seconds to wait for its next word")
+    arguments.add_argument("--out", type=Path, required=True, help="served.json")
+    command.run(arguments, main)

@@ -1,0 +1,179 @@
+"""A server on loopback: started, waited for, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from quantmill.errors import QuantmillError
+
+HOST = "127.0.0.1"
+_LOOK_EVERY_SECONDS = 0.1
+_END_SECONDS = 15.0
+
+
+class Timing(NamedTuple):
+    """A streamed answer: seconds to its first piece of text, from there to its last; how many tokens it
+    has, and in how many pieces they came.
+    """
+
+    first: float
+    rest: float
+    tokens: int
+    pieces: int
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def command_of(binary: Path | None, model: Path, *, port: int, context: int, threads: int) -> list[str]:
+    """The command line of a llama-server, or of llama-cpp-python's server where there is none.
+
+    One sequence of `context` positions, everything on a GPU where the build has one.
+    """
+    if binary is not None:
+        return [
+            str(binary.absolute()), "--model", str(model), "--host", HOST, "--port", str(port),
+            "--ctx-size", str(context), "--parallel", "1", "--threads", str(threads),
+        ]  # fmt: skip
+    return [
+        sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--host", HOST, "--port", str(port),
+        "--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads),
+        "--n_gpu_layers", "-1", "--logits_all", "false", "--verbose", "false",
+    ]  # fmt: skip
+
+
+def version_of(binary: Path | None) -> str:
+    """The server's name and version. QuantmillError where a given one cannot be run."""
+    if binary is None:
+        from importlib.metadata import version
+
+        return f"llama-cpp-python {version('llama-cpp-python')}"
+    try:
+        said = subprocess.run(
+            [binary.absolute(), "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise QuantmillError(
+            f"cannot be run ({error})", binary, "name a llama-server, or leave `server` out"
+        ) from None
+    lines = (said.stdout + said.stderr).splitlines()
+    found = next((line for line in lines if line.startswith("version")), "")
+    return f"{binary.name} {found}".strip()
+
+
+class Server:
+    """One that answers; `patience` is for each wait for its next word, in seconds."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], port: int, patience: float) -> None:
+        self._process, self._said, self._port, self._patience = process, said, port, patience
+
+    def wait(self) -> None:
+        """Wait until it answers. QuantmillError where it ends before, or takes too long."""
+        until = time.monotonic() + self._patience
+        while self._process.poll() is None:
+            if time.monotonic() > until:
+                raise self._error(f"no answer on port {self._port} within {self._patience:g} s")
+            with suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
+                connection.request("GET", "/v1/models")
+                if connection.getresponse().status == http.client.OK:
+                    return
+            time.sleep(_LOOK_EVERY_SECONDS)
+        raise self._error(f"ended with code {self._process.returncode} before it answered")
+
+    def complete(self, prompt: str, tokens: int, never: list[int]) -> Timing:
+        """Have `tokens` tokens generated after `prompt`, greedily, those of `never` left out.
+
+        QuantmillError where the server dies, falls silent or ends the text early.
+        """
+        asked = {
+            "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
+            # The end of the text is not to come before the last token: by ids, and as llama-server has it.
+            "logit_bias": {str(token): -1000.0 for token in never}, "ignore_eos": True,
+            "cache_prompt": False,
+        }  # fmt: skip
+        started = time.perf_counter()
+        times: list[float] = []
+        reason = None
+        try:
+            for chunk in self._stream(asked):
+                times.append(time.perf_counter())
+                reason = chunk["choices"][0].get("finish_reason") or reason
+        except TimeoutError:
+            raise self._error(f"said nothing for {self._patience:g} s in mid-run") from None
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            code = self._process.returncode
+            how = f"ended with code {code} in mid-run" if code is not None else f"broke off ({error!r})"
+            raise self._error(how) from None
+        if reason != "length":
+            raise self._error(f"ended a text before its {tokens} tokens (finish_reason {reason})")
+        return Timing(times[0] - started, times[-1] - times[0], tokens, len(times))
+
+    def _stream(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed completion that hold a choice."""
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=self._patience)
+        body = json.dumps(asked)
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise ValueError(f"status {answer.status}: {answer.read(200)!r}")
+        for line in answer:
+            data = line.removeprefix(b"data:").strip()
+            if data == b"[DONE]":
+                return
+            if line.startswith(b"data:") and (chunk := json.loads(data)).get("choices"):
+                yield chunk
+        raise ConnectionError("the stream has no end")
+
+    def _error(self, what: str) -> QuantmillError:
+        """The error with the last line that the server said."""
+        self._said.seek(0)
+        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+        last = f" (its last words: {lines[-1][:200]})" if lines else ""
+        return QuantmillError(what + last, "the server", "start it by hand to see why, or leave it out")
+
+
+@contextmanager
+def serving(command: list[str], port: int, patience: float) -> Iterator[Server]:
+    """A server while the block runs; it is stopped however that ends, a kill of this process among them."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise QuantmillError(
+                "the port is in use", f"{HOST}:{port}", "run it again: another one is taken"
+            ) from None
+    with tempfile.TemporaryFile() as said:
+        guarded = [sys.executable, "-m", "quantmill.serve.guard", *command]
+        process = subprocess.Popen(
+            guarded, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True
+        )
+        try:
+            server = Server(process, said, port, patience)
+            server.wait()
+            yield server
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
