@@ -20,8 +20,8 @@ _Z: Final = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 def spoken(text: str) -> str:
     """The answer without what the model thought before it; nothing where it never stopped thinking."""
-    before, mark, after = text.rpartition("</think>")
-    return after if mark else before if "<think>" in before else text
+    _, mark, after = text.rpartition("</think>")
+    return after if mark else text.partition("<think>")[0]
 
 
 def is_fenced(text: str) -> bool:

@@ -22,9 +22,8 @@ from quantmill.engine.generate import Answer
 from quantmill.engine.mainline import Vocabulary
 from quantmill.evaluate import sandbox
 from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
-from quantmill.evaluate.generated import generated
+from quantmill.evaluate.asking import Asker, generated
 from quantmill.evaluate.problems import Problem, read
-from quantmill.evaluate.prompts import Asker
 from quantmill.files import read_json, write_json, write_text
 from quantmill.progress import Log
 from quantmill.store import Store

@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 LIMITS = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
@@ -54,6 +55,7 @@ def run(given: dict[str, Any], out: int) -> None:
         value = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(name, (value, value))
     own = os.getpid()
+    os.setsid()  # a signal to its own group must stay inside
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
@@ -65,6 +67,12 @@ def run(given: dict[str, Any], out: int) -> None:
     if os.getpid() == own:  # and not what the program forked
         os.write(out, json.dumps(said).encode())
     os._exit(0)
+
+
+def stop(group: int) -> None:
+    """Kill what is left of a group of processes."""
+    with suppress(OSError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def judge(given: dict[str, Any]) -> tuple[str, str]:
@@ -82,10 +90,11 @@ def judge(given: dict[str, Any]) -> tuple[str, str]:
         if ended:
             break
         if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
+            stop(child)
             os.waitpid(child, 0)
             return "timeout", f"not done in {given['seconds']:g} s"
         time.sleep(EVERY)
+    stop(child)
     try:
         kind, message = json.loads(os.read(reader, 4096))
         return str(kind), str(message)
@@ -98,8 +107,6 @@ def judge(given: dict[str, Any]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    if os.getpid() != os.getsid(0):
-        os.setsid()  # a signal to its own group must stay inside
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program may send one
     work = json.load(sys.stdin)
     print(json.dumps(judge(work)), flush=True)

@@ -17,9 +17,8 @@ from typing import Any, Final
 from quantmill import command
 from quantmill.engine.mainline import Tokens, Vocabulary
 from quantmill.errors import QuantmillError
-from quantmill.evaluate.generated import generated
+from quantmill.evaluate.asking import Asker, generated
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
-from quantmill.evaluate.prompts import Asker
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log
 from quantmill.store import Store
