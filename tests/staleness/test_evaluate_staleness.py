@@ -55,13 +55,11 @@ def delete(name: str) -> Callable[[House], None]:
     return lambda house: house.result(name).unlink()
 
 
-VERSION = '"evaluate.humaneval": 1', '"evaluate.humaneval": 9'
 CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "touched files": (touch, set()),
     "time for the tests": (code(seconds=5.0), CODE | CARD),
     "another problem": (append("problems.jsonl"), CODE | CARD),
     "deleted samples": (delete("bench/Q8_0/humaneval.jsonl"), {"evaluate_code Q8_0"} | CARD),
-    "the version": (lambda h: h.edit("workflow/quantmill/versions.py", *VERSION), CODE | CARD),
 }
 
 
