@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --require-hashes --no-deps \
 	--no-build-isolation --only-binary :all: --no-binary connection-pool
 
-.PHONY: cards env check test lint unit bench lock clean help
+.PHONY: cards env evals check test lint unit bench lock clean help
 
 cards: env
 	@$(BIN)/snakemake --cores $(CORES)
@@ -45,6 +45,10 @@ check:
 	@$(PIP) -r envs/dev.lock
 	@touch $@
 
+# lm-eval, which bench.tasks needs and nothing else. Three that it needs have no wheels; they are pure Python.
+evals: .venv/ready
+	@$(PIP) --no-binary rouge-score,sqlitedict,word2number -r envs/evals.lock
+
 test: lint unit
 
 lint: .venv/ready-dev
@@ -73,6 +77,7 @@ lock:
 	$(LOCK) -c requirements.lock -c build.lock -o dev.lock dev.in >/dev/null
 	$(LOCK) --no-deps -o engine.lock engine.in >/dev/null
 	$(LOCK) --no-deps -o models.lock models.in >/dev/null
+	$(LOCK) -c requirements.lock -c build.lock -o evals.lock evals.in >/dev/null
 
 clean:
 	rm -rf results
@@ -80,6 +85,7 @@ clean:
 help:
 	@echo "make                 the environment, then every card of config.yaml (CORES=all)"
 	@echo "make env             the environment alone, in .venv"
+	@echo "make evals           lm-eval as well, for bench.tasks"
 	@echo "make test            lint, types, tests (JOBS=auto)"
 	@echo "make lint            ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make bench           against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)"

@@ -13,6 +13,7 @@ from stages import ROOT, Tier, Workspace, make_corpora
 
 IMATRIX_CHUNKS, PERPLEXITY_CHUNKS = 32, 16
 PROBE_CHUNKS, PROBE_MINUTES = 12, 1.0
+PROBLEMS, ANSWER = 32, 256
 PROMPT, GENERATE, REPETITIONS = 512, 128, 5
 TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
 
@@ -225,6 +226,33 @@ def speed(bench: Bench) -> Iterable[Row]:
         yield _row(f"{figure}{tokens}", compare(pairs, figure), least=0.98, most=1.02, unit="t/s")
 
 
+def humaneval(bench: Bench) -> Iterable[Row]:
+    """Answers to HumanEval, prompts included, against generation as llama-bench measures it: tg128.
+
+    The second row is the stage as a whole: Python's start, loading, and the tests in their sandboxes.
+    """
+    work = bench.work
+
+    def ours() -> Figures:
+        work.empty_store()
+        done = run(work.humaneval(PROBLEMS, ANSWER))
+        found = json.loads(work.path("humaneval.json").read_text())
+        tokens = found["generated_tokens"]
+        return {"rate": found["tokens_per_s"], "whole": tokens / done.seconds, "tokens": tokens}
+
+    def theirs() -> Figures:
+        output = run(work.llama_bench(0, GENERATE, REPETITIONS)).output
+        tests = json.loads(output[output.index("[") : output.rindex("]") + 1])
+        rate = float(tests[0]["avg_ts"])
+        return {"rate": rate, "whole": rate}
+
+    pairs = alternate(ours, theirs, bench.repeat)
+    checked = f"{pairs[0][0]['tokens']:.0f} tokens generated"
+    what = f"HumanEval, {PROBLEMS} problems"
+    yield _row(f"{what}: generating", compare(pairs, "rate"), least=0.9, unit="t/s", checked=checked)
+    yield _row(f"{what}: the whole stage", compare(pairs, "whole"), least=0.9, unit="t/s")
+
+
 def _sweep(bench: Bench, what: str, tiers: list[Tier], most: float) -> Iterable[Row]:
     work = bench.work
 
@@ -264,12 +292,13 @@ def _row(
     what: str, found: Comparison, *, least: float = 0.0, most: float | None = None,
     unit: str = "s", scale: float = 1.0, checked: str = "",
 ) -> Row:  # fmt: skip
-    """A row of a ratio; `least` to `most` is the target, none where `most` is None."""
-    target = "" if most is None else f"≤ {most:g}" if not least else f"{least:g} to {most:g}"
+    """A row of a ratio; `least` to `most` is the target, none where neither is given."""
+    bounds = f"≥ {least:g}" if most is None else f"≤ {most:g}" if not least else f"{least:g} to {most:g}"
+    target = bounds if least or most is not None else ""
     return Row(
         what, f"{found.ours / scale:.4g} {unit}", f"{found.theirs / scale:.4g} {unit}",
         f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})", target,
-        None if most is None else least <= found.ratio <= most, checked,
+        least <= found.ratio <= (most or float("inf")) if target else None, checked,
     )  # fmt: skip
 
 

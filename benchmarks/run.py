@@ -33,6 +33,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "kld": (rows.kld, "main"),
     "probe": (rows.probe, "main"),
     "speed": (rows.speed, "main"),
+    "humaneval": (rows.humaneval, "main"),
     "allocate": (allocation.allocate_row, "tiny"),
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import spec
+from quantmill.config.bench import HumanEval
 from quantmill.engine import library
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,14 @@ class Workspace:
         given: Command = ["--model", self.model, "--facts", self.path("model.json")]
         given += ["--threads", str(THREADS)]
         return self.stage("measure.speed", config, *given, "--out", self.path("speed.json"))
+
+    def humaneval(self, limit: int, max_tokens: int) -> Command:
+        """Problems of HumanEval answered by the source, and tested."""
+        config = HumanEval(limit=limit, max_tokens=max_tokens)
+        given: Command = ["--model", self.model, "--facts", self.path("model.json")]
+        given += ["--problems", config.file()]
+        out: Command = ["--out", self.path("humaneval.json"), "--samples", self.path("humaneval.jsonl")]
+        return self.stage("evaluate.humaneval", config.settings, *given, *out, store=True)
 
     def llama_quantize(self, tier: Tier) -> Command:
         """The same file by llama.cpp's own tool."""

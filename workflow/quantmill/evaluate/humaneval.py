@@ -1,0 +1,122 @@
+"""HumanEval: a model writes functions, greedily; each is run against its tests, in a sandbox.
+
+An answer is a unit of the store. What it says depends on the model, the prompt
+and the settings alone (see `engine.generate`), so that a killed run goes on
+with the problem where it stood, and gives what an unbroken one gives. The
+verdicts are cheap and found anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from quantmill import command
+from quantmill.engine.generate import Answer
+from quantmill.engine.mainline import Vocabulary
+from quantmill.evaluate import sandbox
+from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
+from quantmill.evaluate.asking import Asker, generated
+from quantmill.evaluate.problems import Problem, read
+from quantmill.files import read_json, write_json, write_text
+from quantmill.progress import Log
+from quantmill.store import Store
+
+STAGE: Final = "evaluate.humaneval"
+CLASSES: Final = ("wrong", "syntax", "error", "timeout", "limits")
+_ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
+
+
+def samples(
+    problems: Sequence[Problem], answers: Sequence[Answer], limits: sandbox.Limits, *, chat: bool,
+    confined: bool, threads: int, log: Log,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Each answer with its code, what came of running it, and what is odd about it."""
+
+    def sample(problem: Problem, answer: Answer) -> dict[str, Any]:
+        code = code_of(answer.text, problem, chat=chat)
+        found = sandbox.run(problem.program(code), limits, confined=confined)
+        passed = found.kind == "passed"
+        progress.add(1)
+        return {
+            "task_id": problem.task_id,
+            "answer": answer.text,
+            "code": code,
+            "passed": passed,
+            "result": found.kind,
+            "message": _ADDRESS.sub("0x...", found.message),
+            "tokens": len(answer.tokens),
+            "empty": not spoken(answer.text).strip(),
+            "fenced": is_fenced(answer.text),
+            "verbatim": passed and is_verbatim(code, problem),
+            "cut_off": not answer.ended,
+            "repetition": is_repetition(answer.tokens),
+        }
+
+    with log.progress("tests", len(problems), "problems") as progress, ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(sample, problems, answers))
+
+
+def report(found: Sequence[dict[str, Any]], seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of one file: pass@1 with its interval, the audits, why what failed did."""
+    passed, tokens = sum(row["passed"] for row in found), sum(row["tokens"] for row in found)
+    audits = ("empty", "fenced", "verbatim", "cut_off", "repetition")
+    results = Counter(row["result"] for row in found)
+    return {
+        "problems": len(found),
+        "passed": passed,
+        "pass_at_1": passed / len(found),
+        "interval": list(wilson(passed, len(found))),
+        "audits": {audit: sum(row[audit] for row in found) for audit in audits},
+        "failures": {name: results[name] for name in CLASSES},
+        "generated_tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 2) if seconds > 0 else 0.0,
+        "settings": settings,
+    }
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `evaluate.humaneval`."""
+    config, facts = args.spec["config"], read_json(args.facts)
+    chat = config["prompt"] == "chat"
+    problems = read(args.problems, config["limit"])
+    limits = sandbox.Limits(config["seconds"], config["memory"])
+    confined = sandbox.check(accept_unsandboxed=config["accept_unsandboxed"])
+    if not confined:
+        log.warn(["generated code runs unconfined, as accept_unsandboxed allows"])
+    with Vocabulary(args.model) as vocabulary:
+        asker = Asker(args.model, vocabulary, chat=chat, variables=config["template"])
+        asked = (
+            f"{config['instruction']}\n\n```python\n{p.prompt}```" if chat else p.prompt for p in problems
+        )
+        prompts = [asker.tokens(text) for text in asked]
+    store = Store(args.store, args.store_max)
+    identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    settings = {name: config[name] for name in ("max_tokens", "stop", "parallel")}
+    answers = generated(STAGE, args.model, prompts, settings, identity=identity, threads=args.threads,
+                        store=store, log=log)  # fmt: skip
+    found = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
+    settings = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
+    settings |= {"file": args.problems.name, "confined": confined}
+    written = report(found, sum(answer.seconds for answer in answers), settings)
+    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in found)
+    write_text(args.samples, "".join(f"{line}\n" for line in lines))
+    write_json(args.out, written | {"model_sha256": facts["sha256"]})
+    log.say(f"pass@1 {written['passed']} of {written['problems']}; "
+            f"{store.made} answers generated, {store.reused} reused")  # fmt: skip
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the GGUF to evaluate")
+    arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
+    arguments.add_argument("--problems", type=Path, required=True, help="the problems (JSONL, or gzipped)")
+    arguments.add_argument("--out", type=Path, required=True, help="humaneval.json")
+    arguments.add_argument("--samples", type=Path, required=True, help="humaneval.jsonl")
+    command.run(arguments, main)

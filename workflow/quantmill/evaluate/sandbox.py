@@ -1,0 +1,156 @@
+"""Where generated code runs: namespaces of its own, by util-linux's `unshare`, as any user may.
+
+It sees a root of its own, which holds the system's libraries and this Python,
+read-only, an empty home, and a scratch folder in memory, the one place that it
+can write to. No network, no process but its own, no capabilities, no way to new
+ones; limits on time, memory, processes and file size by `judge.py`. Nothing of
+it outlives its first process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from quantmill.errors import QuantmillError
+
+JUDGE: Final = Path(__file__).with_name("judge.py")
+_GRACE = 10.0  # seconds in which a sandbox must be set up and torn down, above the program's own
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SEEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+
+# Arguments: the folder to build the root in, the scratch folder's bytes, an ordinary user's number or
+# "", how many paths are to be seen and they; then the command. Root maps no user namespace (its limit of
+# processes would not hold), and becomes an ordinary user at the end instead. Bound mounts are made
+# read-only one by one, those below them too. /proc is there as long as umount needs it to find its way.
+_SETUP: Final = r"""
+set -e
+root=$1 bytes=$2 user=$3 count=$4; shift 4
+mount -t tmpfs -o size=1m,mode=755,nosuid tmpfs "$root"
+while [ "$count" -gt 0 ]; do
+  if [ -L "$1" ]; then ln -s "$(readlink "$1")" "$root$1"
+  elif [ -d "$1" ]; then mkdir -p "$root$1"; mount --rbind "$1" "$root$1"
+  elif [ -e "$1" ]; then mkdir -p "$root$(dirname "$1")"; : > "$root$1"; mount --bind "$1" "$root$1"
+  fi
+  shift; count=$((count - 1))
+done
+while read -r _ _ _ _ point _; do
+  point=$(printf '%b' "$(printf '%s' "$point" | sed 's/\\/\\0/g')")
+  case "$point" in "$root"/*) mount -o remount,bind,ro,nosuid,nodev "$point";; esac
+done < /proc/self/mountinfo
+mkdir -p "$root/dev" "$root/scratch" "$root/proc" "$root/old"
+: > "$root/dev/null"; mount --bind /dev/null "$root/dev/null"
+mount --rbind /proc "$root/proc"
+mount -t tmpfs -o "size=$bytes,nr_inodes=4096,mode=1777,nosuid,nodev,noexec" tmpfs "$root/scratch"
+[ -n "$user" ] || echo 0 > /proc/sys/user/max_user_namespaces || true
+cd "$root"
+pivot_root . old
+cd /scratch
+mount -o remount,bind,ro,nosuid /
+umount -l /old
+umount -l /proc
+if [ -n "$user" ]; then
+  exec setpriv --reuid "$user" --regid "$user" --clear-groups \
+    --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
+fi
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use: seconds, bytes of address space a process, processes, bytes a file."""
+
+    seconds: float = 10.0
+    memory: int = 1 << 30
+    processes: int = 16
+    file_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a program: `passed`, `wrong`, `syntax`, `error`, `timeout` or `limits`; and why."""
+
+    kind: str
+    message: str
+
+
+def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
+    """Run a program; `confined=False` keeps the limits and an empty scratch folder, and nothing else.
+
+    QuantmillError where the sandbox cannot be set up; see `check`.
+    """
+    work = json.dumps(asdict(limits) | {"program": program})
+    with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
+        command = [sys.executable, "-s", "-c", JUDGE.read_text()]
+        command = _confined(command, folder, limits) if confined else command
+        home = "/scratch" if confined else folder
+        environment = {
+            "PATH": _PATH, "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",
+        }  # fmt: skip
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=folder, env=environment, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said, complaint = process.communicate(work, timeout=limits.seconds + _GRACE)
+            except subprocess.TimeoutExpired:
+                return Verdict("timeout", "the sandbox did not end")
+            finally:
+                with suppress(ProcessLookupError):  # by --kill-child all that is in the sandbox, too
+                    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        return Verdict(*json.loads(said))
+    except ValueError:
+        last = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise QuantmillError(f"the sandbox for generated code failed ({last})") from None
+
+
+def check(*, accept_unsandboxed: bool) -> bool:
+    """Whether generated code is confined here. QuantmillError where it is not and that is not accepted."""
+    try:
+        found = run("import socket, random, json", Limits())
+        why = found.message if found.kind != "passed" else ""
+    except (QuantmillError, OSError) as error:
+        why = str(error)
+    if not why:
+        return True
+    if accept_unsandboxed:
+        return False
+    raise QuantmillError(
+        f"generated code cannot be confined on this machine: {why}", "bench.humaneval",
+        "allow user namespaces (unshare, mount, pivot_root and setpriv of util-linux), or accept the risk "
+        "that it does what it likes: accept_unsandboxed: true",
+    )  # fmt: skip
+
+
+def _confined(command: list[str], folder: str, limits: Limits) -> list[str]:
+    """The command within namespaces of its own; `folder` is empty, and where its root is built."""
+    unshare = shutil.which("unshare", path=_PATH)
+    if unshare is None:
+        raise QuantmillError("no unshare (util-linux)")
+    root = os.geteuid() == 0
+    user = str(random.randrange(60_001, 61_000)) if root else ""
+    own = ["--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child"]
+    own += [] if root else ["--user", "--map-root-user"]
+    seen = _seen()
+    setup = ["sh", "-c", _SETUP, "sh", folder, str(4 * limits.file_bytes), user, str(len(seen)), *seen]
+    return [unshare, *own, "--", *setup, *command]
+
+
+def _seen() -> list[str]:
+    """The paths of the host that the sandbox shows: libraries, and this interpreter's own folders."""
+    own = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
+    inside = tuple(f"{path}/" for path in _SEEN)
+    return [*_SEEN, *sorted(path for path in own if not f"{path}/".startswith(inside))]
