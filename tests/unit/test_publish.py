@@ -100,7 +100,7 @@ def publisher(tmp_path: Path, hub: Hub) -> Publisher:
 
 ALL = {
     "README.md", "plots/bits.svg", "Modelfile.Q8_0", "Modelfile.Q4_K_M", "tiny-Q8_0.gguf",
-    "tiny-Q4_K_M.gguf", "tiny-imatrix.gguf", "recipes/Q8_0.yaml", "recipes/Q4_K_M.yaml",
+    "tiny-Q4_K_M.gguf", "imatrix.gguf", "recipes/Q8_0.yaml", "recipes/Q4_K_M.yaml",
     "plans/Q8_0.tsv", "plans/Q4_K_M.tsv", "SHA256SUMS",
 }  # fmt: skip
 
@@ -139,7 +139,20 @@ def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None
     publisher.write("card/withheld.json", json.dumps({"withheld": [{"recipe": "Q8_0"}]}).encode())
     publisher.publish(include=["measurements"])
     left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
+    left.add("withheld.json")
     assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
+
+
+def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
+    parts = []
+    for number in (1, 2):
+        name, data = f"tiny-Q8_0/tiny-Q8_0-0000{number}-of-00002.gguf", bytes([number]) * 100
+        publisher.write(f"gguf/{name}", data)
+        parts.append({"file": name, "bytes": 100, "sha256": hashlib.sha256(data).hexdigest()})
+    facts = {"file": parts[0]["file"], "bytes": 200, "sha256": "0" * 64, "parts": parts, "tensors": 2}
+    publisher.write("gguf/tiny-Q8_0.json", json.dumps(facts).encode())
+    publisher.publish()
+    assert set(hub.repositories[REPO]) == ALL - {"tiny-Q8_0.gguf"} | {part["file"] for part in parts}
 
 
 def test_a_connection_cut_in_the_middle_is_made_again(publisher: Publisher, hub: Hub) -> None:

@@ -6,6 +6,7 @@ It is neither an argument nor part of any message.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         from huggingface_hub import HfApi, get_token
+        from huggingface_hub.utils import disable_progress_bars
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
 
         self.name, self.revision = name, revision
         self._token = get_token()
