@@ -45,7 +45,7 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not sys.stderr.isatty():
             disable_progress_bars()
