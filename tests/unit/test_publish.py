@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from hub import TOKEN, Hub, serving
+from quantmill.model.ggufio import read_header
 from quantmill.spec import canonical
 
+MODEL = Path(__file__).parents[1] / "data" / "tiny-llama.gguf"
 REPO = "me/tiny-GGUF"
 WORKFLOW = Path(__file__).parents[2] / "workflow"
 
@@ -76,7 +78,7 @@ class Publisher:
         with self.start(confirm, **more) as running:
             out, err = running.communicate(timeout=60)
         assert running.returncode == 0, err
-        assert (self.folder / "publish.log").read_text().startswith(out[:20])
+        assert set(out.splitlines()) <= set((self.folder / "publish.log").read_text().splitlines())
         lines = out.splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("state")) + 1
         rows = [line.split() for line in lines[first:] if len(line.split()) in (3, 4) and ": " not in line]
@@ -153,6 +155,35 @@ def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
     publisher.write("gguf/tiny-Q8_0.json", json.dumps(facts).encode())
     publisher.publish()
     assert set(hub.repositories[REPO]) == ALL - {"tiny-Q8_0.gguf"} | {part["file"] for part in parts}
+
+
+def test_a_file_over_the_limit_goes_in_parts(publisher: Publisher, hub: Hub) -> None:
+    whole = MODEL.read_bytes()
+    publisher.quant("Q8_0", whole)
+    states = publisher.publish(split=2_000_000)
+    parts = {f"tiny-Q8_0/tiny-Q8_0-{number:05}-of-00004.gguf" for number in (1, 2, 3, 4)}
+    assert set(states) == ALL - {"tiny-Q8_0.gguf"} | parts
+    there = hub.repositories[REPO]
+    assert all(len(there[part]) <= 2_000_000 for part in parts)
+    folder = publisher.folder / "downloaded"
+    folder.mkdir()
+    for part in parts:
+        (folder / Path(part).name).write_bytes(there[part])
+    joined, original = read_header(folder / "tiny-Q8_0-00001-of-00004.gguf"), read_header(MODEL)
+    assert [tensor.name for tensor in joined.tensors] == [tensor.name for tensor in original.tensors]
+    for got, had in zip(joined.tensors, original.tensors, strict=True):
+        shard = joined.shards[got.shard].read_bytes()
+        assert shard[got.offset : got.offset + got.bytes] == whole[had.offset : had.offset + had.bytes]
+    assert {key: joined.kv[key] for key in original.kv} == original.kv
+    assert not (publisher.results / ".publish").exists()
+    assert set(publisher.publish(split=2_000_000).values()) == {"unchanged"}
+
+
+def test_what_cannot_be_cut(publisher: Publisher) -> None:
+    publisher.quant("Q8_0", MODEL.read_bytes())
+    line = publisher.refused(split=1_000_000)
+    assert "tiny-Q8_0.gguf: output.weight alone has 1,048,576 bytes; " in line
+    assert line.endswith("give `split` a larger size under publish")
 
 
 def test_a_connection_cut_in_the_middle_is_made_again(publisher: Publisher, hub: Hub) -> None:

@@ -17,14 +17,37 @@ SUMS: Final = "SHA256SUMS"
 WITHHELD: Final = "withheld.json"
 """What the card withholds and why, beside the card."""
 
+_BLOCK = 8 << 20
 _MARK = "# published by quantmill"
 
 
+class Stretch(NamedTuple):
+    """A file that is not there by itself: a header, then `length` bytes of `file` from `start`."""
+
+    header: bytes
+    file: Path
+    start: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.header) + self.length
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, in blocks."""
+        yield self.header
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            for at in range(0, self.length, _BLOCK):
+                yield file.read(min(_BLOCK, self.length - at))
+
+
 class Item(NamedTuple):
-    """A file of the repository: its path there, its content here (a file, or the bytes), size and digest."""
+    """A file of the repository: its path there, its content here, its size and digest."""
 
     path: str
-    content: Path | bytes
+    content: Path | bytes | Stretch
     bytes: int
     sha256: str
 
