@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SHUT_RDWR
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -101,12 +102,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.cuts[sha256] -= 1
             self.rfile.read(length // 2)
             self.server.on_cut()
-            self.connection.close()
+            self.cut()
             return
         data = self.rfile.read(length)
         self.server.objects[sha256] = data
         self.server.sent.append(sha256)
         self.answer({})
+
+    def cut(self) -> None:
+        """End the connection as a broken line does."""
+        self.close_connection = True
+        self.connection.shutdown(SHUT_RDWR)
 
     def create(self, body: bytes) -> None:
         asked = json.loads(body)
@@ -186,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[start : len(data) // 2])
             self.server.on_cut()
-            self.connection.close()
+            self.cut()
             return
         self.answer(data[start:], 206 if wanted else 200, **told)
 

@@ -99,10 +99,10 @@ def for_dry_run(header: Header) -> Iterator[Path]:
     kv = {key: value for key, value in header.kv.items() if not key.startswith("split.")}
     kv.pop("general.alignment", None)
     with TemporaryDirectory(prefix="quantmill-") as folder:
-        paths = [Path(folder) / f"x-{n:05}-of-{len(parts):05}.gguf" for n in range(1, len(parts) + 1)]
+        paths = [Path(folder) / split_name("x", n, len(parts)) for n in range(len(parts))]
         for number, (path, names) in enumerate(zip(paths, parts, strict=True)):
             tensors = [by_name[name] for name in names]
-            split = _split(number, len(parts), len(by_name)) if len(parts) > 1 else {}
+            split = split_kv(number, len(parts), len(by_name)) if len(parts) > 1 else {}
             path.write_bytes(serialize((kv if number == 0 else {}) | split, _rows(tensors)))
             size = path.stat().st_size + sum(padded(tensor.bytes) for tensor in tensors)
             try:
@@ -115,11 +115,20 @@ def for_dry_run(header: Header) -> Iterator[Path]:
         yield paths[0]
 
 
-def _split(number: int, count: int, tensors: int) -> dict[str, Value]:
+def split_name(stem: str, number: int, count: int) -> str:
+    """The name of a part, its number from 0; llama.cpp finds the others by the first one's."""
+    return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def split_kv(number: int, count: int, tensors: int) -> dict[str, Value]:
+    """What a part of a split model says of itself: its number from 0, of how many, the tensors of all.
+
+    In the order of llama-gguf-split, which sets `split.count` last.
+    """
     return {
         "split.no": (_U16, struct.pack("<H", number)),
-        "split.count": (_U16, struct.pack("<H", count)),
         "split.tensors.count": (_I32, struct.pack("<i", tensors)),
+        "split.count": (_U16, struct.pack("<H", count)),
     }
 
 

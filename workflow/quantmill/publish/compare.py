@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from quantmill.publish.files import SUMS, Item
+from quantmill.publish.files import SUMS, Item, Stretch
 from quantmill.publish.hub import Holdings, Stored
 
 STATES: Final = {
@@ -80,5 +80,7 @@ def _same(item: Item, stored: Stored) -> bool:
         return False
     if stored.sha256 is not None:
         return stored.sha256 == item.sha256
+    if isinstance(item.content, Stretch):
+        return False
     data = item.content.read_bytes() if isinstance(item.content, Path) else item.content
     return stored.git == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

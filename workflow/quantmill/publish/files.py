@@ -14,14 +14,40 @@ from quantmill.spec import file_sha256
 SUMS: Final = "SHA256SUMS"
 """The repository's own list of what was published from here: `sha256sum -c SHA256SUMS` checks a download."""
 
+WITHHELD: Final = "withheld.json"
+"""What the card withholds and why, beside the card."""
+
+_BLOCK = 8 << 20
 _MARK = "# published by quantmill"
 
 
+class Stretch(NamedTuple):
+    """A file that is not there by itself: a header, then `length` bytes of `file` from `start`."""
+
+    header: bytes
+    file: Path
+    start: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.header) + self.length
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, in blocks."""
+        yield self.header
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            for at in range(0, self.length, _BLOCK):
+                yield file.read(min(_BLOCK, self.length - at))
+
+
 class Item(NamedTuple):
-    """A file of the repository: its path there, its content here (a file, or the bytes), size and digest."""
+    """A file of the repository: its path there, its content here, its size and digest."""
 
     path: str
-    content: Path | bytes
+    content: Path | bytes | Stretch
     bytes: int
     sha256: str
 
@@ -36,15 +62,15 @@ def items_of(results: Path, model: str, recipes: Iterable[str], include: Collect
     named = list(recipes)
     found = [
         *_card(results / "card", named),
-        *(_quant(results / "gguf" / f"{model}-{recipe}.gguf") for recipe in named),
-        *(_item(path, file) for path, file in _beside(results, model, named, include)),
+        *(item for recipe in named for item in _quant(results / "gguf", f"{model}-{recipe}.json")),
+        *(_item(path, file) for path, file in _beside(results, named, include)),
     ]
     return sorted(found, key=lambda item: item.path)
 
 
 def withheld_in(results: Path) -> list[str]:
     """The recipes that the card withholds."""
-    path = results / "card" / "withheld.json"
+    path = results / "card" / WITHHELD
     return [entry["recipe"] for entry in read_json(path)["withheld"]] if path.exists() else []
 
 
@@ -69,30 +95,31 @@ def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
     text = (card / "README.md").read_text()
     pictures = (path for path in sorted(card.glob("plots/*")) if f"plots/{path.name}" in text)
     modelfiles = (card / f"Modelfile.{recipe}" for recipe in recipes)
-    for path in (card / "README.md", card / "index.html", *pictures, *modelfiles):
+    for path in (card / "README.md", card / "index.html", card / WITHHELD, *pictures, *modelfiles):
         if path.exists():
             yield _item(path.relative_to(card).as_posix(), path)
 
 
-def _quant(path: Path) -> Item:
-    facts = read_json(path.with_suffix(".json"))
-    if path.stat().st_size != facts["bytes"]:
-        what = f"has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
-        raise QuantmillError(what, path, "delete it to have it made again")
-    return Item(path.name, path, facts["bytes"], facts["sha256"])
+def _quant(folder: Path, facts: str) -> Iterator[Item]:
+    """A recipe's GGUF, or its parts, with the digests that were taken when they were written."""
+    described = read_json(folder / facts)
+    for part in described.get("parts", [described]):
+        path = folder / part["file"]
+        if path.stat().st_size != part["bytes"]:
+            what = f"has {path.stat().st_size:,} bytes, not {part['bytes']:,}"
+            raise QuantmillError(what, path, "delete it to have it made again")
+        yield Item(part["file"], path, part["bytes"], part["sha256"])
 
 
-def _beside(
-    results: Path, model: str, recipes: list[str], include: Collection[str]
-) -> Iterator[tuple[str, Path]]:
+def _beside(results: Path, recipes: list[str], include: Collection[str]) -> Iterator[tuple[str, Path]]:
     if "imatrix" in include:
-        for kind in ("gguf", "dat"):
-            if (results / f"imatrix.{kind}").exists():
-                yield f"{model}-imatrix.{kind}", results / f"imatrix.{kind}"
+        for name in ("imatrix.gguf", "imatrix.dat"):
+            if (results / name).exists():
+                yield name, results / name
     if "recipes" in include:
         for recipe in recipes:
-            yield f"recipes/{recipe}.yaml", results / "recipes" / f"{recipe}.yaml"
-            yield f"plans/{recipe}.tsv", results / "plans" / f"{recipe}.tsv"
+            for name in (f"recipes/{recipe}.yaml", f"plans/{recipe}.tsv"):
+                yield name, results / name
     for name, folder in (("measurements", "bench"), ("logs", "logs")):
         for path in sorted((results / folder).rglob("*")) if name in include else ():
             if path.is_file():

@@ -6,6 +6,7 @@ It is neither an argument nor part of any message.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantmill.errors import QuantmillError
+from quantmill.files import writing
 from quantmill.progress import Progress
 from quantmill.publish.files import Item
 
@@ -44,6 +46,10 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         from huggingface_hub import HfApi, get_token
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
 
         self.name, self.revision = name, revision
         self._token = get_token()
@@ -86,24 +92,27 @@ class Repository:
             if self.revision != "main":
                 self._api.create_branch(self.name, branch=self.revision, exist_ok=True)
 
-    def upload(self, items: Iterable[Item], parent: str | None, message: str, progress: Progress) -> str:
+    def upload(
+        self, items: Iterable[Item], parent: str | None, message: str, progress: Progress, room: Path
+    ) -> str:
         """Upload the items and commit them together, onto the commit `parent` alone; the commit's address.
 
         Large files go first, one by one. One that the hub has already is not
         sent again, though no commit names it yet: so an upload that was cut off
-        goes on. Nothing is seen of any until the commit.
+        goes on. Nothing is seen of any until the commit. A part of a file is
+        written into the folder `room`, for as long as it takes to send it.
         """
         from huggingface_hub import CommitOperationAdd
 
         done: list[CommitOperationAdd] = []
         for item in items:
-            content = str(item.content) if isinstance(item.content, Path) else item.content
-            addition = CommitOperationAdd(item.path, content)
-            with self._errors(f"{item.path} cannot be uploaded"):
-                self._api.preupload_lfs_files(
-                    self.name, [addition], revision=self.revision, free_memory=False
-                )
-            _check(addition, item)
+            with _written(item, room) as content:
+                addition = CommitOperationAdd(item.path, content)
+                with self._errors(f"{item.path} cannot be uploaded"):
+                    self._api.preupload_lfs_files(
+                        self.name, [addition], revision=self.revision, free_memory=False
+                    )
+                _check(addition, item)
             done.append(addition)
             progress.add(item.bytes / 2**20)
         with self._errors("cannot be committed to"):
@@ -140,9 +149,27 @@ _CURES = {
 }
 
 
+@contextmanager
+def _written(item: Item, room: Path) -> Iterator[str | bytes]:
+    """The item's bytes, or the path of a file that has them while the block runs."""
+    if isinstance(item.content, bytes):
+        yield item.content
+    elif isinstance(item.content, Path):
+        yield str(item.content)
+    else:
+        part = room / Path(item.path).name
+        with writing(part, durable=False) as file:
+            for block in item.content.blocks():
+                file.write(block)
+        try:
+            yield str(part)
+        finally:
+            part.unlink()
+
+
 def _check(addition: CommitOperationAdd, item: Item) -> None:
     """Refuse a file that changed since it was made: the digest was taken while it was sent."""
     sent = addition.upload_info.sha256
     if sent is not None and sent.hex() != item.sha256:
         what = "has other bytes than when it was made"
-        raise QuantmillError(what, item.content, "delete it to have it made again")
+        raise QuantmillError(what, item.path, "delete it to have it made again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
+from quantmill.publish.cut import cut
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 
@@ -31,14 +33,14 @@ class Publication(NamedTuple):
         return [item for item in self.items if states[item.path] in UPLOADED]
 
 
-def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool) -> Publication:
+def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool, log: Log) -> Publication:
     """What there is to publish of a model, compared with its repository.
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
     """
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    items = items_of(results, model, recipes, settings["include"])
+    items = cut(items_of(results, model, recipes, settings["include"]), settings["split"], log)
     repository = Repository(settings["repo"], settings["revision"])
     try:
         held = repository.holdings()
@@ -80,7 +82,7 @@ def refuse_unsound(publication: Publication) -> None:
         )  # fmt: skip
 
 
-def upload(publication: Publication, log: Log) -> str:
+def upload(publication: Publication, room: Path, log: Log) -> str:
     """Upload what differs; the commit's address. QuantmillError where the hub then holds anything else."""
     repository, due = publication.repository, publication.due
     if publication.held is None:
@@ -88,7 +90,7 @@ def upload(publication: Publication, log: Log) -> str:
     parent = publication.held and publication.held.commit
     megabytes = round(sum(item.bytes for item in due) / 2**20, 1)
     with log.progress(f"upload {publication.model}", megabytes, "MiB") as progress:
-        address = repository.upload(due, parent, f"Publish {publication.model}", progress)
+        address = repository.upload(due, parent, f"Publish {publication.model}", progress, room)
     rows = compare(publication.items, repository.holdings(), {}, lambda _: b"")
     wrong = [row.path for row in rows if row.state in UPLOADED]
     if wrong:
@@ -104,7 +106,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The command `publish.upload`: everything is looked at before anything is uploaded."""
     config = args.spec["config"]
     publications = [
-        prepared(model, settings, args.results / model, config["confirm"])
+        prepared(model, settings, args.results / model, config["confirm"], log)
         for model, settings in config["models"].items()
     ]
 
@@ -123,7 +125,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
         refuse_unsound(publication)
     for publication in publications:
         name = publication.repository.name
-        say(f"{name}: {upload(publication, log)}" if publication.due else f"{name}: nothing differs")
+        room = args.results / publication.model / ".publish"
+        try:
+            address = upload(publication, room, log) if publication.due else "nothing differs"
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+        say(f"{name}: {address}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""A quantized model in several files, as llama.cpp names and loads them.
+
+The parts are those of llama-gguf-split --split-max-size (tools/gguf-split/gguf-split.cpp):
+tensors in the file's own order, a new part where the next one would take the
+tensors of the present one over the size; the first part has the metadata, the
+others nothing but their number. One thing differs: a tensor which is larger by
+itself is a part of its own, where the tool ends if it is the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from quantmill.errors import QuantmillError
+from quantmill.model.ggufio import Value, padded, serialize
+from quantmill.model.header import split_kv, split_name
+from quantmill.model.types import known
+from quantmill.recipe.table import PlanRow
+
+MOST: Final = (1 << 16) - 1
+"""Files of one model: `split.count` is a u16."""
+
+
+def parts(rows: Sequence[PlanRow], most: int) -> list[list[PlanRow]]:
+    """The rows of each part: at most `most` bytes of tensors with their padding, metadata not counted."""
+    found: list[list[PlanRow]] = [[]]
+    filled = 0
+    for row in rows:
+        size = padded(row.bytes)
+        if found[-1] and filled + size > most:
+            found.append([])
+            filled = 0
+        found[-1].append(row)
+        filled += size
+    return found
+
+
+class File(NamedTuple):
+    """A file to be written: its name, its whole header, and how many tensors follow."""
+
+    name: str
+    header: bytes
+    tensors: int
+
+
+def files(stem: str, kv: Mapping[str, Value], rows: Sequence[PlanRow], most: int) -> list[File]:
+    """The files of a model; one that needs a single file is not split, nor called so.
+
+    QuantmillError where they would be more than can be counted.
+    """
+    groups = parts(rows, most)
+    count = len(groups)
+    if count > MOST:
+        what = f"needs {count:,} files, of which llama.cpp knows {MOST:,} at most"
+        raise QuantmillError(what, stem, "give `split` a larger `max`")
+    if count == 1:
+        return [File(f"{stem}.gguf", header(kv, rows), len(rows))]
+    made = []
+    for number, group in enumerate(groups):
+        own = {**(kv if number == 0 else {}), **split_kv(number, count, len(rows))}
+        made.append(File(split_name(stem, number, count), header(own, group), len(group)))
+    return made
+
+
+def header(kv: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:
+    """The header of a file with these tensors."""
+    return serialize(kv, [(row.name, known(row.type).id, row.shape) for row in rows])
