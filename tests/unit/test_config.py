@@ -327,15 +327,6 @@ def test_the_schema_is_in_step() -> None:
     assert written == config.schema(), "run: python -m quantmill.config.file > docs/config.schema.json"
 
 
-def test_the_conda_environment_has_the_locks_versions() -> None:
-    environment = yaml.safe_load((ROOT / "envs" / "quantmill.yaml").read_text())
-    locks = (ROOT / "envs" / "requirements.lock").read_text() + (ROOT / "envs" / "engine.lock").read_text()
-    pins = environment["dependencies"][-1]["pip"]
-    assert pins
-    for pin in pins:
-        assert f"\n{pin} \\\n" in f"\n{locks}"
-
-
 def check_files(change: Callable[[dict[str, Any]], Any], folder: Path) -> str:
     """What is said of files that are not there; the model's own is."""
     (folder / "m.gguf").touch()

@@ -61,11 +61,14 @@ def test_no_file_names_an_index() -> None:
     assert named == []
 
 
-def test_conda_environment_has_the_versions_of_the_locks() -> None:
-    text = "".join((ROOT / "envs" / f"{name}.lock").read_text() for name in ("requirements", "engine"))
+@pytest.mark.parametrize(
+    ("environment", "locks"),
+    [("quantmill", ("requirements", "engine")), ("evals", ("requirements", "engine", "evals"))],
+)
+def test_conda_environments_have_the_versions_of_the_locks(environment: str, locks: tuple[str, ...]) -> None:
+    text = "".join((ROOT / "envs" / f"{name}.lock").read_text() for name in locks)
     locked = set(re.findall(r"^([a-z0-9-]+==\S+)", text, re.MULTILINE))
-    listed = set(
-        re.findall(r"^ +- ([a-z0-9-]+==\S+)", (ROOT / "envs" / "quantmill.yaml").read_text(), re.MULTILINE)
-    )
+    file = (ROOT / "envs" / f"{environment}.yaml").read_text()
+    listed = set(re.findall(r"^ +- ([a-z0-9-]+==\S+)", file, re.MULTILINE))
     assert listed
     assert listed <= locked

@@ -29,7 +29,7 @@ rule evaluate_code:
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 
-# lm-eval is an extra of this environment (`make evals`), and not in that of the other rules.
+# lm-eval is an extra (`make evals`), which no other rule needs.
 rule evaluate_tasks:
     input:
         model=lambda w: from_gguf(w.model, w.row),
@@ -41,6 +41,8 @@ rule evaluate_tasks:
         f"{RESULTS}/{{model}}/logs/tasks/{{row}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/tasks/{{row}}.tsv"
+    conda:
+        "../../envs/evals.yaml"
     threads: CORES
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
