@@ -271,6 +271,13 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         values = [value for value, _ in asked.loglikelihood([(question, f" {c}") for c in row["choices"]])]
         with pytest.raises(QuantmillError, match="no task everyday2; `lm-eval ls tasks` lists"):
             evaluate(asked, settings | {"names": ["everyday2"]})
+        (tmp_path / "tasks").mkdir()
+        text = (ROOT / "examples" / "tasks" / "everyday.yaml").read_text()
+        (tmp_path / "tasks" / "lost.yaml").write_text(text.replace("everyday", "lost"))
+        with pytest.raises(
+            QuantmillError, match=r"^bench.tasks: lm-eval cannot run lost \(FileNotFoundError: "
+        ):
+            evaluate(asked, settings | {"names": ["lost"], "include": str(tmp_path / "tasks")})
     assert [(r["name"], r["metric"], r["samples"], r["chance"]) for r in found] == [
         ("everyday", "acc", 6, 0.25), ("everyday", "acc_norm", 6, 0.25)
     ]  # fmt: skip
