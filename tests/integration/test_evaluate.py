@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from house import ROOT
-from quantmill.engine.generate import Answer, Generator
-from quantmill.engine.mainline import Evaluator, Tokens, Vocabulary
+from quantmill.engine.generate import Answer, Generator, Tokens
+from quantmill.engine.mainline import Evaluator, Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import humaneval, sandbox
 from quantmill.evaluate.asking import Asker
@@ -172,6 +172,13 @@ def test_bad_problems_are_refused_before_work_starts(tmp_path: Path) -> None:
     broken.write_text('{"task_id": "a", "prompt": "def f():"}\n')
     done = stage(tmp_path, config(), problems=broken)
     assert done.stderr.startswith(f"error: {broken}: line 1: no field entry_point; a problem has task_id, ")
+    assert not (tmp_path / "store").exists()
+
+
+def test_answers_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
+    done = stage(tmp_path, config(max_tokens=2040))
+    assert done.stderr.startswith("error: bench.humaneval.max_tokens: ")
+    assert "tokens of prompt and answer pass the model's context of 2048; lower it by " in done.stderr
     assert not (tmp_path / "store").exists()
 
 

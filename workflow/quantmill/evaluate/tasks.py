@@ -17,9 +17,10 @@ from statistics import fmean
 from typing import Any, Final
 
 from quantmill import command
-from quantmill.engine.mainline import Tokens, Vocabulary
+from quantmill.engine.generate import Tokens
+from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
-from quantmill.evaluate.asking import Asker, generated
+from quantmill.evaluate.asking import Asker, generated, trained_context
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log
@@ -191,12 +192,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     model, out = args.model.resolve(), args.out.resolve()
     store = Store(args.store.resolve(), args.store_max)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    context = min(config["context"], trained_context(model) or config["context"])
     with ExitStack() as stack:
         vocabulary = stack.enter_context(Vocabulary(model))
         likelihoods = stack.enter_context(
-            Likelihoods(
-                model, context=config["context"], threads=args.threads, identity=identity, store=store
-            )
+            Likelihoods(model, context=context, threads=args.threads, identity=identity, store=store)
         )
         engine = Engine(model, vocabulary, likelihoods, chat=config["chat"], threads=args.threads,
                         identity=identity, store=store, log=log)  # fmt: skip
