@@ -77,7 +77,7 @@ lock:
 	$(LOCK) -c requirements.lock -c build.lock -o dev.lock dev.in >/dev/null
 	$(LOCK) --no-deps -o engine.lock engine.in >/dev/null
 	$(LOCK) --no-deps -o models.lock models.in >/dev/null
-	$(LOCK) -c requirements.lock -c build.lock -o evals.lock evals.in >/dev/null
+	$(LOCK) -c requirements.lock -c build.lock -c dev.lock -o evals.lock evals.in >/dev/null
 
 clean:
 	rm -rf results

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from house import ROOT
-from quantmill.engine.generate import Answer, Generator
-from quantmill.engine.mainline import Evaluator, Tokens, Vocabulary
+from quantmill.engine.generate import Answer, Generator, Tokens
+from quantmill.engine.mainline import Evaluator, Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import humaneval, sandbox
 from quantmill.evaluate.asking import Asker
@@ -175,6 +175,13 @@ def test_bad_problems_are_refused_before_work_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_answers_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
+    done = stage(tmp_path, config(max_tokens=2040))
+    assert done.stderr.startswith("error: bench.humaneval.max_tokens: ")
+    assert "tokens of prompt and answer pass the model's context of 2048; lower it by " in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_likelihoods_are_those_of_the_perplexity(tmp_path: Path) -> None:
     with Evaluator(MODEL, context=128, batch=128, threads=1) as model, ThreadPoolExecutor(1) as pool:
         chunk = with_bos(tokens(128), model.bos)
@@ -271,6 +278,13 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         values = [value for value, _ in asked.loglikelihood([(question, f" {c}") for c in row["choices"]])]
         with pytest.raises(QuantmillError, match="no task everyday2; `lm-eval ls tasks` lists"):
             evaluate(asked, settings | {"names": ["everyday2"]})
+        (tmp_path / "tasks").mkdir()
+        text = (ROOT / "examples" / "tasks" / "everyday.yaml").read_text()
+        (tmp_path / "tasks" / "lost.yaml").write_text(text.replace("everyday", "lost"))
+        with pytest.raises(
+            QuantmillError, match=r"^bench.tasks: lm-eval cannot run lost \(FileNotFoundError: "
+        ):
+            evaluate(asked, settings | {"names": ["lost"], "include": str(tmp_path / "tasks")})
     assert [(r["name"], r["metric"], r["samples"], r["chance"]) for r in found] == [
         ("everyday", "acc", 6, 0.25), ("everyday", "acc_norm", 6, 0.25)
     ]  # fmt: skip

@@ -72,3 +72,15 @@ def test_conda_environments_have_the_versions_of_the_locks(environment: str, loc
     listed = set(re.findall(r"^ +- ([a-z0-9-]+==\S+)", file, re.MULTILINE))
     assert listed
     assert listed <= locked
+
+
+def test_lm_eval_asks_for_no_other_version_than_a_run() -> None:
+    def pins(name: str) -> dict[str, str]:
+        text = (ROOT / "envs" / f"{name}.lock").read_text()
+        return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+
+    wanted, others = pins("evals"), pins("requirements") | pins("build") | pins("dev")
+    assert wanted["lm-eval"]
+    assert {name: others[name] for name in wanted.keys() & others} == {
+        name: wanted[name] for name in wanted.keys() & others
+    }

@@ -22,8 +22,10 @@ import numpy as np
 from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
-from quantmill.engine.mainline import Tokens, _last_words, _load, _view
+from quantmill.engine.mainline import _load
 from quantmill.errors import QuantmillError
+
+Tokens = NDArray[np.int32]
 
 _BATCH: Final = 512
 _PAD: Final = 256  # positions of a sequence come in multiples of it
@@ -74,7 +76,7 @@ class Generator:
         params.no_perf = True
         self._context = native.llama_init_from_model(self._model, params)
         if not self._context:
-            what = f"no context of {parallel} sequences of {self.context} tokens ({_last_words()})"
+            what = f"no context of {parallel} sequences of {self.context} tokens"
             raise QuantmillError(what, path, "free some memory, or ask for less at once")
         self._memory = native.llama_get_memory(self._context)
         self._vocab = native.llama_model_get_vocab(self._model)
@@ -169,7 +171,7 @@ class Generator:
             batch.seq_id[i][0] = int(sequences[i])
         status = native.llama_decode(self._context, batch)
         if status != 0:
-            raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
+            raise QuantmillError(f"llama_decode failed with {status}")
 
     def _logits(self, count: int) -> NDArray[np.float32]:
         return _view(native.llama_get_logits(self._context), count * self._words).reshape(count, self._words)
@@ -189,3 +191,7 @@ class Generator:
             native.llama_batch_free(self._batch)
             native.llama_free(self._context)
         native.llama_model_free(self._model)
+
+
+def _view(pointer: Any, count: int) -> NDArray[Any]:
+    return np.ctypeslib.as_array(pointer, (count,))

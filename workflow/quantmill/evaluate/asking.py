@@ -13,8 +13,8 @@ import numpy as np
 
 from quantmill.corpus.chat import ChatTemplate
 from quantmill.corpus.decode import BrokenRowError
-from quantmill.engine.generate import Answer, Generator
-from quantmill.engine.mainline import Tokens, Vocabulary
+from quantmill.engine.generate import Answer, Generator, Tokens
+from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import read_header
 from quantmill.progress import Log
@@ -23,6 +23,13 @@ from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
 _CURE: Final = "set prompt: completion for it under bench"
+
+
+def trained_context(path: Path) -> int | None:
+    """The positions that a model was trained for, where its header says so."""
+    header = read_header(path, data=False)
+    value = header.value(f"{header.architecture}.context_length")
+    return value if isinstance(value, int) and value > 0 else None
 
 
 class Asker:

@@ -20,9 +20,10 @@ from typing import Any, Final
 from quantmill import command
 from quantmill.engine.generate import Answer
 from quantmill.engine.mainline import Vocabulary
+from quantmill.errors import QuantmillError
 from quantmill.evaluate import sandbox
 from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
-from quantmill.evaluate.asking import Asker, generated
+from quantmill.evaluate.asking import Asker, generated, trained_context
 from quantmill.evaluate.problems import Problem, read
 from quantmill.files import read_json, write_json, write_text
 from quantmill.progress import Log
@@ -96,6 +97,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
             f"{config['instruction']}\n\n```python\n{p.prompt}```" if chat else p.prompt for p in problems
         )
         prompts = [asker.tokens(text) for text in asked]
+    most, trained = max(map(len, prompts)) + config["max_tokens"], trained_context(args.model)
+    if trained is not None and most > trained:
+        what = f"{most} tokens of prompt and answer pass the model's context of {trained}"
+        raise QuantmillError(what, "bench.humaneval.max_tokens", f"lower it by {most - trained}")
     store = Store(args.store, args.store_max)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
     settings = {name: config[name] for name in ("max_tokens", "stop", "parallel")}

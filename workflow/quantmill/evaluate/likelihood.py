@@ -12,7 +12,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine.generate import Tokens
+from quantmill.engine.mainline import Evaluator
 from quantmill.measure.score import Softmax
 from quantmill.progress import Progress
 from quantmill.store import Store

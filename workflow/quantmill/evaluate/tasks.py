@@ -7,17 +7,20 @@ finds likely and what it generates are units of the store.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from contextlib import ExitStack, chdir, nullcontext
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, chdir, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 from quantmill import command
-from quantmill.engine.mainline import Tokens, Vocabulary
+from quantmill.engine.generate import Tokens
+from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
-from quantmill.evaluate.asking import Asker, generated
+from quantmill.evaluate.asking import Asker, generated, trained_context
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log
@@ -117,9 +120,11 @@ def adapter(engine: Engine) -> Any:
 
 def evaluate(engine: Engine, config: dict[str, Any]) -> dict[str, Any]:
     """What lm-eval says of the tasks named in `config`; those of the folder `include` come first."""
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     include = config["include"] and str(Path(config["include"]).resolve())
     manager = TaskManager(include_path=include, include_defaults=False) if include else None
     if manager is None or set(config["names"]) - set(manager.all_tasks):
@@ -128,12 +133,27 @@ def evaluate(engine: Engine, config: dict[str, Any]) -> dict[str, Any]:
         cure = "`lm-eval ls tasks` lists lm-eval's own; name a folder of others with include:"
         raise QuantmillError(f"no task {', '.join(unknown)}", "bench.tasks.names", cure)
     # a task's own file names its data; those names are relative to where it lies
-    with chdir(include) if include else nullcontext():
+    with chdir(include) if include else nullcontext(), _explaining(config["names"]):
         found = lm_eval.simple_evaluate(
             model=adapter(engine), tasks=config["names"], num_fewshot=config["shots"], limit=config["limit"],
             task_manager=manager, apply_chat_template=config["chat"], bootstrap_iters=1000,
         )  # fmt: skip
     return dict(found)
+
+
+@contextmanager
+def _explaining(names: list[str]) -> Iterator[None]:
+    """A task that lm-eval cannot run is an error in one line: it may raise anything over one."""
+    try:
+        yield
+    except (QuantmillError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        cure = "put the task right, or leave it out"
+        raise QuantmillError(
+            f"lm-eval cannot run {', '.join(names)} ({said[:300]})", "bench.tasks", cure
+        ) from error
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -172,12 +192,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     model, out = args.model.resolve(), args.out.resolve()
     store = Store(args.store.resolve(), args.store_max)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    context = min(config["context"], trained_context(model) or config["context"])
     with ExitStack() as stack:
         vocabulary = stack.enter_context(Vocabulary(model))
         likelihoods = stack.enter_context(
-            Likelihoods(
-                model, context=config["context"], threads=args.threads, identity=identity, store=store
-            )
+            Likelihoods(model, context=context, threads=args.threads, identity=identity, store=store)
         )
         engine = Engine(model, vocabulary, likelihoods, chat=config["chat"], threads=args.threads,
                         identity=identity, store=store, log=log)  # fmt: skip
