@@ -52,8 +52,10 @@ class Repository:
             disable_progress_bars()
 
         self.name, self.revision = name, revision
-        self._token = get_token()
-        self._api = HfApi(token=self._token or False)
+        self._token: str | None = None
+        self._api = HfApi()  # finds the token itself, and has it renewed where it can be
+        with self._errors("the token cannot be had"):
+            self._token = get_token()
 
     @property
     def has_token(self) -> bool:
