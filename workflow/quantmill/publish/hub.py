@@ -139,7 +139,8 @@ class Repository:
             reason = " ".join(str(cause).split()) or type(cause).__name__
             reason = reason.replace(self._token, "(token)") if self._token else reason
             status = getattr(getattr(cause, "response", None), "status_code", None)
-            kind = UnreachableError if isinstance(cause, TransportError) else QuantmillError
+            cut_off = isinstance(cause, (TransportError, ConnectionError))
+            kind = UnreachableError if cut_off else QuantmillError
             raise kind(f"{what} ({reason[:300]})", self.name, _CURES.get(status or 0, _CURE)) from None
 
 
