@@ -1,4 +1,6 @@
-"""Stands in for llama-server: answers as it does, or as MODE says does not. Notes its process id in PIDS."""
+"""Stands in for llama-server: answers as it does, or as `mode` in the file `notes/mode` beside it says does
+not. It notes there its process id, what it was asked and its environment.
+"""
 
 import json
 import os
@@ -8,7 +10,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-MODE = os.environ.get("MODE", "")
+NOTES = Path(__file__).with_name("notes")
+MODE = (NOTES / "mode").read_text()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -23,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with Path(os.environ["ASKED"]).open("a") as file:
+        with (NOTES / "asked").open("a") as file:
             file.write(json.dumps(asked) + "\n")
         self.send_response(200)
         self.end_headers()
@@ -53,5 +56,6 @@ if MODE == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if MODE == "broken":
     sys.exit("no such model")
-Path(os.environ["PIDS"]).write_text(str(os.getpid()))
+(NOTES / "pid").write_text(str(os.getpid()))
+(NOTES / "environment").write_text(json.dumps(dict(os.environ)))
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()

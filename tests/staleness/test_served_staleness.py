@@ -4,8 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from house import ROOT, House
 
 SERVED = {"measure_served source", "measure_served Q8_0"}
@@ -19,13 +17,13 @@ def configure(house: House, **more: object) -> None:
     house.configure(lambda config: config.update(lean))
 
 
-def test_what_makes_the_speed_behind_a_server_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIDS", str(tmp_path / "pid"))
-    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+def test_what_makes_the_speed_behind_a_server_due(tmp_path: Path) -> None:
     house = House.build(tmp_path / "house")
     binary = house.folder / "llama-server"
     binary.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "fake_server.py").read_text())
     binary.chmod(0o755)
+    (house.folder / "notes").mkdir()
+    (house.folder / "notes" / "mode").touch()
     configure(house, server="llama-server")
     house.run()
     os.utime(binary)

@@ -1,20 +1,30 @@
 """Publishing to a hub on loopback by the hub's own client: what goes, what stays, what is refused."""
 
+import argparse
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from hub import TOKEN, Hub, serving
+from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import read_header
+from quantmill.progress import Log
+from quantmill.publish.upload import main
 from quantmill.spec import canonical
+
+# What the hub's client says of the library that it stands on.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 MODEL = Path(__file__).parents[1] / "data" / "tiny-llama.gguf"
 REPO = "me/tiny-GGUF"
@@ -56,43 +66,55 @@ class Publisher:
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
         return sha256
 
-    def start(self, confirm: bool, token: str | None = TOKEN, **settings: Any) -> subprocess.Popen[str]:
+    def spec(self, confirm: bool, **settings: Any) -> dict[str, Any]:
         model = {
             "repo": REPO, "revision": "main", "private": False, "include": ["imatrix", "recipes"],
             "overwrite": False, "split": 50 * 10**9, "recipes": ["Q8_0", "Q4_K_M"],
         }  # fmt: skip
-        spec = {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
+        return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
+
+    def start(self, token: str = TOKEN) -> subprocess.Popen[str]:
+        """The command, uploading in a process of its own."""
         environment = {
             "PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW), "HF_ENDPOINT": self.hub.address,
-            "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"),
+            "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"), "HF_TOKEN": token,
         }  # fmt: skip
         return subprocess.Popen(
-            [sys.executable, "-m", "quantmill.publish.upload", "--spec", canonical(spec),
+            [sys.executable, "-m", "quantmill.publish.upload", "--spec", canonical(self.spec(True)),
              "--results", self.results.parent, "--log", self.folder / "publish.log"],
-            env=environment | ({"HF_TOKEN": token} if token else {}), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def publish(self, confirm: bool = True, **more: Any) -> dict[str, str]:
+    def run(self, confirm: bool, token: str | None, **settings: Any) -> str:
+        """The same within this process; what it prints."""
+        args = argparse.Namespace(spec=self.spec(confirm, **settings), results=self.results.parent)
+        log, out = self.folder / "publish.log", io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+            patch.setattr(constants, "ENDPOINT", self.hub.address)
+            template = f"{self.hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+            patch.setattr(constants, "HF_TOKEN_PATH", str(self.folder / "token"))
+            patch.delenv("HF_TOKEN", raising=False)
+            if token is not None:
+                patch.setenv("HF_TOKEN", token)
+            main(args, Log(log))
+        assert set(out.getvalue().splitlines()) <= set(log.read_text().splitlines())
+        return out.getvalue()
+
+    def publish(self, confirm: bool = True, token: str | None = TOKEN, **settings: Any) -> dict[str, str]:
         """The files and their states, as shown."""
-        with self.start(confirm, **more) as running:
-            out, err = running.communicate(timeout=60)
-        assert running.returncode == 0, err
-        assert set(out.splitlines()) <= set((self.folder / "publish.log").read_text().splitlines())
-        lines = out.splitlines()
+        lines = self.run(confirm, token, **settings).splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("state")) + 1
         rows = [line.split() for line in lines[first:] if len(line.split()) in (3, 4) and ": " not in line]
         return {path: state for state, _, path, *_ in rows}
 
-    def refused(self, confirm: bool = True, **more: Any) -> str:
-        """The one line with which it ends."""
-        with self.start(confirm, **more) as running:
-            out, err = running.communicate(timeout=60)
-        assert running.returncode == 1, out
-        assert TOKEN not in out + err + (self.folder / "publish.log").read_text()
-        (line,) = (line for line in err.splitlines() if line.startswith("error: "))
-        assert "Traceback" not in err
-        return line.removeprefix("error: ")
+    def refused(self, token: str | None = TOKEN, **settings: Any) -> str:
+        """The one line with which an upload ends."""
+        with pytest.raises(QuantmillError) as error:
+            self.run(True, token, **settings)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
 
 @pytest.fixture
@@ -119,6 +141,7 @@ def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: H
         assert hashlib.sha256(there[path]).hexdigest() == digest
     assert len(hub.sent) == 3
 
+    assert "me/tiny-GGUF: nothing differs" in publisher.run(True, TOKEN)
     assert set(publisher.publish().values()) == {"unchanged"}
     assert len(hub.sent) == 3
     head = hub.head(REPO)
@@ -160,6 +183,8 @@ def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
 def test_a_file_over_the_limit_goes_in_parts(publisher: Publisher, hub: Hub) -> None:
     whole = MODEL.read_bytes()
     publisher.quant("Q8_0", whole)
+    shown = publisher.run(False, TOKEN, split=2_000_000)
+    assert "tiny-Q8_0.gguf goes in 4 parts, and the card names it whole" in shown
     states = publisher.publish(split=2_000_000)
     parts = {f"tiny-Q8_0/tiny-Q8_0-{number:05}-of-00004.gguf" for number in (1, 2, 3, 4)}
     assert set(states) == ALL - {"tiny-Q8_0.gguf"} | parts
@@ -197,7 +222,7 @@ def test_a_connection_cut_in_the_middle_is_made_again(publisher: Publisher, hub:
 def test_an_upload_that_was_killed_goes_on(publisher: Publisher, hub: Hub) -> None:
     last = publisher.quant("Q8_0", b"x" * 3_000_000)
     hub.cuts[last] = 1
-    with publisher.start(confirm=True) as running:
+    with publisher.start() as running:
         hub.on_cut = lambda: os.kill(running.pid, signal.SIGKILL)
         running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
@@ -249,10 +274,14 @@ def test_a_change_on_the_hub_during_the_upload_is_not_lost(publisher: Publisher,
 
 
 def test_a_rejected_token_is_one_line(publisher: Publisher) -> None:
-    line = publisher.refused(token="hf_wrong_one")
-    assert line.startswith("me/tiny-GGUF: cannot be read (")
+    with publisher.start(token="hf_wrong_one") as running:
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert not out
+    (line,) = err.splitlines()
+    assert line.startswith("error: me/tiny-GGUF: cannot be read (")
     assert line.endswith("the token is not accepted: run `hf auth login`, or set HF_TOKEN")
-    assert "hf_wrong_one" not in line
+    assert "hf_wrong_one" not in err + (publisher.folder / "publish.log").read_text()
 
 
 def test_no_token_at_all(publisher: Publisher, hub: Hub) -> None:

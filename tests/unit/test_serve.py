@@ -27,21 +27,20 @@ Fake = Callable[[str], Path]
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+def fake(tmp_path: Path) -> Iterator[Fake]:
     """A server that misbehaves in some way; at the end none runs any more."""
-    binary, pids = tmp_path / "llama-server", tmp_path / "pid"
+    binary, notes = tmp_path / "llama-server", tmp_path / "notes"
     binary.write_text(f"#!{sys.executable}\n" + FAKE.read_text())
     binary.chmod(0o755)
-    monkeypatch.setenv("PIDS", str(pids))
-    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    notes.mkdir()
 
     def choose(mode: str) -> Path:
-        monkeypatch.setenv("MODE", mode)
+        (notes / "mode").write_text(mode)
         return binary
 
     yield choose
-    if pids.exists():
-        assert gone(int(pids.read_text()))
+    if (notes / "pid").exists():
+        assert gone(int((notes / "pid").read_text()))
 
 
 def gone(pid: int) -> bool:
@@ -93,7 +92,10 @@ def refused(folder: Path, server: Path, **more: Any) -> str:
     return line.removeprefix("error: ")
 
 
-def test_what_is_measured(tmp_path: Path, fake: Fake) -> None:
+def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "x")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     report = report_of(tmp_path, fake(""))
     assert report["server"] == "llama-server version: 7 (abc)"
     assert [w["name"] for w in report["workloads"]] == ["a", "b"]
@@ -104,9 +106,13 @@ def test_what_is_measured(tmp_path: Path, fake: Fake) -> None:
         assert 0 < workload["prefill"]["mean"] < wanted["prompt"] / 0.05
         assert 0 < workload["decode"]["mean"] < 1 / 0.005
         assert len(workload["decode"]["samples"]) == 2
-    asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    asked = [json.loads(line) for line in (tmp_path / "notes" / "asked").read_text().splitlines()]
     assert [a["max_tokens"] for a in asked] == [4, 8, 8, 4, 4]
     assert all(a["ignore_eos"] and a["logit_bias"] == {"0": -1000.0, "2": -1000.0} for a in asked)
+    environment = json.loads((tmp_path / "notes" / "environment").read_text())
+    assert {"API_KEY", "LLAMA_ARG_CTX_SIZE", "CUDA_VISIBLE_DEVICES"} & set(environment) == {
+        "CUDA_VISIBLE_DEVICES"
+    }
     # no two prompts begin alike: nothing of one is kept for another
     assert len({a["prompt"].split()[0] for a in asked}) == len(asked)
 
@@ -151,7 +157,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_server_is_left_over(tmp_path: Path, fake: Fake, number: signal.Signals) -> None:
     with measure(tmp_path, fake("silent")) as running:
-        asked = tmp_path / "asked"
+        asked = tmp_path / "notes" / "asked"
         until = time.monotonic() + 30
         while not asked.exists() and time.monotonic() < until:
             time.sleep(0.05)

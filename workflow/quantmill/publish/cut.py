@@ -26,7 +26,6 @@ def cut(items: Iterable[Item], most: int, log: Log) -> list[Item]:
         if item.bytes <= most or not isinstance(item.content, Path) or item.content.suffix != ".gguf":
             found.append(item)
             continue
-        log.say(f"{item.path} has {item.bytes:,} bytes and is cut: the card still names the whole file")
         with log.progress(f"sha256 of the parts of {item.path}", item.bytes / 2**20, "MiB") as progress:
             for name, part in _parts(item.content, most):
                 path = f"{Path(item.path).stem}/{name}"

@@ -52,8 +52,10 @@ class Repository:
             disable_progress_bars()
 
         self.name, self.revision = name, revision
-        self._token = get_token()
-        self._api = HfApi(token=self._token or False)
+        self._token: str | None = None
+        self._api = HfApi()  # finds the token itself, and has it renewed where it can be
+        with self._errors("the token cannot be had"):
+            self._token = get_token()
 
     @property
     def has_token(self) -> bool:
@@ -137,7 +139,8 @@ class Repository:
             reason = " ".join(str(cause).split()) or type(cause).__name__
             reason = reason.replace(self._token, "(token)") if self._token else reason
             status = getattr(getattr(cause, "response", None), "status_code", None)
-            kind = UnreachableError if isinstance(cause, TransportError) else QuantmillError
+            cut_off = isinstance(cause, (TransportError, ConnectionError))
+            kind = UnreachableError if cut_off else QuantmillError
             raise kind(f"{what} ({reason[:300]})", self.name, _CURES.get(status or 0, _CURE)) from None
 
 

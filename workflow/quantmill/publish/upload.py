@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.cut import cut
-from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
+from quantmill.publish.files import SUMS, Item, Stretch, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 
 
@@ -66,7 +67,14 @@ def shown(publication: Publication) -> list[str]:
     there = "" if publication.held else ", to be made"
     where = f"{settings['repo']} ({settings['revision']}{', private' if settings['private'] else ''}{there})"
     head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
-    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows)]
+    cuts = Counter(
+        Path(item.path).parent.name for item in publication.items if isinstance(item.content, Stretch)
+    )
+    notes = (
+        f"{stem}.gguf goes in {parts} parts, and the card names it whole: give the recipe a `split`"
+        for stem, parts in cuts.items()
+    )
+    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows), *notes]
 
 
 def refuse_unsound(publication: Publication) -> None:
@@ -119,7 +127,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         for line in (*shown(publication), ""):
             say(line)
     if not config["confirm"]:
-        say("nothing was uploaded; to upload: add --config confirm=yes")
+        due = any(publication.due for publication in publications)
+        say("nothing was uploaded; to upload: add --config confirm=yes" if due else "nothing differs")
         return
     for publication in publications:
         refuse_unsound(publication)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,11 @@ from typing import IO, Any, NamedTuple
 from quantmill.errors import QuantmillError
 
 HOST = "127.0.0.1"
+
+# Both servers take settings from variables of common names (API_KEY, SEED, LLAMA_ARG_...), which would
+# change what is measured: they see what a program needs to run, and what chooses and drives a GPU.
+_VARIABLES = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_PREFIXES = ("PYTHON", "LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_", "GOMP_")
 _LOOK_EVERY_SECONDS = 0.1
 _END_SECONDS = 15.0
 
@@ -149,6 +155,10 @@ class Server:
         return QuantmillError(what + last, "the server", "start it by hand to see why, or leave it out")
 
 
+def _passed_on(variable: str) -> bool:
+    return variable in _VARIABLES or variable.startswith(_PREFIXES)
+
+
 @contextmanager
 def serving(command: list[str], port: int, patience: float) -> Iterator[Server]:
     """A server while the block runs; it is stopped however that ends, a kill of this process among them."""
@@ -163,8 +173,9 @@ def serving(command: list[str], port: int, patience: float) -> Iterator[Server]:
     with tempfile.TemporaryFile() as said:
         guarded = [sys.executable, "-m", "quantmill.serve.guard", *command]
         process = subprocess.Popen(
-            guarded, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True
-        )
+            guarded, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True,
+            env={name: value for name, value in os.environ.items() if _passed_on(name)},
+        )  # fmt: skip
         try:
             server = Server(process, said, port, patience)
             server.wait()
