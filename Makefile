@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --require-hashes --no-deps \
 	--no-build-isolation --only-binary :all: --no-binary connection-pool
 
-.PHONY: cards env evals check test lint unit bench lock clean help
+.PHONY: cards env evals converter check test lint unit bench lock clean help
 
 cards: env
 	@$(BIN)/snakemake --cores $(CORES)
@@ -41,6 +41,20 @@ check:
 		--no-build-isolation --editable .
 	@touch $@
 
+# Only for checkpoints that are to be converted: torch is large, and nothing else needs it.
+converter: .converter/ready
+
+.converter/ready: .venv/ready envs/converter.lock envs/engine.lock envs/converter.py
+	@echo "building the converter's environment in .converter, 1.2 GB"
+	@rm -rf .converter
+	@$(PYTHON) -m venv .converter
+	@.converter/bin/python -m pip --disable-pip-version-check install --quiet --quiet --require-hashes --no-deps \
+		--only-binary :all: -r envs/converter.lock || { \
+		echo "error: the converter's environment could not be built; if it is for torch: name a place that has its" \
+			"builds for the CPU, such as PIP_EXTRA_INDEX_URL=... make converter" >&2; exit 1; }
+	@$(BIN)/python envs/converter.py .converter/llama.cpp
+	@touch $@
+
 .venv/ready-dev: .venv/ready envs/dev.lock
 	@$(PIP) -r envs/dev.lock
 	@touch $@
@@ -65,7 +79,8 @@ unit: .venv/ready-dev
 bench: .venv/ready
 	@$(BIN)/python benchmarks/run.py --repeat $(REPEAT) $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL))
 
-# Resolves envs/*.in anew, to the newest versions that fit; uv lives in a throw-away environment.
+# Resolves envs/*.in anew, to the newest versions that fit; uv lives in a throw-away environment. CPU_WHEELS
+# is a folder or page with torch's builds for the CPU, where uv's own index has none.
 LOCK = cd envs && ../.cache/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --allow-unsafe
 lock:
@@ -76,6 +91,7 @@ lock:
 	$(LOCK) -c requirements.lock -o build.lock build.in >/dev/null
 	$(LOCK) -c requirements.lock -c build.lock -o dev.lock dev.in >/dev/null
 	$(LOCK) --no-deps -o engine.lock engine.in >/dev/null
+	$(LOCK) $(if $(CPU_WHEELS),--find-links $(CPU_WHEELS) --no-emit-find-links) -o converter.lock converter.in >/dev/null
 	$(LOCK) --no-deps -o models.lock models.in >/dev/null
 	$(LOCK) -c requirements.lock -c build.lock -c dev.lock -o evals.lock evals.in >/dev/null
 
@@ -86,6 +102,7 @@ help:
 	@echo "make                 the environment, then every card of config.yaml (CORES=all)"
 	@echo "make env             the environment alone, in .venv"
 	@echo "make evals           lm-eval as well, for bench.tasks"
+	@echo "make converter       what converts Hugging Face checkpoints, in .converter (torch for the CPU, 1.2 GB)"
 	@echo "make test            lint, types, tests (JOBS=auto)"
 	@echo "make lint            ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make bench           against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)"

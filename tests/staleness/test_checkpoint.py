@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import checkpoints
+import converter
 from house import ROOT, House
 
 EXPORT = {"export_checkpoint MFP4"}
@@ -60,7 +61,7 @@ def second(house: House) -> None:
     house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
 
 
-VERSION = '"checkpoint.export": 1', '"checkpoint.export": 9'
+VERSION = '"checkpoint.export": 2', '"checkpoint.export": 9'
 CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "nothing": (lambda house: None, set()),
     "touched files": (touch, set()),
@@ -129,3 +130,94 @@ def test_the_example_is_what_the_tests_make_and_builds(house: House, tmp_path: P
     shutil.copytree(ROOT / "examples", house.folder / "examples")
     house.run("--configfile=examples/mfp4.yaml")
     assert (house.folder / "results" / "tiny-random" / "checkpoint" / "tiny-random-MFP4.json").is_file()
+
+
+GGUF = {"source": {"checkpoint": "a folder"}, "recipes": ["Q8_0"]}
+CONVERT = "convert_checkpoint"
+HEADER = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0"}
+REST = HEADER | {
+    "quantize Q8_0", "measure_perplexity source", "measure_perplexity Q8_0", "measure_divergence source",
+    "measure_divergence Q8_0", "build_corpus held-out", "write_card",
+}  # fmt: skip
+
+
+@pytest.fixture
+def converting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    """A checkout with a checkpoint that is converted by a stand-in, and measured."""
+    house = House.build(tmp_path / "a house")
+    checkpoints.write(house.folder / "a folder", shards=2)
+    do = converter.COPY.format(gguf=str(house.folder / "tiny-llama.gguf"))
+    monkeypatch.setenv("QUANTMILL_CONVERTER", str(converter.build(tmp_path / "an environment", do)))
+    return house
+
+
+def asks(house: House, source: dict[str, Any] | None = None, recipes: list[Any] | None = None) -> None:
+    """The config with the checkpoint as the one model."""
+    model = {"source": GGUF["source"] | (source or {}), "recipes": recipes or GGUF["recipes"]}
+
+    def change(config: dict[str, Any]) -> None:
+        measured = {name: config["bench"][name] for name in ("perplexity", "kld") if name in config["bench"]}
+        config.update(models={"small": model}, imatrix=None, sensitivity=None, bench=measured)
+
+    house.configure(change)
+
+
+def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tmp_path: Path) -> None:
+    asks(converting)
+    everything = {CONVERT} | REST
+    assert converting.due() == everything
+    converting.run()
+    assert converting.due() == set()
+    source = converting.folder / "results" / "small" / "source"
+    assert json.loads((source / "small.gguf.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert (source / "small.gguf").is_file()
+    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+        "touched files": (touch, set()),
+        "another weight": (flip, everything),
+        "another precision": (lambda h: asks(h, {"to": "bf16"}), everything),
+        "a pre-tokenizer": (lambda h: asks(h, {"pre_tokenizer": "qwen2"}), everything),
+        "another converter": (lambda h: h.edit("envs/converter.lock", "torch==", "torch== "), everything),
+        "a deleted GGUF": (lambda h: (h.folder / "results/small/source/small.gguf").unlink(), everything),
+        "exported as well": (lambda h: asks(h, None, ["Q8_0", *MODEL["recipes"]]), EXPORT),
+    }
+    for number, (case, (change, expected)) in enumerate(cases.items()):
+        copy = converting.copy(tmp_path / f"copy {number}")
+        change(copy)
+        assert copy.due() == expected, case
+
+
+def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House, tmp_path: Path) -> None:
+    asks(converting, {"keep": False})
+    again = f"{CONVERT}_for_now"
+    assert converting.due() == {again} | REST
+    converting.run()
+    gguf = converting.folder / "results" / "small" / "source" / "small.gguf"
+    assert not gguf.exists() and converting.due() == set()
+    # Whatever is asked of it later makes it, and all that comes of it, again: out of the store.
+    more = converting.copy(tmp_path / "a recipe more")
+    asks(more, {"keep": False}, ["Q8_0", "Q4_0"])
+    assert more.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
+    more.run()
+    assert more.due() == set() and not (more.folder / gguf.relative_to(converting.folder)).exists()
+    quantized = (more.folder / "results" / "small" / "logs" / "gguf" / "Q8_0.log").read_text()
+    assert "0 units made" in quantized
+    flip(converting)
+    assert converting.due() == {again} | REST
+
+
+def test_a_checkpoint_that_cannot_be_converted_is_one_line(
+    converting: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks(converting)
+    converting.edit("a folder/config.json", "LlamaForCausalLM", "NoSuchForCausalLM")
+    failed = converting.snakemake()
+    line = "error: a folder/config.json: the converter knows no architecture NoSuchForCausalLM"
+    assert any(said.startswith(line) for said in failed.stderr.splitlines())
+    monkeypatch.setenv("QUANTMILL_CONVERTER", "nowhere")
+    failed = converting.snakemake()
+    assert any(said.startswith("error: nowhere: no bin/python") for said in failed.stderr.splitlines())
+    (converting.folder / "a folder" / "model-00001-of-00002.safetensors").unlink()
+    failed = converting.snakemake()
+    line = "error: a folder: no model-00001-of-00002.safetensors, named by model.safetensors.index.json"
+    assert any(said.startswith(line) for said in failed.stderr.splitlines())
+    assert not (converting.folder / "results" / "small" / "source" / "small.gguf").exists()

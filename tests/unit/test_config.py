@@ -11,6 +11,7 @@ import yaml
 
 from quantmill.config import file as config
 from quantmill.config.refusal import check_duplicates
+from quantmill.config.source import exports, of_ggufs
 from quantmill.errors import QuantmillError
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,8 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return change
 
 
+NOWHERE = {"corpus": "no", "chunks": 1}
+MFP4 = {"name": "MFP4", "template": "mfp4"}
 WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("model", {}), "model: unknown field; did you mean models?"),
     (put("models.m", {"sorce": 1}), "models.m.sorce: unknown field; did you mean source?"),
@@ -58,19 +61,51 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         'models.m.source.revision: "main" is not allowed; give the whole commit',
     ),
     (
-        put("models.c", {"source": {"checkpoint": "x"}}),
-        "models.c.recipes: Q8_0 is no recipe for a checkpoint",
-    ),
-    (
         put(
             "models.c",
             {"source": {"checkpoint": "x"}, "recipes": [{"name": "a", "template": "mfp4", "x": 1}]},
         ),
-        "models.c.recipes: a is no recipe for a checkpoint; give it {name: ..., template: mfp4} alone",
+        "models.c.recipes: a exports the checkpoint; give it name, template and form alone",
     ),
     (
-        put("models.c", {"source": {"checkpoint": "x"}, "bench": {}}),
-        "models.c.bench: a checkpoint is exported and not run; leave this out",
+        put("models.c", {"source": {"checkpoint": "x"}, "recipes": [MFP4], "bench": {}}),
+        "models.c.bench: a checkpoint that is exported alone is not run; leave this out",
+    ),
+    (
+        put("models.c", {"source": {"checkpoint": "x", "keep": False}, "recipes": [MFP4]}),
+        "models.c.source.keep: nothing is converted to a GGUF, for all recipes export the checkpoint",
+    ),
+    (
+        put("models.c", {"source": {"checkpoint": "x", "to": "q8_0"}, "recipes": ["Q8_0"]}),
+        "models.c.source.to: input should be 'auto', 'f16' or 'bf16', not",
+    ),
+    (
+        put(
+            "models.c",
+            {
+                "source": {"checkpoint": "x"},
+                "recipes": ["Q8_0"],
+                "imatrix": None,
+                "bench": {"kld": {"corpus": "no", "chunks": 1}},
+            },
+        ),
+        "models.c.bench.kld.corpus: no corpus named no",
+    ),
+    (
+        put("recipes.+", MFP4 | {"form": "modelopt"}),
+        "recipes[2].form: a GGUF cannot be made modelopt; leave it out, or take the checkpoint as source",
+    ),
+    (
+        put("recipes.+", MFP4 | {"form": "regex"}),
+        "recipes[2].form: mfp4 makes no regex; it is one of modelopt, compressed-tensors and gguf",
+    ),
+    (
+        put("recipes.+", MFP4 | {"file": "x"}),
+        "recipes[2].file: mfp4 imports no file; leave it out",
+    ),
+    (
+        put("recipes.+", {"name": "x", "template": "import", "file": "x", "form": "modelopt"}),
+        "recipes[2].form: modelopt is a form of template mfp4; choose another",
     ),
     (
         put("models.c", {"source": {"checkpoint": "x{y}"}}),
@@ -360,3 +395,16 @@ def test_what_humaneval_is_told() -> None:
     assert (usual.settings["stop"], usual.settings["memory"], usual.settings["limit"]) == ([], 1 << 30, None)
     assert "\ndef " in other.settings["stop"] and other.settings["memory"] == 9
     assert "problems" not in other.settings
+
+
+def test_a_checkpoint_is_exported_converted_or_both() -> None:
+    recipes = ["Q8_0", MFP4, MFP4 | {"name": "as-GGUF", "form": "gguf"}]
+    source = {"checkpoint": "x", "to": "bf16"}
+    both = parsed(put("models.c", {"source": source, "recipes": recipes}))
+    assert {model: list(found) for model, found in exports(both).items()} == {"c": ["MFP4"]}
+    assert list(of_ggufs(both).recipes_of("c")) == ["Q8_0", "as-GGUF"]
+    assert of_ggufs(both).source_files("c") == [Path("results/c/source/c.gguf")]
+    alone = parsed(put("models.c", {"source": {"checkpoint": "x"}, "recipes": [MFP4]}))
+    assert list(of_ggufs(alone).models) == ["m"] and list(exports(alone)) == ["c"]
+    gguf = parsed(put("recipes.+", MFP4))
+    assert exports(gguf) == {} and "MFP4" in of_ggufs(gguf).recipes_of("m")

@@ -30,6 +30,7 @@ VERSIONS: Final[dict[str, int]] = {
     "sensitivity.measure": 1,
     "card.plots": 1,
     "card.write": 2,
-    "checkpoint.export": 1,
+    "checkpoint.convert": 1,
+    "checkpoint.export": 2,
     "publish.upload": 1,
 }

@@ -3,20 +3,19 @@
 
 rule export_checkpoint:
     input:
-        config=lambda w: ancient(os.path.join(CHECKPOINTS[w.model].source.checkpoint, "config.json")),
-        files=lambda w: ancient([str(path) for path in CHECKPOINTS[w.model].source.files]),
+        config=lambda w: ancient(os.path.join(CHECKPOINTS[w.model].checkpoint, "config.json")),
+        files=lambda w: ancient([str(path) for path in CHECKPOINTS[w.model].files]),
     output:
-        # The weights go by the names of the source's: these are there whatever they are.
+        # The weights go by the names of the source's: this is there whatever they are.
         config=f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}/config.json",
-        quantization=f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}/hf_quant_config.json",
         report=f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}.json",
     log:
         f"{RESULTS}/{{model}}/logs/checkpoint/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/checkpoint/{{recipe}}.tsv"
     wildcard_constraints:
-        model=names(CHECKPOINTS),
-        recipe=names(recipe for model in CHECKPOINTS for recipe in given.recipes_of(model)),
+        model=names(EXPORTED),
+        recipe=names(recipe for recipes in EXPORTED.values() for recipe in recipes),
     conda:
         "../../envs/quantmill.yaml"
     threads: CORES

@@ -18,7 +18,7 @@ from quantmill.budget import choices
 from quantmill.config import file as user
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
-from quantmill.config.source import of_ggufs
+from quantmill.config.source import exports as exports_of, of_ggufs
 from quantmill.recipe.rules import known_type
 from quantmill.config.refusal import check_duplicates
 
@@ -67,9 +67,14 @@ with refusing():
         check_duplicates(Path(file))
     given = user.parse(config, config_file)
     user.check_files(given, config_file, TEMPLATES)
-    # Of checkpoints nothing is made but their export; all else here is about GGUFs.
+    # All else here is about GGUFs: those given, and those that checkpoints are converted to.
     cfg = of_ggufs(given)
-    CHECKPOINTS = {name: model for name, model in given.models.items() if name not in cfg.models}
+    EXPORTED = exports_of(given)
+    CHECKPOINTS = {
+        name: model.source
+        for name, model in given.models.items()
+        if isinstance(model.source, user.CheckpointSource)
+    }
     for model in cfg.models:
         for number, name in enumerate(cfg.probes_of(model).types if cfg.probes_of(model) else []):
             known_type(name, f"sensitivity.types[{number}]", config_file)
@@ -86,6 +91,7 @@ os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
     PYTHONPATH=os.pathsep.join(filter(None, [LIBRARY, os.getenv("PYTHONPATH")])),
     QUANTMILL_STORE=str(STORE),
+    QUANTMILL_CONVERTER=os.getenv("QUANTMILL_CONVERTER") or os.path.join(workflow.basedir, ".converter"),
     QUANTMILL_STORE_MAX=str(cfg.store.max_bytes),
 )
 # One native stage at a time, on all cores: a measured speed must not be shared,
@@ -240,9 +246,9 @@ def imported_by(model, recipe):
 
 
 def from_source(model):
-    """The source's files, and what was noted where they were fetched."""
-    fetched = isinstance(cfg.models[model].source, user.HubSource)
-    return [*ancient(source_of(model)), *(f"{file}.json" for file in source_of(model) if fetched)]
+    """The source's files, and what was noted where they were fetched or converted."""
+    made = isinstance(cfg.models[model].source, user.HubSource | user.CheckpointSource)
+    return [*ancient(source_of(model)), *(f"{file}.json" for file in source_of(model) if made)]
 
 
 def corpora_of(model, corpora):
@@ -349,7 +355,9 @@ def samples_of(model):
 def results_of(model):
     """All that is made of a model, so that whatever is deleted is made again."""
     corpora = [of(model, f"corpus/{corpus}.parquet") for corpus in cfg.corpora_of(model)]
+    kept = model in CONVERTED and CHECKPOINTS[model].keep
     made = [
+        source_of(model) if kept else [],
         described_in(model),
         corpora,
         imatrices_of(model),
@@ -363,14 +371,14 @@ def results_of(model):
 
 def checkpoints_of(model):
     """The exports of a checkpoint: of each folder the files that all have, and its report."""
-    folders = [f"checkpoint/{model}-{recipe}" for recipe in given.recipes_of(model)]
-    files = ("{}/config.json", "{}/hf_quant_config.json", "{}.json")
+    folders = [f"checkpoint/{model}-{recipe}" for recipe in EXPORTED[model]]
+    files = ("{}/config.json", "{}.json")
     return [of(model, file.format(folder)) for folder in folders for file in files]
 
 
 def exports():
     """The exports of every checkpoint."""
-    return [file for model in CHECKPOINTS for file in checkpoints_of(model)]
+    return [file for model in EXPORTED for file in checkpoints_of(model)]
 
 
 def every(files_of):
@@ -387,15 +395,12 @@ def megabytes(model, factor=1.0, more=1000):
 # --- names -------------------------------------------------------------------
 
 RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
+CONVERTED = {model for model in cfg.models if model in CHECKPOINTS}
 IMPORTED = {model for model in cfg.models if isinstance(cfg.sensitivity_of(model), user.ImportedSensitivity)}
 FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if fitted(model, recipe)}
 PUBLISHED = [model for model in cfg.models if cfg.repository_of(model)]
-FETCHED = {
-    os.path.relpath(file, RESULTS / model / "source")
-    for model in cfg.models
-    for file in source_of(model)
-    if isinstance(cfg.models[model].source, user.HubSource)
-}
+HUB = {model for model in cfg.models if isinstance(cfg.models[model].source, user.HubSource)}
+FETCHED = {os.path.relpath(file, RESULTS / model / "source") for model in HUB for file in source_of(model)}
 
 
 def names(known):

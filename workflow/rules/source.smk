@@ -1,4 +1,4 @@
-# The source model: fetched where it lies elsewhere, then listed.
+# The source model: fetched where it lies elsewhere, or converted, then listed.
 
 
 rule fetch_source:
@@ -9,6 +9,8 @@ rule fetch_source:
         f"{RESULTS}/{{model}}/logs/fetch/{{file}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/fetch/{{file}}.tsv"
+    wildcard_constraints:
+        model=names(HUB),
     conda:
         "../../envs/quantmill.yaml"
     params:
@@ -18,6 +20,43 @@ rule fetch_source:
     shell:
         "python -m quantmill.model.fetch --spec {params.spec:q}"
         " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
+
+
+rule convert_checkpoint:
+    input:
+        config=lambda w: ancient(os.path.join(CHECKPOINTS[w.model].checkpoint, "config.json")),
+        files=lambda w: ancient([str(path) for path in CHECKPOINTS[w.model].files]),
+    output:
+        gguf=f"{RESULTS}/{{model}}/source/{{model}}.gguf",
+        facts=f"{RESULTS}/{{model}}/source/{{model}}.gguf.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/convert.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/convert.tsv"
+    wildcard_constraints:
+        model=names(model for model in CONVERTED if CHECKPOINTS[model].keep),
+    priority: 20
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: CORES
+    resources:
+        mem_mb=8000,
+    params:
+        spec=lambda w: convert_spec(w.model),
+    message:
+        "{wildcards.model}: converting the checkpoint to GGUF"
+    shell:
+        "python -m quantmill.checkpoint.convert --spec {params.spec:q}"
+        ' --source "$(dirname {input.config:q})" --converter "$QUANTMILL_CONVERTER"'
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
+
+
+use rule convert_checkpoint as convert_checkpoint_for_now with:
+    output:
+        gguf=temp(f"{RESULTS}/{{model}}/source/{{model}}.gguf"),
+        facts=f"{RESULTS}/{{model}}/source/{{model}}.gguf.json",
+    wildcard_constraints:
+        model=names(model for model in CONVERTED if not CHECKPOINTS[model].keep),
 
 
 rule list_tensors:

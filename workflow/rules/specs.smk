@@ -15,6 +15,8 @@ def source_sha256(model):
     source = cfg.models[model].source
     if isinstance(source, user.HubSource):
         return spec.digest(source.model_dump())
+    if isinstance(source, user.CheckpointSource):
+        return spec.digest(convert_spec(model))
     digests = [MEMO.sha256(Path(file)) for file in source_of(model)]
     return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
 
@@ -42,6 +44,27 @@ def fetch_spec(model, file):
         {"repo": source.hf, "file": file, "revision": source.revision},
         {},
     )
+
+
+@cached
+def checkpoint_sha256(model):
+    """Identity of a checkpoint: of all its files."""
+    return spec.digest({path.name: file_sha256(path) for path in CHECKPOINTS[model].files})
+
+
+@cache
+def converter():
+    """Identity of the converter, whether it is there yet or not: what is pinned of it."""
+    locks = (Path(workflow.basedir, "envs", name) for name in ("engine.lock", "converter.lock"))
+    return spec.digest("".join(lock.read_text() for lock in locks))
+
+
+@cached
+def convert_spec(model):
+    source = CHECKPOINTS[model]
+    settings = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
+    made_from = {"source": checkpoint_sha256(model), "converter": converter()}
+    return spec.make("checkpoint.convert", settings, made_from)
 
 
 @cached
@@ -173,8 +196,9 @@ def quantize_spec(model, recipe):
 
 @cached
 def export_spec(model, recipe):
-    digests = {path.name: file_sha256(path) for path in CHECKPOINTS[model].source.files}
-    return spec.make("checkpoint.export", {"recipe": recipe}, {"source": spec.digest(digests)})
+    form = EXPORTED[model][recipe].form or "modelopt"
+    settings = {"recipe": recipe, "form": form}
+    return spec.make("checkpoint.export", settings, {"source": checkpoint_sha256(model)})
 
 
 @cached

@@ -29,6 +29,7 @@ from quantmill.config.source import (
     Source,
     check_folders,
     check_recipes,
+    exported,
     of_ggufs,
     source_files,
 )  # fmt: skip
@@ -89,18 +90,28 @@ class Config(Strict):
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
             if isinstance(model.source, CheckpointSource):
-                check_recipes(f"models.{name}", model.model_fields_set, self.recipes_of(name).values())
+                check_recipes(f"models.{name}", model, self.recipes_of(name).values())
+                if all(map(exported, self.recipes_of(name).values())):
+                    continue
             else:
-                self._check_budgets(name)
-                self._check_corpora(name)
+                self._check_forms(name)
+            self._check_budgets(name)
+            self._check_corpora(name)
         self._check_repositories()
         return self
 
+    def _check_forms(self, name: str) -> None:
+        """A GGUF is made into no checkpoint."""
+        for number, recipe in enumerate(self.recipes_of(name).values()):
+            if exported(recipe) and isinstance(recipe, Recipe) and recipe.form is not None:
+                text = f"a GGUF cannot be made {recipe.form}; leave it out, or take the checkpoint as source"
+                own = f"models.{name}." if self.models[name].recipes else ""
+                raise refuse("form_of_gguf", text, f"{own}recipes[{number}].form")
+
     def _check_repositories(self) -> None:
         """No two models are published in one repository: it has one card."""
-        models = [name for name in self.models if not isinstance(self.models[name].source, CheckpointSource)]
         seen: dict[str, str] = {}
-        for name in models:
+        for name in of_ggufs(self).models:
             repo = self.repository_of(name)
             if repo is not None and seen.setdefault(repo, name) != name:
                 own = f"models.{name}." if self.models[name].publish else ""
@@ -235,7 +246,7 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
     check_folders(config.models, file)
     config = of_ggufs(config)
     for name, model in config.models.items():
-        if not isinstance(model.source, HubSource):
+        if not isinstance(model.source, HubSource | CheckpointSource):
             for path in config.source_files(name):
                 _check_file(path, f"{file}: models.{name}.source")
     for name in config.models:

@@ -11,6 +11,8 @@ from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
 
 _BUDGETS = ("size", "bpw", "memory")
+_EXPORTS = ("modelopt", "compressed-tensors")
+Form = Literal["regex", "tensor-types", "custom-q", "gguf", "modelopt", "compressed-tensors"]
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 
 
@@ -61,13 +63,21 @@ class Recipe(Strict):
     template: Name = "preset"
     importance: Importance | None = Field(default=None, description="of the layers, for templates by rank")
     file: Text | None = Field(default=None, description="a recipe of the field's, for template import")
-    form: Literal["regex", "tensor-types", "custom-q", "gguf"] | None = Field(
-        default=None, description="the form of that file"
+    form: Form | None = Field(
+        default=None, description="the form of that file; of template mfp4: what a checkpoint becomes"
     )
 
     @model_validator(mode="after")
     def _file_and_form(self) -> Recipe:
-        if (self.file is None) != (self.form is None):
+        if self.template == "mfp4":
+            if self.form not in (None, *_EXPORTS, "gguf"):
+                text = f"mfp4 makes no {self.form}; it is one of {', '.join(_EXPORTS)} and gguf"
+                raise refuse("form_of_mfp4", text, "form")
+            if self.file is not None:
+                raise refuse("file_of_mfp4", "mfp4 imports no file; leave it out", "file")
+        elif self.form in _EXPORTS:
+            raise refuse("form_of_import", f"{self.form} is a form of template mfp4; choose another", "form")
+        elif (self.file is None) != (self.form is None):
             missing = "file" if self.file is None else "form"
             raise refuse("file_and_form", "is missing; file and form go together", missing)
         return self

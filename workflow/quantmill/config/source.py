@@ -1,16 +1,16 @@
-"""Where a model comes from: a GGUF, or a checkpoint, which is only exported and never run."""
+"""Where a model comes from: a GGUF, or a checkpoint, which is exported or converted to a GGUF."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from quantmill.config.fields import Commit, Folder, GgufFile, GgufPath, Package, Repository, Strict
+from quantmill.config.fields import Commit, Folder, GgufFile, GgufPath, Package, Repository, Strict, Text
 from quantmill.config.refusal import refuse
 from quantmill.errors import QuantmillError
 
@@ -46,6 +46,13 @@ class CheckpointSource(Strict):
     """A Hugging Face checkpoint on this machine: a folder with config.json and safetensors."""
 
     checkpoint: Folder
+    to: Literal["auto", "f16", "bf16"] = Field(
+        default="auto", description="what it is converted to; auto: as the checkpoint has it"
+    )
+    keep: bool = Field(default=True, description="false: the GGUF goes once all is made from it")
+    pre_tokenizer: Text | None = Field(
+        default=None, description="llama.cpp's name of it, where the converter does not know it: qwen2, ..."
+    )
 
     @property
     def files(self) -> list[Path]:
@@ -71,11 +78,12 @@ Source = Annotated[
 def source_files(source: Source, model: str, results: str) -> list[Path]:
     """The files of a model's source, all parts of a split one.
 
-    Those of a Hugging Face source lie below the results, where they are
-    fetched to. QuantmillError where a package is not installed.
+    Those of a Hugging Face source lie below the results, where they are fetched
+    to, as does what a checkpoint is converted to. QuantmillError where a package
+    is not installed.
     """
     if isinstance(source, CheckpointSource):
-        return source.files
+        return [Path(results) / model / "source" / f"{model}.gguf"]
     if isinstance(source, HubSource):
         first = Path(results) / model / "source" / source.file
     elif isinstance(source, PathSource):
@@ -99,17 +107,25 @@ def source_files(source: Source, model: str, results: str) -> list[Path]:
     return [first.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
-def check_recipes(where: str, fields: Set[str], recipes: Iterable[BaseModel]) -> None:
-    """Refuse what a checkpoint cannot have: `fields` are those given to the model at `where`."""
-    for field in sorted(fields - {"source", "card", "recipes"}):
-        text = "a checkpoint is exported and not run; leave this out"
-        raise refuse("only_exported", text, f"{where}.{field}")
-    for recipe in recipes:
+def exported(recipe: Any) -> bool:
+    """Whether a recipe makes a checkpoint of a checkpoint, and no GGUF."""
+    return getattr(recipe, "template", None) == "mfp4" and recipe.form != "gguf"
+
+
+def check_recipes(where: str, model: Any, recipes: Iterable[BaseModel]) -> None:
+    """Refuse what a checkpoint cannot have; `where` is the model's place in the file."""
+    recipes = list(recipes)
+    if all(exported(recipe) for recipe in recipes):
+        text = "a checkpoint that is exported alone is not run; leave this out"
+        for field in sorted(model.model_fields_set - {"source", "card", "recipes"}):
+            raise refuse("only_exported", text, f"{where}.{field}")
+        text = "nothing is converted to a GGUF, for all recipes export the checkpoint; leave this out"
+        for field in sorted(model.source.model_fields_set - {"checkpoint"}):
+            raise refuse("only_exported", text, f"{where}.source.{field}")
+    for recipe in filter(exported, recipes):
         given = recipe.model_dump(exclude_unset=True)
-        if given.keys() != {"name", "template"} or given["template"] != "mfp4":
-            text = (
-                f"{given['name']} is no recipe for a checkpoint; give it {{name: ..., template: mfp4}} alone"
-            )
+        if not given.keys() <= {"name", "template", "form"}:
+            text = f"{given['name']} exports the checkpoint; give it name, template and form alone"
             raise refuse("not_mfp4", text, f"{where}.recipes")
 
 
@@ -122,7 +138,23 @@ def check_folders(models: Mapping[str, Any], file: str) -> None:
 
 
 def of_ggufs(config: ConfigT) -> ConfigT:
-    """The config without its checkpoints, of which nothing is made but their export."""
-    models: Mapping[str, Any] = config.models  # type: ignore[attr-defined]
-    kept = {name: m for name, m in models.items() if not isinstance(m.source, CheckpointSource)}
+    """The config of what is about GGUFs: checkpoints without what exports them, or not at all."""
+    kept: dict[str, Any] = {}
+    for name, model in config.models.items():  # type: ignore[attr-defined]
+        if not isinstance(model.source, CheckpointSource):
+            kept[name] = model
+            continue
+        given = model.recipes or config.recipes or []  # type: ignore[attr-defined]
+        if left := [recipe for recipe in given if not exported(recipe)]:
+            kept[name] = model.model_copy(update={"recipes": left})
     return config.model_copy(update={"models": kept})
+
+
+def exports(config: Any) -> dict[str, dict[str, Any]]:
+    """The recipes that export a checkpoint, by model and name."""
+    found = {
+        name: {key: recipe for key, recipe in config.recipes_of(name).items() if exported(recipe)}
+        for name, model in config.models.items()
+        if isinstance(model.source, CheckpointSource)
+    }
+    return {name: recipes for name, recipes in found.items() if recipes}
