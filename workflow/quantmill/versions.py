@@ -18,7 +18,7 @@ VERSIONS: Final[dict[str, int]] = {
     "budget.imported": 1,
     "budget.allocate": 1,
     "recipe.render": 2,
-    "recipe.plan": 2,
+    "recipe.plan": 3,
     "quantize.write": 1,
     "measure.perplexity": 1,
     "measure.reference": 1,

@@ -211,6 +211,11 @@ def fitted(model, recipe):
     return isinstance(recipe_of(model, recipe), user.BudgetRecipe)
 
 
+def allocation_of(model, recipe):
+    """The report of a recipe that is allocated to a budget; or none."""
+    return [of(model, f"recipes/{recipe}.json")] if fitted(model, recipe) else []
+
+
 def place_of(model, recipe):
     """A recipe's place in the user's file, for errors."""
     own = f"models.{model}." if cfg.models[model].recipes else ""
@@ -334,7 +339,7 @@ def described_in(model):
         *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
-        *(of(model, f"recipes/{recipe}.json") for recipe in recipes if fitted(model, recipe)),
+        *(report for recipe in recipes for report in allocation_of(model, recipe)),
         *sensitivities_of(model)[1:],
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
