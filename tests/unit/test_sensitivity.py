@@ -247,14 +247,18 @@ def test_rows_say_how_each_value_was_found(tmp_path):
     lost = [Error(0.01 / (i + 1), 0.0, 0.0) for i in range(4)]
     nan = math.nan
     probed = Probed({0: Found([0.2, 0.4], 1.0, 1.0), 1: Found([nan, 0.1], 1.0, 1.0)})
-    guess = Prediction(np.log([9.0, 9.0, 0.05, 9.0]), np.full(4, 0.04), {})
+    more = np.array([0.1, 0.0, 0.5, 0.0])
+    guess = Prediction(np.log([0.5, 9.0, 0.05, 9.0]), np.full(4, 0.04), {"misfit": 1 / 3}, more)
     rows = damages(todo, lost, probed, guess)
     assert [(row.type, row.how) for row in rows] == [
         ("q4_K", "measured"), ("q6_K", "predicted"), ("q8_0", "measured")
     ]  # fmt: skip
     assert (rows[0].kld, rows[0].se) == (pytest.approx(0.3), pytest.approx(0.1))
     assert rows[1].kld == pytest.approx(0.05 * math.exp(0.02)) and 0.009 < rows[1].se < 0.012
-    assert (rows[2].kld, rows[2].se) == (0.0, 0.0)  # the source's own type
+    assert (rows[2].kld, rows[2].se, rows[2].estimate) == (0.0, 0.0, 0.0)  # the source's own type
+    # as much noise as the model's own error: half way, in logs; and what rounded activations add
+    assert rows[0].estimate == pytest.approx(1.1 * math.sqrt(0.3 * 0.5))
+    assert rows[1].estimate == pytest.approx(1.5 * rows[1].kld)
     said = warnings(todo, probed, ["x.weight"], ["y at iq2_s: no"], True)
     assert said[0] == "blk.0.attn_q.weight at q5_K is left out: the model with it gives what is no number"
     assert "x.weight" in said[2] and "y at iq2_s" in said[1] and "quantized" in said[-1]

@@ -216,6 +216,17 @@ def allocation_of(model, recipe):
     return [of(model, f"recipes/{recipe}.json")] if fitted(model, recipe) else []
 
 
+def refit_of(model, recipe):
+    """The recipes whose files correct the damages that a recipe is allocated by; or none."""
+    return recipe_of(model, recipe).refit if fitted(model, recipe) else []
+
+
+def second_round_of(model):
+    """What the model's files diverge by on the corpus of the probes, where a second round needs it."""
+    first = {other for recipe in cfg.recipes_of(model) for other in refit_of(model, recipe)}
+    return [of(model, f"bench/{recipe}/tuning.json") for recipe in cfg.recipes_of(model) if recipe in first]
+
+
 def place_of(model, recipe):
     """A recipe's place in the user's file, for errors."""
     own = f"models.{model}." if cfg.models[model].recipes else ""
@@ -370,6 +381,7 @@ def results_of(model):
         quants_of(model),
         measured_in(model),
         samples_of(model),
+        second_round_of(model),
     ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
 

@@ -196,7 +196,7 @@ def _allowed(tensor: Tensor, kind: str, wanted: Settings) -> bool:
 
 
 def _value(row: Damage, damage: str) -> float:
-    return row.kld if damage == "kld" else row.error
+    return row.damage if damage == "kld" else row.error
 
 
 def _type(name: str, engine: str, where: str) -> str:
