@@ -97,6 +97,19 @@ def test_what_was_measured_is_drawn_to_the_model_by_its_noise():
     assert between.all() and (np.abs(np.log(drawn / kld)) <= np.abs(found.log - np.log(kld))).all()
 
 
+def test_further_noise_costs_what_the_curve_says():
+    table, kld = world(24)
+    every = 0.01 * kld
+    more = np.where(table.tensor < 12, table.noise, 0.0)
+    plain, noisier = fit(table, kld, every), fit(table, kld, every, more)
+    assert (noisier.log == plain.log).all() and (noisier.more[table.tensor >= 12] == 0).all()
+    assert (np.asarray(plain.more) == 0).all()
+    flat = (table.tensor < 12) & (table.noise > 0.05)  # noise alone: twice as much does twice the damage
+    assert noisier.more[flat] == pytest.approx(1.0, abs=0.1)
+    biased = (table.tensor < 12) & (table.bias2 > 1e-4)
+    assert noisier.more[biased].mean() < 0.5 and (noisier.more[biased] > 0).all()
+
+
 def test_what_has_no_noise_or_no_log_is_left_alone():
     table, kld = world(2)
     se = 0.5 * kld

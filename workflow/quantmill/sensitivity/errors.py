@@ -11,9 +11,9 @@ rows is taken.
 
 A quantized weight is multiplied by activations that are rounded to 8 bits, in
 blocks as long as its type's: 256 for k- and i-quants (Q8_K), 32 for the others
-(Q8_0, Q8_1); a block's step is its largest magnitude over 127. On the same
-scale the error of that is the sum over rows i and columns j of
-W_ij^2 E[step_j^2] / 12, over that of W_ij^2 E[x_j^2], with x the input.
+(Q8_0, Q8_1), with a step of their largest magnitude over 127. On the same scale
+the error of that is the sum over rows i and columns j of W_ij^2 E[r_j^2] over
+that of W_ij^2 E[x_j^2], with x the input and r what rounding changes of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SAMPLED_ABOVE: Final = 1 << 22
 _SAMPLE: Final = 1 << 20  # elements, about
 _ROWS_AT_LEAST: Final = 2  # of each matrix
 _BLOCKS: Final = (32, 256)  # in which activations are rounded
-_STEPS: Final = 127.0
+_STEPS: Final = np.float32(127)
+_TINY: Final = np.finfo(np.float32).tiny
 
 
 class Error(NamedTuple):
@@ -128,7 +129,7 @@ class Inputs:
 
 
 def moments(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[3, columns] of rows [n, columns]: the sum of x^2, and of the largest x^2 of each block of 32, of 256.
+    """[3, columns] of rows [n, columns]: the sum of x^2, and of r^2 for blocks of 32 and of 256.
 
     0 where the columns are no whole blocks.
     """
@@ -137,8 +138,10 @@ def moments(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     found[0] = np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
     for number, block in enumerate(_BLOCKS, start=1):
         if columns % block == 0:
-            most = np.abs(rows).reshape(len(rows), -1, block).max(axis=2).astype(np.float64)
-            found[number] = np.repeat((most**2).sum(axis=0), block)
+            blocks = rows.reshape(len(rows), -1, block)
+            step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / _STEPS, _TINY)
+            change = (np.rint(blocks / step) * step - blocks).reshape(rows.shape)
+            found[number] = np.einsum("rc,rc->c", change, change, dtype=np.float64)
     return found
 
 
@@ -149,8 +152,8 @@ def rounding(
     source, shape = _sampled(source, kind, shape, name)
     values = Conversion(pool, 1, source, kind, "f32", shape, None).result().view(np.float32)
     values = values.reshape(-1, shape[0])
-    total, *steps = (sums @ np.einsum("rc,rc->c", values, values, dtype=np.float64)).tolist()
-    return [step / (12 * _STEPS**2) / total if total else 0.0 for step in steps]
+    total, *changes = (sums @ np.einsum("rc,rc->c", values, values, dtype=np.float64)).tolist()
+    return [change / total if total else 0.0 for change in changes]
 
 
 def added(rounded: Mapping[str, Sequence[float]], choice: Choice) -> float:

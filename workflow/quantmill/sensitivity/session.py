@@ -93,7 +93,7 @@ class Session:
 
     def rounding(self) -> dict[str, list[float]]:
         """Of each tensor that is multiplied the error of rounding its input, as of `errors.rounding`."""
-        found = self._quantizer.store.get_or_make(self._key("rounding"), self._rounding)
+        found = self._quantizer.store.get_or_make(self._key("rounded"), self._rounding)
         return dict(json.loads(bytes(found)))
 
     def __enter__(self) -> Self:
