@@ -150,7 +150,7 @@ class Session:
                 model.clear()
                 model.decode(with_bos(chunk, model.bos), 0, context // 2)
         expansion, found = self.expansion, {}
-        for name in sorted(self._names & seen.sums.keys()):
+        for name in sorted(self._source.tensors.keys() & seen.sums.keys()):
             kind, shape = expansion.precision(name), self._source.tensors[name].shape
             found[name] = errors.rounding(
                 seen.sums[name], expansion.data(name), kind, shape, name, self._pool
