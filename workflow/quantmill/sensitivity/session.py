@@ -152,6 +152,8 @@ class Session:
         expansion, found = self.expansion, {}
         for name in sorted(self._source.tensors.keys() & seen.sums.keys()):
             kind, shape = expansion.precision(name), self._source.tensors[name].shape
+            if len(shape) < 2:  # never quantized: the gate of a shared expert
+                continue
             found[name] = errors.rounding(
                 seen.sums[name], expansion.data(name), kind, shape, name, self._pool
             )
