@@ -15,7 +15,7 @@ VERSIONS: Final[dict[str, int]] = {
     "model.manifest": 2,
     "corpus.build": 1,
     "measure.imatrix": 1,
-    "budget.imported": 1,
+    "budget.imported": 2,
     "budget.allocate": 2,
     "recipe.render": 2,
     "recipe.plan": 3,
