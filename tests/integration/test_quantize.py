@@ -9,15 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import native
 from quantmill import spec
+from quantmill.errors import QuantmillError
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
+from quantmill.model.roles import role_of
+from quantmill.quantize import write
+from quantmill.recipe.table import PlanRow
 
 DATA = Path(__file__).parents[1] / "data"
 LLAMA = DATA / "tiny-llama.gguf"
@@ -214,3 +220,19 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         assert len(bench.units()) > 0
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+# --- what needs importance values -----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["token_embd.weight", "per_layer_token_embd.weight", "output.weight"])
+def test_what_a_plan_may_have_without_importance_values_is_quantized(name: str) -> None:
+    """The names that `recipe.plan` exempts are those that this stage exempts."""
+    row = PlanRow(name, role_of(name), -1, (256, 8), "f32", "iq2_s", 0, "")
+    source = SimpleNamespace(tensors={name: SimpleNamespace(shape=(256, 8), type="f32")}, sha256={name: ""})
+    (task,) = write.tasks([row], source, None)
+    assert (task.type, task.importance) == ("iq2_s", None)
+    other = replace(row, name="blk.0.attn_q.weight")
+    source.tensors[other.name], source.sha256[other.name] = source.tensors[name], ""
+    with pytest.raises(QuantmillError, match=r"attn_q\.weight: iq2_s needs an importance matrix"):
+        write.tasks([other], source, None)

@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "no sensitivity": (section(sensitivity=None), HELD_OUT | KLDS | PERPLEXITIES | CARD),
     "the version of the sensitivity": (
-        edit(VERSIONS, '"sensitivity.measure": 1', '"sensitivity.measure": 9'),
+        edit(VERSIONS, '"sensitivity.measure": 2', '"sensitivity.measure": 9'),
         SENSITIVITY | CARD,
     ),
     "another tuning text": (

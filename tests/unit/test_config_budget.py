@@ -24,7 +24,7 @@ FULL: dict[str, Any] = {
     "types": ["q3_K", "q4_K"], "harmonize": [["attn_q", "attn_k"]],
     "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"},
     "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required", "damage": "error",
-    "gate": False,
+    "refit": [], "gate": False,
 }  # fmt: skip
 
 
@@ -86,6 +86,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"memory": {"total": "1 GiB"}}, "recipes[1].memory.context: missing field; add it"),
     ({"memory": {"total": "1 GiB", "context": 9, "cache": "q4_K"}}, "recipes[1].memory.cache: input"),
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
+    ({"bpw": 4, "refit": ["Q8_0", "Q8_0"]}, "recipes[1].refit[1]: Q8_0 is there twice"),
+    ({"bpw": 4, "refit": ["Q8_0"], "damage": "error"}, "recipes[1].refit: corrects divergences; it goes"),
+    ({"bpw": 4, "refit": ["Q8_0"]}, "recipes[1].refit: needs a corpus to measure on, and the sens"),
     ({"bpw": 4, "damage": "ppl"}, "recipes[1].damage: input should be 'kld' or 'error'"),
 ]  # fmt: skip
 
@@ -127,3 +130,26 @@ def test_tables_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).write_text("")
     with pytest.raises(QuantmillError, match=rf"sensitivity\.{missing}: no such file: {files[missing]}"):
         config.check_files(parsed(), "config.yaml", [tmp_path])
+
+
+def refitted(*names: str, second: bool = False) -> config.Config:
+    """The config with sensitivities measured here, and a recipe refitted by those named."""
+    fit = {"name": "fit", "template": "budget", "bpw": 4, "refit": ["Q8_0"] if second else []}
+    last = {"name": "last", "template": "budget", "bpw": 4, "refit": list(names)}
+    return parsed(
+        corpora={"c": {"sources": [{"name": "a", "path": "a.txt"}]}}, sensitivity={"corpus": "c"},
+        recipes=["Q8_0", fit, last],
+    )  # fmt: skip
+
+
+def test_a_second_round_names_recipes_of_the_first() -> None:
+    found = refitted("Q8_0", "fit").recipes_of("m")["last"]
+    assert isinstance(found, BudgetRecipe) and found.settings["refit"] == ["Q8_0", "fit"]
+    for names, second, said in (
+        (["fot"], False, "recipes[2].refit[0]: no recipe fot; there is Q8_0, fit, last"),
+        (["Q8_0", "fit"], True, "recipes[2].refit[1]: fit is of the second round itself; name recipes"),
+        (["last"], False, "recipes[2].refit[0]: last is of the second round itself"),
+    ):
+        with pytest.raises(QuantmillError) as error:
+            refitted(*names, second=second)
+        assert str(error.value).startswith(f"config.yaml: {said}"), error.value

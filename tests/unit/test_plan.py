@@ -212,9 +212,18 @@ def test_a_type_that_needs_an_imatrix_without_one(text: str, message: str) -> No
 
 
 def test_embeddings_and_output_need_no_imatrix() -> None:
-    plan = plan_of(LLAMA, "base: Q2_K\nrules: [{role: [token_embd, output], type: iq2_xs}]")
-    assert by_name(plan)["output.weight"].type == "iq2_xs"
+    plan = plan_of(LLAMA, "base: Q2_K\nrules: [{role: [token_embd, output], type: iq2_s}]")
+    assert by_name(plan)["output.weight"].type == "iq2_s"
     assert by_name(plan_of(LLAMA, "base: IQ2_XS", imatrix=True))["blk.0.ffn_up.weight"].type == "iq2_xs"
+
+
+@pytest.mark.parametrize("imatrix", [False, True])
+def test_a_type_that_no_quantizer_writes_without_one_is_refused_for_them(imatrix: bool) -> None:
+    """The stage that quantizes would refuse it, after hours: ggml's quantizer aborts."""
+    text = "base: Q4_K_M\nrules: [{role: output, type: iq2_xs}]"
+    said = r"r.yaml: output.weight \(rule 1\): iq2_xs needs importance values, which it never has; choose an"
+    with pytest.raises(QuantmillError, match=said):
+        plan_of(LLAMA, text, imatrix=imatrix)
 
 
 def test_multi_token_prediction_layers_have_no_imatrix() -> None:

@@ -83,6 +83,43 @@ def test_routers_make_the_curve_flatter():
     assert fit(table, steep, 0.03 * steep).parameters["exponent"] > 0.93
 
 
+def test_what_was_measured_is_drawn_to_the_model_by_its_noise():
+    table, truth = world(40, seed=9)
+    random = np.random.default_rng(10)
+    noise = np.where(np.arange(len(truth)) % 2, 0.6, 0.01)  # of the log
+    kld = truth * np.exp(noise * random.standard_normal(len(truth)))
+    found = fit(table, kld, noise * kld)
+    drawn = found.drawn(kld, noise * kld)
+    off = [np.abs(np.log(values / truth)) for values in (kld, drawn)]
+    assert off[1][noise > 0.1].mean() < 0.7 * off[0][noise > 0.1].mean()
+    assert drawn[noise < 0.1] == pytest.approx(kld[noise < 0.1], rel=0.02)
+    between = np.sign(np.log(drawn / kld)) == np.sign(found.log - np.log(kld))
+    assert between.all() and (np.abs(np.log(drawn / kld)) <= np.abs(found.log - np.log(kld))).all()
+
+
+def test_further_noise_costs_what_the_curve_says():
+    table, kld = world(24)
+    every = 0.01 * kld
+    more = np.where(table.tensor < 12, table.noise, 0.0)
+    plain, noisier = fit(table, kld, every), fit(table, kld, every, more)
+    assert (noisier.log == plain.log).all() and (noisier.more[table.tensor >= 12] == 0).all()
+    assert (np.asarray(plain.more) == 0).all()
+    flat = (table.tensor < 12) & (table.noise > 0.05)  # noise alone: twice as much does twice the damage
+    assert noisier.more[flat] == pytest.approx(1.0, abs=0.1)
+    biased = (table.tensor < 12) & (table.bias2 > 1e-4)
+    assert noisier.more[biased].mean() < 0.5 and (noisier.more[biased] > 0).all()
+
+
+def test_what_has_no_noise_or_no_log_is_left_alone():
+    table, kld = world(2)
+    se = 0.5 * kld
+    se[0], se[1] = np.nan, 0.0  # one chunk; all chunks alike
+    kld[2:5] = np.nan, 0.0, -1e-9
+    drawn = fit(table, kld, se).drawn(kld, se)
+    assert drawn[:5] == pytest.approx(kld[:5], nan_ok=True)
+    assert (drawn[5:] != kld[5:]).all()
+
+
 def test_cross_validation_tells_the_error_of_what_is_left_out():
     table, kld = world()
     probed = np.isin(np.tile(np.arange(TYPES), 24), [0, 1, 3, 6])

@@ -1,8 +1,10 @@
 """The error table, the choices, the divergence: what the sensitivity is made of."""
 
+import ctypes
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,16 +12,17 @@ import pytest
 from models import write_llama
 from quantmill import spec
 from quantmill.config.bench import POOL
-from quantmill.engine.ggml import Conversion
+from quantmill.engine import library
+from quantmill.engine.ggml import Conversion, type_ids
 from quantmill.model import imatrix, manifest
 from quantmill.model.ggufio import read_header
-from quantmill.model.types import tensor_bytes
+from quantmill.model.types import WRITABLE, tensor_bytes
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
 from quantmill.sensitivity import errors
 from quantmill.sensitivity.choices import choices
-from quantmill.sensitivity.errors import Error, error, relative_error, sample
+from quantmill.sensitivity.errors import Error, added, error, moments, relative_error, rounding, sample
 from quantmill.sensitivity.expand import Expansion
 from quantmill.sensitivity.measure import Probed, damages, warnings
 from quantmill.sensitivity.predict import Prediction
@@ -238,6 +241,53 @@ def test_a_source_in_full_precision_is_taken_as_it_is(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# --- what rounding the input adds ----------------------------------------------
+
+
+def q8(rows: np.ndarray, block: int) -> np.ndarray:
+    """As ggml rounds activations: a step a block, its largest magnitude over 127."""
+    blocks = rows.reshape(len(rows), -1, block)
+    step = np.abs(blocks).max(axis=2, keepdims=True) / 127
+    return (np.round(blocks / step) * step).reshape(rows.shape)
+
+
+def test_the_error_of_rounded_inputs_is_that_of_the_products():
+    random = np.random.default_rng(1)
+    rows = (random.standard_normal((400, 512)) * np.exp(random.standard_normal(512))).astype(np.float32)
+    weights = random.standard_normal((64, 512)).astype(np.float16)
+    sums = moments(rows[:100]) + moments(rows[100:])
+    with ThreadPoolExecutor(1) as pool:
+        found = rounding(sums, weights.view(np.uint8).reshape(-1), "f16", (512, 64), "x.weight", pool)
+    w = weights.astype(np.float64)
+    for value, block in zip(found, (32, 256), strict=True):
+        lost = ((q8(rows, block) - rows) @ w.T) ** 2
+        energy = (w**2 * (rows.astype(np.float64) ** 2).mean(axis=0)).sum()
+        assert value == pytest.approx(lost.mean(axis=0).sum() / energy, rel=0.05)
+    assert found[1] > 1.5 * found[0] > 0
+
+
+def test_rows_that_are_no_whole_blocks_add_nothing():
+    sums = moments(np.linspace(-1, 2, 3 * 96, dtype=np.float32).reshape(3, 96))
+    assert (sums[0] > 0).all() and (sums[1] >= 0).all() and sums[1].max() > 0 and (sums[2] == 0).all()
+    assert (moments(np.zeros((2, 256), np.float32)) == 0).all()
+
+
+def test_the_length_of_a_types_blocks_is_that_of_its_activations():
+    """By ggml's own table: k- and i-quants are multiplied by Q8_K, the others by Q8_0 or Q8_1."""
+
+    class Traits(ctypes.Structure):
+        _fields_ = (("from_float", ctypes.c_void_p), ("vec_dot", ctypes.c_void_p), ("kind", ctypes.c_int))
+
+    of_type = library.load("ggml-cpu").ggml_get_type_traits_cpu
+    of_type.restype = ctypes.POINTER(Traits)
+    names = {number: name for name, number in type_ids().items()}
+    for kind in WRITABLE:
+        found = added({"x": [1.0, 2.0]}, SimpleNamespace(name="x", type=kind))
+        rounded_to = names[of_type(type_ids()[kind]).contents.kind]
+        assert found == {"q8_K": 2.0, "q8_0": 1.0, "q8_1": 1.0}.get(rounded_to, 0.0), kind
+    assert added({}, SimpleNamespace(name="token_embd.weight", type="q6_K")) == 0.0
+
+
 # --- rows and warnings -------------------------------------------------------
 
 
@@ -247,14 +297,18 @@ def test_rows_say_how_each_value_was_found(tmp_path):
     lost = [Error(0.01 / (i + 1), 0.0, 0.0) for i in range(4)]
     nan = math.nan
     probed = Probed({0: Found([0.2, 0.4], 1.0, 1.0), 1: Found([nan, 0.1], 1.0, 1.0)})
-    guess = Prediction(np.log([9.0, 9.0, 0.05, 9.0]), np.full(4, 0.04), {})
+    more = np.array([0.1, 0.0, 0.5, 0.0])
+    guess = Prediction(np.log([0.5, 9.0, 0.05, 9.0]), np.full(4, 0.04), {"misfit": 1 / 3}, more)
     rows = damages(todo, lost, probed, guess)
     assert [(row.type, row.how) for row in rows] == [
         ("q4_K", "measured"), ("q6_K", "predicted"), ("q8_0", "measured")
     ]  # fmt: skip
     assert (rows[0].kld, rows[0].se) == (pytest.approx(0.3), pytest.approx(0.1))
     assert rows[1].kld == pytest.approx(0.05 * math.exp(0.02)) and 0.009 < rows[1].se < 0.012
-    assert (rows[2].kld, rows[2].se) == (0.0, 0.0)  # the source's own type
+    assert (rows[2].kld, rows[2].se, rows[2].estimate) == (0.0, 0.0, 0.0)  # the source's own type
+    # as much noise as the model's own error: half way, in logs; and what rounded activations add
+    assert rows[0].estimate == pytest.approx(1.1 * math.sqrt(0.3 * 0.5))
+    assert rows[1].estimate == pytest.approx(1.5 * rows[1].kld)
     said = warnings(todo, probed, ["x.weight"], ["y at iq2_s: no"], True)
     assert said[0] == "blk.0.attn_q.weight at q5_K is left out: the model with it gives what is no number"
     assert "x.weight" in said[2] and "y at iq2_s" in said[1] and "quantized" in said[-1]

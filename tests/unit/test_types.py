@@ -7,6 +7,7 @@ import gguf
 import llama_cpp
 import pytest
 
+from quantmill.engine.ggml import requires_imatrix
 from quantmill.errors import QuantmillError
 from quantmill.model.types import (
     BY_ID,
@@ -96,6 +97,13 @@ def test_what_needs_an_imatrix_can_be_written() -> None:
     assert needing == {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"}
     assert needing < WRITABLE
     assert not {"q8_1", "q8_K", "i8"} & WRITABLE
+
+
+@pytest.mark.parametrize("name", ["token_embd.weight", "per_layer_token_embd.weight", "output.weight"])
+def test_what_is_exempt_still_needs_what_its_quantizer_needs(name: str) -> None:
+    for kind in WRITABLE:
+        assert needs_imatrix(kind, name) == requires_imatrix(kind)
+        assert needs_imatrix(kind, "blk.0.output.weight") == needs_imatrix(kind)
 
 
 def test_types_of_ik_add_bytes_to_a_row() -> None:

@@ -211,6 +211,22 @@ def fitted(model, recipe):
     return isinstance(recipe_of(model, recipe), user.BudgetRecipe)
 
 
+def allocation_of(model, recipe):
+    """The report of a recipe that is allocated to a budget; or none."""
+    return [of(model, f"recipes/{recipe}.json")] if fitted(model, recipe) else []
+
+
+def refit_of(model, recipe):
+    """The recipes whose files correct the damages that a recipe is allocated by; or none."""
+    return recipe_of(model, recipe).refit if fitted(model, recipe) else []
+
+
+def second_round_of(model):
+    """What the model's files diverge by on the corpus of the probes, where a second round needs it."""
+    first = {other for recipe in cfg.recipes_of(model) for other in refit_of(model, recipe)}
+    return [of(model, f"bench/{recipe}/tuning.json") for recipe in cfg.recipes_of(model) if recipe in first]
+
+
 def place_of(model, recipe):
     """A recipe's place in the user's file, for errors."""
     own = f"models.{model}." if cfg.models[model].recipes else ""
@@ -334,7 +350,7 @@ def described_in(model):
         *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
-        *(of(model, f"recipes/{recipe}.json") for recipe in recipes if fitted(model, recipe)),
+        *(report for recipe in recipes for report in allocation_of(model, recipe)),
         *sensitivities_of(model)[1:],
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
@@ -365,6 +381,7 @@ def results_of(model):
         quants_of(model),
         measured_in(model),
         samples_of(model),
+        second_round_of(model),
     ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
 

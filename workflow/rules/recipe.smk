@@ -43,6 +43,7 @@ rule plan_types:
     input:
         model=lambda w: from_source(w.model),
         recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
+        allocation=lambda w: allocation_of(w.model, w.recipe),
     output:
         plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
         report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
@@ -61,4 +62,5 @@ rule plan_types:
         "{wildcards.model}: plan of {wildcards.recipe}"
     shell:
         "python -m quantmill.recipe.plan --spec {params.spec:q} --model {input.model[0]:q}"
-        " --recipe {input.recipe:q} --plan {output.plan:q} --report {output.report:q} --log {log:q}"
+        " --recipe {input.recipe:q} --allocation {input.allocation:q}"
+        " --plan {output.plan:q} --report {output.report:q} --log {log:q}"

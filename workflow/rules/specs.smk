@@ -170,6 +170,10 @@ def allocate_spec(model, recipe):
     made_from = {
         "model": source_sha256(model),
         "sensitivity": spec.digest(damages_spec(model)),
+        "refit": [
+            [spec.digest(plan_spec(model, other)), spec.digest(tuning_spec(model, other))]
+            for other in chosen.refit
+        ],
     }
     return spec.make("budget.allocate", settings, made_from, engine=engine())
 
@@ -215,6 +219,19 @@ def divergence_spec(model, recipe):
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
     }
     return spec.make("measure.divergence", chunks.model_dump(), made_from, engine=engine())
+
+
+@cached
+def tuning_spec(model, recipe):
+    """As the divergence's, on the chunks that were probed on."""
+    probes = probes_of(model)
+    made_from = {
+        "model": gguf_identity(model, recipe),
+        "reference": source_sha256(model),
+        "corpus": spec.digest(corpus_spec(model, probes.corpus)),
+    }
+    settings = probes.model_dump(include={"corpus", "chunks", "context"})
+    return spec.make("measure.divergence", settings, made_from, engine=engine())
 
 
 @cached

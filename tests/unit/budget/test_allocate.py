@@ -22,7 +22,7 @@ Config = Callable[..., dict[str, Any]]
 
 
 def planned(
-    header: Header, recipe: rules.Recipe, config: dict[str, Any]
+    header: Header, recipe: rules.Recipe, config: dict[str, Any], report: dict[str, Any] | None = None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """What the plan stage makes of the recipe's YAML: the type of each tensor, and its report."""
     read = rules.parse(rules.dump(recipe), "fit.yaml")
@@ -30,7 +30,7 @@ def planned(
     mixture = presets.mixture(header, read.base, imatrix=imatrix)
     found = plan.resolve(header, read, mixture, imatrix=imatrix, where="fit.yaml")
     types = {row.name: row.type for row in found.rows if row.name in mixture.quantizable}
-    return types, plan.report(header, found, "fit", config["imatrix"])
+    return types, plan.report(header, found, "fit", config["imatrix"], report)
 
 
 @pytest.mark.parametrize("bpw", [3.7, 4.5, 6.0])
@@ -41,7 +41,9 @@ def test_the_plan_is_the_allocation(
     header = request.getfixturevalue(model)
     asked = config({"bpw": bpw})
     recipe, report = fit(header, damages_of(header), asked)
-    types, found = planned(header, recipe, asked)
+    types, found = planned(header, recipe, asked, report)
+    proof = ("damage", "objective", "bound", "gap", "predicted_kld", "predicted_se")
+    assert found["allocation"] == {field: report[field] for field in proof}
     assert found["file_bytes"] == report["file_bytes"] <= report["budget"]["bytes"]
     assert found["metadata_bytes"] == report["metadata_bytes"]
     assert found["bpw"] == report["bpw"] <= bpw

@@ -16,8 +16,8 @@ from quantmill.versions import VERSIONS
 
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
-    "budget.imported": (1, "8df68f3b50d65db38e40d54917a9b729629813b3e0380bd3d98da9bb9f178b56"),
-    "budget.allocate": (1, "c037c79e43437decefff1e52ad0566e5f9d58f11813b9ab71a9216cdbec73110"),
+    "budget.imported": (2, "244466b4b06dc8ed3c114a44ae272c8a38f88ebf53c123fa153b8ce8d51823eb"),
+    "budget.allocate": (2, "7eeb4c4b9a0cea279de3d12c4633c2f155cc9a5edcc3f3ac5a2dfb29152e0d7d"),
 }
 RESULTS = """QTYPE,{names}
 q2_K,{values}

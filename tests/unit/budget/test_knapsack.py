@@ -3,8 +3,10 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
+from quantmill.budget import knapsack
 from quantmill.budget.knapsack import solve, undominated
 from quantmill.errors import QuantmillError
 
@@ -82,3 +84,43 @@ def test_damage_of_noise_may_be_negative() -> None:
 def test_the_least_must_fit() -> None:
     with pytest.raises(QuantmillError, match="fewer than the 96"):
         solve([[32, 64], [64]], [[1.0, 0.0], [0.0]], 95)
+
+
+def test_of_one_size_the_one_of_least_damage_is_kept() -> None:
+    assert undominated([32, 32, 64], [2.0, 1.0, 1.5]) == [1]
+
+
+class Solver:
+    """The solver with its answers changed: `weights` what it is told they are, `low` what its bound lacks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: float = 1.0, low: float = 0.0) -> None:
+        self.calls, self._run = 0, knapsack._run
+        self.weights, self.low = weights, low
+        monkeypatch.setattr(knapsack, "_run", self)
+
+    def __call__(
+        self, rows: np.ndarray, weights: np.ndarray, costs: np.ndarray, groups: int
+    ) -> tuple[np.ndarray, float, int]:
+        self.calls += 1
+        taken, bound, nodes = self._run(rows, weights * self.weights, costs, groups)
+        return taken, bound - self.low, nodes
+
+
+def test_a_solver_that_overshoots_is_asked_again_with_less_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, damages = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
+    solver = Solver(monkeypatch, weights=0.6)
+    found = solve(sizes, damages, 128)
+    assert solver.calls > 1
+    assert found.size <= 128 and found.bound <= found.damage
+    monkeypatch.setattr(solver, "weights", 0.0)  # as if nothing had a size
+    with pytest.raises(QuantmillError, match="overshoots 128 bytes again and again; take another size"):
+        solve(sizes, damages, 128)
+
+
+def test_the_bound_is_the_solvers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, damages = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
+    assert solve(sizes, damages, 128).gap == pytest.approx(0.0, abs=1e-9)
+    Solver(monkeypatch, low=0.1)
+    found = solve(sizes, damages, 128)
+    assert found.damage == 2.0 and found.bound < 1.95
+    assert found.gap == pytest.approx((found.damage - found.bound) / found.damage)

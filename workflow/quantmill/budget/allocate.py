@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.budget import knapsack, merge
+from quantmill.budget import knapsack, merge, refit
 from quantmill.budget.choices import Choice, Group, Settings, groups, parse_pins, settings
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
@@ -121,11 +121,16 @@ def dominated(found: Iterable[Group]) -> list[dict[str, Any]]:
 
 
 def fit(
-    header: Header, damages: Sequence[Damage], config: Mapping[str, Any]
+    header: Header, damages: Sequence[Damage], config: Mapping[str, Any], measured: Sequence[refit.File] = ()
 ) -> tuple[rules.Recipe, dict[str, Any]]:
-    """The recipe of a budget and its report, for a model; `config` as the spec of the stage has it."""
+    """The recipe of a budget and its report, for a model; `config` as the spec of the stage has it.
+
+    `measured` files, where there are any, correct the damages first.
+    """
     where = f"recipe {config['recipe']}"
     wanted = settings(config, where)
+    second = refit.refit(damages, measured, where) if measured else None
+    damages = second.corrected(damages) if second else damages
 
     # What is not chosen: the header, what is never quantized, what is pinned.
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), config["use_imatrix"], ())
@@ -156,7 +161,8 @@ def fit(
         "bpw": allocation.bytes * 8 / parameters,
         "pinned": sorted(pinned),
         "rules": merge.as_lines({row.name: types[row.name] for row in able}),
-        **_figures(allocation, pinned, damages, wanted, budget),
+        "refit": second and second.report(),
+        **_figures(allocation, pinned, damages, wanted, budget, second.floor if second else 0.0),
     }
 
 
@@ -181,15 +187,16 @@ def _figures(
     damages: Iterable[Damage],
     wanted: Settings,
     budget: int,
+    floor: float,
 ) -> dict[str, Any]:
-    """What the report says of the allocation and of its prediction."""
+    """What the report says of the allocation and of its prediction: the damages, and the `floor` if known."""
     solution = allocation.solution
     known = {(row.name, row.type): row for row in damages}
     held = [known[item] for item in pinned.items() if item in known]
     rows = [*(row for choice in allocation.choices for row in choice.rows), *held]
-    kld = sum(row.kld for row in rows)
+    kld = floor + sum(row.damage for row in rows)
     errors = [row.se for row in rows if not math.isnan(row.se)]
-    held_damage = sum(row.kld if wanted.damage == "kld" else row.error for row in held)
+    held_damage = sum(row.damage if wanted.damage == "kld" else row.error for row in held)
     pool = {choice.type for group in allocation.groups for choice in group.choices}
     return {
         "file_bytes": allocation.bytes,
@@ -252,7 +259,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     config = args.spec["config"]
-    recipe, report = fit(read_source(args.model), read_damages(args.damages), config)
+    files = zip(config["refit"], args.refit_plans, args.refit_klds, strict=True)
+    measured = [refit.read_file(*file) for file in files]
+    recipe, report = fit(read_source(args.model), read_damages(args.damages), config, measured)
     write_text(args.out, rules.dump(recipe))
     write_json(args.report, report)
     log.say(
@@ -267,6 +276,9 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--damages", type=Path, required=True, help="sensitivity.tsv")
+    for what, of in (("plans", "the plan's table"), ("klds", "the divergence on the tuning corpus")):
+        arguments.add_argument(f"--refit-{what}", type=Path, nargs="*", default=[],
+                               help=f"{of} of each recipe of the first round")  # fmt: skip
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     arguments.add_argument("--report", type=Path, required=True, help="the allocation in numbers, JSON")
     command.run(arguments, main)

@@ -112,8 +112,8 @@ def groups(
 ) -> list[Group]:
     """The groups of `tensors`, and what each may be.
 
-    `imatrix` holds the names of the tensors that may have a type that needs
-    importance values, None where all may. Roles of one entry of `harmonize`
+    `imatrix` holds the names of the tensors that will have importance values,
+    None where all will. Roles of one entry of `harmonize`
     form a group in each layer. QuantmillError for a tensor of which the damages
     know nothing, for a role that no tensor has, and where `at_least` and
     `at_most` leave a tensor no type.
@@ -156,7 +156,8 @@ def _group(
         if types in choices or not all(map(_allowed, tensors, types, [wanted] * len(types))):
             continue
         if imatrix is not None and any(
-            needs_imatrix(t) and tensor.name not in imatrix for t, tensor in zip(types, tensors, strict=True)
+            needs_imatrix(t, tensor.name) and tensor.name not in imatrix
+            for t, tensor in zip(types, tensors, strict=True)
         ):
             continue
         choices[types] = Choice(
@@ -195,7 +196,7 @@ def _allowed(tensor: Tensor, kind: str, wanted: Settings) -> bool:
 
 
 def _value(row: Damage, damage: str) -> float:
-    return row.kld if damage == "kld" else row.error
+    return row.damage if damage == "kld" else row.error
 
 
 def _type(name: str, engine: str, where: str) -> str:

@@ -136,6 +136,22 @@ class Config(Strict):
             if recipe.name in usual:
                 text = f"another model's recipe {recipe.name} has no budget; rename one"
                 raise refuse("two_kinds", text, f"{own}recipes[{number}].name")
+            if recipe.refit:
+                self._check_refit(name, recipe, f"{own}recipes[{number}].refit")
+
+    def _check_refit(self, name: str, recipe: BudgetRecipe, at: str) -> None:
+        """A second round is of recipes of the first, measured on the corpus of the probes."""
+        if self.probes_of(name) is None:
+            raise refuse("refit_import", "needs a corpus to measure on, and the sensitivity is imported", at)
+        recipes = self.recipes_of(name)
+        for number, other in enumerate(recipe.refit):
+            found = recipes.get(other)
+            if found is None:
+                text = f"no recipe {other}; there is {', '.join(recipes)}"
+                raise refuse("no_recipe", text, f"{at}[{number}]")
+            if found is recipe or (isinstance(found, BudgetRecipe) and found.refit):
+                text = f"{other} is of the second round itself; name recipes without refit"
+                raise refuse("second_round", text, f"{at}[{number}]")
 
     def _check_corpora(self, name: str) -> None:
         """Each corpus is defined; what is tuned on one is not measured on it; all are cut in one way."""

@@ -143,6 +143,9 @@ class BudgetRecipe(Strict):
     at_most: dict[str, Text] = Field(default={}, description="the most of a role")
     engine: Literal["mainline", "ik"] = "mainline"
     imatrix: Literal["required", "optional", "none"] = "optional"
+    refit: list[Name] = Field(
+        default=[], description="a second round: other recipes, by whose measured files damages are corrected"
+    )
     damage: Literal["kld", "error"] = Field(
         default="kld", description="what is added up: the divergence, or the error of quantizing alone"
     )
@@ -159,6 +162,9 @@ class BudgetRecipe(Strict):
         if len(given) > 1:
             raise refuse("two_budgets", f"{given[0]} is given too; keep one of them", given[1])
         refuse_twice("types", self.types or [])
+        refuse_twice("refit", self.refit)
+        if self.refit and self.damage == "error":
+            raise refuse("refit_error", "corrects divergences; it goes with damage: kld alone", "refit")
         seen: set[str] = set()
         for number, roles in enumerate(self.harmonize or []):
             if len(set(roles) - seen) < max(2, len(roles)):
@@ -180,7 +186,7 @@ class BudgetRecipe(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides its allocation."""
-        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage")
+        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage", "refit")
         named = {field: getattr(self, field) for field in fields}
         return {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix, **named}
 

@@ -107,6 +107,10 @@ _NOT_IN_IK: Final = frozenset(("tq1_0", "tq2_0", "nvfp4", "q1_0", "q2_0"))
 
 _NEED_IMATRIX: Final = frozenset(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"))
 _NEED_IMATRIX_IK: Final = frozenset(("iq1_kt", "iq2_kt"))
+_ABORT_WITHOUT: Final = frozenset(("iq1_s", "iq2_xxs", "iq2_xs"))  # ggml_quantize_requires_imatrix
+
+EXEMPT: Final = frozenset(("token_embd.weight", "per_layer_token_embd.weight", "output.weight"))
+"""Tensors that llama.cpp quantizes without importance values: no imatrix has an entry of them."""
 
 _FALLBACKS: Final = {
     **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
@@ -183,12 +187,15 @@ def fallback(type_name: str, columns: int, engine: str = "mainline") -> str:
     return second if fits(second, columns) else "f16"
 
 
-def needs_imatrix(type_name: str) -> bool:
-    """Whether quantizing to the type without importance values is refused.
+def needs_imatrix(type_name: str, tensor: str = "") -> bool:
+    """Whether quantizing a tensor of this name to the type without importance values is refused.
 
     Source: `tensor_requires_imatrix` of src/llama-quant.cpp, which besides
-    exempts token_embd and output, and includes q2_K within Q2_K_S.
+    includes q2_K within Q2_K_S; it exempts some tensors, but the quantizers of a
+    few types abort all the same.
     """
+    if tensor in EXEMPT:
+        return type_name in _ABORT_WITHOUT
     return type_name in _NEED_IMATRIX or type_name in _NEED_IMATRIX_IK
 
 

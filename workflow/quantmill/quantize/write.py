@@ -34,10 +34,6 @@ from quantmill.store import Store
 _AHEAD_BYTES = 32 << 20
 
 
-# llama.cpp quantizes these without importance values, whatever their type is.
-EXEMPT = ("token_embd", "output")
-
-
 class Source:
     """The source's tensors: the table of its header, the digests of its manifest, its data by memory map."""
 
@@ -93,7 +89,7 @@ def _task(
     importance = None
     if row.type != row.source_type:
         importance = importance_of(row, imatrix)
-        if importance is None and types.needs_imatrix(row.type) and row.role not in EXEMPT:
+        if importance is None and types.needs_imatrix(row.type, row.name):
             raise QuantmillError(
                 f"{row.type} needs an importance matrix, which has no entry for it", row.name,
                 "give it another type, or use text that reaches it",
@@ -114,7 +110,7 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
     mean = entry.mean().reshape(-1)
     if mean.size == row.shape[0] * matrices:
         return mean.reshape(matrices, row.shape[0])
-    if row.role == "token_embd":
+    if row.name in types.EXEMPT:
         return None
     raise QuantmillError(
         f"the imatrix has {mean.size} values for it, not {row.shape[0] * matrices}: it is of another model",

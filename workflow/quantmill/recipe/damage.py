@@ -9,14 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Final
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_table, write_table
 
-COLUMNS: Final = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
+COLUMNS: Final = [
+    "name",
+    "role",
+    "layer",
+    "shape",
+    "type",
+    "bytes",
+    "error",
+    "error_se",
+    "kld",
+    "se",
+    "how",
+    "estimate",
+]
 HOW: Final = ("measured", "predicted", "imported")
 
 
@@ -27,7 +40,8 @@ class Damage:
     `shape` has ne0 first; `bytes` are without padding. `error` is the
     imatrix-weighted squared error relative to the tensor's weighted energy,
     `kld` the mean KL divergence in nats, either with its standard error, NaN
-    where it is not known. Noise may make `kld` zero or negative.
+    where it is not known. Noise may make `kld` zero or negative. `estimate` is
+    what it is drawn to by all that was measured of the model, NaN where nothing.
     """
 
     name: str
@@ -41,13 +55,19 @@ class Damage:
     kld: float = nan
     se: float = nan
     how: str = "measured"
+    estimate: float = nan
+
+    @property
+    def damage(self) -> float:
+        """What an allocation adds up: the estimate, or the `kld` as it is where there is none."""
+        return self.kld if isnan(self.estimate) else self.estimate
 
 
 def write_damages(path: Path, damages: Iterable[Damage]) -> None:
     """Write `sensitivity.tsv`; numbers to nine digits, an empty cell for what is not known."""
     write_table(path, COLUMNS, [
         [d.name, d.role, d.layer, "x".join(map(str, d.shape)), d.type, d.bytes,
-         *map(_cell, (d.error, d.error_se, d.kld, d.se)), d.how]
+         *map(_cell, (d.error, d.error_se, d.kld, d.se)), d.how, _cell(d.estimate)]
         for d in damages
     ])  # fmt: skip
 
@@ -68,6 +88,7 @@ def read_damages(path: Path) -> list[Damage]:
                 kld=float(row["kld"] or nan),
                 se=float(row["se"] or nan),
                 how=row["how"],
+                estimate=float(row["estimate"] or nan),
             )
             for row in read_table(path)
         ]

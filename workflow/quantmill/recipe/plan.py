@@ -18,18 +18,18 @@ from typing import Any, Final
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.files import read_json, write_json
 from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, serialize
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import IK_TYPES, fallback, is_quantized, known, needs_imatrix, tensor_bytes
+from quantmill.model.types import EXEMPT, IK_TYPES, fallback, is_quantized, known, needs_imatrix, tensor_bytes
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
 from quantmill.recipe.table import MADE, PlanRow, with_scale, write_plan
 
-# llama.cpp quantizes these without importance values whatever their type is.
-_NO_IMATRIX_NEEDED: Final = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+# What a plan says of the allocation that it came from: how good it is, and what is proven of that.
+_PROOF: Final = ("damage", "objective", "bound", "gap", "predicted_kld", "predicted_se")
 # What a multi-token prediction layer gets in place of a type that needs importance values: it has none.
 _PINNED: Final = "q4_K"
 
@@ -66,7 +66,8 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
             else mixture.types[name]
         )
         why = [_reason(recipe, rule, name in mixture.quantizable)]
-        if rule is None and imatrix and layer_of(name) >= evaluated > 0 and _needs_imatrix(recipe, kind):
+        missing = imatrix and layer_of(name) >= evaluated > 0 and _needs_imatrix(recipe, kind, name)
+        if rule is None and missing:
             why.append(f"no importance values for {kind}")
             wanted = kind = fallback(_PINNED, tensor.shape[0], recipe.engine)
         if kind != wanted:
@@ -100,16 +101,13 @@ def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
 
 
 def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> frozenset[str]:
-    """The tensors among `names` that may have a type that needs importance values.
+    """The tensors among `names` that an imatrix, where there is one, has importance values of.
 
-    llama.cpp exempts embeddings and output; of the others those that an imatrix,
-    where there is one, has entries for: multi-token prediction is not evaluated.
+    Neither embeddings and output nor layers of multi-token prediction, which are not evaluated.
     """
     evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
     return frozenset(
-        name
-        for name in names
-        if name in _NO_IMATRIX_NEEDED or (imatrix and not layer_of(name) >= evaluated >= 0)
+        name for name in names if imatrix and name not in EXEMPT and not layer_of(name) >= evaluated >= 0
     )
 
 
@@ -123,8 +121,11 @@ def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None
     return len(serialize(kv, tensors))
 
 
-def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The plan in numbers: `plans/<recipe>.json` of docs/files.md."""
+def report(
+    header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | None,
+    allocation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The plan in numbers: `plans/<recipe>.json` of docs/files.md; `allocation` a budget recipe's."""
     head = metadata_bytes(header, plan, imatrix)
     body = sum(padded(row.bytes) for row in plan.rows)
     parameters = sum(row.elements for row in plan.rows if not row.made)
@@ -155,6 +156,7 @@ def report(header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | N
         "requantized": any(_requantized(row) for row in plan.rows),
         "source_types": dict(sorted(Counter(row.source_type for row in plan.rows if not row.made).items())),
         "rules": len(plan.recipe.rules),
+        "allocation": allocation and {field: allocation[field] for field in _PROOF},
         "warnings": list(plan.warnings),
     }
 
@@ -228,8 +230,9 @@ def _warnings(
     return warnings
 
 
-def _needs_imatrix(recipe: rules.Recipe, kind: str) -> bool:
-    return needs_imatrix(kind) or (recipe.base.name == "Q2_K_S" and kind == "q2_K")
+def _needs_imatrix(recipe: rules.Recipe, kind: str, name: str) -> bool:
+    own = recipe.base.name == "Q2_K_S" and kind == "q2_K" and name not in EXEMPT
+    return own or needs_imatrix(kind, name)
 
 
 def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool,
@@ -237,9 +240,12 @@ def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow]
     """Refuse types that need importance values for tensors that will have none."""
     able = with_importance(header, [row.name for row in rows], imatrix)
     for row in rows:
-        if not _needs_imatrix(recipe, row.type) or row.type == row.source_type or row.name in able:
+        if not _needs_imatrix(recipe, row.type, row.name) or row.type == row.source_type or row.name in able:
             continue
         here = f"{where}: {row.name} ({row.reason})"
+        if row.name in EXEMPT:
+            raise QuantmillError(f"{row.type} needs importance values, which it never has", here,
+                                 "choose another type for it")  # fmt: skip
         if not imatrix:
             cure = ("set the recipe's `imatrix` to optional or required" if recipe.imatrix == "none"
                     else "configure `imatrix` in config.yaml")  # fmt: skip
@@ -293,10 +299,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
-    found = report(header, plan, config["recipe"], config["imatrix"])
+    allocation = None if args.allocation is None else read_json(args.allocation)
+    found = report(header, plan, config["recipe"], config["imatrix"], allocation)
     write_plan(args.plan, plan.rows)
     write_json(args.report, found)
-    log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw")
+    proof = "" if allocation is None else f", {allocation['damage']} {allocation['objective']:.4g}"
+    proof += "" if allocation is None else f" (bound {allocation['bound']:.4g})"
+    log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw{proof}")
     log.warn(plan.warnings)
 
 
@@ -306,6 +315,7 @@ if __name__ == "__main__":
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
     arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
+    arguments.add_argument("--allocation", type=Path, nargs="?", help="the report of a budget recipe")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan in numbers, JSON")
     command.run(arguments, main)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine.ggml import requires_imatrix
 from quantmill.errors import QuantmillError
 from quantmill.model import types
 from quantmill.model.ggufio import Tensor, llama_order
 from quantmill.model.imatrix import Imatrix
 from quantmill.model.roles import layer_of, role_of
 from quantmill.quantize.kernels import Task
-from quantmill.quantize.write import EXEMPT, Source, importance_of, tasks
+from quantmill.quantize.write import Source, importance_of, tasks
 from quantmill.recipe.table import PlanRow
 
 
@@ -68,7 +67,7 @@ def choices(
         tensor = source.tensors[name]
         has_importance = imatrix is not None and name in imatrix.entries
         for type_name in _types(tensor, pool):
-            if has_importance or type_name == tensor.type or not _needs(type_name, role_of(name)):
+            if has_importance or type_name == tensor.type or not types.needs_imatrix(type_name, name):
                 rows.append(_row(tensor, type_name))
             else:
                 left_out.append(f"{name} at {type_name}: it needs importance values, and there are none")
@@ -83,12 +82,6 @@ def _types(tensor: Tensor, pool: Sequence[str]) -> list[str]:
     """The pool's types as this tensor would get them, each once, smallest first."""
     fitting = {types.fallback(type_name, tensor.shape[0]) for type_name in pool}
     return sorted(fitting, key=lambda name: (types.tensor_bytes(name, tensor.shape), name))
-
-
-def _needs(type_name: str, role: str) -> bool:
-    if role in EXEMPT:
-        return requires_imatrix(type_name)
-    return types.needs_imatrix(type_name)
 
 
 def _row(tensor: Tensor, type_name: str) -> PlanRow:

@@ -1,11 +1,19 @@
 """The error table: what quantizing costs a tensor's own values, weighed by the importance matrix.
 
+And what rounding its input adds to that, which no probe sees: it replaces weights alone.
+
 The error of a tensor at a type is the sum over its elements of w (q - x)^2
 over that of w x^2, with x the source's values, q the quantized ones and w the
 importance of the element's column (1 where there is none). Its bias is the sum
 of w x (q - x) over the same: by how much the type shrinks or stretches the
 tensor as a whole, so that error = noise + bias^2. Of large tensors a sample of
 rows is taken.
+
+A quantized weight is multiplied by activations that are rounded to 8 bits, in
+blocks as long as its type's: 256 for k- and i-quants (Q8_K), 32 for the others
+(Q8_0, Q8_1), with a step of their largest magnitude over 127. On the same scale
+the error of that is the sum over rows i and columns j of W_ij^2 E[r_j^2] over
+that of W_ij^2 E[x_j^2], with x the input and r what rounding changes of it.
 """
 
 from __future__ import annotations
@@ -13,14 +21,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
-from quantmill.model.types import row_bytes
+from quantmill.engine.matmul import MatMul
+from quantmill.model.types import is_quantized, known, row_bytes
 from quantmill.quantize.kernels import Quantizer
 from quantmill.sensitivity.choices import Choice
 from quantmill.store import Store
@@ -30,6 +41,9 @@ SAMPLED_ABOVE: Final = 1 << 22
 
 _SAMPLE: Final = 1 << 20  # elements, about
 _ROWS_AT_LEAST: Final = 2  # of each matrix
+_BLOCKS: Final = (32, 256)  # in which activations are rounded
+_STEPS: Final = np.float32(127)
+_TINY: Final = np.finfo(np.float32).tiny
 
 
 class Error(NamedTuple):
@@ -100,16 +114,76 @@ def relative_error(
     return Error(ratio, math.sqrt(left * drawn * spread) / total, bias)
 
 
-def _measure(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor) -> Error:
-    task, shape = choice.task, choice.row.shape
-    rows, picked = math.prod(shape[1:]), sample(shape, choice.name)
-    threads = quantizer.threads
+@dataclass
+class Inputs:
+    """An observer of the engine: the `moments` of the input of every weight, [3, columns], summed."""
+
+    sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __call__(self, node: MatMul) -> bool:
+        """See `MatMul`."""
+        if not node.ask:
+            rows = node.input().reshape(-1, node.input_shape[0])
+            self.sums[node.weight] = self.sums.get(node.weight, 0.0) + moments(rows)
+        return True
+
+
+def moments(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[3, columns] of rows [n, columns]: the sum of x^2, and of r^2 for blocks of 32 and of 256.
+
+    0 where the columns are no whole blocks.
+    """
+    columns = rows.shape[1]
+    found = np.zeros((1 + len(_BLOCKS), columns))
+    found[0] = np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
+    for number, block in enumerate(_BLOCKS, start=1):
+        if columns % block == 0:
+            blocks = rows.reshape(len(rows), -1, block)
+            step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / _STEPS, _TINY)
+            change = (np.rint(blocks / step) * step - blocks).reshape(rows.shape)
+            found[number] = np.einsum("rc,rc->c", change, change, dtype=np.float64)
+    return found
+
+
+def rounding(
+    sums: NDArray[np.float64], source: Bytes, kind: str, shape: tuple[int, ...], name: str, pool: Executor
+) -> list[float]:
+    """The error of rounding a tensor's input in blocks of 32 and of 256; `sums` are its `moments`."""
+    source, shape = _sampled(source, kind, shape, name)
+    values = Conversion(pool, 1, source, kind, "f32", shape, None).result().view(np.float32)
+    values = values.reshape(-1, shape[0])
+    total, *changes = (sums @ np.einsum("rc,rc->c", values, values, dtype=np.float64)).tolist()
+    return [change / total if total else 0.0 for change in changes]
+
+
+def added(rounded: Mapping[str, Sequence[float]], choice: Choice) -> float:
+    """What rounding adds to a choice's error: nothing where nothing is multiplied (embeddings) or quantized.
+
+    `rounded` is by tensor, as from `rounding`.
+    """
+    if choice.name not in rounded or not is_quantized(choice.type):
+        return 0.0
+    return rounded[choice.name][known(choice.type).block_elements >= _BLOCKS[1]]
+
+
+def _sampled(source: Bytes, kind: str, shape: tuple[int, ...], name: str) -> tuple[Bytes, tuple[int, ...]]:
+    """The rows of a tensor's data that `sample` draws, and their shape."""
+    picked = sample(shape, name)
     if picked is None:
+        return source, shape
+    rows, width = math.prod(shape[1:]), row_bytes(kind, shape[0])
+    source = source.reshape(rows, width)[picked.reshape(-1)].reshape(-1)
+    return source, (shape[0], picked.shape[1], picked.shape[0])
+
+
+def _measure(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor) -> Error:
+    task, whole, threads = choice.task, choice.row.shape, quantizer.threads
+    rows = math.prod(whole[1:])
+    sampled, shape = _sampled(source, task.source_type, whole, choice.name)
+    if sampled is source:
         data = np.frombuffer(quantizer.start(task, source)(), np.uint8)
     else:
-        width = row_bytes(task.source_type, shape[0])
-        source = source.reshape(rows, width)[picked.reshape(-1)].reshape(-1)
-        shape = (shape[0], picked.shape[1], picked.shape[0])
+        source = sampled
         data = Conversion(pool, threads, source, task.source_type, task.type, shape, task.importance).result()
     matrices = math.prod(shape[2:])
     values, quantized = (

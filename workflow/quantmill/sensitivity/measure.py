@@ -23,8 +23,8 @@ from quantmill.recipe import presets
 from quantmill.recipe.damage import Damage, write_damages
 from quantmill.sensitivity import order, predict
 from quantmill.sensitivity.choices import Choice, choices
-from quantmill.sensitivity.errors import Error, error
-from quantmill.sensitivity.session import STAGE, Found, Session
+from quantmill.sensitivity.errors import Error, added, error
+from quantmill.sensitivity.session import Found, Session
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
@@ -73,7 +73,9 @@ def error_table(
     with log.progress("errors", len(todo), "choices") as progress:
         found = []
         for choice in todo:
-            found.append(error(choice, source.data(choice.name), quantizer, pool, VERSIONS[STAGE]))
+            found.append(
+                error(choice, source.data(choice.name), quantizer, pool, VERSIONS["sensitivity.errors"])
+            )
             progress.add(1)
     return found
 
@@ -115,21 +117,26 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
 def damages(
     todo: Sequence[Choice], errors: Sequence[Error], probed: Probed, prediction: predict.Prediction
 ) -> list[Damage]:
-    """A row a choice, measured where it was probed; a choice whose probe gave no number has none."""
+    """A row a choice, measured where it was probed; a choice whose probe gave no number has none.
+
+    Estimated is what was measured, drawn to the prediction, or predicted, and what rounded activations add.
+    """
     found = []
+    kld, se = probed.arrays(len(todo))
+    estimate = np.where(np.isnan(kld), prediction.kld, prediction.drawn(kld, se)) * (1 + prediction.more)
     for i, (choice, lost) in enumerate(zip(todo, errors, strict=True)):
         row, probe = choice.row, probed.found.get(i)
         if probe is not None and not probe.finite:
             continue
         if choice.kept:
-            kld, se, how = 0.0, 0.0, "measured"
+            known, how = (0.0, 0.0), "measured"
         elif probe is not None:
-            kld, se, how = probe.mean, probe.se, "measured"
+            known, how = (probe.mean, probe.se), "measured"
         else:
-            kld, se, how = float(prediction.kld[i]), float(prediction.se[i]), "predicted"
+            known, how = (float(prediction.kld[i]), float(prediction.se[i])), "predicted"
         found.append(
             Damage(row.name, row.role, row.layer, row.shape, row.type, row.bytes, lost.error, lost.se,
-                   kld, se, how)
+                   *known, how, 0.0 if choice.kept else float(estimate[i]))
         )  # fmt: skip
     return found
 
@@ -185,8 +192,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
         probed = probe(session, todo, table, config["minutes"] * 60, log)
         after = session.floor([todo[i] for i in probed.found])
         used, expanded = session.used(), session.expansion.needed
+        rounded = session.rounding()
     kld, se = probed.arrays(len(todo))
-    prediction = predict.fit(table, kld, se)
+    more = np.array([added(rounded, choice) for choice in todo])
+    prediction = predict.fit(table, kld, se, more)
     rows = damages(todo, errors, probed, prediction)
     unused = [name for name in dict.fromkeys(choice.name for choice in todo) if name not in used]
     forward = sum(found.forward for found in probed.found.values())

@@ -39,6 +39,8 @@ _STARTS: Final = 3  # the tensors that these two count for, beside those probed
 _ROUNDS: Final = 8
 _LEAST: Final = 1e-12  # nats: below it a KLD is rounding
 _MOST_VARIANCE: Final = 1.0  # of a log: beyond it exp(variance) means nothing
+# Of the model's own error. More is noise that the standard errors of few chunks do not see.
+_MISFIT: Final = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Log KLD of every choice [n], its variance, and what was fitted, for the report."""
+    """Log KLD of every choice [n], its variance, and what was fitted, for the report.
+
+    `more` [n]: how much of its KLD a choice costs besides where further noise is added, 0 where none.
+    """
 
     log: Floats
     variance: Floats
     parameters: dict[str, Any]
+    more: Floats | float = 0.0
 
     @property
     def kld(self) -> Floats:
@@ -73,6 +79,21 @@ class Prediction:
     def se(self) -> Floats:
         """The standard deviation of the KLD [n], nats."""
         return self.kld * np.sqrt(np.expm1(self._bounded))
+
+    def drawn(self, kld: Floats, se: Floats) -> Floats:
+        """What was measured [n], `kld` and its `se` in nats, drawn to what is expected of it, in nats.
+
+        By the precisions of their logs (empirical Bayes): a probe of few chunks
+        is lucky or not, and an allocation takes the lucky ones. As it is where
+        it was not made (NaN), where it is exact (an `se` of 0), or of one chunk
+        (no `se`) or not above 0 (no log).
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            noise2 = np.minimum(se / kld, 1.0) ** 2
+            trust = self.parameters["misfit"] ** 2 / (self.parameters["misfit"] ** 2 + noise2)
+            drawn = np.exp(trust * np.log(kld) + (1 - trust) * self.log)
+            able = (kld > 0) & (se > 0)
+        return np.where(able, drawn, kld)
 
     @property
     def _bounded(self) -> Floats:
@@ -105,15 +126,17 @@ class _Posterior:
         return float((self.weights * values).sum())
 
 
-def fit(table: Table, kld: Floats, se: Floats) -> Prediction:
-    """Predict every choice from the probes: `kld` and `se` [n] in nats, NaN where none was made."""
+def fit(table: Table, kld: Floats, se: Floats, added: Floats | None = None) -> Prediction:
+    """Predict every choice from the probes: `kld` and `se` [n] in nats, NaN where none was made.
+
+    `added` [n] is noise that a choice has besides the table's, and probes have not.
+    """
     known = np.isfinite(kld)
     log = np.log(np.maximum(np.where(known, kld, 1.0), _LEAST))
     noise = np.where(known, np.nan_to_num(se, nan=0.0) / np.maximum(kld, _LEAST), 0.0)
     noise2 = np.minimum(noise, 1.0) ** 2
-    # [n, P, R]: the log of the KLD, less log A
-    damage = np.log(np.maximum(table.noise[:, None] + np.exp(_LOG_R) * table.bias2[:, None], 1e-30))
-    shape = _P[:, None] * damage[:, None, :]
+    shape = _shape(table, table.noise)
+    noisier = shape if added is None else _shape(table, table.noise + added)
     rows = [np.flatnonzero(table.tensor == t) for t in range(len(table.roles))]
     probed = [own[known[own]] for own in rows]
     prior = _Prior(dict.fromkeys(table.roles, _start(log, shape, known)))
@@ -123,17 +146,18 @@ def fit(table: Table, kld: Floats, se: Floats) -> Prediction:
             for own, role in zip(probed, table.roles, strict=True)
         ]
         prior = _updated(prior, posteriors, probed, table.roles, log, shape, noise2)
-    mean, variance = np.empty(len(log)), np.empty(len(log))
+    mean, variance, more = np.empty(len(log)), np.empty(len(log)), np.empty(len(log))
     for own, posterior in zip(rows, posteriors, strict=True):
         for i in own:
             here = posterior.log_a + shape[i]
             mean[i] = posterior.mean(here)
+            more[i] = np.expm1(posterior.mean(noisier[i] - shape[i]))
             variance[i] = posterior.mean((here - mean[i]) ** 2) + posterior.variance + prior.misfit**2
     parameters = {
         "bias_factor": float(np.exp(prior.log_r)), "exponent": prior.p, "misfit": prior.misfit,
         "spread": prior.spread_a, "probes": int(known.sum()),
     }  # fmt: skip
-    return Prediction(mean, variance, parameters)
+    return Prediction(mean, variance, parameters, more)
 
 
 def cross_validated(table: Table, kld: Floats, se: Floats, folds: int = 5) -> float | None:
@@ -151,6 +175,12 @@ def cross_validated(table: Table, kld: Floats, se: Floats, folds: int = 5) -> fl
         rest[left_out] = np.nan
         missed.append(fit(table, rest, se).log[left_out] - np.log(np.maximum(kld[left_out], _LEAST)))
     return float(np.sqrt(np.mean(np.concatenate(missed) ** 2)))
+
+
+def _shape(table: Table, noise: Floats) -> Floats:
+    """[n, P, R]: the log of the KLD, less log A."""
+    damage = np.log(np.maximum(noise[:, None] + np.exp(_LOG_R) * table.bias2[:, None], 1e-30))
+    return _P[:, None] * damage[:, None, :]
 
 
 def _start(log: Floats, shape: Floats, known: Flags) -> float:
@@ -200,5 +230,5 @@ def _updated(
         spread_a=float(np.clip(np.sqrt(np.mean(apart)), 0.8, 2.5)),
         log_r=(sum(log_r) + _STARTS * _START_LOG_R) / (len(curves) + _STARTS),
         p=(sum(p) + _STARTS * _START_P) / (len(curves) + _STARTS),
-        misfit=float(np.clip(np.sqrt(missed / sum(len(own) for _, own, _ in seen)), 0.1, 0.5)),
+        misfit=float(np.clip(np.sqrt(missed / sum(len(own) for _, own, _ in seen)), *_MISFIT)),
     )

@@ -17,17 +17,19 @@ import numpy as np
 
 from quantmill.engine.mainline import Evaluator, Tokens
 from quantmill.errors import QuantmillError
+from quantmill.measure.score import with_bos
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
+from quantmill.sensitivity import errors
 from quantmill.sensitivity.choices import Choice
 from quantmill.sensitivity.expand import Expansion
 from quantmill.sensitivity.probe import Prober
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
-STAGE: Final = "sensitivity.measure"
 _MORE_MEMORY: Final = 300 << 20  # the evaluation's own buffers, about
+_ROUNDED: Final = 4  # chunks by which the rounding of activations is told: it hardly differs between them
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Session:
         found = self._quantizer.store.get_or_make(self._key("used"), self._used)
         return set(json.loads(bytes(found)))
 
+    def rounding(self) -> dict[str, list[float]]:
+        """Of each tensor that is multiplied the error of rounding its input, as of `errors.rounding`."""
+        found = self._quantizer.store.get_or_make(self._key("rounded"), self._rounding)
+        return dict(json.loads(bytes(found)))
+
     def __enter__(self) -> Self:
         return self
 
@@ -103,7 +110,7 @@ class Session:
         return Found(**json.loads(bytes(found)))
 
     def _key(self, kind: str, **more: Any) -> str:
-        return Store.key(f"sensitivity.{kind}", VERSIONS[STAGE], **self._identity, **more)
+        return Store.key(f"sensitivity.{kind}", VERSIONS["sensitivity.probe"], **self._identity, **more)
 
     def _probe(self, choice: Choice) -> Found:
         prober, expansion, name = self._loaded(), self.expansion, choice.name
@@ -131,6 +138,26 @@ class Session:
     def _used(self) -> bytes:
         weights = self._loaded().weights
         return json.dumps(sorted(name for name in self._names if name in weights)).encode()
+
+    def _rounding(self) -> bytes:
+        context, threads, seen = self._chunks.shape[1], self._quantizer.threads, errors.Inputs()
+        self._log.say("observing what the weights are multiplied by")
+        with (
+            self.expansion.model(self._folder) as path,
+            Evaluator(path, context=context, batch=context, threads=threads, observe=seen) as model,
+        ):
+            for chunk in self._chunks[:_ROUNDED]:
+                model.clear()
+                model.decode(with_bos(chunk, model.bos), 0, context // 2)
+        expansion, found = self.expansion, {}
+        for name in sorted(self._source.tensors.keys() & seen.sums.keys()):
+            kind, shape = expansion.precision(name), self._source.tensors[name].shape
+            if len(shape) < 2:  # never quantized: the gate of a shared expert
+                continue
+            found[name] = errors.rounding(
+                seen.sums[name], expansion.data(name), kind, shape, name, self._pool
+            )
+        return json.dumps(found).encode()
 
     def refuse_if_short(self) -> None:
         """QuantmillError where the memory left cannot hold the model and what it says of the chunks."""
