@@ -33,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.on_cut: Callable[[], None] = lambda: None
         self.on_commit: Callable[[], None] = lambda: None
         self.asked: list[str] = []
+        self.read_only = False  # refuses whatever writes, and says who asked
 
     @property
     def address(self) -> str:
@@ -87,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
             self.answer({}, 401, X_Error_Message="Invalid credentials in Authorization header")
+            return
+        if self.server.read_only and self.command == "POST":
+            self.answer({}, 403, X_Error_Message=f"no right to write: {self.headers['Authorization']}")
             return
         for method, pattern, respond in _ROUTES:
             found = re.fullmatch(pattern, path)

@@ -284,6 +284,13 @@ def test_a_rejected_token_is_one_line(publisher: Publisher) -> None:
     assert "hf_wrong_one" not in err + (publisher.folder / "publish.log").read_text()
 
 
+def test_a_token_without_the_right_to_write_is_not_shown(publisher: Publisher, hub: Hub) -> None:
+    hub.read_only = True
+    line = publisher.refused()
+    assert line.startswith("me/tiny-GGUF: cannot be made (403 Forbidden: no right to write: Bearer (token).")
+    assert "the token may not write there: make one that may, and run `hf auth login`" in line
+
+
 def test_no_token_at_all(publisher: Publisher, hub: Hub) -> None:
     assert publisher.publish(confirm=False, token=None) == dict.fromkeys(ALL, "new")
     assert publisher.refused(token=None) == ("me/tiny-GGUF: no token to upload with; run `hf auth login`")
