@@ -28,8 +28,8 @@ VERSIONS: Final[dict[str, int]] = {
     "evaluate.humaneval": 1,
     "evaluate.tasks": 1,
     "sensitivity.measure": 1,
-    "card.plots": 1,
-    "card.write": 2,
+    "card.maps": 1,
+    "card.write": 3,
     "checkpoint.export": 1,
     "publish.upload": 1,
 }
