@@ -305,7 +305,7 @@ def card_spec(model):
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
-        "served": bench.served is not None,
+        **{what: getattr(bench, what, None) is not None for what in ("served", "humaneval", "tasks")},
         "sensitivity": cfg.sensitivity_of(model) is not None,
         "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from quantmill.card import advice, maps, write
+from quantmill.card import maps, write
 from quantmill.files import read_json, read_table, write_json, write_table
+from quantmill.judge import advice
 from quantmill.judge.fits import sensitivity
 from quantmill.judge.results import Results, read
 

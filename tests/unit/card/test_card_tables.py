@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from quantmill import text
-from quantmill.card import advice, tables
+from quantmill.card import tables
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.judge import frontier
+from quantmill.judge import advice, frontier
 from quantmill.judge.results import Results, read
 
 Tree = tuple[Path, dict[str, Any]]

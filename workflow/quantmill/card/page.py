@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from quantmill.card import advice, tables
-from quantmill.judge import frontier
+from quantmill.card import tables
+from quantmill.judge import advice, frontier
 from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import Results
 from quantmill.text import GIB, MIB
@@ -155,8 +155,9 @@ def bits(results: Results) -> Made:
     shown = [row["bits"] for row in rows]
     names = [quant.name for quant in results.quants]
     file = alt.param(name="file", value=names[0], bind=alt.binding_select(options=names, name="File "))
+    scale = alt.Scale(scheme="viridis", domain=[min(shown), max(shown)])
     chart = _heat(
-        alt.NamedData("bits"), "bits", "bits per weight", alt.Scale(scheme="viridis", domain=[min(shown), max(shown)]),
+        alt.NamedData("bits"), "bits", "bits per weight", scale,
         tables.roles(results),
         [alt.Tooltip("type:N")],
     )  # fmt: skip

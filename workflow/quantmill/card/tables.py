@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-from quantmill.card import advice
-from quantmill.judge import compare, frontier
+from quantmill.judge import advice, compare, frontier
 from quantmill.judge.results import SOURCE, Quant, Results, scored
 from quantmill.text import code, plural, size
 

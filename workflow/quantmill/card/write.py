@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command, text
-from quantmill.card import advice, maps, ollama, page, plots, tables, texts
+from quantmill.card import maps, ollama, page, plots, tables, texts
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
-from quantmill.judge import disk, fits, frontier, memory
+from quantmill.judge import advice, disk, fits, frontier, memory
 from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
@@ -77,7 +77,7 @@ def render(
     for function in (
         text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
         text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
-        tables.by_reason, plots.dark, passed, score, audit, engine,
+        tables.by_reason, plots.dark, passed, score, audit, engine, download,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     withheld, results = offered(measured, config)
@@ -139,6 +139,7 @@ def render(
         pick=pick,
         native=pick if not _foreign(pick) else next((q for q in results.quants if not _foreign(q)), None),
         foreign=foreign,
+        loadable=next((q for q in [pick, *results.quants] if _loadable(q)), None),
         context=_context(results),
         chat=bool(results.facts["chat_template"]),
         ollama=_chat(results),
@@ -219,7 +220,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     modelfiles = {
         f"Modelfile.{quant.name}": ollama.modelfile(quant.file, _context(results), results.facts)
         for quant in results.quants
-        if not _foreign(quant)
+        if _loadable(quant)
     }
     plots.sizes(measured, args.plots / "size.svg")
     plots.save(lambda theme: maps.draw_bits(results, theme), args.plots / "bits.svg")
@@ -263,6 +264,18 @@ def audit(key: str) -> str:
 def engine(name: str) -> str:
     """What a plan's engine is called by those who use it."""
     return {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}.get(name, name)
+
+
+def download(quant: Quant) -> str:
+    """What `hf download` takes of a file's name: all parts of a split one."""
+    if not quant.parts:
+        return quant.file
+    return f"--include '{quant.file.rsplit('-00001-of-', 1)[0]}-*.gguf'"
+
+
+def _loadable(quant: Quant) -> bool:
+    """Whether Ollama can have it: of llama.cpp's types, and one file."""
+    return not _foreign(quant) and not quant.parts
 
 
 def _foreign(quant: Quant) -> bool:
@@ -316,7 +329,11 @@ def _bits_finding(pick: Quant) -> str:
 
 
 def _checksums(results: Results, config: dict[str, Any]) -> str:
-    lines = [f"{quant.sha256}  {quant.file}" for quant in results.quants]
+    lines = [
+        f"{part['sha256']}  {part['file']}"
+        for quant in results.quants
+        for part in quant.parts or [{"sha256": quant.sha256, "file": quant.file}]
+    ]
     return "\n".join([*lines, f"{results.facts['sha256']}  {config.get('source') or 'source'}"])
 
 

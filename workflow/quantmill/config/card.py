@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from quantmill.config.fields import Folder, Name, PublishedRepository, Size, Strict, Text, Texts, size_bytes
+from quantmill.config.fields import (
+    Count,
+    Folder,
+    Name,
+    PublishedRepository,
+    Size,
+    Strict,
+    Text,
+    Texts,
+    size_bytes,
+)
 from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.errors import QuantmillError
 
@@ -69,6 +79,9 @@ class Card(Strict):
     about: Words | None = Field(default=None, description="why these files were made, in markdown")
     credits: Words | None = None
     license_notes: Words | None = Field(default=None, description="what else there is to the licence")
+    contexts: list[Count] | None = Field(
+        default=None, description="tokens of the memory tables; default: powers of two from 4096"
+    )
     iso_disk: list[IsoDisk] = Field(default=[], description="other models, for a table by size")
 
     @property

@@ -87,8 +87,9 @@ def read_csv(path: Path) -> list[Entry]:
     columns = rows.fieldnames or []
     known = ("file", *UNITS, *FIGURES)
     if unknown := [column for column in columns if column not in known]:
-        text = f"unknown column {unknown[0]}" + ("" if unknown[0] else " (no name)")
-        raise QuantmillError(text, f"{path}: line 1", f"known are {', '.join(known)}")
+        raise QuantmillError(
+            f"unknown column {unknown[0] or '(no name)'}", f"{path}: line 1", f"known are {', '.join(known)}"
+        )
     units = [unit for unit in UNITS if unit in columns]
     if "file" not in columns or len(units) != 1 or not set(columns) & set(FIGURES):
         wanted = "it needs file, one of bytes, gib and gb, and humaneval or kld"

@@ -1,4 +1,4 @@
-"""Which file for which memory: the best that fits, at each context, by the plans' memory tables.
+"""Which file for which memory: the best that fits, at each context, by memory.json.
 
 A card of 16 GB has 16 GiB; `RESERVE` of it is left for whatever else runs.
 """
@@ -19,7 +19,7 @@ DEVICES: Final = (8, 12, 16, 24, 32, 48)
 RESERVE: Final = GIB
 
 CACHES: Final = ("f16", "q8_0", "q4_0")
-"""The caches that are tried, in this order; others in a plan come after them."""
+"""The caches that are tried, in this order; others come after them."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Devices:
 
 
 def measured(results: Results) -> list[Quant]:
-    """The files whose plan tells what memory they need."""
-    return [quant for quant in results.quants if quant.plan.get("memory")]
+    """The files that memory.json has a table of."""
+    return [quant for quant in results.quants if quant.memory]
 
 
 def contexts(results: Results) -> list[int]:
-    """The contexts (tokens) that the plans know, ascending."""
-    return sorted({row["context"] for quant in measured(results) for row in quant.plan["memory"]["rows"]})
+    """The contexts (tokens) of the tables, ascending."""
+    return sorted({row["context"] for quant in measured(results) for row in _rows(quant)})
 
 
 def by_device(results: Results) -> list[Devices]:
@@ -68,27 +68,30 @@ def by_device(results: Results) -> list[Devices]:
     known = contexts(results)
     rows = [(gb, [_fitting(order, context, gb * GIB - RESERVE) for context in known]) for gb in DEVICES]
     merged = []
-    for fitting, alike in groupby(rows, key=lambda row: [f and (f.quant.name, f.cache) for f in row[1]]):
+    for _, alike in groupby(rows, key=lambda row: [f and (f.quant.name, f.cache) for f in row[1]]):
         members = list(alike)
-        if any(fitting):
-            merged.append(Devices(members[0][0], members[-1][0], members[0][1]))
-    return merged
+        merged.append(Devices(members[0][0], members[-1][0], members[0][1]))
+    return merged if any(any(devices.fitting) for devices in merged) else []
 
 
 def per_token(quant: Quant) -> dict[str, float]:
-    """Bytes that a token of context takes, by the cache's type, over the longest context of the plan."""
+    """Bytes that a token of context takes, by the cache's type, over the longest context of the table."""
     longest: dict[str, dict[str, Any]] = {}
-    for row in quant.plan["memory"]["rows"]:
+    for row in _rows(quant):
         if row["context"] >= longest.get(row["cache"], row)["context"]:
             longest[row["cache"]] = row
     return {cache: row["cache_bytes"] / row["context"] for cache, row in longest.items()}
 
 
 def _fitting(order: list[Quant], context: int, room: int) -> Fitting | None:
-    found = {row["cache"] for quant in order for row in quant.plan["memory"]["rows"]}
+    found = {row["cache"] for quant in order for row in _rows(quant)}
     for cache in [*(c for c in CACHES if c in found), *sorted(found - set(CACHES))]:
         for quant in order:
-            for row in quant.plan["memory"]["rows"]:
+            for row in _rows(quant):
                 if (row["context"], row["cache"]) == (context, cache) and row["total_bytes"] <= room:
                     return Fitting(quant, cache, row["total_bytes"])
     return None
+
+
+def _rows(quant: Quant) -> list[dict[str, Any]]:
+    return quant.memory["rows"] if quant.memory else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,8 @@ class Quant:
     the source; there is no `divergence` where the source's own condemns it.
     `scores` are the evaluations that tell files apart, by name. `tensors` are
     the rows of the plan with `parameters` and `bytes` as numbers. `fit` is the
-    report of the allocation, and its `gate`, where the recipe was fitted to a budget.
+    report of the allocation, and its `gate`, where the recipe was fitted to a budget;
+    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Quant:
     tasks: dict[str, Any] | None = None
     scores: dict[str, compare.Score] = field(default_factory=dict)
     fit: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def measure(self) -> str | None:
@@ -157,6 +160,9 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
     doubts = _doubts(folder, config, source)
     quants = [_quant(folder, name, config, source, doubts) for name in config["recipes"]]
+    if (folder / "memory.json").exists():
+        tables = read_json(folder / "memory.json")["recipes"]
+        quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
     names = [stage["corpus"] for stage in (imatrix, source["kld"], source["perplexity"]) if stage is not None]
     return Results(
         facts=facts,
@@ -225,6 +231,7 @@ def _quant(
         divergence=divergence,
         difference=difference,
         scores={name: score for name, score in scores.items() if name not in doubts},
+        parts=facts.get("parts") or [],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
 
