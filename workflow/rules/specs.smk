@@ -270,6 +270,8 @@ def rival_digest(rival):
     specs = [quantize_spec(rival.model, recipe) for recipe in recipes]
     if cfg.bench_of(rival.model).kld:
         specs += [divergence_spec(rival.model, recipe) for recipe in recipes]
+    if cfg.bench_of(rival.model).humaneval:
+        specs += [humaneval_spec(rival.model, recipe) for recipe in recipes]
     return spec.digest([spec.digest(one) for one in specs])
 
 
@@ -305,7 +307,7 @@ def card_spec(model):
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
-        **{what: getattr(bench, what, None) is not None for what in ("served", "humaneval", "tasks")},
+        **{what: getattr(bench, what) is not None for what in ("served", "humaneval", "tasks")},
         "sensitivity": cfg.sensitivity_of(model) is not None,
         "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
