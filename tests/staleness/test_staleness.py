@@ -135,13 +135,13 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         section("bench", kld=CHUNKS | {"chunks": 2}, perplexity=CHUNKS | {"chunks": 3}),
         KLDS | PERPLEXITIES | CARD,
     ),
-    "no divergence": (section("bench", kld=None), HELD_OUT | PERPLEXITIES | {"write_card_by_perplexity"}),
+    "no divergence": (section("bench", kld=None), HELD_OUT | PERPLEXITIES | CARD),
     "repetitions of the speed": (section("bench", "speed", repetitions=1), SPEEDS | CARD),
     "no speed": (section("bench", speed=None), CARD),
     "no perplexity": (section("bench", perplexity=None), CARD),
     "neither divergence nor perplexity": (
         section("bench", kld=None, perplexity=None),
-        {"write_card_without_sizes"},
+        CARD,
     ),
     "chunks of the imatrix": (
         section("imatrix", chunks=3),
@@ -210,7 +210,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         {"measure_divergence mix", "measure_perplexity mix"} | CARD,
     ),
     "the floor deleted": (delete("bench/source/kld.json"), KLDS | PERPLEXITIES | CARD),
-    "a deleted plot": (delete("card/plots/size-kld.svg"), CARD),
+    "a deleted plot": (delete("card/plots/size.svg"), CARD),
     "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
 }
 

@@ -25,7 +25,8 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"engine", "model", "corpus", "measure"},
     "checkpoint": {"model", "nvfp4"},
     "publish": {"engine", "model", "recipe", "quantize"},
-    "card": set(),
+    "judge": set(),
+    "card": {"judge"},
 }
 
 

@@ -1,28 +1,40 @@
 # The model card, written from the measurements.
 
 
+# A Modelfile.<recipe> for each file comes beside the card: their names are the recipes', which a rule
+# whose wildcard is the model cannot list.
 rule write_card:
     input:
         described=lambda w: described_in(w.model),
         measured=lambda w: measured_in(w.model),
+        rivals=lambda w: rivals_of(w.model),
     output:
         card=f"{RESULTS}/{{model}}/card/README.md",
+        page=report(
+            f"{RESULTS}/{{model}}/card/index.html",
+            caption="../report/page.rst",
+            category="{model}",
+            labels={"picture": "all, to point at and to filter"},
+        ),
+        withheld=f"{RESULTS}/{{model}}/card/withheld.json",
+        sizes=report(
+            f"{RESULTS}/{{model}}/card/plots/size.svg",
+            caption="../report/size.rst",
+            category="{model}",
+            labels={"picture": "size against quality"},
+        ),
+        sizes_dark=f"{RESULTS}/{{model}}/card/plots/size-dark.svg",
         bits=report(
             f"{RESULTS}/{{model}}/card/plots/bits.svg",
             caption="../report/bits.rst",
             category="{model}",
+            labels={"picture": "bits by layer and role"},
         ),
-        sizes=report(
-            f"{RESULTS}/{{model}}/card/plots/size-kld.svg",
-            caption="../report/size-kld.rst",
-            category="{model}",
-        ),
+        bits_dark=f"{RESULTS}/{{model}}/card/plots/bits-dark.svg",
     log:
         f"{RESULTS}/{{model}}/logs/card.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/card.tsv"
-    wildcard_constraints:
-        model=names(m for m in cfg.models if drawn_against(m) == "kld"),
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -36,46 +48,18 @@ rule write_card:
         f" --results {RESULTS_WORD}/{{wildcards.model}} --plots {RESULTS_WORD}/{{wildcards.model}}/card/plots"
 
 
-# Sizes are drawn against the first measure that there is; against nothing where there is none.
-use rule write_card as write_card_by_perplexity with:
-    output:
-        card=f"{RESULTS}/{{model}}/card/README.md",
-        bits=report(
-            f"{RESULTS}/{{model}}/card/plots/bits.svg",
-            caption="../report/bits.rst",
-            category="{model}",
-        ),
-        sizes=report(
-            f"{RESULTS}/{{model}}/card/plots/size-perplexity.svg",
-            caption="../report/size-perplexity.rst",
-            category="{model}",
-        ),
-    wildcard_constraints:
-        model=names(m for m in cfg.models if drawn_against(m) == "perplexity"),
-
-
-use rule write_card as write_card_without_sizes with:
-    output:
-        card=f"{RESULTS}/{{model}}/card/README.md",
-        bits=report(
-            f"{RESULTS}/{{model}}/card/plots/bits.svg",
-            caption="../report/bits.rst",
-            category="{model}",
-        ),
-    wildcard_constraints:
-        model=names(m for m in cfg.models if drawn_against(m) is None),
-
-
 rule draw_sensitivity:
     input:
         damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
         report=f"{RESULTS}/{{model}}/sensitivity.json",
     output:
-        report(
+        drawn=report(
             f"{RESULTS}/{{model}}/card/plots/sensitivity.svg",
             caption="../report/sensitivity.rst",
             category="{model}",
+            labels={"picture": "what each tensor is worth"},
         ),
+        dark=f"{RESULTS}/{{model}}/card/plots/sensitivity-dark.svg",
     log:
         f"{RESULTS}/{{model}}/logs/sensitivity-plot.log",
     benchmark:
@@ -89,5 +73,5 @@ rule draw_sensitivity:
     message:
         "{wildcards.model}: heat map of the sensitivity"
     shell:
-        "python -m quantmill.card.plots --spec {params.spec:q} --damages {input.damages:q}"
-        " --out {output:q} --log {log:q}"
+        "python -m quantmill.card.maps --spec {params.spec:q} --damages {input.damages:q}"
+        " --out {output.drawn:q} --log {log:q}"

@@ -16,9 +16,11 @@ sys.path.insert(0, LIBRARY)
 from quantmill import spec
 from quantmill.budget import choices
 from quantmill.config import file as user
+from quantmill.card import texts
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
 from quantmill.config.source import exports as exports_of, of_ggufs
+from quantmill.judge import disk
 from quantmill.recipe.rules import known_type
 from quantmill.config.refusal import check_duplicates
 
@@ -78,6 +80,14 @@ with refusing():
     for model in cfg.models:
         for number, name in enumerate(cfg.probes_of(model).types if cfg.probes_of(model) else []):
             known_type(name, f"sensitivity.types[{number}]", config_file)
+        for field, (where, words) in cfg.models[model].card.words.items():
+            texts.check(words, f"{config_file}: models.{model}.card.{where}" if where == field else where)
+        for rival in cfg.models[model].card.iso_disk:
+            if rival.model is None:
+                disk.read_rival(Path(rival.results or rival.csv))
+            elif rival.model not in cfg.models:
+                where = f"{config_file}: models.{model}.card.iso_disk"
+                raise QuantmillError(f"no model {rival.model}", where, f"there are {', '.join(cfg.models)}")
 
 STARTED = time.time()
 RESULTS = Path(cfg.results)
@@ -330,15 +340,32 @@ def quants_of(model):
     return [of(model, f"gguf/{model}-{recipe}.{kind}") for recipe in recipes for kind in ("gguf", "json")]
 
 
-def drawn_against(model):
-    """What the card draws the files' sizes against: the first measure of quality, or None."""
-    return next(iter(cfg.bench_of(model).chunked), None)
-
-
 def cards_of(model):
-    plots = ["bits", *(f"size-{measure}" for measure in [drawn_against(model)] if measure)]
-    plots += ["sensitivity" for _ in sensitivities_of(model)[:1]]
-    return [of(model, "card/README.md"), *(of(model, f"card/plots/{plot}.svg") for plot in plots)]
+    plots = ["bits", "size", *("sensitivity" for _ in sensitivities_of(model)[:1])]
+    drawn = [of(model, f"card/plots/{plot}{theme}.svg") for plot in plots for theme in ("", "-dark")]
+    return [*(of(model, f"card/{name}") for name in ("README.md", "index.html", "withheld.json")), *drawn]
+
+
+def rival_files(rival):
+    """What the card reads of another model on the same disk: its facts and what was measured, or a table."""
+    if rival.csv is not None:
+        return [rival.csv]
+    if rival.results is not None:
+        found = ("gguf/*.json", "bench/*/kld.json", "bench/*/humaneval.json")
+        return sorted(str(path) for pattern in found for path in Path(rival.results).glob(pattern))
+    recipes = cfg.recipes_of(rival.model)
+    facts = [of(rival.model, f"gguf/{rival.model}-{recipe}.json") for recipe in recipes]
+    return facts + [file for recipe in recipes for file in bench_of(rival.model, recipe)]
+
+
+def rivals_of(model):
+    """All of them, for the rule's input."""
+    return [file for rival in cfg.models[model].card.iso_disk for file in rival_files(rival)]
+
+
+def rival_path(rival):
+    """Where the card reads it: a table, or the folder of a model's results."""
+    return rival.csv or rival.results or str(RESULTS / rival.model)
 
 
 @cache

@@ -288,7 +288,7 @@ def tasks_spec(model, recipe):
 
 @cached
 def sensitivity_plot_spec(model):
-    return spec.make("card.plots", {}, {"sensitivity": spec.digest(damages_spec(model))})
+    return spec.make("card.maps", {}, {"sensitivity": spec.digest(damages_spec(model))})
 
 
 @cache
@@ -298,19 +298,57 @@ def own_version():
     return project["project"]["version"]
 
 
+def rival_facts(rival):
+    """What the card is told of another model on the same disk."""
+    return {"name": rival.name, "source": rival.source, "path": rival_path(rival)}
+
+
+def rival_digest(rival):
+    """Identity of another model's figures: of the files, or of the specs that this run makes them by."""
+    if rival.model is None:
+        return spec.digest([file_sha256(path) for path in rival_files(rival)])
+    recipes = cfg.recipes_of(rival.model)
+    specs = [quantize_spec(rival.model, recipe) for recipe in recipes]
+    if cfg.bench_of(rival.model).kld:
+        specs += [divergence_spec(rival.model, recipe) for recipe in recipes]
+    if cfg.bench_of(rival.model).humaneval:
+        specs += [humaneval_spec(rival.model, recipe) for recipe in recipes]
+    return spec.digest([spec.digest(one) for one in specs])
+
+
+# What the card takes from the config as it stands; the publisher's texts and other models come in apart.
+CARD_FIELDS = {
+    "license",
+    "license_name",
+    "license_link",
+    "base_model",
+    "title",
+    "language",
+    "tags",
+    "pipeline_tag",
+    "library_name",
+    "datasets",
+    "quantized_by",
+}
+
+
 @cached
 def card_spec(model):
-    bench, recipes = cfg.bench_of(model), list(cfg.recipes_of(model))
+    bench, recipes, card = cfg.bench_of(model), list(cfg.recipes_of(model)), cfg.models[model].card
     rows = ["source", *recipes]
     settings = {
         "model": model,
         "recipes": recipes,
-        "card": cfg.models[model].card.model_dump(exclude_none=True),
+        "card": card.model_dump(include=CARD_FIELDS, exclude_none=True)
+        | {field: words for field, (_, words) in card.words.items()}
+        | {"iso_disk": [rival_facts(rival) for rival in card.iso_disk]},
+        "repo": cfg.repository_of(model),
+        "withhold": cfg.publish_of(model).withhold,
         "imatrix": cfg.imatrix_of(model) is not None,
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,
         "speed": bench.speed is not None,
-        "served": bench.served is not None,
+        **{what: getattr(bench, what) is not None for what in ("served", "humaneval", "tasks")},
         "sensitivity": cfg.sensitivity_of(model) is not None,
         "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
@@ -326,6 +364,7 @@ def card_spec(model):
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
         "served": [spec.digest(served_spec(model, row)) for row in rows if bench.served],
+        "rivals": [rival_digest(rival) for rival in card.iso_disk],
     }
     if bench.humaneval:
         made_from["humaneval"] = [spec.digest(humaneval_spec(model, row)) for row in rows]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantmill.card import compare
 from quantmill.errors import QuantmillError
+from quantmill.judge import compare
 
 
 def measured(nll: list[float], **fields: Any) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from quantmill.card import advice, plots, write
-from quantmill.card.fits import sensitivity
-from quantmill.card.results import Results, read
+from quantmill.card import maps, write
 from quantmill.files import read_json, read_table, write_json, write_table
+from quantmill.judge import advice
+from quantmill.judge.fits import sensitivity
+from quantmill.judge.results import Results, read
 
 # name: types, then what the perplexity and the divergence come from, as in conftest.RECIPES
 RECIPES: dict[str, tuple[str, str, str, float, float]] = {
@@ -149,7 +150,7 @@ def test_the_heat_map_is_at_the_type_that_most_tensors_have(fitted: tuple[Path, 
     assert without.how == {"measured": 8}
     assert sensitivity([]) is None
     card = write.render(read(*fitted), fitted[1])
-    assert "![KL divergence with one tensor alone at q6_K; the most at output (0.02000)" in card
+    assert 'alt="KL divergence with one tensor alone at q6_K; the most at output (0.02000)' in card
 
 
 def test_the_command_draws_it_the_same_every_time(
@@ -157,7 +158,7 @@ def test_the_command_draws_it_the_same_every_time(
 ) -> None:
     for name in ("a.svg", "b.svg"):
         subprocess.run(
-            [sys.executable, "-m", "quantmill.card.plots", "--spec", '{"config":{}}', "--damages",
+            [sys.executable, "-m", "quantmill.card.maps", "--spec", '{"config":{}}', "--damages",
              fitted[0] / "sensitivity.tsv", "--out", tmp_path / name], check=True, capture_output=True,
         )  # fmt: skip
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -166,7 +167,7 @@ def test_the_command_draws_it_the_same_every_time(
 def test_tensors_without_layers_fill_their_row_and_noise_has_the_least_colour(
     fitted: tuple[Path, dict[str, Any]],
 ) -> None:
-    axes = plots.draw_sensitivity(read_table(fitted[0] / "sensitivity.tsv")).axes[0]
+    axes = maps.draw_sensitivity(read_table(fitted[0] / "sensitivity.tsv")).axes[0]
     widths = [patch.get_width() for patch in axes.patches]
     assert widths.count(4) == 1 and widths.count(1) == 8
     assert len({tuple(patch.get_facecolor()) for patch in axes.patches}) == 2

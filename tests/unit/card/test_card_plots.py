@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from quantmill.card import plots, tables
-from quantmill.card.results import read
+from quantmill.card import maps, plots, tables
+from quantmill.judge.results import read
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -20,11 +21,12 @@ MANY = {f"Q{place}": ("q4_K", "q8_0", "q6_K", 0.002 * place**2, 0.01) for place 
 
 def test_the_same_results_give_the_same_bytes(kld_tree: Tree, tmp_path: Path) -> None:
     results = read(*kld_tree)
-    for draw in (plots.size_kld, plots.size_perplexity, plots.bits):
-        draw(results, tmp_path / "a.svg")
-        draw(results, tmp_path / "b.svg")
+    for draw in (plots.draw_size_kld, plots.draw_size_perplexity, plots.draw_sizes, maps.draw_bits):
+        for name in ("a.svg", "b.svg"):
+            plots.save(functools.partial(draw, results), tmp_path / name)
         first = (tmp_path / "a.svg").read_bytes()
         assert first == (tmp_path / "b.svg").read_bytes()
+        assert (tmp_path / "a-dark.svg").read_bytes() == (tmp_path / "b-dark.svg").read_bytes() != first
         assert ElementTree.fromstring(first).tag == "{http://www.w3.org/2000/svg}svg"
         assert b"<dc:date>" not in first
 
@@ -80,13 +82,13 @@ def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) 
     chosen = tables.telling(results.quants)
     assert len(chosen) == 6
     assert (chosen[0], chosen[-1]) == (results.quants[0], results.quants[-1])
-    titles = [axes.get_title(loc="left") for axes in plots.draw_bits(results).axes]
+    titles = [axes.get_title(loc="left") for axes in maps.draw_bits(results).axes]
     assert [title.split(",")[0] for title in titles if title] == [quant.name for quant in chosen]
 
 
 def test_a_panel_names_the_types_of_its_roles(make_tree: Callable[..., Tree]) -> None:
     results = read(*make_tree(recipes={"Q4_K_M": ("q4_K", "q6_K", "q8_0", 0.02, 0.01)}))
-    panel = plots.draw_bits(results).axes[0]
+    panel = maps.draw_bits(results).axes[0]
     rows = [label.get_text() for label in panel.get_yticklabels()]
     assert rows == [
         "attn_q",

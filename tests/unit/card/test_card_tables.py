@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from quantmill.card import advice, tables, text
-from quantmill.card.results import Results, read
+from quantmill import text
+from quantmill.card import tables
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
+from quantmill.judge import advice, frontier
+from quantmill.judge.results import Results, read
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -70,7 +72,7 @@ def test_by_divergence_the_answer_is_the_smallest_near_one_and_the_closest(kld_t
     assert second.startswith("**With memory to spare, `Q8_0` (14.4 MiB):** the closest to the source (KL div")
     assert third.startswith("**The smallest that has not collapsed is `Q4_K_M` (8.6 MiB),** at KL divergence")
     assert advice.recommended(results) is advice.smallest_same(results)
-    assert advice.frontier(results) == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"}
+    assert frontier.best(results) == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"}
 
 
 def test_by_divergence_each_note_says_what_was_measured(kld_tree: Tree) -> None:
@@ -116,7 +118,7 @@ def test_a_file_no_smaller_than_its_quantized_source_is_said_to_be(tree: Tree) -
     assert notes(results)["Q8_0"] == "no smaller than the source it was made from, and no better"
     assert notes(results)["source"].endswith("itself quantized (q4_1)")
     assert advice.choice(results)[0] == "**Closest to the source is `Q5_K_M` (10.3 MiB)** (+0.80 ± 0.10 %)."
-    assert advice.frontier(results) == {"Q5_K_M", "Q4_K_M"}
+    assert frontier.best(results) == {"Q5_K_M", "Q4_K_M"}
 
 
 def test_where_no_file_is_smaller_than_the_source_that_is_the_advice(tree: Tree) -> None:

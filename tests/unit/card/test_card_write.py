@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from quantmill.card import write
-from quantmill.card.results import read
 from quantmill.files import read_json, write_json
+from quantmill.judge.results import read
 from quantmill.versions import VERSIONS
 
 Tree = tuple[Path, dict[str, Any]]
@@ -76,7 +76,7 @@ def test_every_number_of_the_table_is_its_sources(tree: Tree) -> None:
         plan = read_json(folder / "plans" / f"{name}.json")
         assert row["File"].endswith(f"]({file['file']})")
         assert row["Type"] == plan["by_type"][0]["type"]
-        assert row["Size"] == f"{file['bytes'] / 2**20:.1f} MiB ({file['bytes'] / 1e6:.1f} MB)"
+        assert row["Size"] == f"{file['bytes'] / 2**20:.1f} MiB"
         assert row["bpw"] == f"{plan['bpw']:.2f}"
         assert row["PPL"] == f"{perplexity['perplexity']:.3f} ± {perplexity['error']:.3f}"
         for half, column in (("prompt", "pp512 t/s"), ("generate", "tg128 t/s")):
@@ -101,9 +101,7 @@ def test_the_perplexity_section_has_the_paired_differences(tree: Tree) -> None:
 def test_the_divergence_is_the_first_measure(kld_tree: Tree) -> None:
     folder, _ = kld_tree
     card = card_of(kld_tree)
-    assert "plots/size-kld.svg" in card
-    assert "size-perplexity" not in card
-    assert list(table(card, "File")[1])[4:9] == ["KLD", "99.9 %", "Same top", "PPL", "Change to the source"]
+    assert list(table(card, "File")[1])[5:10] == ["KLD", "99.9 %", "Same top", "PPL", "Change to the source"]
     (section,) = card.split("## KL divergence")[1:]
     rows = {row["File"]: row for row in table(section, "File")}
     for name in ("Q8_0", "Q4_K_M"):
@@ -122,14 +120,24 @@ def test_the_divergence_is_the_first_measure(kld_tree: Tree) -> None:
     assert "of any prediction of the source from its own: 0." in section
 
 
-def test_files_are_compared_in_pairs_with_the_next_larger(kld_tree: Tree) -> None:
+def test_any_two_files_are_compared_in_pairs(kld_tree: Tree) -> None:
     section = card_of(kld_tree).split("Compared in pairs")[1]
-    rows = table(section, "File")
-    assert [(row["File"], row["Against"]) for row in rows] == [
-        ("`Q6_K`", "`Q8_0`"), ("`Q4_K_L`", "`Q6_K`"), ("`Q5_K_M`", "`Q4_K_L`"), ("`Q4_K_M`", "`Q5_K_M`"),
-        ("`IQ2_XXS`", "`Q4_K_M`"),
+    rows = {(row["File"], row["Against"]): row for row in table(section, "File")}
+    assert len(rows) == 6 * 5 / 2
+    assert rows["`Q6_K`", "`Q8_0`"]["Verdict"] == "worse"
+    better = rows["`Q5_K_M`", "`Q4_K_L`"]
+    assert better["Verdict"] == "better"
+    assert better["Saves"] == "1.1 MiB, 9.8 %"
+    assert better["More KLD"] == "-0.05100"
+
+
+def test_many_files_are_compared_with_the_next_larger_alone(make_tree: Callable[..., Tree]) -> None:
+    many = {f"Q{place}": ("q4_K", "q8_0", "q6_K", 0.002 * place, 0.01) for place in range(9)}
+    folder, config = make_tree(recipes=many)
+    section = card_of((folder, config | {"kld": True})).split("Compared in pairs")[1]
+    assert [(row["File"], row["Against"]) for row in table(section, "File")][:2] == [
+        ("`Q1`", "`Q0`"), ("`Q2`", "`Q1`"),
     ]  # fmt: skip
-    assert [row["Verdict"] for row in rows] == ["worse", "worse", "better", "worse", "worse"]
 
 
 def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
@@ -147,11 +155,11 @@ def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
     [
         (
             "perplexity",
-            ["## Perplexity", "PPL", "★", "model-index", "size-perplexity.svg"],
+            ["## Perplexity", "PPL", "★", "model-index"],
             ["## Speed", "tg128"],
         ),
         ("speed", ["## Speed", "tg128", "tokens a second"], ["## Perplexity", "★"]),
-        ("kld", ["KLD", "KL divergence", "size-kld.svg"], ["## Perplexity", "★", "size-perplexity.svg"]),
+        ("kld", ["KLD", "KL divergence"], ["## Perplexity", "★"]),
         ("imatrix", ["## Importance matrix", "imatrix.gguf", "- imatrix"], ["| Importance matrix | none |"]),
     ],
 )
@@ -170,7 +178,7 @@ def test_with_nothing_measured_there_is_still_a_card(tree: Tree) -> None:
     folder, config = tree
     card = card_of((folder, config | {"perplexity": False, "speed": False, "imatrix": False}))
     assert "Their quality was not measured" in card
-    assert list(table(card, "File")[1]) == ["File", "Type", "Size", "bpw", "In short", "sha256"]
+    assert list(table(card, "File")[1]) == ["File", "In short", "Size", "Type", "bpw", "sha256"]
 
 
 def test_a_bare_card_config_is_enough(tree: Tree) -> None:
@@ -239,17 +247,23 @@ def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_
     for name in ("a", "b"):
         done = run(tree, tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
-    for file in ("README.md", "plots/size-perplexity.svg", "plots/bits.svg"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    for link in re.findall(r"\]\((plots/[^)]+)\)", (tmp_path / "a" / "README.md").read_text()):
-        assert (tmp_path / "a" / link).exists()
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert {"README.md", "index.html", "withheld.json", "Modelfile.Q8_0"} <= {str(file) for file in files}
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    card = (tmp_path / "a" / "README.md").read_text()
+    links = re.findall(r"\]\(([^):]+)\)|(?:src|srcset)=\"([^\"]+)\"", card)
+    assert len(links) > 4
+    for link in (one or other for one, other in links):
+        assert link.endswith(".gguf") or (tmp_path / "a" / link).exists(), link
 
 
-def test_without_perplexity_an_old_picture_of_it_goes(tree: Tree, tmp_path: Path) -> None:
+def test_the_modelfile_of_a_recipe_that_is_gone_goes(tree: Tree, tmp_path: Path) -> None:
     folder, config = tree
-    run(tree, tmp_path / "card")
-    assert run((folder, config | {"perplexity": False}), tmp_path / "card").returncode == 0
-    assert [path.name for path in (tmp_path / "card" / "plots").iterdir()] == ["bits.svg"]
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "Modelfile.Q1_0").write_text("FROM ./old.gguf")
+    assert run((folder, config | {"recipes": ["Q8_0"]}), tmp_path / "card").returncode == 0
+    assert [path.name for path in (tmp_path / "card").glob("Modelfile*")] == ["Modelfile.Q8_0"]
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any
 
-from quantmill.card import advice, compare
-from quantmill.card.results import SOURCE, Quant, Results
-from quantmill.card.text import code, plural, size
+from quantmill.judge import advice, compare, frontier
+from quantmill.judge.results import SOURCE, Quant, Results, scored
+from quantmill.text import code, plural, size
 
 _PANELS = 6
+_PAIRED = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Row:
     difference: compare.Difference | None
     prompt: dict[str, Any] | None
     generate: dict[str, Any] | None
+    humaneval: dict[str, Any] | None
+    engine: str
     best: bool
     fastest: bool
     note: str
@@ -36,20 +40,22 @@ class Row:
 
 def rows(results: Results) -> list[Row]:
     """The source, then the quants, largest first."""
-    best = advice.frontier(results)
+    best = frontier.best(results)
     fastest = max((q.speed["generate"]["mean"] for q in results.quants if q.speed), default=None)
     facts = results.facts
     source = Row(
         SOURCE, "", results.type, facts["bytes"], results.bpw, facts["sha256"], None,
         results.perplexity, None,
-        _half(results.speed, "prompt"), _half(results.speed, "generate"), False, False,
+        _half(results.speed, "prompt"), _half(results.speed, "generate"), results.humaneval, "mainline",
+        False, False,
         advice.source_note(results),
     )  # fmt: skip
     quants = [
         Row(
             quant.name, quant.file, quant.type, quant.bytes, quant.bpw, quant.sha256, quant.kld,
             quant.perplexity, quant.difference, _half(quant.speed, "prompt"), _half(quant.speed, "generate"),
-            quant.name in best, quant.speed is not None and quant.speed["generate"]["mean"] == fastest,
+            quant.humaneval, str(quant.plan["engine"]), quant.name in best,
+            quant.speed is not None and quant.speed["generate"]["mean"] == fastest,
             advice.note(quant, results),
         )
         for quant in results.quants
@@ -58,9 +64,15 @@ def rows(results: Results) -> list[Row]:
 
 
 def pairs(results: Results) -> list[tuple[Quant, Quant, compare.Paired]]:
-    """Each file and the next larger, with the paired difference of their KL divergences."""
-    neighbours = zip(results.quants[1:], results.quants, strict=False)
-    return [(one, larger, one.against(larger)) for one, larger in neighbours if one.kld and larger.kld]
+    """Any two files, the smaller first, with the paired difference of their KL divergences.
+
+    Where there are more than `_PAIRED` files, of each and the next larger one.
+    """
+    if results.measure != "kld":
+        return []
+    if len(results.quants) <= _PAIRED:
+        return [(one, larger, one.against(larger)) for larger, one in combinations(results.quants, 2)]
+    return [(one, larger, one.against(larger)) for larger, one in pairwise(results.quants)]
 
 
 def by_reason(quant: Quant) -> list[dict[str, Any]]:
@@ -124,6 +136,14 @@ def roles(results: Results) -> list[str]:
     return sorted(found, key=lambda role: found[role] < 0)
 
 
+def cells(quant: Quant) -> dict[tuple[str, int], tuple[float, str]]:
+    """(bits per weight, type) by role and layer; layer -1 holds what stands outside the layers."""
+    return {
+        (tensor["role"], tensor["layer"]): (8 * tensor["bytes"] / tensor["parameters"], tensor["type"])
+        for tensor in weights(quant)
+    }
+
+
 def bits_by_role(quant: Quant) -> dict[str, float]:
     """Bits per weight of each role, over all layers."""
     bytes_: Counter[str] = Counter()
@@ -184,6 +204,34 @@ def machines(results: Results) -> list[tuple[str, list[str]]]:
             setting = f"{plural(speed['threads'], 'thread')}, backend {speed['backend']}"
             found[f"{machine}; {setting}"].append(name)
     return list(found.items())
+
+
+def evaluated(results: Results, what: str) -> list[tuple[str, dict[str, Any]]]:
+    """The measurements of one kind (`humaneval`, `served`), by the row's name, the source first."""
+    found = [(SOURCE, getattr(results, what)), *((q.name, getattr(q, what)) for q in results.quants)]
+    return [(name, measured) for name, measured in found if measured]
+
+
+def task_rows(results: Results) -> list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any], str]]]]:
+    """Per task: its name, what the source scored, each file's score and its verdict beside the source."""
+    found = []
+    for task in results.tasks["tasks"] if results.tasks else []:
+        rows = [
+            (quant.name, one, beside_source(results, quant, one["name"]))
+            for quant in results.quants
+            for one in (quant.tasks["tasks"] if quant.tasks else [])
+            if one["name"] == task["name"]
+        ]
+        found.append((task["name"], task, rows))
+    return found
+
+
+def beside_source(results: Results, quant: Quant, name: str) -> str:
+    """The verdict of a file's score beside the source's, in words."""
+    source = scored(results.humaneval, results.tasks).get(name)
+    if name in results.doubts or source is None or name not in quant.scores:
+        return "no verdict"
+    return compare.scores(quant.scores[name], source).verdict
 
 
 def _half(speed: dict[str, Any] | None, half: str) -> dict[str, Any] | None:

@@ -1,30 +1,70 @@
-"""The model card and its plots: `python -m quantmill.card.write`.
+"""The model card, its pictures, its page and its Modelfiles: `python -m quantmill.card.write`.
 
 The markdown is made by the template `card.md.j2` beside this file from the
 rows of `tables` and the sentences of `advice`; the front matter by the Hub's
-own classes, so that the Hub can read it.
+own classes, so that the Hub can read it. All is made before any of it is
+written, the card last.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantmill import command
-from quantmill.card import advice, fits, plots, tables, text
-from quantmill.card.results import Quant, Results, read
+from quantmill import command, text
+from quantmill.card import maps, ollama, page, plots, tables, texts
 from quantmill.errors import QuantmillError
-from quantmill.files import write_text
+from quantmill.files import write_json, write_text
+from quantmill.judge import advice, disk, fits, frontier, memory
+from quantmill.judge.frontier import Verdict
+from quantmill.judge.results import HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
 
-_HUB_FIELDS = ("license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets")
+_HUB_FIELDS = (
+    "license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets", "quantized_by"
+)  # fmt: skip
 _CONTEXT = 4096
 """Context of the examples, where the model's own is not smaller: what fits any machine."""
 
+_AUDITS = {"cut_off": "cut off", "limits": "over the limits"}
 
-def render(results: Results, config: dict[str, Any], plots_folder: str = "plots") -> str:
-    """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card."""
+
+@dataclass(frozen=True)
+class Rival:
+    """Another model on the same disk: its name, where its figures come from, the bands."""
+
+    name: str
+    source: str
+    bands: list[disk.Band]
+
+    @property
+    def scored(self) -> bool:
+        """Whether both sides have a HumanEval score."""
+        return all(any(e and e.score for e in side) for side in self._sides)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether both sides have a divergence."""
+        return all(any(e and e.kld is not None for e in side) for side in self._sides)
+
+    @property
+    def _sides(self) -> tuple[list[disk.Entry | None], list[disk.Entry | None]]:
+        return [band.ours for band in self.bands], [band.theirs for band in self.bands]
+
+
+def render(
+    measured: Results,
+    config: dict[str, Any],
+    plots_folder: str = "plots",
+    rivals: Sequence[list[disk.Entry]] = (),
+) -> str:
+    """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card.
+
+    `rivals` are the files of the models under `card.iso_disk`, in its order.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -37,104 +77,235 @@ def render(results: Results, config: dict[str, Any], plots_folder: str = "plots"
     for function in (
         text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
         text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
-        tables.by_reason,
+        tables.by_reason, plots.dark, passed, score, audit, engine, download,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
-    card = config["card"]
+    withheld, results = offered(measured, config)
+    card, speed, repo = config["card"], measured.speed, config.get("repo")
     pick = _pick(results)
-    speed = results.speed
+    foreign = [quant for quant in results.quants if _foreign(quant)]
+    values = _values(results, config)
+    with_memory = memory.measured(results)
     return environment.get_template("card.md.j2").render(
         front_matter=front_matter(results, config),
         title=_title(results, config),
         name=config["model"],
-        card={"about": None, "credits": None, "repo": None, **card},
+        **{field: texts.render(card.get(field) or "", values, f"card.{field}") for field in texts.FIELDS},
+        repo=repo,
+        absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
         base_models=_listed(card.get("base_model")),
         source=config.get("source"),
         toolchain=sorted(config["toolchain"].items()),
-        results=results,
-        measured={"kld": results.kld, "perplexity": results.perplexity, "speed": speed},
+        results=measured,
+        offered=results.quants,
+        withheld=withheld,
+        collapsed=frontier.COLLAPSED_FROM,
+        doubts=[said for what, said in measured.doubts.items() if said != measured.unranked],
+        rivals=[
+            Rival(given["name"], given.get("source") or "", disk.bands(disk.ours(results), files))
+            for given, files in zip(card.get("iso_disk") or [], rivals, strict=True)
+        ],
+        devices=memory.by_device(results),
+        contexts=memory.contexts(results),
+        memory=with_memory,
+        per_token=memory.per_token(with_memory[0]) if with_memory else {},
+        humaneval=tables.evaluated(measured, "humaneval"),
+        served=tables.evaluated(measured, "served"),
+        gpus_of=lambda rows: [(row, served["gpu"]) for row, served in rows if served["gpu"]],
+        tasks=tables.task_rows(measured),
+        beside={
+            q.name: {n: tables.beside_source(measured, q, n) for n in (HUMANEVAL,)} for q in measured.quants
+        },
+        measured={"kld": measured.kld, "perplexity": measured.perplexity, "speed": speed},
         prompt=speed["prompt"]["tokens"] if speed else None,
         generate=speed["generate"]["tokens"] if speed else None,
-        imatrix=results.imatrix,
+        imatrix=measured.imatrix,
         with_imatrix=[quant.name for quant in results.quants if quant.plan["imatrix"]],
         requantized=[quant.name for quant in results.quants if quant.plan["requantized"]],
-        picture=picture_of(results),
         plots=plots_folder,
         choice=advice.choice(results),
         finding=advice.finding(results),
         bits_finding=_bits_finding(pick),
         rows=tables.rows(results),
         checksums=_checksums(results, config),
-        warnings=tables.warnings(results),
-        pairs=tables.pairs(results),
-        fits=results.fits,
-        sensitivity=fits.sensitivity(results.sensitivities),
+        warnings=tables.warnings(measured),
+        pairs=tables.pairs(measured),
+        fits=measured.fits,
+        sensitivity=fits.sensitivity(measured.sensitivities),
         roles=tables.roles(results),
         bits={quant.name: tables.bits_by_role(quant) for quant in results.quants},
         fallbacks=tables.fallbacks(results),
-        machines=tables.machines(results),
+        machines=tables.machines(measured),
         pick=pick,
-        context=min(results.facts["context_length"] or _CONTEXT, _CONTEXT),
+        native=pick if not _foreign(pick) else next((q for q in results.quants if not _foreign(q)), None),
+        foreign=foreign,
+        loadable=next((q for q in [pick, *results.quants] if _loadable(q)), None),
+        context=_context(results),
         chat=bool(results.facts["chat_template"]),
+        ollama=_chat(results),
     )
+
+
+def offered(results: Results, config: dict[str, Any]) -> tuple[list[Verdict], Results]:
+    """What is withheld, and the results of what is not. QuantmillError where nothing is left."""
+    withheld = frontier.withheld(results, config.get("withhold", "none"))
+    names = {verdict.quant.name for verdict in withheld}
+    kept = [quant for quant in results.quants if quant.name not in names]
+    if not kept:
+        cure = "set publish.withhold to none, or add larger recipes"
+        raise QuantmillError("every file is withheld", config["model"], cure)
+    return withheld, replace(results, quants=kept)
 
 
 def front_matter(results: Results, config: dict[str, Any]) -> str:
     """The YAML that the Hub reads, without its `---` lines, by huggingface_hub's own classes."""
-    from huggingface_hub.repocard_data import EvalResult, ModelCardData
+    from huggingface_hub.repocard_data import ModelCardData
 
     card = config["card"]
-    tags = [
-        "gguf",
-        "quantized",
-        "llama.cpp",
-        *(["imatrix"] if results.imatrix else []),
-        *card.get("tags", []),
-    ]
+    tags = ["gguf", "quantized", "llama.cpp", *(["imatrix"] if results.imatrix else [])]
+    if any(_foreign(quant) for quant in results.quants):
+        tags.append("ik_llama.cpp")
+    tags += card.get("tags") or []
     more: dict[str, Any] = {field: card[field] for field in _HUB_FIELDS if card.get(field)}
     if card.get("base_model"):
         more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
-    if results.perplexity is not None and not results.absurd:
-        corpus, chunks, context = (results.perplexity[key] for key in ("corpus", "chunks", "context"))
-        more["model_name"] = _title(results, config)
-        more["eval_results"] = [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=corpus,
-                dataset_name=f"{corpus}, {chunks} chunks of {context} tokens",
-                metric_type="perplexity",
-                metric_name=f"Perplexity of {quant.name}",
-                metric_value=round(quant.perplexity["perplexity"], 4),
-            )
-            for quant in results.quants
-            if quant.perplexity
-        ]
+    if found := _evaluations(results):
+        more |= {"model_name": _title(results, config), "eval_results": found}
     license = card.get("license") or results.facts["licence"]
     return ModelCardData(license=license, tags=tags, **more).to_yaml()
 
 
+def _evaluations(results: Results) -> list[Any]:
+    """What was measured of each file, as the Hub's EvalResult; nothing that the source itself condemns."""
+    from huggingface_hub.repocard_data import EvalResult
+
+    def result(data: str, name: str, metric: str, label: str, value: float) -> Any:
+        return EvalResult(
+            task_type="text-generation", dataset_type=data, dataset_name=name, metric_type=metric,
+            metric_name=label, metric_value=value,
+        )  # fmt: skip
+
+    def text_of(measured: dict[str, Any]) -> str:
+        return f"{measured['corpus']}, {measured['chunks']} chunks of {measured['context']} tokens"
+
+    found = []
+    for q in results.quants:
+        if q.perplexity and not results.unranked:
+            value = round(q.perplexity["perplexity"], 4)
+            label = f"Perplexity of {q.name}"
+            found.append(result(q.perplexity["corpus"], text_of(q.perplexity), "perplexity", label, value))
+        if q.kld and q.divergence and not results.unranked:
+            value = round(q.divergence.mean, 6)
+            label = f"KL divergence of {q.name} from the source"
+            found.append(result(q.kld["corpus"], text_of(q.kld), "kl_divergence", label, value))
+        for name, one in q.scores.items():
+            if name == HUMANEVAL:
+                label = f"pass@1 of {q.name}"
+                found.append(result("openai_humaneval", name, "pass@1", label, round(one.value, 4)))
+            else:
+                metric = one.words.split(",")[0]
+                found.append(result(name, name, metric, f"{metric} of {q.name}", round(one.value, 4)))
+    return found
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
-    """Read the results, draw the plots, write the card last."""
+    """Read the results, make all, then write all; the card last."""
     config = args.spec["config"]
-    results = read(args.results, config)
+    measured = read(args.results, config)
+    withheld, results = offered(measured, config)
+    rivals = [disk.read_rival(Path(rival["path"])) for rival in config["card"].get("iso_disk") or []]
     folder = _beside(args.plots, args.card)
-    markdown = render(results, config, folder)
-    plots.bits(results, args.plots / "bits.svg")
-    for measure, draw in (("kld", plots.size_kld), ("perplexity", plots.size_perplexity)):
-        picture = f"size-{measure}.svg"
-        if picture == picture_of(results):
-            draw(results, args.plots / picture)
-        else:
-            (args.plots / picture).unlink(missing_ok=True)
+    markdown = render(measured, config, folder, rivals)
+    html = page.render(measured, withheld, _title(measured, config))
+    modelfiles = {
+        f"Modelfile.{quant.name}": ollama.modelfile(quant.file, _context(results), results.facts)
+        for quant in results.quants
+        if _loadable(quant)
+    }
+    plots.sizes(measured, args.plots / "size.svg")
+    plots.save(lambda theme: maps.draw_bits(results, theme), args.plots / "bits.svg")
+    beside = args.card.parent
+    for old in beside.glob("Modelfile.*"):
+        if old.name not in modelfiles:
+            old.unlink()
+    for name, said in modelfiles.items():
+        write_text(beside / name, said)
+    write_text(beside / "index.html", html)
+    listed = [verdict.facts for verdict in withheld]
+    write_json(beside / "withheld.json", {"policy": config.get("withhold", "none"), "withheld": listed})
     write_text(args.card, markdown)
     log.say(f"card of {text.plural(len(results.quants), 'file')}: {args.card}")
+    for verdict in withheld:
+        log.say(f"withheld: {verdict.quant.name}, {verdict.reason}: {verdict.figure}")
 
 
-def picture_of(results: Results) -> str | None:
-    """The picture of size against quality, by the first measure that there is."""
-    if results.kld is not None:
-        return "size-kld.svg"
-    return None if results.perplexity is None else "size-perplexity.svg"
+def passed(measured: dict[str, Any] | None) -> str:
+    """pass@1 of humaneval.json in percent, with its interval."""
+    if measured is None:
+        return ""
+    low, high = measured["interval"]
+    return f"{100 * measured['pass_at_1']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def score(entry: disk.Entry | None) -> str:
+    """A share in percent, with its interval where there is one."""
+    if entry is None or entry.score is None:
+        return ""
+    one = entry.score
+    span = f" ({100 * one.low:.0f} to {100 * one.high:.0f})" if one.low < one.high else ""
+    return f"{100 * one.value:.1f} %{span}"
+
+
+def audit(key: str) -> str:
+    """The name of an audit or a kind of failure in words."""
+    return _AUDITS.get(key, key)
+
+
+def engine(name: str) -> str:
+    """What a plan's engine is called by those who use it."""
+    return {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}.get(name, name)
+
+
+def download(quant: Quant) -> str:
+    """What `hf download` takes of a file's name: all parts of a split one."""
+    if not quant.parts:
+        return quant.file
+    return f"--include '{quant.file.rsplit('-00001-of-', 1)[0]}-*.gguf'"
+
+
+def _loadable(quant: Quant) -> bool:
+    """Whether Ollama can have it: of llama.cpp's types, and one file."""
+    return not _foreign(quant) and not quant.parts
+
+
+def _foreign(quant: Quant) -> bool:
+    return bool(quant.plan["engine"] != "mainline")
+
+
+def _chat(results: Results) -> ollama.Chat | None:
+    return ollama.chat(results.facts["chat_template"], results.facts.get("tokenizer") or "")
+
+
+def _context(results: Results) -> int:
+    return min(results.facts["context_length"] or _CONTEXT, _CONTEXT)
+
+
+def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
+    """What the publisher's texts may name, as `texts.VARIABLES` lists it."""
+    card, facts = config["card"], results.facts
+    return {
+        "model": config["model"],
+        "title": _title(results, config),
+        "base_model": ", ".join(_listed(card.get("base_model"))) or facts["name"] or config["model"],
+        "license": card.get("license") or facts["licence"] or "",
+        "source": config.get("source") or facts["name"] or "",
+        "architecture": facts["architecture"],
+        "parameters": facts["parameters"],
+        "files": len(results.quants),
+        "largest": results.quants[0].name,
+        "smallest": results.quants[-1].name,
+        "recommended": _pick(results).name,
+    }
 
 
 def _title(results: Results, config: dict[str, Any]) -> str:
@@ -158,7 +329,11 @@ def _bits_finding(pick: Quant) -> str:
 
 
 def _checksums(results: Results, config: dict[str, Any]) -> str:
-    lines = [f"{quant.sha256}  {quant.file}" for quant in results.quants]
+    lines = [
+        f"{part['sha256']}  {part['file']}"
+        for quant in results.quants
+        for part in quant.parts or [{"sha256": quant.sha256, "file": quant.file}]
+    ]
     return "\n".join([*lines, f"{results.facts['sha256']}  {config.get('source') or 'source'}"])
 
 

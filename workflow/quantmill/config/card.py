@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from quantmill.config.fields import PublishedRepository, Size, Strict, Text, Texts, size_bytes
+from quantmill.config.fields import (
+    Count,
+    Folder,
+    Name,
+    PublishedRepository,
+    Size,
+    Strict,
+    Text,
+    Texts,
+    size_bytes,
+)
 from quantmill.config.refusal import refuse, refuse_twice
+from quantmill.errors import QuantmillError
 
 _LEAST_SPLIT = 10**6
+_LONGEST_TEXT = 1 << 16
+
+
+class TextFile(Strict):
+    """A text of the card in a markdown file of its own."""
+
+    file: Text
+
+
+def _kind_of_words(given: Any) -> str:
+    return "<file>" if isinstance(given, dict | TextFile) else "<text>"
+
+
+Words = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[TextFile, Tag("<file>")], Discriminator(_kind_of_words)
+]
+
+
+class IsoDisk(Strict):
+    """Another model to compare with by size: one of this file, results elsewhere, or published figures."""
+
+    name: Text
+    model: Name | None = Field(default=None, description="a model of this file")
+    results: Folder | None = Field(default=None, description="folder of a model's results, finished ones")
+    csv: Text | None = Field(
+        default=None, description="columns: file, one of bytes, gib and gb, humaneval (a share) or kld"
+    )
+    source: Text | None = Field(default=None, description="where the figures of the csv are from")
+
+    @model_validator(mode="after")
+    def _one(self) -> IsoDisk:
+        if sum(given is not None for given in (self.model, self.results, self.csv)) != 1:
+            raise refuse("not_one", "give it exactly one of model, results and csv")
+        if self.csv is not None and self.source is None:
+            raise refuse(
+                "no_source", "figures of others need their source; say where they are from", "source"
+            )
+        return self
 
 
 class Card(Strict):
@@ -21,8 +71,28 @@ class Card(Strict):
     language: Texts | None = None
     tags: list[Text] | None = None
     pipeline_tag: Text | None = None
-    about: Text | None = Field(default=None, description="why these files were made")
-    credits: Text | None = None
+    library_name: Text | None = None
+    datasets: list[Text] | None = Field(default=None, description="repositories of what it was trained on")
+    license_name: Text | None = Field(default=None, description="where the license is `other`")
+    license_link: Text | None = None
+    quantized_by: Text | None = None
+    about: Words | None = Field(default=None, description="why these files were made, in markdown")
+    credits: Words | None = None
+    license_notes: Words | None = Field(default=None, description="what else there is to the licence")
+    contexts: list[Count] | None = Field(
+        default=None, description="tokens of the memory tables; default: powers of two from 4096"
+    )
+    iso_disk: list[IsoDisk] = Field(default=[], description="other models, for a table by size")
+
+    @property
+    def words(self) -> dict[str, tuple[str, str]]:
+        """The publisher's texts by field, each after where it stands. QuantmillError for a broken file."""
+        given = {field: getattr(self, field) for field in ("about", "credits", "license_notes")}
+        return {
+            field: (words.file, _read(Path(words.file))) if isinstance(words, TextFile) else (field, words)
+            for field, words in given.items()
+            if words is not None
+        }
 
 
 class Publish(Strict):
@@ -55,3 +125,13 @@ class Publish(Strict):
     def split_bytes(self) -> int:
         """The most bytes of a file."""
         return size_bytes(self.split)
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise QuantmillError(f"cannot be read ({error})", path, "give a markdown file in UTF-8") from None
+    if len(text) > _LONGEST_TEXT:
+        raise QuantmillError("longer than 64 KiB", path, "a card is read for a minute; shorten it")
+    return text

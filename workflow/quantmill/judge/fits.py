@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantmill.card import compare
-from quantmill.card.text import code, count, decimal_size, nats, size
+from quantmill.judge import compare
+from quantmill.text import code, count, decimal_size, nats, size
 
 if TYPE_CHECKING:
-    from quantmill.card.results import Quant
+    from quantmill.judge.results import Quant
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from quantmill.card import compare
-from quantmill.card.fits import Fit, fitted
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table
+from quantmill.judge import compare, sanity
+from quantmill.judge.fits import Fit, fitted
 
 SOURCE = "source"
+HUMANEVAL = "HumanEval"
+
+MEASURED: Final = ("kld", "perplexity", "speed", "served", "humaneval", "tasks")
+"""What lies in `bench/<row>/<it>.json`, and what the card's config says was taken."""
+
+_SURE = 1.96  # standard errors of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class Quant:
-    """One recipe's file and all that is known of it; `kld`, `perplexity` and `speed` where measured.
+    """One recipe's file and all that is known of it; the measurements that were taken, else None.
 
     `divergence` and `difference` (of the perplexities) are the paired ones to
-    the source. `tensors` are the rows of the
-    plan with `parameters` and `bytes` as numbers. `fit` is the report of the
-    allocation, and its `gate`, where the recipe was fitted to a budget.
+    the source; there is no `divergence` where the source's own condemns it.
+    `scores` are the evaluations that tell files apart, by name. `tensors` are
+    the rows of the plan with `parameters` and `bytes` as numbers. `fit` is the
+    report of the allocation, and its `gate`, where the recipe was fitted to a budget;
+    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`.
     """
 
     name: str
@@ -38,7 +46,18 @@ class Quant:
     perplexity: dict[str, Any] | None
     difference: compare.Difference | None
     speed: dict[str, Any] | None
+    served: dict[str, Any] | None = None
+    humaneval: dict[str, Any] | None = None
+    tasks: dict[str, Any] | None = None
+    scores: dict[str, compare.Score] = field(default_factory=dict)
     fit: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def measure(self) -> str | None:
+        """What its loss is measured by: `kld`, else `perplexity`."""
+        return "kld" if self.divergence else "perplexity" if self.difference else None
 
     @property
     def loss(self) -> compare.Paired | None:
@@ -47,7 +66,7 @@ class Quant:
 
     def against(self, other: Quant) -> compare.Paired:
         """The paired difference to another file, by the same measure; one must have been taken."""
-        if self.kld and other.kld:
+        if self.divergence and other.divergence and self.kld and other.kld:
             return compare.divergence(self.kld, other.kld)
         assert self.perplexity is not None
         assert other.perplexity is not None
@@ -79,9 +98,13 @@ class Results:
     kld: dict[str, Any] | None
     perplexity: dict[str, Any] | None
     speed: dict[str, Any] | None
+    served: dict[str, Any] | None
+    humaneval: dict[str, Any] | None
+    tasks: dict[str, Any] | None
     imatrix: dict[str, Any] | None
     corpora: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, str]]
+    doubts: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def fits(self) -> list[Fit]:
@@ -107,16 +130,18 @@ class Results:
         return total.most_common(1)[0][0]
 
     @property
-    def source_perplexity(self) -> float | None:
-        """The source's own perplexity, where anything told it."""
-        if self.perplexity is not None:
-            return float(self.perplexity["perplexity"])
-        return float(self.kld["perplexity"]["value"]) if self.kld is not None else None
+    def measure(self) -> str | None:
+        """What losses are measured by: `kld` unless its floor condemns it, else `perplexity`."""
+        if self.kld is not None and "kld" not in self.doubts:
+            return "kld"
+        return None if self.perplexity is None else "perplexity"
 
     @property
-    def absurd(self) -> bool:
-        """Whether the source's own perplexity condemns the run."""
-        return (self.source_perplexity or 0.0) > compare.ABSURD_PERPLEXITY
+    def unranked(self) -> str:
+        """Why no file can be ranked by its loss, in words; empty where they can be."""
+        if "perplexity" in self.doubts:
+            return self.doubts["perplexity"]
+        return self.doubts.get("kld", "") if self.measure is None else ""
 
     @property
     def floor(self) -> float | None:
@@ -131,40 +156,69 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     measurement of another file, and for one of other chunks than the source's.
     """
     facts = read_json(folder / "model.json")
-    kld = _measured(folder, SOURCE, "kld", config, facts["sha256"])
-    perplexity = _measured(folder, SOURCE, "perplexity", config, facts["sha256"])
+    source = {what: _measured(folder, SOURCE, what, config, facts["sha256"]) for what in MEASURED}
     imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
-    quants = [_quant(folder, name, config, kld, perplexity) for name in config["recipes"]]
-    names = [stage["corpus"] for stage in (imatrix, kld, perplexity) if stage is not None]
+    doubts = _doubts(folder, config, source)
+    quants = [_quant(folder, name, config, source, doubts) for name in config["recipes"]]
+    if (folder / "memory.json").exists():
+        tables = read_json(folder / "memory.json")["recipes"]
+        quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
+    names = [stage["corpus"] for stage in (imatrix, source["kld"], source["perplexity"]) if stage is not None]
     return Results(
         facts=facts,
         manifest=read_table(folder / "manifest.tsv"),
         quants=sorted(quants, key=lambda quant: -quant.bytes),
-        kld=kld,
-        perplexity=perplexity,
-        speed=_measured(folder, SOURCE, "speed", config, facts["sha256"]),
+        **source,
         imatrix=imatrix,
         corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
         sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
+        doubts=doubts,
     )
+
+
+def _doubts(folder: Path, config: dict[str, Any], source: dict[str, dict[str, Any] | None]) -> dict[str, str]:
+    """What the source's own measurements condemn: by measure (or task), in words."""
+    perplexity, kld, humaneval, tasks = (source[w] for w in ("perplexity", "kld", "humaneval", "tasks"))
+    value = perplexity["perplexity"] if perplexity else kld["perplexity"]["value"] if kld else None
+    files = [read_json(folder / "bench" / name / "kld.json") for name in config["recipes"] if kld]
+    found = {"perplexity": sanity.of_perplexity(value), "kld": sanity.of_divergence(kld, files)}
+    if humaneval:
+        found[HUMANEVAL] = sanity.of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
+    for task in tasks["tasks"] if tasks else []:
+        found[task["name"]] = sanity.of_score(task["name"], task["value"], task["stderr"], task["chance"])
+    return {what: text for what, text in found.items() if text}
+
+
+def scored(humaneval: dict[str, Any] | None, tasks: dict[str, Any] | None) -> dict[str, compare.Score]:
+    """The scores of one file, by the evaluation's name."""
+    found = {}
+    if humaneval:
+        low, high = humaneval["interval"]
+        words = f"{humaneval['passed']} of {humaneval['problems']}"
+        found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words)
+    for task in tasks["tasks"] if tasks else []:
+        value, reach = task["value"], _SURE * task["stderr"]
+        words = f"{task['metric']}, {task['samples']} questions"
+        found[task["name"]] = compare.Score(value, value - reach, value + reach, words)
+    return found
 
 
 def _quant(
     folder: Path,
     name: str,
     config: dict[str, Any],
-    source_kld: dict[str, Any] | None,
-    source_perplexity: dict[str, Any] | None,
+    source: dict[str, dict[str, Any] | None],
+    doubts: dict[str, str],
 ) -> Quant:
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
     bench, gate = folder / "bench" / name, config["fits"]
-    kld = _measured(folder, name, "kld", config, facts["sha256"])
+    measured = {what: _measured(folder, name, what, config, facts["sha256"]) for what in MEASURED}
     divergence = difference = None
-    if kld is not None and source_kld is not None:
-        divergence = compare.divergence(kld, source_kld, str(bench / "kld.json"))
-    perplexity = _measured(folder, name, "perplexity", config, facts["sha256"])
-    if perplexity is not None and source_perplexity is not None:
-        difference = compare.paired(perplexity, source_perplexity, str(bench / "perplexity.json"))
+    if (kld := measured["kld"]) and source["kld"] and "kld" not in doubts:
+        divergence = compare.divergence(kld, source["kld"], str(bench / "kld.json"))
+    if (perplexity := measured["perplexity"]) and source["perplexity"]:
+        difference = compare.paired(perplexity, source["perplexity"], str(bench / "perplexity.json"))
+    scores = scored(measured["humaneval"], measured["tasks"])
     return Quant(
         name=name,
         file=facts["file"],
@@ -173,11 +227,11 @@ def _quant(
         plan=read_json(folder / "plans" / f"{name}.json"),
         tensors=[_tensor(row) for row in read_table(folder / "plans" / f"{name}.tsv")],
         recipe=_text(folder / "recipes" / f"{name}.yaml"),
-        kld=kld,
+        **measured,
         divergence=divergence,
-        perplexity=perplexity,
         difference=difference,
-        speed=_measured(folder, name, "speed", config, facts["sha256"]),
+        scores={name: score for name, score in scores.items() if name not in doubts},
+        parts=facts.get("parts") or [],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
 
@@ -186,11 +240,11 @@ def _measured(
     folder: Path, name: str, what: str, config: dict[str, Any], sha256: str
 ) -> dict[str, Any] | None:
     """A file below bench/, None where this is not measured; it must be of the file with that sha256."""
-    if not config[what]:
+    if not config.get(what):
         return None
     path = folder / "bench" / name / f"{what}.json"
     measured: dict[str, Any] = read_json(path)
-    if measured["model_sha256"] != sha256:
+    if measured.get("model_sha256", sha256) != sha256:
         raise QuantmillError("measured on another file", path, "delete it to have it measured again")
     return measured
 

@@ -9,29 +9,15 @@ from __future__ import annotations
 
 import math
 
-from quantmill.card import compare
-from quantmill.card.results import Quant, Results
-from quantmill.card.text import code, nats, percent, size
+from quantmill.judge import compare, frontier
+from quantmill.judge.results import Quant, Results
+from quantmill.text import code, nats, percent, size
 
 NEAR_PERCENT = 2.0
 """A file whose whole 95 % interval lies below this costs little: the middle choice."""
 
 NEAR = math.log1p(NEAR_PERCENT / 100)
 """The same in nats, 0.0198."""
-
-COLLAPSED = math.log(2)
-"""The loss (nats) from which a file is no longer recommended at any size: twice the perplexity."""
-
-
-def frontier(results: Results) -> set[str]:
-    """The best of each size: quants that no smaller file, the source among them, matches in quality.
-
-    One that has collapsed, or is not recommended, is the best of no size.
-    """
-    usable = [q for q in results.quants if _loss(q) < COLLAPSED and q.name not in results.rejected]
-    points = [(quant.bytes, _loss(quant)) for quant in usable]
-    best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
-    return {quant.name for quant, is_best in zip(usable, best, strict=False) if is_best}
 
 
 def smallest_same(results: Results) -> Quant | None:
@@ -51,19 +37,15 @@ def smallest_same(results: Results) -> Quant | None:
 
 def recommended(results: Results) -> Quant | None:
     """The first choice: that one, else the closest to the source; None where nothing can be told."""
-    if results.absurd or not _worthwhile(results):
+    if results.unranked or not _worthwhile(results):
         return None
-    return smallest_same(results) or min(_worthwhile(results), key=_loss)
+    return smallest_same(results) or min(_worthwhile(results), key=frontier.loss)
 
 
 def choice(results: Results) -> list[str]:
     """Two or three sentences that answer "which file should I choose?" (markdown)."""
-    if results.absurd:
-        return [
-            f"**No advice can be given:** the source's own perplexity is "
-            f"{results.source_perplexity:,.0f}. Either this text is foreign to the model or the run "
-            "is broken, and the differences below mean nothing."
-        ]
+    if results.unranked:
+        return [f"**No advice can be given:** {results.unranked}."]
     measured = [quant for quant in results.quants if quant.loss and quant.name not in results.rejected]
     if not measured:
         largest, smallest = results.quants[0], results.quants[-1]
@@ -79,7 +61,7 @@ def choice(results: Results) -> list[str]:
     if last is smallest_same(results):
         why = (
             f"surely (95 %) within a KL divergence of {NEAR:.2f} of the source"
-            if results.kld
+            if _by_kld(results)
             else f"{_NOT_WORSE} in perplexity"
         )
         first = f"**Take {_named(last)}:** the smallest file {why}"
@@ -90,8 +72,8 @@ def choice(results: Results) -> list[str]:
         sentences.append(
             "It is no smaller than the source it was made from: take that instead where you can."
         )
-    closest = min(_worthwhile(results), key=_loss)
-    if results.kld and closest is not last:
+    closest = min(_worthwhile(results), key=frontier.loss)
+    if _by_kld(results) and closest is not last:
         sentences.append(
             f"**With memory to spare, {_named(closest)}:** the closest to the source ({_change(closest)})."
         )
@@ -103,11 +85,11 @@ def choice(results: Results) -> list[str]:
             f"**For less memory, {_named(middle)}:** the smallest that surely (95 %) costs less than "
             f"{NEAR_PERCENT:g} % ({_change(middle)})."
         )
-    usable = [quant for quant in measured if _loss(quant) < COLLAPSED]
+    usable = [quant for quant in measured if frontier.loss(quant) < frontier.COLLAPSED_FROM]
     tightest = min(usable, key=lambda quant: quant.bytes, default=None)
     if tightest and tightest.bytes < last.bytes:
         words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
-        cost = f"at {_change(tightest)}" if results.kld else f"and it costs {_change(tightest)}"
+        cost = f"at {_change(tightest)}" if _by_kld(results) else f"and it costs {_change(tightest)}"
         sentences.append(f"**The {words} is {_named(tightest)},** {cost}.")
     return sentences
 
@@ -120,9 +102,9 @@ def note(quant: Quant, results: Results) -> str:
     if quant.name in results.rejected:
         return results.rejected[quant.name].verdict
     smallest = quant is results.quants[-1] and len(results.quants) > 1
-    if quant.loss is None or _few(quant) or results.absurd:
+    if quant.loss is None or _few(quant) or results.unranked:
         return "smallest" if smallest else ""
-    if _loss(quant) >= COLLAPSED:
+    if frontier.loss(quant) >= frontier.COLLAPSED_FROM:
         return f"collapsed: {_far(quant)}"
     if quant.bytes >= results.facts["bytes"] and quant.loss.verdict != compare.BETTER:
         return "no smaller than the source it was made from, and no better"
@@ -131,9 +113,11 @@ def note(quant: Quant, results: Results) -> str:
         return beaten
     said = []
     if quant is smallest_same(results):
-        said.append(f"smallest within {NEAR:.2f} of the source" if results.kld else f"smallest {_NOT_WORSE}")
-    if _loss(quant) == min(_loss(other) for other in results.quants):
-        said.append("closest to the source" if results.kld else "lowest perplexity")
+        said.append(
+            f"smallest within {NEAR:.2f} of the source" if _by_kld(results) else f"smallest {_NOT_WORSE}"
+        )
+    if frontier.loss(quant) == min(frontier.loss(other) for other in results.quants):
+        said.append("closest to the source" if _by_kld(results) else "lowest perplexity")
     if smallest:
         said.append("smallest")
     return "; ".join(said) or _step(quant, results)
@@ -166,9 +150,9 @@ def _worthwhile(results: Results) -> list[Quant]:
 def _beaten_by(quant: Quant, results: Results) -> str:
     """That a file no larger is better, or a smaller one no worse; empty where none is."""
     others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
-    other = min(others, key=_loss)
+    other = min(others, key=frontier.loss)
     size = "smaller" if other.bytes < quant.bytes else "as small"
-    if other is quant or _loss(other) > _loss(quant):
+    if other is quant or frontier.loss(other) > frontier.loss(quant):
         return ""
     if quant.against(other).verdict == compare.WORSE:
         return f"skip: {code(other.name)} is {size} and measurably better"
@@ -177,7 +161,7 @@ def _beaten_by(quant: Quant, results: Results) -> str:
 
 def _step(quant: Quant, results: Results) -> str:
     """What the step down from the next larger file of the frontier, else from the source, saves and costs."""
-    best = frontier(results)
+    best = frontier.best(results)
     larger = [other for other in results.quants if other.bytes > quant.bytes and other.name in best]
     name, bytes_, cost = "the source", results.facts["bytes"], quant.loss
     if larger:
@@ -194,7 +178,7 @@ def _named(quant: Quant) -> str:
 
 
 def _change(quant: Quant) -> str:
-    if quant.kld:
+    if quant.divergence and quant.kld:
         kld, same = quant.kld["kld"], quant.kld["same_top"]
         return (
             f"KL divergence {nats(kld['mean'], kld['error'])}, "
@@ -205,17 +189,17 @@ def _change(quant: Quant) -> str:
 
 
 def _far(quant: Quant) -> str:
-    if quant.kld:
-        return f"KL divergence {nats(_loss(quant))}"
-    return f"{math.exp(_loss(quant)):,.1f} times the source's perplexity"
+    if quant.divergence:
+        return f"KL divergence {nats(frontier.loss(quant))}"
+    return f"{math.exp(frontier.loss(quant)):,.1f} times the source's perplexity"
 
 
 def _measure(results: Results) -> str:
-    return "KL divergence" if results.kld else "Perplexity"
+    return "KL divergence" if _by_kld(results) else "Perplexity"
 
 
-def _loss(quant: Quant) -> float:
-    return quant.loss.mean if quant.loss else math.inf
+def _by_kld(results: Results) -> bool:
+    return results.measure == "kld"
 
 
 def _few(quant: Quant) -> bool:

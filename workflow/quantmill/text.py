@@ -1,4 +1,4 @@
-"""How values are written on a card: units, numbers with errors, and what must be escaped in markdown."""
+"""How values are written for people: units, numbers with errors, and what must be escaped in markdown."""
 
 from __future__ import annotations
 

@@ -17,9 +17,6 @@ BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few ch
 MIN_CHUNKS = 4
 """Below it a t interval says nothing worth printing (3 degrees of freedom: t = 3.2)."""
 
-ABSURD_PERPLEXITY = 1000.0
-"""A model that reads its own kind of text is far below; above it the text or the run is at fault."""
-
 
 @dataclass(frozen=True)
 class Paired:
@@ -132,6 +129,61 @@ def _mean(ours: list[float], other: list[float]) -> tuple[float, float, int]:
     n = len(differences)
     error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else 0.0
     return statistics.fmean(differences), error, n
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers with its two-sided 95 % interval. More is better."""
+
+    value: float
+    low: float
+    high: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of two figures of which more is better, with its two-sided 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval leaves out zero, in words otherwise."""
+        if self.low > 0:
+            return BETTER
+        return WORSE if self.high < 0 else SAME
+
+
+def scores(ours: Score, other: Score) -> Interval:
+    """The difference of two shares, from the interval of each.
+
+    Square and add: R. G. Newcombe, "Interval estimation for the difference
+    between independent proportions", 1998, method 10. The two are taken as
+    independent; that both answered the same questions makes it rather too wide.
+    """
+    difference = ours.value - other.value
+    down = math.hypot(ours.value - ours.low, other.high - other.value)
+    up = math.hypot(ours.high - ours.value, other.value - other.low)
+    return Interval(difference, difference - down, difference + up)
+
+
+def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:
+    """How much faster, as a share of the other's rate: one half of two speed.json; Welch's interval."""
+    from scipy.special import stdtrit
+
+    parts = [one["sd"] ** 2 / len(one["samples"]) for one in (ours, other)]
+    free = [max(1, len(one["samples"]) - 1) for one in (ours, other)]
+    error, difference = math.sqrt(sum(parts)), ours["mean"] - other["mean"]
+    if error == 0:
+        return Interval(*[difference / other["mean"]] * 3)
+    freedom = sum(parts) ** 2 / sum(part**2 / n for part, n in zip(parts, free, strict=True))
+    reach = float(stdtrit(freedom, 0.975)) * error
+    return Interval(
+        *(value / other["mean"] for value in (difference, difference - reach, difference + reach))
+    )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -1,0 +1,165 @@
+"""What is withheld and why: dominated, collapsed, identical; and what saves a file from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.card import write
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
+from quantmill.judge import compare, frontier
+from quantmill.judge.results import Results, read
+
+Tree = tuple[Path, dict[str, Any]]
+
+# name: (main type, embeddings, more, mean nll added, its sd): as in conftest
+TWO = {
+    "Q5_K_M": ("q5_K", "q8_0", "q6_K", 0.0080, 0.006), "Q4_K_L": ("q4_K", "f16", "q8_0", 0.0420, 0.010)
+}  # fmt: skip
+NOISY = {"big": ("q5_K", "q8_0", "q6_K", 0.010, 0.2), "small": ("q5_K", "q6_K", "q6_K", 0.0099, 0.2)}
+
+
+def edit(path: Path, **fields: Any) -> None:
+    write_json(path, read_json(path) | fields)
+
+
+def reasons(results: Results) -> dict[str, tuple[str, str | None]]:
+    found = frontier.condemned(results)
+    return {name: (verdict.reason, verdict.rival and verdict.rival.name) for name, verdict in found.items()}
+
+
+def test_a_file_is_dominated_by_one_no_larger_and_surely_better(kld_tree: Tree) -> None:
+    results = read(*kld_tree)
+    assert reasons(results) == {"Q4_K_L": ("dominated", "Q5_K_M"), "IQ2_XXS": ("collapsed", None)}
+    verdict = frontier.condemned(results)["Q4_K_L"]
+    assert verdict.difference is not None
+    assert verdict.difference.mean == pytest.approx(0.066 - 0.015, abs=1e-6)
+    assert 0 < verdict.difference.low < verdict.difference.mean < verdict.difference.high
+    assert verdict.figure.startswith("0.05100 more KL divergence (95 %: 0.05")
+    assert verdict.figure.endswith(", and Q5_K_M is 1.1 MiB smaller")
+
+
+def test_by_perplexity_where_no_divergence_was_measured(tree: Tree) -> None:
+    results = read(*tree)
+    assert reasons(results)["Q4_K_L"] == ("dominated", "Q5_K_M")
+    assert frontier.condemned(results)["Q4_K_L"].figure.startswith("+3.46 % perplexity (95 %: +")
+
+
+def test_a_difference_within_the_noise_condemns_nothing(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(recipes=NOISY)
+    results = read(folder, config | {"kld": True})
+    big, small = results.quants
+    assert small.loss and big.loss and small.loss.mean < big.loss.mean and small.bytes < big.bytes
+    assert big.against(small).verdict == compare.SAME
+    assert reasons(results) == {}
+
+
+@pytest.mark.parametrize(("slower", "kept"), [(0.9, True), (0.97, False)])
+def test_a_faster_file_stays_unless_nobody_would_notice(
+    make_tree: Callable[..., Tree], slower: float, kept: bool
+) -> None:
+    folder, config = make_tree(recipes=TWO)
+    config |= {"kld": True}
+    theirs = read_json(folder / "bench" / "Q4_K_L" / "speed.json")["prompt"]
+    samples = [slower * theirs["mean"]] * 5
+    half = theirs | {"mean": slower * theirs["mean"], "sd": 0.1, "samples": samples}
+    edit(folder / "bench" / "Q5_K_M" / "speed.json", prompt=half)
+    assert ("Q4_K_L" not in reasons(read(folder, config))) == kept
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.30, True), (0.55, False)])
+def test_a_file_that_surely_scores_more_stays(
+    make_tree: Callable[..., Tree], score: float, kept: bool
+) -> None:
+    folder, config = make_tree(recipes=TWO)
+    config |= {"kld": True}
+    for name in ("source", *config["recipes"]):
+        value = score if name == "Q5_K_M" else 0.6
+        measured = {"problems": 164, "passed": round(164 * value), "pass_at_1": value,
+                    "interval": [value - 0.075, value + 0.075]}  # fmt: skip
+        write_json(folder / "bench" / name / "humaneval.json", measured)
+    results = read(folder, config | {"humaneval": True})
+    assert ("Q4_K_L" not in reasons(results)) == kept
+
+
+def test_a_rival_that_is_dominated_itself_gives_way_to_the_best(make_tree: Callable[..., Tree]) -> None:
+    chain = {
+        "worst": ("q6_K", "f16", "q8_0", 0.06, 0.001), "middle": ("q6_K", "q8_0", "q8_0", 0.04, 0.001),
+        "best": ("q6_K", "q6_K", "q6_K", 0.01, 0.001),
+    }  # fmt: skip
+    folder, config = make_tree(recipes=chain)
+    found = reasons(read(folder, config | {"kld": True}))
+    assert found == {"worst": ("dominated", "best"), "middle": ("dominated", "best")}
+
+
+def test_a_twin_is_named_and_the_first_of_the_two_stays(make_tree: Callable[..., Tree]) -> None:
+    same = ("q4_K", "q6_K", "q6_K", 0.02, 0.01)
+    folder, config = make_tree(recipes={"Q4_K_M": same, "Q4_K_L": same})
+    results = read(folder, config | {"kld": True})
+    assert reasons(results) == {"Q4_K_L": ("identical", "Q4_K_M")}
+    assert [v.reason for v in frontier.withheld(results, "collapsed")] == []
+
+
+def test_each_policy_withholds_its_own(kld_tree: Tree) -> None:
+    results = read(*kld_tree)
+    assert frontier.withheld(results, "none") == []
+    assert [v.quant.name for v in frontier.withheld(results, "collapsed")] == ["IQ2_XXS"]
+    assert {v.quant.name for v in frontier.withheld(results, "dominated")} == {"Q4_K_L", "IQ2_XXS"}
+
+
+def test_where_the_source_itself_is_absurd_only_twins_are_condemned(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    edit(folder / "bench" / "source" / "perplexity.json", perplexity=54321.0)
+    results = read(folder, config)
+    assert (reasons(results), frontier.best(results)) == ({}, set())
+
+
+def test_what_is_withheld_stands_apart_on_the_card(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    card = write.render(read(folder, config), config | {"withhold": "dominated"})
+    before, after = card.split("## Withheld")
+    assert "(tiny-Q4_K_L.gguf)" not in before and "(tiny-IQ2_XXS.gguf)" not in before
+    assert "| `Q4_K_L` | 11.4 MiB | dominated | 0.05100 more KL divergence" in after
+    assert "| `Q5_K_M`, 10.3 MiB |" in after
+    assert "tiny-Q4_K_L.gguf" not in card.split("## Files in the repository")[1]
+    assert "Perplexity of IQ2_XXS" not in before  # nor in the front matter
+
+
+def test_withheld_json_says_what_condemned_each(kld_tree: Tree) -> None:
+    verdicts = frontier.withheld(read(*kld_tree), "dominated")
+    (one,) = [verdict.facts for verdict in verdicts if verdict.quant.name == "Q4_K_L"]
+    assert json.loads(json.dumps(one))["rival"] == "Q5_K_M"
+    assert (one["reason"], one["measure"], one["file"]) == ("dominated", "kld", "tiny-Q4_K_L.gguf")
+    assert one["difference"]["low"] > 0
+
+
+def test_a_model_of_which_nothing_is_left_is_refused(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(recipes={"IQ2_XXS": ("iq2_xxs", "q5_K", "q3_K", 0.9, 0.06)})
+    config |= {"kld": True, "withhold": "collapsed"}
+    with pytest.raises(QuantmillError, match=r"tiny: every file is withheld; set publish\.withhold to none"):
+        write.render(read(folder, config), config)
+
+
+def test_scores_are_compared_by_newcombes_interval() -> None:
+    # Newcombe 1998, table II, method 10: 56/70 against 48/80, 0.2 with 0.0524 to 0.3339
+    one = compare.Score(56 / 70, 0.69176, 0.87697, "")
+    other = compare.Score(48 / 80, 0.49044, 0.70040, "")
+    found = compare.scores(one, other)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-4)
+    assert found.verdict == "better"
+
+
+def test_rates_are_compared_by_welchs_interval() -> None:
+    # scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(), over the mean of b
+    a, b = [10.1, 10.3, 9.9, 10.2, 10.0], [9.0, 9.4, 8.8, 9.1, 9.2]
+    from scipy import stats
+
+    halves = [{"mean": sum(x) / 5, "sd": stats.tstd(x), "samples": x} for x in (a, b)]
+    found = compare.rates(*halves)
+    wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((wanted.low / 9.1, wanted.high / 9.1))

@@ -1,0 +1,136 @@
+"""A Modelfile for Ollama: the model's own chat template, said in Go's syntax, and its stop words.
+
+Ollama reads the Jinja template of a GGUF only to recognize it among those that
+it knows; any other model would get none at all. So the template is rendered
+with stand-ins, and what stands between them is written down in Ollama's form:
+`.System`, `.Prompt` and `.Response`, applied to each turn. That says all of a
+template that treats every turn alike, which is checked on a longer
+conversation; for any other the Modelfile has no TEMPLATE, and says so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+_SYSTEM, _USER, _ANSWER, _AGAIN = "\x01system\x01", "\x01user\x01", "\x01answer\x01", "\x01again\x01"
+_EOS = "\x01eos\x01"
+_STOP = re.compile(r"(<[^<>\s]+>|\x01eos\x01)\n*")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What stands around the texts of a conversation; `system` is the template's own, where it has one."""
+
+    before_system: str
+    after_system: str
+    before_user: str
+    before_answer: str
+    after_answer: str
+    system: str
+    stop: str
+
+    @property
+    def template(self) -> str:
+        """In Go's syntax, as Ollama applies it to each turn."""
+        first = f"{self.before_system}{{{{ .System }}}}{self.after_system}"
+        prompt = f"{{{{ .Prompt }}}}{self.before_answer}"
+        said = f"{{{{ if .System }}}}{first}{{{{ else }}}}{self.before_user}{{{{ end }}}}"
+        return f"{said}{prompt}{{{{ .Response }}}}{self.after_answer}"
+
+    def apply(self, messages: list[tuple[str, str]]) -> str:
+        """What the model is given of (role, text) pairs, as Ollama makes it: for tests and the check."""
+        system, text = "", ""
+        for role, content in messages:
+            if role == "system":
+                system = content
+            elif role == "user":
+                start = f"{self.before_system}{system}{self.after_system}" if system else self.before_user
+                text += start + content + self.before_answer
+                system = ""
+            else:
+                text += content + self.after_answer
+        return text
+
+
+def chat(template: str | None, tokenizer: str = "") -> Chat | None:
+    """The template as Ollama can have it; None where there is none, or where its turns are not alike.
+
+    `tokenizer` is `tokenizer.ggml.model`: that of SentencePiece (`llama`) ends a text with `</s>`.
+    """
+    if not template or any(mark in template for mark in ('"""', "\x01")):
+        return None
+    turns = [("system", _SYSTEM), ("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
+    whole, bare = _render(template, turns), _render(template, [("user", _USER)])
+    if whole is None or bare is None:
+        return None
+    parts = re.split("|".join(re.escape(text) for _, text in turns), whole)
+    end = _STOP.match(parts[3]) if len(parts) == len(turns) + 1 else None
+    if end is None or bare.count(_USER) != 1:
+        return None
+    before_system, after_system, before_answer = parts[:3]
+    first = bare.split(_USER)[0]
+    # a template that puts in a system text of its own, where none is given
+    own = first.startswith(before_system) and first.endswith(after_system)
+    system = first[len(before_system) : len(first) - len(after_system)] if own else ""
+    eos = "</s>" if tokenizer == "llama" else _EOS
+    found = [
+        part.replace(_EOS, eos)
+        for part in (
+            before_system, after_system, parts[3][end.end() :], before_answer, end[0], system, end[1]
+        )
+    ]  # fmt: skip
+    made = Chat(*found)
+    start = [("system", system)] if system else []
+    same = [
+        (turns, whole),
+        ([*start, *turns[1:2]], bare),
+        ([*turns, ("assistant", "b"), ("user", "c")], None),
+    ]
+    for messages, expected in same:
+        wanted = expected if expected is not None else _render(template, messages)
+        if wanted is None or made.apply(messages) != wanted.replace(_EOS, eos):
+            return None
+    return None if any("\x01" in part or "{{" in part for part in found) else made
+
+
+def modelfile(file: str, context: int, facts: dict[str, Any]) -> str:
+    """The Modelfile of a GGUF beside it; `facts` are those of model.json."""
+    found = chat(facts["chat_template"], facts.get("tokenizer") or "")
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
+    if found:
+        lines += [f'TEMPLATE """{found.template}"""', f'PARAMETER stop "{found.stop}"']
+        lines += [f'SYSTEM """{found.system}"""'] if found.system else []
+    elif facts["chat_template"]:
+        lines.append(_UNSAID)
+    else:
+        lines.append("# The model has no chat template: it goes on with the text that it is given.")
+    return "\n".join([*lines, ""])
+
+
+_UNSAID: Final = (
+    "# No TEMPLATE: the model's own says more than Ollama's form can. Ollama takes the one that it has for\n"
+    "# this model where it knows it; llama.cpp applies the model's own."
+)
+
+
+def _render(template: str, messages: list[tuple[str, str]]) -> str | None:
+    """The prompt of the messages, up to where the answer begins; None where the template fails."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: "")
+    try:
+        return environment.from_string(template).render(
+            messages=[{"role": role, "content": text} for role, text in messages],
+            add_generation_prompt=True, bos_token="", eos_token=_EOS, tools=None,
+        )  # fmt: skip
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None

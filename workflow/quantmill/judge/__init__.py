@@ -1,0 +1,1 @@
+"""What the measurements mean: differences, frontiers, what to doubt. Files in, judgements out."""

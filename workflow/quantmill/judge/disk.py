@@ -1,0 +1,164 @@
+"""The same disk: the best file of this model beside the best of another, by bands of size and not by names.
+
+Another model's figures come from its own results, or from a table of published
+ones: CSV with a header of the columns `file`, one of `bytes`, `gib`, `gb`, and
+`humaneval` (pass@1, a share) or `kld` (nats, from its own source) or both.
+Perplexities are no column: on another text or tokenizer they do not compare.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json
+from quantmill.judge import compare, frontier
+from quantmill.judge.results import HUMANEVAL, Results, scored
+from quantmill.text import GIB
+
+UNITS: Final = {"bytes": 1, "gib": GIB, "gb": 10**9}
+FIGURES: Final = ("humaneval", "kld")
+
+_BANDS_AN_OCTAVE = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file on a disk: name, bytes, and what is known of it."""
+
+    name: str
+    bytes: int
+    score: compare.Score | None
+    kld: float | None
+
+
+@dataclass(frozen=True)
+class Band:
+    """The best of ours and the best of theirs between two sizes (bytes); None where one has no file there."""
+
+    low: float
+    high: float
+    ours: Entry | None
+    theirs: Entry | None
+
+    @property
+    def verdict(self) -> str:
+        """By HumanEval, where both were measured with an interval; empty otherwise."""
+        if not (self.ours and self.theirs and self.ours.score and self.theirs.score):
+            return ""
+        if self.theirs.score.low == self.theirs.score.high:
+            return ""
+        return compare.scores(self.ours.score, self.theirs.score).verdict
+
+
+def ours(results: Results) -> list[Entry]:
+    """This model's files."""
+    return [
+        Entry(q.name, q.bytes, q.scores.get(HUMANEVAL), q.divergence.mean if q.divergence else None)
+        for q in results.quants
+        if frontier.loss(q) < frontier.COLLAPSED_FROM or not q.loss
+    ]  # fmt: skip
+
+
+def bands(ours: Iterable[Entry], theirs: Iterable[Entry]) -> list[Band]:
+    """Bands of half an octave that any file lies in, largest first, with the best of each side."""
+    mine, other = _by_band(ours), _by_band(theirs)
+    found = sorted({*mine, *other}, reverse=True)
+    return [Band(_edge(band), _edge(band + 1), mine.get(band), other.get(band)) for band in found]
+
+
+def read_rival(path: Path) -> list[Entry]:
+    """The files of another model: a folder of results, or a CSV. QuantmillError for a broken one."""
+    return _read_results(path) if path.is_dir() else read_csv(path)
+
+
+def read_csv(path: Path) -> list[Entry]:
+    """Published figures. QuantmillError for unknown or missing columns, and for what is no number."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise QuantmillError(f"cannot be read ({error})", path, "give a CSV of text") from None
+    rows = csv.DictReader(lines)
+    columns = rows.fieldnames or []
+    known = ("file", *UNITS, *FIGURES)
+    if unknown := [column for column in columns if column not in known]:
+        raise QuantmillError(
+            f"unknown column {unknown[0] or '(no name)'}", f"{path}: line 1", f"known are {', '.join(known)}"
+        )
+    units = [unit for unit in UNITS if unit in columns]
+    if "file" not in columns or len(units) != 1 or not set(columns) & set(FIGURES):
+        wanted = "it needs file, one of bytes, gib and gb, and humaneval or kld"
+        raise QuantmillError(f"the columns are {', '.join(columns) or 'none'}", f"{path}: line 1", wanted)
+    entries = []
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if None in row or None in row.values():
+            raise QuantmillError(f"not {len(columns)} columns", where, "give each row as many as the header")
+        score, kld = (_number(row.get(figure) or "", figure, where) for figure in FIGURES)
+        bytes_ = _number(row[units[0]], units[0], where)
+        if not bytes_:
+            raise QuantmillError(f"{units[0]} is missing", where, "give the file's size")
+        if score is not None and score > 1:
+            raise QuantmillError(f"humaneval is {score:g}", where, "give a share, such as 0.62 for 62 %")
+        entry = Entry(row["file"], round(bytes_ * UNITS[units[0]]), None, kld)
+        if score is not None:
+            entry = Entry(entry.name, entry.bytes, compare.Score(score, score, score, "as published"), kld)
+        entries.append(entry)
+    if not entries:
+        raise QuantmillError("no rows", path, "give a row a file")
+    return entries
+
+
+def _read_results(folder: Path) -> list[Entry]:
+    facts = sorted((folder / "gguf").glob(f"{folder.resolve().name}-*.json"))
+    if not facts:
+        raise QuantmillError("no results of a model", folder, "name the folder results/<model>")
+    entries = []
+    for path in facts:
+        name, file = path.stem.removeprefix(f"{folder.resolve().name}-"), read_json(path)
+        bench = folder / "bench" / name
+        kld, score = bench / "kld.json", bench / "humaneval.json"
+        entries.append(
+            Entry(
+                name,
+                file["bytes"],
+                scored(read_json(score), None)[HUMANEVAL] if score.is_file() else None,
+                read_json(kld)["kld"]["mean"] if kld.is_file() else None,
+            )
+        )
+    return entries
+
+
+def _number(text: str, column: str, where: str) -> float | None:
+    """A number of 0 or more; None for an empty cell."""
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise QuantmillError(f"{column} is {text!r}", where, "give a number of 0 or more, or nothing")
+    return value
+
+
+def _by_band(entries: Iterable[Entry]) -> dict[int, Entry]:
+    """The best of each band: by score, then by divergence, then the largest."""
+    found: dict[int, Entry] = {}
+    for entry in sorted(entries, key=_worth):
+        found[math.floor(_BANDS_AN_OCTAVE * math.log2(entry.bytes))] = entry
+    return found
+
+
+def _worth(entry: Entry) -> tuple[float, float, int]:
+    score = entry.score.value if entry.score else -1.0
+    return score, -(math.inf if entry.kld is None else entry.kld), entry.bytes
+
+
+def _edge(band: int) -> float:
+    return float(2 ** (band / _BANDS_AN_OCTAVE))
