@@ -54,7 +54,7 @@ def test_generation_is_greedy() -> None:
     with Vocabulary(MODEL) as vocabulary:
         written = vocabulary.tokenize(answer.text)
     assert len(answer.tokens) == 24 and not answer.ended
-    assert answer.seconds > 0 and len(written) > 0
+    assert answer.seconds > 0 and answer.prompt_seconds > 0 and len(written) > 0
 
 
 @pytest.mark.parametrize("model", [MODEL, MOE], ids=["dense", "moe"])
@@ -132,17 +132,18 @@ def test_what_is_said_of_answers(tmp_path: Path) -> None:
         "The answer is the answer is the answer is",
     ]
     given = [
-        Answer(number, text, [1, 2] * 20 if number == 2 else [1, 2, 3], number < 2, 0.5)
+        Answer(number, text, [1, 2] * 20 if number == 2 else [1, 2, 3], number < 2, 0.5, 0.25)
         for number, text in enumerate(texts)
     ]
     found = humaneval.samples(
         problems, given, sandbox.Limits(), chat=True, confined=True, threads=2, log=Log()
     )
-    written = humaneval.report(found, 1.5, {})
+    written = humaneval.report(found, given, {})
     assert [row["result"] for row in found] == ["passed", "wrong", "syntax"]
     assert written["audits"] == {"empty": 0, "fenced": 1, "verbatim": 1, "cut_off": 1, "repetition": 1}
     assert written["failures"] == {"wrong": 1, "syntax": 1, "error": 0, "timeout": 0, "limits": 0}
     assert (written["passed"], written["generated_tokens"], written["tokens_per_s"]) == (1, 46, 30.67)
+    assert (written["seconds"], written["prompt_seconds"]) == (1.5, 0.75)
 
 
 def test_a_model_without_a_chat_template_is_refused_or_completes(tmp_path: Path) -> None:

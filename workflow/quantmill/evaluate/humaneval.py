@@ -64,9 +64,15 @@ def samples(
         return list(pool.map(sample, problems, answers))
 
 
-def report(found: Sequence[dict[str, Any]], seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of one file: pass@1 with its interval, the audits, why what failed did."""
+def report(
+    found: Sequence[dict[str, Any]], answers: Sequence[Answer], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON of one file: pass@1 with its interval, the audits, why what failed did.
+
+    The rate is of generating alone, as llama-bench's: the time of the prompts stands beside it.
+    """
     passed, tokens = sum(row["passed"] for row in found), sum(row["tokens"] for row in found)
+    seconds = sum(answer.seconds for answer in answers)
     audits = ("empty", "fenced", "verbatim", "cut_off", "repetition")
     results = Counter(row["result"] for row in found)
     return {
@@ -78,6 +84,8 @@ def report(found: Sequence[dict[str, Any]], seconds: float, settings: dict[str, 
         "failures": {name: results[name] for name in CLASSES},
         "generated_tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 2) if seconds > 0 else 0.0,
+        "seconds": round(seconds, 3),
+        "prompt_seconds": round(sum(answer.prompt_seconds for answer in answers), 3),
         "settings": settings,
     }
 
@@ -109,7 +117,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     found = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
     settings = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
     settings |= {"file": args.problems.name, "confined": confined}
-    written = report(found, sum(answer.seconds for answer in answers), settings)
+    written = report(found, answers, settings)
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in found)
     write_text(args.samples, "".join(f"{line}\n" for line in lines))
     write_json(args.out, written | {"model_sha256": facts["sha256"]})
