@@ -55,6 +55,12 @@ def with_bench(house: House) -> None:
     house.configure(lambda config: config.update(models={"small": MODEL}, imatrix=None, bench={}))
 
 
+def compressed(house: House) -> None:
+    """Another form."""
+    recipes = [MODEL["recipes"][0] | {"form": "compressed-tensors"}]
+    house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
+
+
 def second(house: House) -> None:
     """A recipe more."""
     recipes = [*MODEL["recipes"], {"name": "again", "template": "mfp4"}]
@@ -72,6 +78,7 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "the version of the stage": (lambda h: h.edit("workflow/quantmill/versions.py", *VERSION), EXPORT),
     "a deleted folder": (lambda h: shutil.rmtree(file(h, "")), EXPORT),
     "a deleted report": (lambda h: file(h, ".json").unlink(), EXPORT),
+    "another form": (compressed, EXPORT),
     "a recipe more": (second, {"export_checkpoint again"}),
 }
 

@@ -14,21 +14,26 @@ import safetensors
 
 import checkpoints
 from quantmill.checkpoint import export
-from quantmill.checkpoint.check import check_config
+from quantmill.checkpoint.forms import FORMS, Form, write_configs
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
 from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.versions import VERSIONS
 
+QUANTIZED = [f"model.layers.{n}.mlp.{x}_proj" for n in (0, 1) for x in ("gate", "up", "down")]
+KEPT = sorted([
+    "lm_head", "model.embed_tokens",
+    *(f"model.layers.{n}.self_attn.{x}_proj" for n in (0, 1) for x in "qkvo"),
+])  # fmt: skip
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "modelopt.json").read_text())
 
 
-def run(source: Path, folder: Path, threads: int = 1) -> Path:
+def run(source: Path, folder: Path, threads: int = 1, form: str = "modelopt") -> Path:
     """Export `source` to `folder`/new, its report beside it."""
     out = folder / "new"
     args = argparse.Namespace(
-        spec={"config": {"recipe": "MFP4"}},
+        spec={"config": {"recipe": "MFP4", "form": form}},
         source=source,
         out=out,
         report=folder / "new.json",
@@ -126,6 +131,15 @@ def test_the_report_says_what_the_folder_holds(tmp_path: Path) -> None:
     }
     assert facts["bytes"] == sum(map(len, files.values()))
     assert facts["dtypes"]["U8"] == {"tensors": 6, "bytes": 6 * 64 * 96 // 2}
+    assert facts["parameters"] == facts["source"]["bytes"] // 2
+    assert facts["quantized_parameters"] == 6 * 64 * 96
+    weights = sum(entry["bytes"] for entry in facts["dtypes"].values())
+    assert facts["bpw"] == weights * 8 / facts["parameters"] < 16
+    assert {role: found["matrices"] for role, found in facts["by_role"].items()} == {
+        "down_proj": 2, "gate_proj": 2, "up_proj": 2
+    }  # fmt: skip
+    assert facts["source"]["dtypes"] == {"BF16": {"tensors": 21, "bytes": facts["source"]["bytes"]}}
+    assert (facts["form"], facts["layers"]) == ("modelopt", 2)
     errors = [row["error"] for row in facts["quantized"]]
     assert len(errors) == 6 and max(errors) == facts["error"]["max"] and 0.05 < min(errors) < 0.15
 
@@ -193,8 +207,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
 def test_reading_back_sees_what_went_wrong(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaged(folder: Path, *given: Any) -> None:
-        write_weights(folder, *given)
+    def damaged(form: Form, folder: Path, *given: Any) -> None:
+        write_weights(form, folder, *given)
         tensors = raw(folder)
         DAMAGE[case](tensors)
         header, data = {}, b""
@@ -212,15 +226,35 @@ def test_reading_back_sees_what_went_wrong(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("ignore", [["model.layers.0*"], ["lm_head"], []])
-def test_a_wrong_exclude_list_is_seen(tmp_path: Path, ignore: list[str]) -> None:
-    out = run(checkpoints.write(tmp_path / "source"), tmp_path)
-    quantized = [f"model.layers.{n}.mlp.{x}_proj" for n in (0, 1) for x in ("gate", "up", "down")]
-    kept = ["lm_head", "model.layers.0.self_attn.q_proj"]
-    check_config(out, quantized, kept)
-    export.write_configs(out, {}, ignore)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("ignore", [["model.layers.0.mlp.up_proj", *KEPT], ["lm_head"], []])
+def test_a_wrong_exclude_list_is_seen(tmp_path: Path, form: Form, ignore: list[str]) -> None:
+    out = run(checkpoints.write(tmp_path / "source"), tmp_path, form=form.name)
+    form.check(out, QUANTIZED, KEPT)
+    write_configs(form, out, {}, ignore)
     with pytest.raises(QuantmillError, match="stands wrongly with the exclude list"):
-        check_config(out, quantized, kept)
+        form.check(out, QUANTIZED, KEPT)
+
+
+def test_the_form_of_compressed_tensors_renames_and_takes_the_reciprocal(tmp_path: Path) -> None:
+    source = checkpoints.write(tmp_path / "source")
+    (tmp_path / "other").mkdir()
+    ours = raw(run(source, tmp_path))
+    out = run(source, tmp_path / "other", form="compressed-tensors")
+    theirs = raw(out)
+    renamed = {".weight": ".weight_packed", ".weight_scale": ".weight_scale"}
+    for module in QUANTIZED:
+        for one, other in renamed.items():
+            assert theirs.pop(f"{module}{other}") == ours.pop(f"{module}{one}")
+        one, other = ours.pop(f"{module}.weight_scale_2"), theirs.pop(f"{module}.weight_global_scale")
+        assert (other["dtype"], other["shape"]) == ("F32", [1])
+        assert np.frombuffer(other["data"], np.float32) == 1 / np.frombuffer(one["data"], np.float32)
+    assert theirs == ours
+    assert not (out / "hf_quant_config.json").exists()
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors" and config["ignore"] == KEPT
+    facts = json.loads((tmp_path / "other" / "new.json").read_text())
+    assert facts["form"] == "compressed-tensors" and facts["exclude"] == KEPT
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

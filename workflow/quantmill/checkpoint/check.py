@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.checkpoint.modules import Part, excluded
+from quantmill.checkpoint.forms import Form
+from quantmill.checkpoint.modules import Part
 from quantmill.checkpoint.safetensors import Bytes, Checkpoint, Tensor
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
 from quantmill.nvfp4 import values as nvfp4
 
 # The root of summed squares is off by 0.095 for weights of a normal distribution, and by less
@@ -26,7 +26,7 @@ _PIECE = 1 << 24
 
 
 def check(
-    folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor], pool: Executor,
+    form: Form, folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor], pool: Executor,
     done: Callable[[int], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Names, dtypes, shapes, every byte that was to stay, and the error of every matrix that was not.
@@ -40,7 +40,7 @@ def check(
     expected, found = (
         {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
         for tensors in (
-            [*kept, *(tensor for part in parts for tensor in part.outputs())],
+            [*kept, *(tensor for part in parts for tensor in form.outputs(part))],
             made.tensors.values(),
         )
     )
@@ -53,12 +53,13 @@ def check(
         done(tensor.bytes)
     rows = []
     for part in parts:
-        error = _error(made, source, part, pool)
+        error = _error(form, made, source, part, pool)
         if not error <= ERROR_MAX:
             raise _wrong(f"has a relative error of {error:.3g} read back", part.module, folder)
         rows.append(
             {
                 "name": part.module,
+                "role": part.module.rpartition(".")[2],
                 "shape": [*part.shape],
                 "dtype": part.tensor.dtype,
                 "error": round(error, 6),
@@ -76,28 +77,11 @@ def _same(one: Bytes, other: Bytes) -> bool:
     )
 
 
-def _error(made: Checkpoint, source: Checkpoint, part: Part, pool: Executor) -> float:
-    codes, scales, scale = (
-        made.data(made.tensors[tensor.name]).reshape(tensor.shape or (-1,)) for tensor in part.outputs()
-    )
+def _error(form: Form, made: Checkpoint, source: Checkpoint, part: Part, pool: Executor) -> float:
+    codes, scales, scale = (made.data(made.tensors[tensor.name]) for tensor in form.outputs(part))
+    codes, scales = (data.reshape(part.rows, -1) for data in (codes, scales))
     bits, dtype = part.bits(source), part.tensor.dtype
-    return nvfp4.relative_error(bits, dtype, codes, scales, scale.view(np.float32)[0], pool)
-
-
-def check_config(folder: Path, quantized: list[str], kept: list[str]) -> None:
-    """Both configs name the algorithm, and their exclude list means `kept` and nothing of `quantized`.
-
-    Held by the rules of vLLM's loader, for it sees fused modules too: whatever
-    says `gate_proj` is looked up as `gate_up_proj` as well.
-    """
-    inner = read_json(folder / "config.json")["quantization_config"]
-    outer = read_json(folder / "hf_quant_config.json")["quantization"]
-    if inner["ignore"] != outer["exclude_modules"] or inner["quant_algo"] != outer["quant_algo"]:
-        raise _wrong("differ in what they say of the quantization", "the two configs", folder)
-    fused = {name.replace("gate_proj", "gate_up_proj") for name in quantized}
-    wrong = excluded(fused | set(quantized), inner["ignore"]) or set(kept) - excluded(kept, inner["ignore"])
-    if wrong:
-        raise _wrong("stands wrongly with the exclude list", min(wrong), folder)
+    return nvfp4.relative_error(bits, dtype, codes, scales, form.stored(scale.view(np.float32)[0]), pool)
 
 
 def _wrong(what: str, name: str, folder: Path) -> QuantmillError:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint, its MLP weights as NVFP4: the folder that vLLM's modelopt loader takes.
+"""A Hugging Face checkpoint, its MLP weights as NVFP4: a folder that vLLM takes.
 
 Weights only (W4A16_NVFP4): nothing is calibrated and nothing said of activations.
 """
@@ -6,11 +6,10 @@ Weights only (W4A16_NVFP4): nothing is calibrated and nothing said of activation
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import secrets
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.checkpoint.check import check, check_config
-from quantmill.checkpoint.modules import Part, exclude_list, find, kept_modules
+from quantmill.checkpoint.check import check
+from quantmill.checkpoint.forms import ALGORITHM, CONFIG, FORMS, QUANT_CONFIG, Form
+from quantmill.checkpoint.modules import Part, find, kept_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
@@ -29,10 +29,6 @@ from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
 
-ALGORITHM = "W4A16_NVFP4"
-CONFIG, QUANT_CONFIG = "config.json", "hf_quant_config.json"
-# Loaders of hf_quant_config.json refuse any other name; the version is the one whose bytes these are.
-PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 # Weights in whatever form, and what is written anew or speaks of the source alone.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt"}
 _NOT_CARRIED = {CONFIG, QUANT_CONFIG, INDEX, "pytorch_model.bin.index.json", "README.md"}
@@ -59,14 +55,14 @@ def carried(folder: Path) -> list[Path]:
 
 
 def write_weights(
-    folder: Path, source: Checkpoint, groups: list[list[Part]], kept: list[Tensor], pool: Executor,
-    done: Callable[[int], None],
+    form: Form, folder: Path, source: Checkpoint, groups: list[list[Part]], kept: list[Tensor],
+    pool: Executor, done: Callable[[int], None],
 ) -> None:  # fmt: skip
     """The tensors, in files of the source's names, and their index where the source has one.
 
     One group of matrices is in memory at a time: gate and up, which share a scale.
     """
-    outputs = outputs_of(groups, kept)
+    outputs = outputs_of(form, groups, kept)
     with ExitStack() as stack:
         writers = {
             shard: stack.enter_context(
@@ -82,8 +78,8 @@ def write_weights(
             for part in group:
                 bits = part.bits(source)
                 codes, scales = nvfp4.quantize(bits, part.tensor.dtype, scale, pool)
-                made: list[NDArray[Any]] = [codes, scales, np.array(scale)]
-                for tensor, data in zip(part.outputs(), made, strict=True):
+                made: list[NDArray[Any]] = [codes, scales, np.full(form.shape, form.stored(scale))]
+                for tensor, data in zip(form.outputs(part), made, strict=True):
                     writers[tensor.file].put(tensor.name, data)
                 done(bits.nbytes)
     if source.index is not None:
@@ -92,9 +88,9 @@ def write_weights(
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": placed})
 
 
-def outputs_of(groups: list[list[Part]], kept: list[Tensor]) -> list[Tensor]:
+def outputs_of(form: Form, groups: list[list[Part]], kept: list[Tensor]) -> list[Tensor]:
     """All tensors of the new checkpoint; `file` is the source's file, by whose name theirs goes."""
-    return [*kept, *(tensor for group in groups for part in group for tensor in part.outputs())]
+    return [*kept, *(tensor for group in groups for part in group for tensor in form.outputs(part))]
 
 
 def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
@@ -102,27 +98,6 @@ def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
     if largest is None:
         raise QuantmillError("has values that are not finite", part.tensor.name, "the source is broken")
     return largest
-
-
-def write_configs(folder: Path, config: dict[str, Any], exclude: list[str]) -> None:
-    """config.json with its quantization_config, and hf_quant_config.json: loaders look at either."""
-    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": nvfp4.BLOCK}
-    quantization = {
-        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
-        "ignore": exclude,
-        "quant_algo": ALGORITHM,
-        "producer": PRODUCER,
-        "quant_method": "modelopt",
-    }
-    text = json.dumps(config | {"quantization_config": quantization}, indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n")
-    outer = {
-        "quant_algo": ALGORITHM,
-        "kv_cache_quant_algo": None,
-        "group_size": nvfp4.BLOCK,
-        "exclude_modules": exclude,
-    }
-    write_json(folder / QUANT_CONFIG, {"producer": PRODUCER, "quantization": outer})
 
 
 @contextmanager
@@ -142,35 +117,66 @@ def building(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def report(folder: Path, recipe: str, rows: list[dict[str, Any]], exclude: list[str]) -> dict[str, Any]:
-    """What the folder holds: its files with their digests, tensors by dtype, the error of each matrix."""
+def report(
+    form: Form, folder: Path, source: Checkpoint, config: dict[str, Any], recipe: str,
+    rows: list[dict[str, Any]], exclude: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """`checkpoint/<model>-<recipe>.json` of docs/files.md: what the folder holds, and how far it is off."""
     tensors = list(Checkpoint(folder).tensors.values())
     files = [
         {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
     ]
-    count, size = Counter(t.dtype for t in tensors), Counter[str]()
-    for tensor in tensors:
-        size[tensor.dtype] += tensor.bytes
-    worst = max(rows, key=lambda row: row["error"])
+    parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    size = sum(tensor.bytes for tensor in tensors)
     return {
         "recipe": recipe,
+        "form": form.name,
         "quant_algo": ALGORITHM,
+        "architectures": config.get("architectures"),
+        "layers": layers_of(config),
+        "parameters": parameters,
+        "quantized_parameters": sum(math.prod(row["shape"]) for row in rows),
+        "bpw": size * 8 / parameters,
         "bytes": sum(file["bytes"] for file in files),
         "files": files,
-        "dtypes": {dtype: {"tensors": count[dtype], "bytes": size[dtype]} for dtype in count},
+        "dtypes": by_dtype(tensors),
+        "source": {
+            "bytes": sum(tensor.bytes for tensor in source.tensors.values()),
+            "files": [path.name for path in source.shards],
+            "dtypes": by_dtype(source.tensors.values()),
+        },
         "exclude": exclude,
-        "error": {
-            "mean": round(sum(row["error"] for row in rows) / len(rows), 6),
-            "max": worst["error"],
-            "name": worst["name"],
+        "error": spread(rows),
+        "by_role": {
+            role: spread([row for row in rows if row["role"] == role])
+            for role in sorted({row["role"] for row in rows})
         },
         "quantized": rows,
     }
 
 
+def by_dtype(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
+    """How many tensors and bytes there are of each dtype."""
+    found: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        entry = found.setdefault(tensor.dtype, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.bytes
+    return dict(sorted(found.items()))
+
+
+def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The relative errors of some matrices: how many there are, mean, largest, and whose it is."""
+    worst = max(rows, key=lambda row: row["error"])
+    mean = round(sum(row["error"] for row in rows) / len(rows), 6)
+    return {"matrices": len(rows), "mean": mean, "max": worst["error"], "name": worst["name"]}
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.export`."""
+    settings = args.spec["config"]
+    form = FORMS[settings["form"]]
     config = read_config(args.source)
     source = Checkpoint(args.source)
     groups = find(source.tensors, layers_of(config))
@@ -179,10 +185,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     taken = {part.tensor.name for part in parts}
     kept = [tensor for tensor in source.tensors.values() if tensor.name not in taken]
     unchanged = kept_modules(kept, quantized)
-    exclude = exclude_list(unchanged, quantized)
     total = sum(tensor.bytes for tensor in source.tensors.values())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(tensor.bytes for tensor in outputs_of(groups, kept))
+    needed = sum(tensor.bytes for tensor in outputs_of(form, groups, kept))
     if (free := shutil.disk_usage(args.out.parent).free) < needed:
         raise QuantmillError(
             f"needs {needed:,} bytes, the disk has {free:,} left", args.out, "free some space"
@@ -191,12 +196,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
         for path in carried(args.source):
             shutil.copyfile(path, folder / path.name)
         with log.progress("export", round(total / 2**20, 1), "MiB") as progress:
-            write_weights(folder, source, groups, kept, pool, lambda size: progress.add(size / 2**20))
-        write_configs(folder, config, exclude)
+            write_weights(form, folder, source, groups, kept, pool, lambda size: progress.add(size / 2**20))
+        exclude = form.write(folder, config, unchanged, quantized)
         with log.progress("check", round(total / 2**20, 1), "MiB") as progress:
-            rows = check(folder, source, parts, kept, pool, lambda size: progress.add(size / 2**20))
-        check_config(folder, quantized, unchanged)
-        facts = report(folder, args.spec["config"]["recipe"], rows, exclude)
+            rows = check(form, folder, source, parts, kept, pool, lambda size: progress.add(size / 2**20))
+        form.check(folder, quantized, unchanged)
+        facts = report(form, folder, source, config, settings["recipe"], rows, exclude)
     write_json(args.report, facts)
     log.say(
         f"{len(parts)} matrices as NVFP4, {len(kept)} tensors as they were; {facts['bytes']:,} bytes; "

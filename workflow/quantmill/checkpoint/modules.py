@@ -52,15 +52,6 @@ class Part:
         bits = as_bits(checkpoint.data(self.tensor), self.tensor.dtype, cube)
         return bits[self.expert, self.first : self.first + self.rows]
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors that stand for it: codes, block scales, tensor scale."""
-        (rows, columns), name, file = self.shape, f"{self.module}.weight", self.tensor.file
-        return (
-            Tensor(name, "U8", (rows, columns // 2), file),
-            Tensor(f"{name}_scale", "F8_E4M3", (rows, columns // BLOCK), file),
-            Tensor(f"{name}_scale_2", "F32", (), file),
-        )
-
 
 def find(tensors: dict[str, Tensor], layers: int | None) -> list[list[Part]]:
     """The parts to quantize, those that share a `weight_scale_2` together.
