@@ -101,7 +101,8 @@ def append(file: str, more: str) -> Callable[[House], None]:
 
 # A test's own engine: the stages still load the real one, the specs name another.
 OTHER_ENGINE = append(
-    "workflow/quantmill/engine/library.py", "\n\ndef digest(file_sha256):\n    return 'other'\n"
+    "workflow/quantmill/engine/library.py",
+    "\n\ndef digest(file_sha256, engine='mainline'):\n    return 'other'\n",
 )
 CHUNKS = {"corpus": "held-out", "context": 128}
 VERSIONS = "workflow/quantmill/versions.py"

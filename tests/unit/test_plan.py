@@ -165,7 +165,7 @@ def test_a_recipe_of_ik_is_planned() -> None:
     assert found["warnings"] == [words]
 
 
-def test_a_plan_of_ik_is_not_executed(tmp_path: Path) -> None:
+def test_a_plan_is_executed_by_its_own_engine_alone(tmp_path: Path) -> None:
     done = command(tmp_path, LLAMA, "engine: ik\nbase: iq4_k", {"recipe": "R", "imatrix": None})
     assert done.returncode == 0, done.stderr
     spec = '{"config":{"imatrix":null},"engine":"x"}'
@@ -176,7 +176,7 @@ def test_a_plan_of_ik_is_not_executed(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "the recipe's engine is ik, with which nothing is quantized yet" in done.stderr
+    assert "the recipe's engine is ik, and its file was to be made by mainline" in done.stderr
     assert not list(tmp_path.glob("x.*"))
 
 

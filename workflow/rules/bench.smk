@@ -11,7 +11,7 @@ rule measure_divergence:
         reference_facts=lambda w: facts_of(w.model, "source"),
         corpus=lambda w: corpora_of(w.model, [measured_on(w.model, "kld").corpus]),
         report=lambda w: reports_of(w.model, [measured_on(w.model, "kld").corpus]),
-        floor=lambda w: [of(w.model, "bench/source/kld.json")] * (w.row != "source"),
+        floor=lambda w: floor_of(w.model, w.row),
     output:
         f"{RESULTS}/{{model}}/bench/{{row}}/kld.json",
     log:

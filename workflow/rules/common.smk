@@ -21,6 +21,9 @@ from quantmill.engine import library
 from quantmill.errors import QuantmillError
 from quantmill.config.source import exports as exports_of, of_ggufs
 from quantmill.judge import disk
+from quantmill.recipe import interchange
+from quantmill.recipe.render import engine_of as engine_of_template
+from quantmill.recipe.render import read_template
 from quantmill.recipe.rules import known_type
 from quantmill.config.refusal import check_duplicates
 
@@ -107,6 +110,8 @@ os.environ.update(
 # One native stage at a time, on all cores: a measured speed must not be shared,
 # and the kernels' threads would only fight. Never part of a spec.
 CORES = workflow.resource_settings.cores or os.cpu_count()
+# The rows of the bench that are the source itself, and their engines.
+SOURCES = {"source": "mainline", "source-ik": "ik"}
 CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")
 
 
@@ -248,6 +253,43 @@ def template_of(model, recipe):
     return str(user.template_file(recipe_of(model, recipe).template, TEMPLATES))
 
 
+@cached
+def engine_of(model, row):
+    """The engine that makes a recipe's file and measures it; `source-ik` is the source in the engine ik."""
+    if row in SOURCES:
+        return SOURCES[row]
+    if fitted(model, row):
+        return recipe_of(model, row).engine
+    recipe = recipe_of(model, row)
+    imported = interchange.engine_of(Path(recipe.file), recipe.form) if recipe.file else None
+    template = template_of(model, row)
+    return engine_of_template(read_template(Path(template)), recipe.parameters, imported, template)
+
+
+@cache
+def sources_of(model):
+    """The rows that are the source itself: one for each engine that a file is measured in, as its divergence
+    from the source must be that of its weights alone.
+    """
+    used = {"mainline", *(engine_of(model, recipe) for recipe in cfg.recipes_of(model))}
+    return [row for row, engine in SOURCES.items() if engine in used]
+
+
+def rows_of(model):
+    """The rows of the bench."""
+    return [*sources_of(model), *cfg.recipes_of(model)]
+
+
+def served_by(model, row):
+    """Whether llama.cpp can load a row's file, and so whatever generates with it."""
+    return engine_of(model, row) == "mainline"
+
+
+def source_beside(model, row):
+    """The source's row in the engine of a row."""
+    return next(source for source, engine in SOURCES.items() if engine == engine_of(model, row))
+
+
 def ranks_by(source, model, recipe, files):
     """The files, where the recipe ranks layers by the source (`imatrix`, `sensitivity`); else none."""
     return files if source in recipe_of(model, recipe).weights else []
@@ -294,12 +336,12 @@ def imatrix_report_of(model):
 
 def from_gguf(model, row):
     """The GGUF that a row of the bench is about: a recipe's, or the source itself."""
-    return from_source(model) if row == "source" else ancient([of(model, f"gguf/{model}-{row}.gguf")])
+    return from_source(model) if row in SOURCES else ancient([of(model, f"gguf/{model}-{row}.gguf")])
 
 
 def facts_of(model, row):
     """The JSON file with the sha256 of that GGUF."""
-    return of(model, "model.json" if row == "source" else f"gguf/{model}-{row}.json")
+    return of(model, "model.json" if row in SOURCES else f"gguf/{model}-{row}.json")
 
 
 def evaluated_by(model, row):
@@ -312,13 +354,23 @@ def evaluated_by(model, row):
     return [of(model, f"bench/{row}/kld.json")] if same else []
 
 
+def floor_of(model, row):
+    """The source's divergence from itself, which that of a file comes after: it makes the predictions."""
+    return [] if row in SOURCES else [of(model, f"bench/{source_beside(model, row)}/kld.json")]
+
+
 # --- targets -----------------------------------------------------------------
 
 
 def bench_of(model, row):
     """The measurements of one file."""
     bench = cfg.bench_of(model)
-    names = ("kld", "perplexity", "speed", "served", "humaneval", "tasks")
+    names = (
+        "kld",
+        "perplexity",
+        "speed",
+        *(("served", "humaneval", "tasks") if served_by(model, row) else ()),
+    )
     return [of(model, f"bench/{row}/{name}.json") for name in names if getattr(bench, name)]
 
 
@@ -386,13 +438,13 @@ def described_in(model):
 
 def measured_in(model):
     """The measurements of a model's files, the source first."""
-    return [file for recipe in ("source", *cfg.recipes_of(model)) for file in bench_of(model, recipe)]
+    return [file for row in rows_of(model) for file in bench_of(model, row)]
 
 
 def samples_of(model):
     """The answers to HumanEval of a model's files."""
-    rows = ("source", *cfg.recipes_of(model)) if cfg.bench_of(model).humaneval else ()
-    return [of(model, f"bench/{row}/humaneval.jsonl") for row in rows]
+    rows = rows_of(model) if cfg.bench_of(model).humaneval else ()
+    return [of(model, f"bench/{row}/humaneval.jsonl") for row in rows if served_by(model, row)]
 
 
 def results_of(model):
@@ -456,5 +508,5 @@ wildcard_constraints:
     model=names(cfg.models),
     corpus=names(cfg.corpora),
     recipe=names(RECIPES),
-    row=names(RECIPES | {"source"}),
+    row=names(RECIPES | SOURCES.keys()),
     file=names(FETCHED),

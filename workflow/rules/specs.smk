@@ -5,8 +5,26 @@
 
 
 @cached
-def engine():
-    return library.digest(MEMO.sha256)
+def engine(name="mainline"):
+    return library.digest(MEMO.sha256, name)
+
+
+@cached
+def engine_generating(model, row):
+    """The digest of the engine that generates with a row's file: llama.cpp, or a refusal."""
+    if not served_by(model, row):
+        raise QuantmillError(
+            f"{row} of {model} is of engine ik, in which nothing generates",
+            config_file,
+            "ask for its kld, perplexity and speed",
+        )
+    return engine()
+
+
+def with_engine(model, row, settings):
+    """The settings of a stage that runs in a row's engine, which it is told where it is not mainline."""
+    name = engine_of(model, row)
+    return settings if name == "mainline" else settings | {"engine": name}
 
 
 @cached
@@ -195,7 +213,8 @@ def quantize_spec(model, recipe):
         "plan": spec.digest(plan_spec(model, recipe)),
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
     }
-    return spec.make("quantize.write", {"imatrix": imatrix_facts(model)}, made_from, engine=engine())
+    settings = with_engine(model, recipe, {"imatrix": imatrix_facts(model)})
+    return spec.make("quantize.write", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
 @cached
@@ -207,7 +226,7 @@ def export_spec(model, recipe):
 
 @cached
 def gguf_identity(model, recipe):
-    return source_sha256(model) if recipe == "source" else spec.digest(quantize_spec(model, recipe))
+    return source_sha256(model) if recipe in SOURCES else spec.digest(quantize_spec(model, recipe))
 
 
 @cached
@@ -218,7 +237,8 @@ def divergence_spec(model, recipe):
         "reference": source_sha256(model),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
     }
-    return spec.make("measure.divergence", chunks.model_dump(), made_from, engine=engine())
+    settings = with_engine(model, recipe, chunks.model_dump())
+    return spec.make("measure.divergence", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
 @cached
@@ -230,8 +250,8 @@ def tuning_spec(model, recipe):
         "reference": source_sha256(model),
         "corpus": spec.digest(corpus_spec(model, probes.corpus)),
     }
-    settings = probes.model_dump(include={"corpus", "chunks", "context"})
-    return spec.make("measure.divergence", settings, made_from, engine=engine())
+    settings = with_engine(model, recipe, probes.model_dump(include={"corpus", "chunks", "context"}))
+    return spec.make("measure.divergence", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
 @cached
@@ -241,7 +261,8 @@ def perplexity_spec(model, recipe):
         "model": gguf_identity(model, recipe),
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
     }
-    return spec.make("measure.perplexity", chunks.model_dump(), made_from, engine=engine())
+    settings = with_engine(model, recipe, chunks.model_dump())
+    return spec.make("measure.perplexity", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
 @cached
@@ -250,7 +271,8 @@ def speed_spec(model, recipe):
     if speed is None:
         raise QuantmillError(f"{model} has no speed", config_file, "give it one under bench")
     made_from = {"model": gguf_identity(model, recipe)}
-    return spec.make("measure.speed", speed.model_dump(), made_from, engine=engine())
+    settings = with_engine(model, recipe, speed.model_dump())
+    return spec.make("measure.speed", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
 @cached
@@ -262,7 +284,8 @@ def served_spec(model, recipe):
         "model": gguf_identity(model, recipe),
         "server": [file_sha256(path) for path in servers_of(model)],
     }
-    return spec.make("serve.measure", served.model_dump(exclude={"server"}), made_from, engine=engine())
+    settings = served.model_dump(exclude={"server"})
+    return spec.make("serve.measure", settings, made_from, engine=engine_generating(model, recipe))
 
 
 @cached
@@ -272,7 +295,9 @@ def humaneval_spec(model, recipe):
         "model": gguf_identity(model, recipe),
         "problems": file_sha256(str(wanted.file())),
     }
-    return spec.make("evaluate.humaneval", wanted.settings, made_from, engine=engine())
+    return spec.make(
+        "evaluate.humaneval", wanted.settings, made_from, engine=engine_generating(model, recipe)
+    )
 
 
 @cached
@@ -283,7 +308,7 @@ def tasks_spec(model, recipe):
         "files": {name: file_sha256(path) for name, path in files_of_tasks(model).items()},
     }
     settings = wanted.model_dump() | {"lm-eval": version("lm-eval")}
-    return spec.make("evaluate.tasks", settings, made_from, engine=engine())
+    return spec.make("evaluate.tasks", settings, made_from, engine=engine_generating(model, recipe))
 
 
 @cached
@@ -335,7 +360,8 @@ CARD_FIELDS = {
 @cached
 def card_spec(model):
     bench, recipes, card = cfg.bench_of(model), list(cfg.recipes_of(model)), cfg.models[model].card
-    rows = ["source", *recipes]
+    rows = rows_of(model)
+    generating = [row for row in rows if served_by(model, row)]
     settings = {
         "model": model,
         "recipes": recipes,
@@ -353,6 +379,10 @@ def card_spec(model):
         "fits": {name: {"gate": recipe_of(model, name).gate} for name in recipes if fitted(model, name)},
         "toolchain": {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")},
     }
+    engines = {recipe: engine_of(model, recipe) for recipe in recipes}
+    if "ik" in engines.values():
+        settings["engines"] = engines
+        settings["toolchain"]["ik-llama-cpp-python"] = version("ik-llama-cpp-python")
     made_from = {
         "template": file_sha256(CARD_TEMPLATE),
         "manifest": spec.digest(manifest_spec(model)),
@@ -363,13 +393,13 @@ def card_spec(model):
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],
         "speed": [spec.digest(speed_spec(model, row)) for row in rows if bench.speed],
-        "served": [spec.digest(served_spec(model, row)) for row in rows if bench.served],
+        "served": [spec.digest(served_spec(model, row)) for row in generating if bench.served],
         "rivals": [rival_digest(rival) for rival in card.iso_disk],
     }
     if bench.humaneval:
-        made_from["humaneval"] = [spec.digest(humaneval_spec(model, row)) for row in rows]
+        made_from["humaneval"] = [spec.digest(humaneval_spec(model, row)) for row in generating]
     if bench.tasks:
-        made_from["tasks"] = [spec.digest(tasks_spec(model, row)) for row in rows]
+        made_from["tasks"] = [spec.digest(tasks_spec(model, row)) for row in generating]
     return spec.make("card.write", settings, made_from)
 
 

@@ -200,9 +200,10 @@ def _kind_of_recipe(given: Any) -> str:
 def _distinct_recipes(recipes: list[str | Recipe | BudgetRecipe]) -> list[str | Recipe | BudgetRecipe]:
     names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
     refuse_twice("", names)
-    if "source" in names:
-        where = f"[{names.index('source')}]"
-        raise refuse("reserved", "the name `source` is the source model's own; choose another", where)
+    for reserved in ("source", "source-ik"):  # rows of the bench
+        if reserved in names:
+            text = f"the name `{reserved}` is the source model's own; choose another"
+            raise refuse("reserved", text, f"[{names.index(reserved)}]")
     return recipes
 
 

@@ -1,4 +1,4 @@
-"""ggml's quantizers and dequantizers, through libggml-base alone.
+"""ggml's quantizers and dequantizers, through the one library of the process's engine that has them.
 
 Rows are independent, so a tensor is cut into runs of rows; each run is
 dequantized to f32 and quantized by one thread, which keeps the f32 copy in the
@@ -21,8 +21,8 @@ from quantmill.errors import QuantmillError
 
 Bytes = NDArray[np.uint8]
 
-# GGML_TYPE_COUNT of the pinned library; ggml_type_name reads past its table beyond it.
-_TYPE_COUNT = 43
+# The library with the quantizers, and its GGML_TYPE_COUNT: ggml_type_name reads past its table beyond it.
+_LIBRARY = {"mainline": ("ggml-base", 43), "ik": ("ggml", 400)}
 
 # A run of rows holds at least this many elements (llama-quant.cpp takes the same),
 # and at most so many that its f32 copy stays within a few MiB.
@@ -30,7 +30,7 @@ _RUN_ELEMENTS = 32 * 512
 
 
 class _Traits(c.Structure):
-    """`struct ggml_type_traits` of ggml.h."""
+    """`struct ggml_type_traits` of ggml.h; of ik_llama.cpp's the beginning, which is the same."""
 
     _fields_ = (
         ("type_name", c.c_char_p),
@@ -43,16 +43,26 @@ class _Traits(c.Structure):
     )
 
 
+class _InitParams(c.Structure):
+    """`struct ggml_init_params` of ggml.h."""
+
+    _fields_ = (("mem_size", c.c_size_t), ("mem_buffer", c.c_void_p), ("no_alloc", c.c_bool))
+
+
+class _TraitsIk(c.Structure):
+    """`ggml_type_traits_t` of ik_llama.cpp's ggml.h, whose functions return it by value."""
+
+    _fields_ = (("head", _Traits), ("rest", c.c_char * (128 - c.sizeof(_Traits))))
+
+
 _TO_FLOAT = c.CFUNCTYPE(None, c.c_void_p, c.c_void_p, c.c_int64)
 
 
 @cache
 def _lib() -> c.CDLL:
-    lib = library.load("ggml-base")
+    lib = library.load(_LIBRARY[library.in_use()][0])
     lib.ggml_type_name.restype, lib.ggml_type_name.argtypes = c.c_char_p, [c.c_int]
     lib.ggml_row_size.restype, lib.ggml_row_size.argtypes = c.c_size_t, [c.c_int, c.c_int64]
-    lib.ggml_get_type_traits.restype = c.POINTER(_Traits)
-    lib.ggml_get_type_traits.argtypes = [c.c_int]
     lib.ggml_quantize_requires_imatrix.restype = c.c_bool
     lib.ggml_quantize_requires_imatrix.argtypes = [c.c_int]
     lib.ggml_validate_row_data.restype = c.c_bool
@@ -61,17 +71,35 @@ def _lib() -> c.CDLL:
     lib.ggml_quantize_chunk.argtypes = [
         c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p,
     ]  # fmt: skip
-    traits = lib.ggml_get_type_traits(12).contents
-    if traits.type_name != b"q4_K" or (traits.blck_size, traits.type_size) != (256, 144):
-        raise QuantmillError("its ggml_type_traits has another layout", library.path("ggml-base"),
-                             "install the pinned llama-cpp-python")  # fmt: skip
+    if library.in_use() == "ik":  # which reads f16 by a table that is made here
+        lib.ggml_init.restype, lib.ggml_init.argtypes = c.c_void_p, [_InitParams]
+        lib.ggml_free.restype, lib.ggml_free.argtypes = None, [c.c_void_p]
+        lib.ggml_free(lib.ggml_init(_InitParams(0, None, True)))
     return lib
+
+
+@cache
+def _traits(type_id: int) -> _Traits:
+    """What the library says of a type. QuantmillError where its struct is not laid out as ours."""
+    if library.in_use() == "mainline":
+        get = _lib().ggml_get_type_traits
+        get.restype, get.argtypes = c.POINTER(_Traits), [c.c_int]
+        q4_k, traits = get(12).contents, get(type_id).contents
+    else:
+        get = _lib().ggml_internal_get_type_traits
+        get.restype, get.argtypes = _TraitsIk, [c.c_int]
+        q4_k, traits = get(12).head, get(type_id).head
+    if q4_k.type_name != b"q4_K" or (q4_k.blck_size, q4_k.type_size) != (256, 144):
+        package = library.ENGINES[library.in_use()].package
+        raise QuantmillError("its ggml_type_traits has another layout", package, "install the pinned one")
+    return traits
 
 
 @cache
 def type_ids() -> dict[str, int]:
     """ggml's types by name, as the library itself names them."""
-    names = ((_lib().ggml_type_name(i) or b"").decode() for i in range(_TYPE_COUNT))
+    count = _LIBRARY[library.in_use()][1]
+    names = ((_lib().ggml_type_name(i) or b"").decode() for i in range(count))
     return {
         name: i for i, name in enumerate(names) if name and "REMOVED" not in name and name != "DEPRECATED"
     }
@@ -154,7 +182,7 @@ def _scratch(elements: int) -> NDArray[np.float32]:
 
 @cache
 def _to_float(type_id: int) -> c._FuncPointer:
-    traits = _lib().ggml_get_type_traits(type_id).contents
+    traits = _traits(type_id)
     if not traits.to_float:
         raise QuantmillError(f"{traits.type_name.decode()} cannot be dequantized")
     return _TO_FLOAT(traits.to_float)

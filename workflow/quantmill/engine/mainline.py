@@ -14,14 +14,14 @@ from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
 from quantmill.engine import library
-from quantmill.engine.matmul import MatMul, Node, op_number
-from quantmill.engine.weights import Weights
+from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
+from quantmill.engine.graph import MatMul, Node, Weights, op_number
 from quantmill.errors import QuantmillError
 
-Tokens = NDArray[np.int32]
+library.use("mainline")
+
 Observer = Callable[[MatMul], bool]
 
-_WARNING: Final = 3
 _GLANCE: Final = 32  # tokens of a graph that is computed to see which weights it uses
 
 
@@ -69,7 +69,7 @@ class Vocabulary:
 
 
 class Evaluator:
-    """A model loaded for evaluation, one sequence at a time.
+    """A model loaded by llama.cpp, one sequence at a time; see `quantmill.engine.evaluator`.
 
     `context` is the number of positions, `batch` the most tokens a call of
     `decode` computes at once. `observe` sees every matrix multiplication whose
@@ -108,7 +108,7 @@ class Evaluator:
             params.abort_callback = self._abort
         self._context = native.llama_init_from_model(self._model, params)
         if not self._context:
-            raise QuantmillError(f"no context of {context} tokens ({_last_words()})", path,
+            raise QuantmillError(f"no context of {context} tokens ({_listener.last_words()})", path,
                                  "free some memory or ask for less")  # fmt: skip
         self._memory = native.llama_get_memory(self._context)
         vocab = native.llama_model_get_vocab(self._model)
@@ -148,28 +148,20 @@ class Evaluator:
         self._decode(tokens, position, first_wanted)
 
     def _decode(self, tokens: Tokens, position: int, first_wanted: int, ended: bool = False) -> None:
-        n, batch = len(tokens), self._batch
-        if n > self.batch:
-            raise ValueError(f"{n} tokens in a batch of {self.batch}")
-        batch.n_tokens = n
-        _view(batch.token, n)[:] = tokens
-        _view(batch.pos, n)[:] = np.arange(position, position + n)
-        _view(batch.n_seq_id, n)[:] = 1
-        _view(batch.logits, n)[:] = np.arange(n) >= first_wanted
-        for i in range(n):
-            batch.seq_id[i][0] = 0
+        if len(tokens) > self.batch:
+            raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
+        fill(self._batch, tokens, position, first_wanted)
         self._ended = ended
-        status = native.llama_decode(self._context, batch)
+        status = native.llama_decode(self._context, self._batch)
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
         if status != 0 and not self._ended:
-            raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
+            raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
-        pointer = native.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(c.cast(pointer, c.POINTER(c.c_float)), (count, self.vocab_size))
+        return logits_at(native.llama_get_logits(self._context), count, self.vocab_size)
 
     def wait(self) -> None:
         """Return once all that was asked for is computed."""
@@ -189,13 +181,13 @@ class Evaluator:
         params.cb_eval, params.no_perf = callback, True
         context = native.llama_init_from_model(self._model, params)
         if not context:
-            raise QuantmillError(f"no context ({_last_words()})", cure="free some memory")
+            raise QuantmillError(f"no context ({_listener.last_words()})", cure="free some memory")
         tokens = np.zeros(_GLANCE, np.int32)
         batch = native.llama_batch_get_one(tokens.ctypes.data_as(c.POINTER(c.c_int32)), _GLANCE)
         status = native.llama_decode(context, batch)
         native.llama_free(context)
         if status != 0:
-            raise QuantmillError(f"llama_decode failed with {status} ({_last_words()})")
+            raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
         weights.check()
         return weights
 
@@ -227,32 +219,16 @@ class Evaluator:
         native.llama_model_free(self._model)
 
 
-def _view(pointer: Any, count: int) -> NDArray[Any]:
-    return np.ctypeslib.as_array(pointer, (count,))
-
-
-_said: list[str] = []
-
-
-def _on_log(level: int, text: bytes, _: Any) -> None:
-    if level >= _WARNING and text.strip():
-        _said.append(text.decode(errors="replace").strip())
-        del _said[:-8]
-
-
-_log_callback = native.llama_log_callback(_on_log)  # kept alive
-
-
-def _last_words() -> str:
-    return _said[-1] if _said else "no reason given"
+_listener = Listener()
+_log_callback = native.llama_log_callback(_listener)  # kept alive
 
 
 def _load(path: Path, params: Any) -> Any:
     _quiet()
     model = native.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        reason = next((line for line in _said if "error loading" in line), _last_words())
-        raise QuantmillError(f"llama.cpp cannot load it ({reason})", path, "check the file")
+        said = _listener.last_words("error loading")
+        raise QuantmillError(f"llama.cpp cannot load it ({said})", path, "check the file")
     return model
 
 

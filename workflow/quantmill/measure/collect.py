@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine.matmul import MatMul
+from quantmill.engine.graph import MatMul
 from quantmill.errors import QuantmillError
 
 _ROWS_AT_LEAST = 16

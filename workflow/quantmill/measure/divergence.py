@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine import evaluator, library
+from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
 from quantmill.measure import perplexity, reference
@@ -59,7 +60,7 @@ def measure(
     itself = model.identity == source.identity
 
     def load(path: Path) -> Evaluator:
-        return Evaluator(path, context=chunks.shape[1], batch=batch, threads=threads)
+        return evaluator.load(path, context=chunks.shape[1], batch=batch, threads=threads)
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -225,6 +226,7 @@ def _difference(ours: _Numbers, theirs: _Numbers) -> dict[str, float]:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.divergence`."""
     config, engine = args.spec["config"], args.spec["engine"]
+    library.use(config.get("engine", "mainline"))
     chunks = load_chunks(args.corpus, config)
     ours, theirs = read_json(args.facts)["sha256"], read_json(args.reference_facts)["sha256"]
     model = Model(args.model, {"engine": engine, "model": ours})
@@ -239,6 +241,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "seconds": round(seconds, 3),
         "model_sha256": ours,
         "reference_sha256": theirs,
+        **library.marked(),
         **describe(values, len(chunks)),
     }
     write_json(args.out, written)

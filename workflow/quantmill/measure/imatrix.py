@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine.evaluator import Tokens
+from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.measure import coverage

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine import evaluator, library
+from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
 from quantmill.measure.score import load_chunks, perplexity, score_chunk, units, with_bos
@@ -40,7 +41,7 @@ def measure(
 
         @cache
         def model() -> Evaluator:
-            return stack.enter_context(Evaluator(path, context=context, batch=batch, threads=threads))
+            return stack.enter_context(evaluator.load(path, context=context, batch=batch, threads=threads))
 
         def scored(chunk: Tokens) -> NDArray[np.float32]:
             values = score_chunk(model(), with_bos(chunk, model().bos), batch, pool)
@@ -80,6 +81,7 @@ def report(config: dict[str, Any], nll: NDArray[np.float32], seconds: float) -> 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.perplexity`."""
     config = args.spec["config"]
+    library.use(config.get("engine", "mainline"))
     chunks = load_chunks(args.corpus, config)
     facts = read_json(args.facts)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
@@ -89,7 +91,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         cure = "the file is damaged, or its types are too small for it"
         raise QuantmillError("gives perplexities that are not finite", args.model, cure)
     written = report(config, nll, seconds)
-    write_json(args.out, written | {"model_sha256": facts["sha256"]})
+    write_json(args.out, written | {"model_sha256": facts["sha256"]} | library.marked())
     log.say(f"perplexity {written['perplexity']:.4f} +/- {written['error']:.5f}; "
             f"{store.made} units made, {store.reused} reused")  # fmt: skip
 

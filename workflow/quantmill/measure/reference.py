@@ -34,7 +34,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine.mainline import Tokens
+from quantmill.engine.evaluator import Tokens
 from quantmill.measure.score import Softmax, in_blocks
 
 STAGE: Final = "measure.reference"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.corpus.chunks import read_chunks
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.progress import Progress
 from quantmill.store import Store

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from quantmill import command
-from quantmill.engine import library
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine import evaluator, library
+from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log, Progress
 
@@ -87,17 +87,21 @@ def machine() -> dict[str, Any]:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.speed`."""
     config, facts = args.spec["config"], read_json(args.facts)
+    library.use(config.get("engine", "mainline"))
     prompt, generate, repetitions = config["prompt"], config["generate"], config["repetitions"]
     context = max(prompt, generate)
     with (
-        Evaluator(args.model, context=context, batch=min(_BATCH, context), threads=args.threads) as model,
+        evaluator.load(
+            args.model, context=context, batch=min(_BATCH, context), threads=args.threads
+        ) as model,
         log.progress("speed", 2 * repetitions, "runs") as progress,
     ):
         pp = rates(model, prompt_run, prompt, prompt, repetitions, progress)
         model.clear()
         tg = rates(model, generation_run, generate, 1, repetitions, progress)
     measured = {"prompt": pp, "generate": tg, "threads": args.threads, "backend": library.backend()}
-    write_json(args.out, measured | {"machine": machine(), "model_sha256": facts["sha256"]})
+    measured |= {"machine": machine(), "model_sha256": facts["sha256"]}
+    write_json(args.out, measured | library.marked())
     for name, rate in ((f"pp{prompt}", pp), (f"tg{generate}", tg)):
         log.say(f"{name}: {rate['mean']:.2f} +/- {rate['sd']:.2f} tokens/s")
 

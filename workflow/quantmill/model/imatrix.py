@@ -74,14 +74,33 @@ def write_dat(path: Path, imatrix: Imatrix) -> None:
     entries = sorted((name, entry) for name, entry in imatrix.entries.items() if entry.counts.any())
     out = [struct.pack("<i", len(entries))]
     for name, entry in entries:
-        calls = -(-int(entry.counts.max()) // imatrix.context)
-        values = entry.mean() * np.float32(calls)
+        calls, values = _legacy(entry, imatrix.context)
         data = name.encode()
         out.append(struct.pack(f"<i{len(data)}sii", len(data), data, calls, values.size))
         out.append(np.ascontiguousarray(values, "<f4").tobytes())
     dataset = imatrix.dataset.encode()
     out.append(struct.pack(f"<ii{len(dataset)}s", imatrix.chunks, len(dataset), dataset))
     write_atomically(path, b"".join(out))
+
+
+def as_legacy(imatrix: Imatrix) -> Imatrix:
+    """The imatrix as it is read from its legacy form.
+
+    ik_llama.cpp divides each value by the calls again (common.cpp,
+    load_imatrix of its quantize.cpp), which may move the mean's last bit.
+    """
+    entries = {}
+    for name, entry in imatrix.entries.items():
+        if entry.counts.any():
+            calls, values = _legacy(entry, imatrix.context)
+            entries[name] = Entry(values, np.array([calls], np.float32))
+    return Imatrix(imatrix.dataset, imatrix.chunks, imatrix.context, entries)
+
+
+def _legacy(entry: Entry, context: int) -> tuple[int, NDArray[np.float32]]:
+    """Calls and values [matrices, columns] of an entry in the legacy form."""
+    calls = -(-int(entry.counts.max()) // context)
+    return calls, entry.mean() * np.float32(calls)
 
 
 def read_gguf(path: Path) -> Imatrix:

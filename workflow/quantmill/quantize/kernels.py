@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
-from quantmill.model.types import WRITABLE
+from quantmill.model.types import writable
 from quantmill.quantize import nvfp4
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
@@ -25,9 +25,9 @@ STAGE = "quantize.write"
 # Tensors in hand at once: while one is converted, another is read or kept.
 _KEEPERS = 3
 
-# The quantizers of these types take no notice of importance (ggml-quants.c), so
-# that their tensors outlive a new imatrix.
-_INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"})
+# The quantizers of these types take no notice of importance (ggml-quants.c of either
+# engine), so that their tensors outlive a new imatrix.
+_INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q8_KV"})
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Task:
 
 def task(
     name: str, sha256: str, source_type: str, type_name: str, shape: tuple[int, ...],
-    importance: NDArray[np.float32] | None,
+    importance: NDArray[np.float32] | None, engine: str = "mainline",
 ) -> Task:  # fmt: skip
     """The task of a tensor; importance is dropped where the type's quantizer does not look at it.
 
-    QuantmillError for a type that cannot be written: ggml would abort the process.
+    QuantmillError for a type that the engine cannot write: ggml would abort the process.
     """
-    if type_name not in WRITABLE:
+    if type_name not in writable(engine):
         raise QuantmillError(f"{type_name} cannot be quantized to", name, "choose another type for it")
     if type_name in _INDIFFERENT:
         importance = None
@@ -76,7 +76,7 @@ def task(
 
 
 class Quantizer:
-    """Quantizes tensors, each at most once for all recipes.
+    """Quantizes tensors, each at most once for all recipes. `engine` is the digest of the process's engine.
 
     `threads` of them convert, a few more read and write units of the store, so
     that neither waits for the other, nor the caller who writes the file.

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
+from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table, write_json, writing
 from quantmill.model import ggufio, types
-from quantmill.model.imatrix import Imatrix, read_gguf
+from quantmill.model.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize.kernels import Quantizer, Task, task
@@ -60,7 +61,9 @@ class Source:
         return self._maps[tensor.shard][tensor.offset : tensor.offset + tensor.bytes]
 
 
-def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[Task]:
+def tasks(
+    rows: list[PlanRow], source: Source, imatrix: Imatrix | None, engine: str = "mainline"
+) -> list[Task]:
     """The plan's rows as tasks, checked against the source and the importance matrix.
 
     QuantmillError where the plan is of another source, where a type needs
@@ -72,11 +75,11 @@ def tasks(rows: list[PlanRow], source: Source, imatrix: Imatrix | None) -> list[
         what = f"has an entry for {min(foreign)}, which the source lacks: it is of another model"
         raise QuantmillError(what, "imatrix", "make it from this source")
     groups = together(with_scale(rows))
-    return [_task(row, source, imatrix, groups) for row in rows]
+    return [_task(row, source, imatrix, groups, engine) for row in rows]
 
 
 def _task(
-    row: PlanRow, source: Source, imatrix: Imatrix | None, groups: Mapping[str, tuple[str, ...]]
+    row: PlanRow, source: Source, imatrix: Imatrix | None, groups: Mapping[str, tuple[str, ...]], engine: str
 ) -> Task:
     if row.made:
         shared = tuple(source.weight(name) for name in groups[scaled_by(row.name)])
@@ -94,7 +97,8 @@ def _task(
                 f"{row.type} needs an importance matrix, which has no entry for it", row.name,
                 "give it another type, or use text that reaches it",
             )  # fmt: skip
-    made = task(row.name, source.sha256[row.name], row.source_type, row.type, row.shape, importance)
+    sha256 = source.sha256[row.name]
+    made = task(row.name, sha256, row.source_type, row.type, row.shape, importance, engine)
     return replace(made, together=tuple(source.weight(name) for name in groups.get(row.name, ())))
 
 
@@ -178,19 +182,23 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
     spec, plan = args.spec, read_json(args.report)
-    if plan["engine"] != "mainline":
+    engine = spec["config"].get("engine", "mainline")
+    if plan["engine"] != engine:
         raise QuantmillError(
-            f"the recipe's engine is {plan['engine']}, with which nothing is quantized yet", args.plan.stem,
-            "use engine: mainline; its plan alone can be made",
+            f"the recipe's engine is {plan['engine']}, and its file was to be made by {engine}",
+            args.plan.stem, f"give the recipe `engine: {plan['engine']}`",
         )  # fmt: skip
+    library.use(engine)
     rows = read_plan(args.plan)
     source = Source(args.model, args.manifest)
     # A recipe may do without the imatrix that there is: its plan says so.
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
-    todo = tasks(rows, source, imatrix)
+    if imatrix is not None and engine == "ik":
+        imatrix = as_legacy(imatrix)
+    todo = tasks(rows, source, imatrix, engine)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
-    header = ggufio.serialize(kv, [(row.name, types.TYPES[row.type].id, row.shape) for row in rows])
+    header = ggufio.serialize(kv, [(row.name, types.known(row.type).id, row.shape) for row in rows])
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max)
     with (
@@ -198,7 +206,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
         size, sha256 = write(args.gguf, header, pieces(todo, source, quantizer), progress)
-    write_json(args.facts, {"file": args.gguf.name, "bytes": size, "sha256": sha256, "tensors": len(rows)})
+    facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256, "tensors": len(rows)}
+    write_json(args.facts, facts | library.marked())
     log.say(f"{len(rows)} tensors, {size} bytes; {store.made} units made, {store.reused} reused")
 
 

@@ -229,6 +229,14 @@ def _may_be_kept(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or role_of(name) in _MAY_BE_KEPT
 
 
+def engine_of(path: Path, form: str) -> str:
+    """The engine whose types the file has, told without the model: `ik` where one is its own."""
+    if form == "gguf":
+        return _engine(tensor.type for tensor in read_header(path, data=False).tensors)
+    kinds = (named(line.rpartition("=")[2].strip()) for _, line in _lines(path.read_text(), form))
+    return _engine(kind for kind in kinds if kind is not None)
+
+
 def _engine(kinds: Iterable[str]) -> str:
     return "ik" if IK_TYPES.keys() & set(kinds) else "mainline"
 

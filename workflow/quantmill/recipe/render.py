@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any, Final
 
 import jinja2
 import jinja2.meta
+import yaml
 from jinja2.sandbox import SandboxedEnvironment
 
 from quantmill import command
@@ -153,6 +155,27 @@ def render(template: str, parameters: Mapping[str, Any], known: Mapping[str, Any
     except Exception as error:  # a template is a program: it can raise anything
         raise QuantmillError(f"template error ({type(error).__name__}: {error})", where) from None
     return rules.dump(rules.parse(text, where))
+
+
+def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None, where: object) -> str:
+    """The engine of the template's recipe, told without the model: from its line `engine:` alone.
+
+    `imported` is the engine of the file that the recipe imports. QuantmillError
+    where the line hangs on anything else but the parameters: what a rule is
+    made with must be known before its recipe is rendered.
+    """
+    line = re.search(r"^engine:(.*)$", template, re.MULTILINE)
+    if line is None:
+        return "mainline"
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment.filters["tojson"] = _json
+    try:
+        text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
+        engine = yaml.safe_load(text)
+    except Exception as error:
+        cure = "write `engine: mainline` or `engine: ik` as they stand here"
+        raise QuantmillError(f"its engine cannot be told from its line `{line[0]}`", where, cure) from error
+    return engine if engine in rules.ENGINES else "mainline"  # rendering refuses what is neither
 
 
 def _json(value: Any) -> str:

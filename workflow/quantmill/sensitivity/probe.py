@@ -14,9 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quantmill.engine.evaluator import Tokens
 from quantmill.engine.ggml import Bytes
-from quantmill.engine.mainline import Evaluator, Tokens
-from quantmill.engine.weights import Weights
+from quantmill.engine.graph import Weights
+from quantmill.engine.mainline import Evaluator
 from quantmill.measure.score import in_blocks, parts, with_bos
 
 _BLOCK: Final = 1 << 16  # logits of a block of rows: what stays in a core's cache

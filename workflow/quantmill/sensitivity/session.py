@@ -15,7 +15,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from quantmill.engine.mainline import Evaluator, Tokens
+from quantmill.engine.evaluator import Tokens
+from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.measure.score import with_bos
 from quantmill.progress import Log

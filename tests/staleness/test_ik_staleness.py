@@ -1,0 +1,116 @@
+"""Two engines in one run: the jobs that each makes stale, and what they measured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from house import House
+from quantmill.model import ggufio
+
+ROWS = {"source", "source-ik", "Q8_0", "IQ4_KS"}
+
+
+def bench(*rows: str) -> set[str]:
+    return {f"measure_{what} {row}" for what in ("divergence", "perplexity", "speed") for row in rows}
+
+
+CARD = {"write_card"}
+CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
+PLANS = {"plan_types Q8_0", "plan_types IQ4_KS"}
+QUANTS = {"quantize Q8_0", "quantize IQ4_KS"}
+
+
+def configure(house: House, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
+    """The test's own config, with a change made to it."""
+
+    def two_engines(config: dict[str, Any]) -> None:
+        config.update(sensitivity=None, recipes=["Q8_0", {"name": "IQ4_KS", "template": "ik"}])
+        change(config)
+
+    house.configure(two_engines)
+
+
+def upgrade(engine: str) -> Callable[[House], None]:
+    """Another library of one engine."""
+    digest = (
+        "\n\n_digest = digest\n\n\ndef digest(file_sha256, engine='mainline'):\n"
+        f"    return 'other' if engine == '{engine}' else _digest(file_sha256, engine)\n"
+    )
+
+    def change(house: House) -> None:
+        path = house.folder / "workflow/quantmill/engine/library.py"
+        path.write_text(path.read_text() + digest)
+
+    return change
+
+
+CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
+    "nothing": (lambda house: None, set()),
+    "ik_llama.cpp": (upgrade("ik"), {"quantize IQ4_KS"} | bench("IQ4_KS", "source-ik") | CARD),
+    # the text is tokenized, the imatrix made and plans are resolved by llama.cpp
+    "llama.cpp": (
+        upgrade("mainline"),
+        CALIBRATION | {"build_corpus held-out"} | PLANS | QUANTS
+        | bench("source", "Q8_0", "IQ4_KS") | bench("source-ik") - {"measure_speed source-ik"} | CARD,
+    ),
+    "a field of the recipe": (
+        lambda house: configure(house, lambda config: config["recipes"][1].update(imatrix="required")),
+        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"} | bench("IQ4_KS") | CARD,
+    ),
+    "no recipe of ik left": (lambda house: configure(house, lambda config: config["recipes"].pop()), CARD),
+    "the source's divergence in ik deleted": (
+        lambda house: house.result("bench/source-ik/kld.json").unlink(),
+        bench("source-ik", "IQ4_KS") - {"measure_speed source-ik", "measure_speed IQ4_KS"} | CARD,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with everything built."""
+    house = House.build(tmp_path_factory.mktemp("built") / "house")
+    configure(house)
+    house.run(cores=2)
+    return house
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
+    house = built.copy(tmp_path / "house")
+    change, expected = CASES[case]
+    change(house)
+    assert house.due() == expected
+
+
+def test_what_was_measured_is_of_the_files_own_engine(built: House) -> None:
+    def measured(row: str, what: str) -> dict[str, Any]:
+        return dict(json.loads(built.result(f"bench/{row}/{what}.json").read_text()))
+
+    engines = {
+        row: {measured(row, what).get("engine") for what in ("kld", "perplexity", "speed")} for row in ROWS
+    }
+    assert engines == {
+        "source": {None}, "Q8_0": {None}, "source-ik": {"ik"}, "IQ4_KS": {"ik"},
+    }  # fmt: skip
+    for row in ("source", "source-ik"):
+        assert measured(row, "kld")["kld"]["max"] == 0
+        assert measured(row, "kld")["reference_sha256"] == measured(row, "speed")["model_sha256"]
+    theirs = measured("IQ4_KS", "kld")
+    assert 0 < theirs["kld"]["mean"] < 0.01
+    # the engines differ in the last bits, and each file is compared within its own
+    assert theirs["perplexity_reference"] == measured("source-ik", "kld")["perplexity"]
+    assert theirs["perplexity_reference"] != measured("source", "kld")["perplexity"]
+    assert measured("source-ik", "speed")["generate"]["mean"] > 0
+
+
+def test_the_file_has_iks_types_and_says_whose_it_is(built: House) -> None:
+    header = ggufio.read_header(built.result("gguf/tiny-IQ4_KS.gguf"), data=False)
+    assert {tensor.type_id for tensor in header.tensors if tensor.type == "iq4_ks"} == {144}
+    assert header.value("general.file_type") == 145
+    assert header.value("quantize.imatrix.file") == "tiny-imatrix.gguf"
+    assert json.loads(built.result("gguf/tiny-IQ4_KS.json").read_text())["engine"] == "ik"
+    plan = json.loads(built.result("plans/IQ4_KS.json").read_text())
+    assert plan["engine"] == "ik" and "mainline llama.cpp cannot load this file" in plan["warnings"][-1]

@@ -1,0 +1,104 @@
+"""A model loaded for evaluation: what is the same of both engines, and how to have one.
+
+Only the engine that the process uses is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine import library
+
+Tokens = NDArray[np.int32]
+
+_WARNING: Final = 3  # GGML_LOG_LEVEL_WARN
+
+
+class Evaluator(Protocol):
+    """A model that evaluates one sequence at a time, at most `batch` tokens at once.
+
+    `bos` is the token that the vocabulary wants before a text, None where it wants none.
+    """
+
+    vocab_size: int
+    bos: int | None
+    batch: int
+
+    def clear(self) -> None:
+        """Forget all positions."""
+
+    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on."""
+
+    def logits(self, count: int) -> NDArray[np.float32]:
+        """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
+
+    def wait(self) -> None:
+        """Return once all that was asked for is computed."""
+
+    def __enter__(self) -> Self:
+        """The model itself."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        """Free it."""
+
+
+def load(path: Path, *, context: int, batch: int, threads: int) -> Evaluator:
+    """The GGUF at `path` in the engine of this process, with room for `context` positions.
+
+    QuantmillError, with the engine's own words, where it cannot load the file.
+    """
+    if library.in_use() == "ik":
+        from quantmill.engine import ik
+
+        return ik.Evaluator(path, context=context, batch=batch, threads=threads)
+    from quantmill.engine import mainline
+
+    return mainline.Evaluator(path, context=context, batch=batch, threads=threads)
+
+
+def fill(batch: Any, tokens: Tokens, position: int, first_wanted: int) -> None:
+    """One sequence's tokens into a `llama_batch`, whose fields have the same names in both engines."""
+    n = len(tokens)
+    batch.n_tokens = n
+    view(batch.token, n)[:] = tokens
+    view(batch.pos, n)[:] = np.arange(position, position + n)
+    view(batch.n_seq_id, n)[:] = 1
+    view(batch.logits, n)[:] = np.arange(n) >= first_wanted
+    for i in range(n):
+        batch.seq_id[i][0] = 0
+
+
+def logits_at(pointer: Any, count: int, vocabulary: int) -> NDArray[np.float32]:
+    """The logits [count, vocabulary] at a pointer to the first."""
+    return np.ctypeslib.as_array(c.cast(pointer, c.POINTER(c.c_float)), (count, vocabulary))
+
+
+def view(pointer: Any, count: int) -> NDArray[Any]:
+    """The `count` values at a typed pointer, in place."""
+    return np.ctypeslib.as_array(pointer, (count,))
+
+
+class Listener:
+    """Hears a library's log, and remembers its last warnings and errors: they explain a failure."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    def __call__(self, level: int, text: bytes, _: Any) -> None:
+        """The library's log callback."""
+        if level >= _WARNING and text.strip():
+            self._said.append(text.decode(errors="replace").strip())
+            del self._said[:-8]
+
+    def last_words(self, about: str = "") -> str:
+        """What was said last; of a load, `about` marks the line that says why it failed."""
+        marked = (line for line in self._said if about and about in line)
+        return next(marked, self._said[-1] if self._said else "no reason given")
