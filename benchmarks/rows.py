@@ -16,6 +16,7 @@ PROBE_CHUNKS, PROBE_MINUTES = 12, 1.0
 PROBLEMS, ANSWER = 64, 256
 PROMPT, GENERATE, REPETITIONS = 512, 128, 5
 TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
+IK_TEMPLATE = ROOT / "recipes" / "ik.yaml.j2"
 
 DEFAULT_SWEEP = [Tier(name, name) for name in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")]
 DEFAULT_SWEEP.append(Tier("Q4_K_L", "Q4_K_M", "q8_0"))
@@ -92,6 +93,21 @@ def quantize(bench: Bench) -> Iterable[Row]:
     pairs = alternate(ours, lambda: _figures(run(work.llama_quantize(tier))), bench.repeat)
     same = same_tensors(work.path("gguf/Q4_K_M.gguf"), work.path("theirs/Q4_K_M.gguf"))
     yield _row("cold quantize of one file, Q4_K_M", compare(pairs, "seconds"), most=1.05, checked=same)
+
+
+def ik_quantize(bench: Bench) -> Iterable[Row]:
+    """One file of ik_llama.cpp's own types from an empty store, against its own tool."""
+    work, name = bench.work, "IQ4_KS"
+    run(work.render(name, IK_TEMPLATE, {}))
+    run(work.plan(name))
+
+    def ours() -> Figures:
+        work.empty_store()
+        return _figures(run(work.write(name, "ik")))
+
+    pairs = alternate(ours, lambda: _figures(run(work.ik_quantize(name))), bench.repeat)
+    same = same_bytes(work.path(f"gguf/{name}.gguf"), work.path(f"theirs/{name}.gguf"))
+    yield _row(f"cold quantize of one file by ik, {name}", compare(pairs, "seconds"), most=1.05, checked=same)
 
 
 def sweep(bench: Bench) -> Iterable[Row]:
@@ -333,4 +349,23 @@ def same_tensors(ours: Path, theirs: Path) -> str:
         return f"tensors differ: {len(mine.keys() ^ other.keys())} names"
     kinds = sum(mine[name].tensor_type != other[name].tensor_type for name in mine)
     differ = sum(not numpy.array_equal(mine[name].data, other[name].data) for name in mine)
+    return f"{differ} of {len(mine)} tensors differ, {kinds} in type"
+
+
+def same_bytes(ours: Path, theirs: Path) -> str:
+    """The same of files with types that gguf-py does not know."""
+    import numpy
+
+    from quantmill.model.ggufio import read_header
+
+    files = []
+    for path in (ours, theirs):
+        data = numpy.memmap(path, numpy.uint8, "r")
+        tensors = read_header(path, data=False).tensors
+        files.append({t.name: (t.type, data[t.offset : t.offset + t.bytes]) for t in tensors})
+    mine, other = files
+    if mine.keys() != other.keys():
+        return f"tensors differ: {len(mine.keys() ^ other.keys())} names"
+    kinds = sum(mine[name][0] != other[name][0] for name in mine)
+    differ = sum(not numpy.array_equal(mine[name][1], other[name][1]) for name in mine)
     return f"{differ} of {len(mine)} tensors differ, {kinds} in type"

@@ -61,10 +61,12 @@ class Workspace:
         """Forget every unit."""
         shutil.rmtree(self.store, ignore_errors=True)
 
-    def stage(self, stage: str, config: Any, *arguments: str | Path, store: bool = False) -> Command:
+    def stage(
+        self, stage: str, config: Any, *arguments: str | Path, store: bool = False, engine: str = "mainline"
+    ) -> Command:
         """`python -m quantmill.STAGE` with its spec and log, on all cores."""
         source = file_digest(self.model)
-        made = spec.make(stage, config, {"model": source}, engine=engine_digest())
+        made = spec.make(stage, config, {"model": source}, engine=engine_digest(engine))
         command: Command = [sys.executable, "-m", f"quantmill.{stage}", "--spec", made]
         command += ["--log", self.path(f"logs/{stage}.log"), *arguments]
         return [*command, "--threads", str(THREADS), "--store", self.store] if store else command
@@ -99,13 +101,15 @@ class Workspace:
         recipe = self.path(f"recipes/{name}.yaml")
         return self.stage("recipe.plan", config, "--model", self.model, "--recipe", recipe, *out)
 
-    def write(self, name: str) -> Command:
-        """A plan executed."""
+    def write(self, name: str, engine: str = "mainline") -> Command:
+        """A plan executed by its engine."""
         given: Command = ["--manifest", self.path("manifest.tsv"), "--plan", self.path(f"plans/{name}.tsv")]
         given += ["--report", self.path(f"plans/{name}.json"), "--imatrix", self.path("imatrix.gguf")]
         out: Command = ["--gguf", self.path(f"gguf/{name}.gguf"), "--facts", self.path(f"gguf/{name}.json")]
-        config = {"imatrix": self._imatrix()}
-        return self.stage("quantize.write", config, "--model", self.model, *given, *out, store=True)
+        config = {"imatrix": self._imatrix()} | ({} if engine == "mainline" else {"engine": engine})
+        return self.stage(
+            "quantize.write", config, "--model", self.model, *given, *out, store=True, engine=engine
+        )
 
     def perplexity(self, chunks: int) -> Command:
         """The perplexity of the source."""
@@ -158,6 +162,12 @@ class Workspace:
             command += ["--token-embedding-type", tier.large, "--output-tensor-type", tier.large]
         return [*command, self.model, self.path(f"theirs/{tier.name}.gguf"), tier.base, str(THREADS)]
 
+    def ik_quantize(self, name: str) -> Command:
+        """The same file by ik_llama.cpp's own tool, which its package brings along."""
+        tool = library.folder("ik").parent / "bin" / "llama-quantize"
+        command: Command = [tool, "--allow-requantize", "--imatrix", self.path("imatrix.dat")]
+        return [*command, self.model, self.path(f"theirs/{name}.gguf"), name, str(THREADS)]
+
     def llama_imatrix(self, chunks: int) -> Command:
         """llama-imatrix with the settings that are its best on a CPU."""
         text = self.corpora["imatrix"].with_suffix(".txt")
@@ -194,9 +204,9 @@ file_digest = cache(spec.file_sha256)
 
 
 @cache
-def engine_digest() -> str:
-    """The digest of the engine's libraries, as the rules put it into every spec."""
-    return library.digest(spec.file_sha256)
+def engine_digest(engine: str = "mainline") -> str:
+    """The digest of an engine's libraries, as the rules put it into every spec."""
+    return library.digest(spec.file_sha256, engine)
 
 
 def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str, Path]:

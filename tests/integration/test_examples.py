@@ -22,7 +22,9 @@ def test_an_example_is_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"--configfile examples/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize(("name", "goal"), [("mfp4-gguf", None), ("import", "plans"), ("apex", "plans")])
+@pytest.mark.parametrize(
+    ("name", "goal"), [("mfp4-gguf", None), ("qwopus", None), ("import", "plans"), ("apex", "plans")]
+)
 def test_an_example_runs(tmp_path: Path, name: str, goal: str | None) -> None:
     house = House.build(tmp_path / "house")
     for folder in ("examples", "tests/data"):
@@ -35,4 +37,5 @@ def test_an_example_runs(tmp_path: Path, name: str, goal: str | None) -> None:
     assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in recipes}
     if goal is None:
         (card,) = results.glob("*/card/README.md")
-        assert "nvfp4" in card.read_text().lower()
+        said = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
+        assert said[name] in card.read_text()

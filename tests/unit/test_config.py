@@ -149,6 +149,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("recipes", None), "models.m: no recipes; give the model or the file some"),
     (put("recipes.+", "Q8_0"), "recipes[2]: Q8_0 is there twice; rename or remove one"),
     (put("recipes.+", "source"), "recipes[2]: the name `source` is the source model's own"),
+    (put("recipes.+", "source-ik"), "recipes[2]: the name `source-ik` is the source model's own"),
     (put("recipes.+", {"name": ".."}), 'recipes[2].name: ".." is not allowed; names become file names'),
     (put("recipes.+", {"name": "a..b"}), 'recipes[2].name: "a..b" is not allowed'),
     (put("recipes.+", {"nam": "x"}), "recipes[2].name: missing field"),

@@ -165,6 +165,13 @@ def test_a_recipe_of_ik_is_planned() -> None:
     assert found["warnings"] == [words]
 
 
+@pytest.mark.parametrize("kind", ["iq1_kt", "iq2_kt"])
+def test_types_of_ik_that_need_an_imatrix(kind: str) -> None:
+    wanted = f"engine: ik\nbase: {kind}\nrules: [{{role: [output, token_embd], type: q6_0}}]"
+    with pytest.raises(QuantmillError, match=f"{kind} needs an imatrix"):
+        plan_of(LLAMA, wanted)
+
+
 def test_a_plan_is_executed_by_its_own_engine_alone(tmp_path: Path) -> None:
     done = command(tmp_path, LLAMA, "engine: ik\nbase: iq4_k", {"recipe": "R", "imatrix": None})
     assert done.returncode == 0, done.stderr

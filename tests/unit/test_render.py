@@ -10,7 +10,7 @@ import pytest
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import read_header
 from quantmill.recipe import rules
-from quantmill.recipe.render import facts, render
+from quantmill.recipe.render import engine_of, facts, render
 
 ROOT = Path(__file__).parents[2]
 MOE = ROOT / "tests" / "data" / "tiny-moe.gguf"
@@ -97,6 +97,32 @@ def command(template: Path, out: Path, parameters: str) -> subprocess.CompletedP
          template, "--out", out, "--log", out.with_suffix(".log")],
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "parameters", "imported", "engine"),
+    [
+        ("ik", {}, None, "ik"),
+        ("preset", {"base": "Q4_K_M"}, None, "mainline"),
+        ("custom", {"base": "q4_K"}, None, "mainline"),
+        ("custom", {"base": "iq4_k", "engine": "ik"}, None, "ik"),
+        ("import", {}, "ik", "ik"),
+        ("import", {"engine": "mainline"}, "ik", "mainline"),
+        ("custom", {"engine": "no such"}, None, "mainline"),
+    ],
+)
+def test_the_engine_is_told_without_the_model(
+    template: str, parameters: dict[str, Any], imported: str | None, engine: str
+) -> None:
+    text = (ROOT / "recipes" / f"{template}.yaml.j2").read_text()
+    assert engine_of(text, parameters, imported, template) == engine
+
+
+def test_an_engine_that_hangs_on_the_model_is_refused() -> None:
+    text = "engine: {{ 'ik' if model.experts else 'mainline' }}\nbase: q8_0\n"
+    with pytest.raises(QuantmillError, match="mine: its engine cannot be told from its line `engine: "):
+        engine_of(text, {}, None, "mine")
+    assert engine_of("base: q8_0\n", {}, None, "mine") == "mainline"
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,19 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.engine import evaluator, library
+from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
 from quantmill.measure import perplexity, reference
 from quantmill.measure.reference import Floats, Reference, Values, compare
 from quantmill.measure.score import cut, load_chunks, predictions, unit_key, with_bos
+from quantmill.measure.score import loaded as loaded_model
 from quantmill.measure.score import perplexity as perplexity_of
 from quantmill.progress import Log
 from quantmill.store import Store
 
 STAGE = "measure.divergence"
 _BATCH = 512
+
+Load = Callable[[Path], AbstractContextManager[Evaluator]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def measure(
     key_of = partial(unit_key, STAGE, identity=model.identity | {"reference": source.identity["model"]})
     itself = model.identity == source.identity
 
-    def load(path: Path) -> Evaluator:
-        return evaluator.load(path, context=chunks.shape[1], batch=batch, threads=threads)
+    def load(path: Path) -> AbstractContextManager[Evaluator]:
+        return loaded_model(path, context=chunks.shape[1], batch=batch, threads=threads)
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -100,7 +103,7 @@ def measure(
 
 
 def _references(
-    source: Model, parts: list[Tokens], load: Callable[[Path], Evaluator], pool: ThreadPoolExecutor,
+    source: Model, parts: list[Tokens], load: Load, pool: ThreadPoolExecutor,
     store: Store, log: Log,
 ) -> dict[str, bytes | memoryview]:  # fmt: skip
     """The source's predictions of each part, by their keys; those that the store lacks are made."""

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
-from quantmill.engine import evaluator, library
+from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.measure.score import load_chunks, perplexity, score_chunk, units, with_bos
+from quantmill.measure.score import load_chunks, loaded, perplexity, score_chunk, units, with_bos
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -41,7 +41,7 @@ def measure(
 
         @cache
         def model() -> Evaluator:
-            return stack.enter_context(evaluator.load(path, context=context, batch=batch, threads=threads))
+            return stack.enter_context(loaded(path, context=context, batch=batch, threads=threads))
 
         def scored(chunk: Tokens) -> NDArray[np.float32]:
             values = score_chunk(model(), with_bos(chunk, model().bos), batch, pool)

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.corpus.chunks import read_chunks
+from quantmill.engine import evaluator
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.progress import Progress
+from quantmill.quantize.trunk import evaluable
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
@@ -32,6 +35,16 @@ CHUNKS_A_UNIT = 8
 _ROWS_A_BLOCK = 32
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Evaluator]:
+    """The GGUF in the engine of this process, what its evaluation does not use left out where it must."""
+    with (
+        evaluable(path) as file,
+        evaluator.load(file, context=context, batch=batch, threads=threads) as model,
+    ):
+        yield model
 
 
 def load_chunks(path: Path, config: dict[str, Any]) -> Tokens:

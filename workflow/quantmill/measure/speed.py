@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from quantmill import command
-from quantmill.engine import evaluator, library
+from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.files import read_json, write_json
+from quantmill.measure.score import loaded
 from quantmill.progress import Log, Progress
 
 _BATCH = 2048
@@ -91,9 +92,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     prompt, generate, repetitions = config["prompt"], config["generate"], config["repetitions"]
     context = max(prompt, generate)
     with (
-        evaluator.load(
-            args.model, context=context, batch=min(_BATCH, context), threads=args.threads
-        ) as model,
+        loaded(args.model, context=context, batch=min(_BATCH, context), threads=args.threads) as model,
         log.progress("speed", 2 * repetitions, "runs") as progress,
     ):
         pp = rates(model, prompt_run, prompt, prompt, repetitions, progress)
