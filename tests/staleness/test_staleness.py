@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
     "the version of a stage": (
-        edit(VERSIONS, '"quantize.write": 1', '"quantize.write": 9'),
+        edit(VERSIONS, '"quantize.write": 2', '"quantize.write": 9'),
         QUANTS | BENCH - SOURCE | CARD,
     ),
     "every file touched": (touch, set()),

@@ -19,7 +19,7 @@ VERSIONS: Final[dict[str, int]] = {
     "budget.allocate": 2,
     "recipe.render": 2,
     "recipe.plan": 3,
-    "quantize.write": 1,
+    "quantize.write": 2,
     "measure.perplexity": 1,
     "measure.reference": 1,
     "measure.divergence": 1,

@@ -214,6 +214,8 @@ def quantize_spec(model, recipe):
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
     }
     settings = with_engine(model, recipe, {"imatrix": imatrix_facts(model)})
+    if most := split_of(model, recipe):
+        settings["split"] = most
     return spec.make("quantize.write", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 

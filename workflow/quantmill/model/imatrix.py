@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from quantmill.errors import QuantmillError
 from quantmill.files import write_atomically, writing
 from quantmill.model import ggufio
+
+STARVED: Final = 32
+"""Tokens below which what an expert itself has seen tells less of its columns than other experts do."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,28 @@ class Entry:
     counts: NDArray[np.float32]
 
     def mean(self) -> NDArray[np.float32]:
-        """The mean square of each column, f32 [matrices, columns]: what the quantizers are given.
+        """The mean square of each column, f32 [matrices, columns], as llama.cpp's tools take it.
 
-        1 for a matrix without a single row (an expert never seen), as llama-quantize takes it.
+        1 for a matrix without a single row (an expert never seen).
         """
         counts = self.counts[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(counts > 0, self.in_sum2 / counts, np.float32(1))
+
+    def importance(self) -> NDArray[np.float32]:
+        """The same as the quantizers are given it: `mean`, but for starved experts.
+
+        What an expert lacks to `STARVED` tokens is made up with the mean over the
+        tensor's experts, each token counted once; one never seen has that mean alone.
+        """
+        mean = self.mean()
+        starved = self.counts < STARVED
+        if len(self.counts) == 1 or not starved.any() or not self.counts.any():
+            return mean
+        of_all = self.in_sum2.sum(axis=0, dtype=np.float64) / self.counts.sum(dtype=np.float64)
+        lacking = np.float64(STARVED) - self.counts[starved, None]
+        mean[starved] = (self.in_sum2[starved] + lacking * of_all) / STARVED
+        return mean
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ def write_dat(path: Path, imatrix: Imatrix) -> None:
     entries = sorted((name, entry) for name, entry in imatrix.entries.items() if entry.counts.any())
     out = [struct.pack("<i", len(entries))]
     for name, entry in entries:
-        calls, values = _legacy(entry, imatrix.context)
+        calls = _calls(entry, imatrix.context)
+        values = entry.mean() * np.float32(calls)
         data = name.encode()
         out.append(struct.pack(f"<i{len(data)}sii", len(data), data, calls, values.size))
         out.append(np.ascontiguousarray(values, "<f4").tobytes())
@@ -84,7 +104,7 @@ def write_dat(path: Path, imatrix: Imatrix) -> None:
 
 
 def as_legacy(imatrix: Imatrix) -> Imatrix:
-    """The imatrix as it is read from its legacy form.
+    """The imatrix as it is read from its legacy form, starved experts helped out.
 
     ik_llama.cpp divides each value by the calls again (common.cpp,
     load_imatrix of its quantize.cpp), which may move the mean's last bit.
@@ -92,15 +112,15 @@ def as_legacy(imatrix: Imatrix) -> Imatrix:
     entries = {}
     for name, entry in imatrix.entries.items():
         if entry.counts.any():
-            calls, values = _legacy(entry, imatrix.context)
+            calls = _calls(entry, imatrix.context)
+            values = entry.importance() * np.float32(calls)
             entries[name] = Entry(values, np.array([calls], np.float32))
     return Imatrix(imatrix.dataset, imatrix.chunks, imatrix.context, entries)
 
 
-def _legacy(entry: Entry, context: int) -> tuple[int, NDArray[np.float32]]:
-    """Calls and values [matrices, columns] of an entry in the legacy form."""
-    calls = -(-int(entry.counts.max()) // context)
-    return calls, entry.mean() * np.float32(calls)
+def _calls(entry: Entry, context: int) -> int:
+    """What the legacy form has in place of counts."""
+    return -(-int(entry.counts.max()) // context)
 
 
 def read_gguf(path: Path) -> Imatrix:
