@@ -297,7 +297,8 @@ def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
             write_chunks(file, [Chunk("text", row, []) for row in tokens])
     bench.stage(
         "measure.perplexity", {"corpus": "c", "chunks": 2, "context": 128}, "--model", model, "--facts",
-        bench / facts, "--corpus", bench / "c.parquet", "--out", bench / "ppl.json", "--store", bench / "store",
+        bench / facts, "--corpus", bench / "c.parquet", "--out", bench / "ppl.json",
+        "--store", bench / "store",
     )  # fmt: skip
     return json.loads((bench / "ppl.json").read_text())["nll"]
 

@@ -6,14 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
+import shapes
 from quantmill.errors import QuantmillError
 from quantmill.model import memory
 from quantmill.model.ggufio import read_header
+from quantmill.model.header import read_source
 from quantmill.model.types import known
 
 DATA = Path(__file__).parents[1] / "data"
@@ -113,3 +116,76 @@ def test_a_sliding_window_is_as_wide_as_llama_cpp_makes_it(tmp_path: Path, conte
 def test_a_cache_of_another_type_is_refused() -> None:
     with pytest.raises(QuantmillError, match="no cache can have the type q4_K; take one of f32, f16"):
         memory.needs(read_header(DATA / "tiny-llama.gguf"), 512, "q4_K")
+
+
+def table(path: Path, contexts: list[int] | None = None, **sizes: int) -> dict[str, Any]:
+    """The memory tables of a model's files."""
+    return memory.tables(read_header(path), sizes, contexts)
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-moe"])
+def test_a_row_is_the_file_and_what_llama_cpp_allocates_beside_it(model: str) -> None:
+    path = DATA / f"{model}.gguf"
+    found = table(path, [256, 512], a=10**7)
+    assert found["contexts"] == [256, 512]
+    for row in found["recipes"]["a"]["rows"]:
+        native = allocated(path, row["context"], row["cache"])
+        cache = native.get("KV", 0) + native.get("RS", 0)
+        assert row["cache_bytes"] / MIB == pytest.approx(cache, abs=0.0102)
+        assert row["compute_bytes"] / MIB == pytest.approx(native["compute"], rel=0.1)
+        parts = row["file_bytes"] + row["cache_bytes"] + row["compute_bytes"]
+        assert (row["file_bytes"], row["total_bytes"]) == (10**7, parts)
+
+
+def test_contexts_that_the_model_was_not_trained_for_are_left_out() -> None:
+    own = int(read_header(DATA / "tiny-llama.gguf").value("llama.context_length"))
+    assert table(DATA / "tiny-llama.gguf", [256, 10 * own], a=1)["contexts"] == [256]
+    assert table(DATA / "tiny-llama.gguf", [10 * own], a=1)["contexts"] == [own]
+
+
+def test_what_context_fits_is_the_longest_that_does(tmp_path: Path) -> None:
+    header = read_source(shapes.gemma4(tmp_path / "gemma4.gguf"))
+    size = 13_240_000_000  # Q4_K_M
+    found = memory.tables(header, {"Q4_K_M": size}, [8192, 32768])
+    assert found["contexts"] == [8192, 32768]
+    fits = {
+        (row["total_bytes"] >> 30, row["cache"]): row["context"] for row in found["recipes"]["Q4_K_M"]["fits"]
+    }
+    assert len(fits) == 6 * 3
+    assert [fits[gb, "f16"] for gb in (8, 12)] == [0, 0]
+    for (gb, cache), context in fits.items():
+        room = (gb << 30) - memory.RESERVE - size
+        if context:
+            assert memory.needs(header, context, cache).total <= room
+        if context < 262144:
+            assert memory.needs(header, context + 256, cache).total > room
+    assert fits[16, "f16"] < fits[16, "q8_0"] < fits[16, "q4_0"]
+    assert fits[24, "f16"] == found["context_length"] == 262144
+
+
+def test_experts_of_their_own_have_no_cache(tmp_path: Path) -> None:
+    header = read_source(shapes.huge(tmp_path / "huge.gguf", layers=3, experts=400))
+    found = memory.tables(header, {"a": 1}, [4096])["recipes"]["a"]["rows"][0]
+    # 3 layers of 8 heads, keys and values of 128, 2 bytes each
+    assert found["cache_bytes"] == 4096 * 3 * 8 * 2 * 128 * 2
+
+
+def write_mla(path: Path) -> Path:
+    """DeepSeek-V2's attention: one latent head, of which the cache holds the keys alone."""
+    kv = {
+        "general.architecture": "deepseek2", "deepseek2.block_count": 4, "deepseek2.context_length": 163840,
+        "deepseek2.embedding_length": 2048, "deepseek2.attention.head_count": 16,
+        "deepseek2.attention.head_count_kv": 1, "deepseek2.attention.key_length": 576,
+        "deepseek2.attention.value_length": 512, "deepseek2.attention.key_length_mla": 192,
+        "deepseek2.attention.value_length_mla": 128, "deepseek2.attention.kv_lora_rank": 512,
+    }  # fmt: skip
+    tensors: shapes.Shapes = {"token_embd.weight": (2048, 1024)}
+    for layer in range(4):
+        tensors[f"blk.{layer}.attn_kv_a_mqa.weight"] = (2048, 576)
+        tensors[f"blk.{layer}.attn_k_b.weight"] = (128, 512, 16)
+    return shapes.write(path, kv, tensors)
+
+
+def test_a_latent_cache_holds_keys_alone(tmp_path: Path) -> None:
+    header = read_source(write_mla(tmp_path / "mla.gguf"))
+    assert memory.needs(header, 4096).kv == 4096 * 4 * 576 * 2

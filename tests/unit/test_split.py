@@ -15,7 +15,8 @@ from quantmill.recipe.table import PlanRow
 
 LLAMA = Path(__file__).parents[1] / "data" / "tiny-llama.gguf"
 
-# sha256 of what `llama-gguf-split --split --split-max-size 2M tiny-llama.gguf x` of llama-cpp-python 0.3.36 wrote.
+# sha256 of what `llama-gguf-split --split --split-max-size 2M tiny-llama.gguf x` wrote
+# (llama-cpp-python 0.3.36).
 GOLDEN = {
     "x-00001-of-00004.gguf": "0bbe7ebf623265baa8a9843acc3b1ca2d872be2d721ddb01dfd1667708bc5273",
     "x-00002-of-00004.gguf": "730cd841714b7b32b0272e69ea4b76ceec1ae000427ded5c89a9d468ac39beb5",

@@ -13,6 +13,7 @@ from typing import Final
 VERSIONS: Final[dict[str, int]] = {
     "model.fetch": 1,
     "model.manifest": 2,
+    "model.memory": 1,
     "corpus.build": 1,
     "measure.imatrix": 1,
     "budget.imported": 2,

@@ -395,7 +395,8 @@ def sensitivities_of(model):
 
 def plans_of(model):
     recipes = cfg.recipes_of(model)
-    return [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
+    tables = [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
+    return [*tables, of(model, "memory.json")]
 
 
 def quants_of(model):

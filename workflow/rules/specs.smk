@@ -207,6 +207,13 @@ def plan_spec(model, recipe):
 
 
 @cached
+def memory_spec(model):
+    made_from = {"plans": [spec.digest(plan_spec(model, recipe)) for recipe in cfg.recipes_of(model)]}
+    contexts = getattr(cfg.models[model].card, "contexts", None)
+    return spec.make("model.memory", {"contexts": contexts}, made_from)
+
+
+@cached
 def quantize_spec(model, recipe):
     made_from = {
         "manifest": spec.digest(manifest_spec(model)),
@@ -391,6 +398,7 @@ def card_spec(model):
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
         "sensitivity": [spec.digest(damages_spec(model)) for _ in sensitivities_of(model)[:1]],
+        "memory": spec.digest(memory_spec(model)),
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],

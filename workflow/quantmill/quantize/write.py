@@ -167,7 +167,7 @@ def write_parts(
 
     The sha256 of several files is that of theirs, joined by newlines, as of a split source.
     """
-    parts = []
+    parts: list[dict[str, Any]] = []
     with building(folder) as made:
         for name, header, count in files:
             size, sha256 = write(made / name, header, islice(tensors, count), progress)
