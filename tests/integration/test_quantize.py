@@ -188,8 +188,9 @@ def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quan
     bench.plan("x", "IQ3_XXS")
     bench.quantize("x")
     theirs = tmp_path / "theirs.gguf"
-    for importance in (formats.Entry.mean, formats.Entry.importance):
-        np.savez(tmp_path / "i.npz", **{name: importance(entry).ravel() for name, entry in entries.items()})
+    for fed in (False, True):
+        given = {name: entry.fed() if fed else entry for name, entry in entries.items()}
+        np.savez(tmp_path / "i.npz", **{name: entry.mean().ravel() for name, entry in given.items()})
         native.quantize(bench.model, theirs, 23, None, tmp_path / "i.npz")
         one, other = (ggufio.read_header(path) for path in (tmp_path / "x.gguf", theirs))
         data = [header.path.read_bytes() for header in (one, other)]
@@ -199,7 +200,7 @@ def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quan
             if data[0][t.offset : t.offset + t.bytes] != data[1][o.offset : o.offset + t.bytes]
         }  # fmt: skip
         # with the means as they are all but the starved ones' tensors are the same; with ours all
-        assert differing == ({n for n in names if starved[n]} if importance is formats.Entry.mean else set())
+        assert differing == (set() if fed else {n for n in names if starved[n]})
 
 
 def test_an_imatrix_of_fewer_experts_is_refused(tmp_path):

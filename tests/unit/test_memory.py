@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-import shapes
+import headers as shapes
 from quantmill.errors import QuantmillError
 from quantmill.model import memory
 from quantmill.model.ggufio import read_header

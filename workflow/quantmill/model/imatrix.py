@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,20 +42,20 @@ class Entry:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(counts > 0, self.in_sum2 / counts, np.float32(1))
 
-    def importance(self) -> NDArray[np.float32]:
-        """The same as the quantizers are given it: `mean`, but for starved experts.
+    def fed(self) -> Entry:
+        """The entry as quantizing takes it: what an expert lacks to `STARVED` tokens is made up.
 
-        What an expert lacks to `STARVED` tokens is made up with the mean over the
-        tensor's experts, each token counted once; one never seen has that mean alone.
+        With the mean over the tensor's experts, each token counted once; an expert
+        never seen has that mean alone.
         """
-        mean = self.mean()
         starved = self.counts < STARVED
         if len(self.counts) == 1 or not starved.any() or not self.counts.any():
-            return mean
-        of_all = self.in_sum2.sum(axis=0, dtype=np.float64) / self.counts.sum(dtype=np.float64)
-        lacking = np.float64(STARVED) - self.counts[starved, None]
-        mean[starved] = (self.in_sum2[starved] + lacking * of_all) / STARVED
-        return mean
+            return self
+        mean = self.in_sum2.sum(axis=0, dtype=np.float64) / self.counts.sum(dtype=np.float64)
+        in_sum2, counts = np.array(self.in_sum2), np.array(self.counts)
+        in_sum2[starved] += (STARVED - counts[starved, None]) * mean
+        counts[starved] = STARVED
+        return Entry(in_sum2, counts)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Imatrix:
     chunks: int
     context: int
     entries: Mapping[str, Entry]
+
+    def fed(self) -> Imatrix:
+        """The same with its starved experts helped out, for quantizing."""
+        return replace(self, entries={name: entry.fed() for name, entry in self.entries.items()})
 
 
 def write_gguf(path: Path, imatrix: Imatrix) -> None:
@@ -104,7 +108,7 @@ def write_dat(path: Path, imatrix: Imatrix) -> None:
 
 
 def as_legacy(imatrix: Imatrix) -> Imatrix:
-    """The imatrix as it is read from its legacy form, starved experts helped out.
+    """The imatrix as it is read from its legacy form.
 
     ik_llama.cpp divides each value by the calls again (common.cpp,
     load_imatrix of its quantize.cpp), which may move the mean's last bit.
@@ -113,7 +117,7 @@ def as_legacy(imatrix: Imatrix) -> Imatrix:
     for name, entry in imatrix.entries.items():
         if entry.counts.any():
             calls = _calls(entry, imatrix.context)
-            values = entry.importance() * np.float32(calls)
+            values = entry.mean() * np.float32(calls)
             entries[name] = Entry(values, np.array([calls], np.float32))
     return Imatrix(imatrix.dataset, imatrix.chunks, imatrix.context, entries)
 

@@ -108,7 +108,7 @@ def _task(
 def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
     """The importance f32 [matrices, columns] of a tensor's input; None where the imatrix has none.
 
-    Starved experts have been helped out (`Entry.importance`). QuantmillError where the values have
+    Starved experts have been helped out (`Entry.fed`). QuantmillError where the values have
     another width, or are of other experts: the imatrix is of another model.
     """
     entry = None if imatrix is None else imatrix.entries.get(row.name)
@@ -119,7 +119,7 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
     if experts > 1 and experts != matrices:
         what = f"the imatrix has {experts} experts for it, not {matrices}: it is of another model"
         raise QuantmillError(what, row.name, "make it from this source")
-    mean = entry.importance().reshape(-1)
+    mean = entry.fed().mean().reshape(-1)
     if mean.size == row.shape[0] * matrices:
         return mean.reshape(matrices, row.shape[0])
     if row.name in types.EXEMPT:
@@ -223,7 +223,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     # A recipe may do without the imatrix that there is: its plan says so.
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
-        imatrix = as_legacy(imatrix)
+        imatrix = as_legacy(imatrix.fed())
     todo = tasks(rows, source, imatrix, engine)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
