@@ -124,6 +124,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         edit(VERSIONS, '"model.memory": 1', '"model.memory": 9'),
         MEMORY | CARD,
     ),
+    "contexts of the card": (section("models", "tiny", "card", contexts=[128, 256]), MEMORY | CARD),
     "deleted memory tables": (delete("memory.json"), MEMORY | CARD),
     "chunks of the perplexity": (section("bench", "perplexity", chunks=1), PERPLEXITIES | CARD),
     "more chunks of the perplexity": (

@@ -209,8 +209,7 @@ def plan_spec(model, recipe):
 @cached
 def memory_spec(model):
     made_from = {"plans": [spec.digest(plan_spec(model, recipe)) for recipe in cfg.recipes_of(model)]}
-    contexts = getattr(cfg.models[model].card, "contexts", None)
-    return spec.make("model.memory", {"contexts": contexts}, made_from)
+    return spec.make("model.memory", {"contexts": cfg.models[model].card.contexts}, made_from)
 
 
 @cached

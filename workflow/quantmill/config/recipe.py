@@ -59,6 +59,12 @@ class Split(Strict):
 
     max: Size = Field(description="of a file's tensors; a model that fits is one file")
 
+    @model_validator(mode="after")
+    def _some(self) -> Split:
+        if not self.max_bytes:
+            raise refuse("empty_split", "must be more than nothing", "max")
+        return self
+
     @property
     def max_bytes(self) -> int:
         """The same in bytes."""
