@@ -224,7 +224,7 @@ def _quant(
         file=facts["file"],
         bytes=facts["bytes"],
         sha256=facts["sha256"],
-        plan=_plan(folder, name),
+        plan=read_json(folder / "plans" / f"{name}.json"),
         tensors=[_tensor(row) for row in read_table(folder / "plans" / f"{name}.tsv")],
         recipe=_text(folder / "recipes" / f"{name}.yaml"),
         **measured,
@@ -234,14 +234,6 @@ def _quant(
         parts=facts.get("parts") or [],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
-
-
-def _plan(folder: Path, name: str) -> dict[str, Any]:
-    """The plan's report; `memory` in it has what the file takes at each context, where that was tabulated."""
-    plan: dict[str, Any] = read_json(folder / "plans" / f"{name}.json")
-    if (tables := folder / "memory.json").exists():
-        plan["memory"] = read_json(tables)["recipes"].get(name)
-    return plan
 
 
 def _measured(
