@@ -11,9 +11,9 @@ from pairs import run
 from rows import TEMPLATE, Bench, Row
 from stages import ROOT, Workspace
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "examples"))
 
-import shapes
+import headers as shapes
 
 
 def of_27b(bench: Bench) -> Iterable[Row]:

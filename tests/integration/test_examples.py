@@ -1,41 +1,79 @@
 """The examples: each is a sound config whose files are there, and the smallest ends with a card."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+import headers
 from house import ROOT, House
 from quantmill.config import file as config
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml")) + sorted((ROOT / "examples" / "real").glob("*.yaml"))
+RUN = [
+    ("mfp4-gguf", None),
+    ("qwopus", None),
+    ("import", "plans"),
+    ("apex", "plans"),
+    ("real/darwin-28b-coder", "plans"),
+]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    if path.stem == "tasks":
-        pytest.importorskip("lm_eval")
-    parsed = config.parse(yaml.safe_load(path.read_text()), path.name)
-    config.check_files(parsed, path.name, [Path("recipes")])
-    assert f"--configfile examples/{path.name}" in path.read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "goal"), [("mfp4-gguf", None), ("qwopus", None), ("import", "plans"), ("apex", "plans")]
-)
-def test_an_example_runs(tmp_path: Path, name: str, goal: str | None) -> None:
-    house = House.build(tmp_path / "house")
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with the examples, the models and the headers that they are of."""
+    house = House.build(tmp_path_factory.mktemp("examples") / "house")
     for folder in ("examples", "tests/data"):
         shutil.copytree(ROOT / folder, house.folder / folder)
-    example = f"--configfile=examples/{name}.yaml"
-    house.run(*([goal] if goal else []), example, cores=2)
-    results = house.folder / "results" / name
-    recipes = yaml.safe_load((house.folder / "examples" / f"{name}.yaml").read_text())["recipes"]
-    plans = {path.stem for path in results.glob("*/plans/*.json")}
-    assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in recipes}
+    headers.main(house.folder / "results" / "headers")
+    return house
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "examples").with_suffix(""))
+
+
+@pytest.fixture(autouse=True)
+def needed(request: pytest.FixtureRequest) -> None:
+    """What an example needs beyond the base environment."""
+    if "tasks" in request.node.name:
+        pytest.importorskip("lm_eval")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_an_example_is_sound(house: House, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(house.folder)
+    parsed = config.parse(yaml.safe_load(path.read_text()), path.name)
+    config.check_files(parsed, path.name, [Path("recipes")])
+    assert f"--configfile examples/{name_of(path)}.yaml" in path.read_text()
+
+
+@pytest.mark.parametrize("name", [name_of(p) for p in EXAMPLES if name_of(p) not in dict(RUN)])
+def test_an_example_can_be_run(house: House, name: str) -> None:
+    goal = ["plans"] if name.startswith("real/") else []
+    due = house.due(*goal, f"--configfile=examples/{name}.yaml")
+    last = {"tabulate_memory"} if goal else {"export_checkpoint MFP4"} if name == "mfp4" else {"write_card"}
+    assert last & due or any(job.startswith("write_card") for job in due if not goal)
+
+
+@pytest.mark.parametrize(("name", "goal"), RUN)
+def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
+    house.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=2)
+    example = yaml.safe_load((house.folder / "examples" / f"{name}.yaml").read_text())
+    ((model, _),) = example["models"].items()
+    results = house.folder / example["results"] / model
+    plans = {path.stem for path in results.glob("plans/*.json")}
+    assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in example["recipes"]}
     if goal is None:
-        (card,) = results.glob("*/card/README.md")
         said = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
-        assert said[name] in card.read_text()
+        assert said[name] in (results / "card" / "README.md").read_text()
+    if name == "real/darwin-28b-coder":
+        plan = json.loads((results / "plans" / "fit-12.92GiB.json").read_text())
+        assert 0 < 12.92 * 2**30 - plan["file_bytes"] < 2**20
+        assert plan["bpw"] == pytest.approx(4.126, rel=0.002)
+        # what was fitted to a device's memory fits it, at the context and with the cache that were asked for
+        fits = json.loads((results / "memory.json").read_text())["recipes"]["fit-16GB"]["fits"]
+        assert {"total_bytes": 16 << 30, "cache": "q8_0", "context": 32768} in fits
+        assert (house.folder / "results" / "headers" / "qwen3.6-27b.gguf").stat().st_size < 12_000_000

@@ -18,7 +18,10 @@ import pytest
 
 import native
 from quantmill import spec
+from quantmill.corpus.chunks import Chunk, write_chunks
+from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
+from quantmill.files import writing
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
 from quantmill.model.roles import role_of
@@ -28,6 +31,7 @@ from quantmill.recipe.table import PlanRow
 DATA = Path(__file__).parents[1] / "data"
 LLAMA = DATA / "tiny-llama.gguf"
 IMATRIX = DATA / "llama-imatrix-llama.gguf"
+MOE_IMATRIX = DATA / "llama-imatrix-moe.gguf"
 
 
 class Bench:
@@ -175,6 +179,43 @@ def test_a_killed_run_resumes_where_it_stood(tmp_path):
     assert (tmp_path / "whole" / "x.gguf").read_bytes() == resumed
 
 
+def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quantize_s(tmp_path):
+    entries = dict(formats.read_gguf(MOE_IMATRIX).entries)
+    names = [name for name in entries if "_exps" in name]
+    starved = {name: (entries[name].counts < formats.STARVED).nonzero()[0].tolist() for name in names}
+    assert {tuple(found) for found in starved.values()} == {(), (1, 2)}
+    bench = Bench(tmp_path, DATA / "tiny-moe.gguf", imatrix=MOE_IMATRIX)
+    bench.plan("x", "IQ3_XXS")
+    bench.quantize("x")
+    theirs = tmp_path / "theirs.gguf"
+    for fed in (False, True):
+        given = {name: entry.fed() if fed else entry for name, entry in entries.items()}
+        np.savez(tmp_path / "i.npz", **{name: entry.mean().ravel() for name, entry in given.items()})
+        native.quantize(bench.model, theirs, 23, None, tmp_path / "i.npz")
+        one, other = (ggufio.read_header(path) for path in (tmp_path / "x.gguf", theirs))
+        data = [header.path.read_bytes() for header in (one, other)]
+        pairs = zip(one.tensors, other.tensors, strict=True)
+        differing = {
+            t.name for t, o in pairs
+            if data[0][t.offset : t.offset + t.bytes] != data[1][o.offset : o.offset + t.bytes]
+        }  # fmt: skip
+        # with the means as they are all but the starved ones' tensors are the same; with ours all
+        assert differing == (set() if fed else {n for n in names if starved[n]})
+
+
+def test_an_imatrix_of_fewer_experts_is_refused(tmp_path):
+    imatrix = formats.read_gguf(MOE_IMATRIX)
+    name = "blk.0.ffn_up_exps.weight"
+    entry = imatrix.entries[name]
+    fewer = {**imatrix.entries, name: formats.Entry(entry.in_sum2[:3], entry.counts[:3])}
+    formats.write_gguf(tmp_path / "i.gguf", formats.Imatrix("text.txt", 12, 128, fewer))
+    bench = Bench(tmp_path, DATA / "tiny-moe.gguf", imatrix=tmp_path / "i.gguf")
+    bench.plan("x", "Q4_K_M")
+    line = bench.fails("x")
+    assert "blk.0.ffn_up_exps.weight: the imatrix has 3 experts for it, not 4: it is of another model" in line
+    assert not (tmp_path / "x.gguf").exists() and not bench.units()
+
+
 def test_an_imatrix_of_another_model_is_refused(tmp_path):
     bench = Bench(tmp_path, imatrix=DATA / "llama-imatrix-moe.gguf")
     bench.plan("x", "Q4_K_M")
@@ -236,3 +277,78 @@ def test_what_a_plan_may_have_without_importance_values_is_quantized(name: str) 
     source.tensors[other.name], source.sha256[other.name] = source.tensors[name], ""
     with pytest.raises(QuantmillError, match=r"attn_q\.weight: iq2_s needs an importance matrix"):
         write.tasks([other], source, None)
+
+
+def split(bench: Bench, name: str, most: int) -> Path:
+    """Execute a plan into files of at most `most` bytes: their folder."""
+    words = bench.quantization(name, bench / name)
+    words[words.index("--spec") + 1] = spec.make(
+        "quantize.write", {"imatrix": bench.facts, "split": most}, {}, engine="e"
+    )
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return bench / name
+
+
+def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
+    """The nll of each chunk of some text, as the stage measures it."""
+    if not (bench / "c.parquet").exists():
+        with Vocabulary(LLAMA) as vocabulary, writing(bench / "c.parquet") as file:
+            tokens = vocabulary.tokenize((DATA / "text.txt").read_text())[:256].reshape(2, 128)
+            write_chunks(file, [Chunk("text", row, []) for row in tokens])
+    bench.stage(
+        "measure.perplexity", {"corpus": "c", "chunks": 2, "context": 128}, "--model", model, "--facts",
+        bench / facts, "--corpus", bench / "c.parquet", "--out", bench / "ppl.json",
+        "--store", bench / "store",
+    )  # fmt: skip
+    return json.loads((bench / "ppl.json").read_text())["nll"]
+
+
+def test_a_split_file_holds_the_whole_ones_tensors_and_llama_cpp_loads_it(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    bench.quantize("x")
+    whole, folder = ggufio.read_header(tmp_path / "x.gguf"), split(bench, "x", 500_000)
+    facts = json.loads((tmp_path / "x.gguf.json").read_text())
+    (tmp_path / "whole.json").write_text('{"sha256": "whole"}')
+    names = [f"x/x-{n:05}-of-{len(facts['parts']):05}.gguf" for n in range(1, len(facts["parts"]) + 1)]
+    assert [part["file"] for part in facts["parts"]] == names and len(names) > 2
+    assert facts["file"] == names[0]
+    for part in facts["parts"]:
+        path = tmp_path / part["file"]
+        assert (part["bytes"], part["sha256"]) == (path.stat().st_size, spec.file_sha256(path))
+    assert facts["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    parts = ggufio.read_header(tmp_path / names[0])
+    assert [t[:5] for t in parts.tensors] == [t[:5] for t in whole.tensors]
+    bytes_of = [path.read_bytes() for path in (whole.path, *parts.shards)]
+    for one, other in zip(whole.tensors, parts.tensors, strict=True):
+        data = bytes_of[1 + other.shard][other.offset : other.offset + other.bytes]
+        assert data == bytes_of[0][one.offset : one.offset + one.bytes]
+    # the same keys in the first part, and the number of each
+    assert {k: v for k, v in parts.kv.items() if not k.startswith("split.")} == dict(whole.kv)
+    assert perplexity(bench, folder, "x.gguf.json") == perplexity(bench, whole.path, "whole.json")
+
+
+def test_a_file_that_fits_is_not_split(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    folder = split(bench, "x", 10**9)
+    (path,) = folder.iterdir()
+    assert path.name == "x.gguf"
+    native.quantize(LLAMA, tmp_path / "theirs.gguf", 15, None, None)
+    assert path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+def test_a_killed_split_leaves_nothing_under_its_name_and_a_second_one_replaces_the_first(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    first = {path.name for path in split(bench, "x", 500_000).iterdir()}
+    second = {path.name for path in split(bench, "x", 1_500_000).iterdir()}
+    assert len(second) < len(first) and not first & second
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    unit = bench.units()[0]
+    unit.unlink()
+    (tmp_path / "m.tsv").write_text((tmp_path / "m.tsv").read_text().replace("output.weight", "other.weight"))
+    words = bench.quantization("x", tmp_path / "x")
+    assert subprocess.run(words, capture_output=True).returncode == 1
+    assert {path.name for path in (tmp_path / "x").iterdir()} == second

@@ -25,7 +25,7 @@ def test_a_lean_config_ends_with_a_card(house: House) -> None:
     made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
     assert {
         "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
-        "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/plots/bits.svg",
+        "memory.json", "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/plots/bits.svg",
     } == made  # fmt: skip
     assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text()
     assert house.due() == set()
@@ -38,14 +38,16 @@ def test_a_second_config_replaces_the_first(house: House) -> None:
 
     house.configure(other, "other.yaml")
     due = house.due("--configfile=other.yaml")
-    assert due == {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", CARD}
+    assert due == {
+        "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0", CARD
+    }  # fmt: skip
     assert "results/tiny" not in house.run("-n", "--configfile=other.yaml").stdout
     # Single values still override the default config.
     assert "elsewhere/tiny" in house.run("-n", "--config", "results=elsewhere").stdout
 
 
 def test_a_part_can_be_asked_for(house: House) -> None:
-    assert house.due("plans") == {
+    assert house.due("plans") == {"tabulate_memory"} | {
         f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")
     }
     house.run("results/tiny/plans/mix.tsv")

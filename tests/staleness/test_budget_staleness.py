@@ -13,7 +13,8 @@ from house import House
 from quantmill.model.ggufio import read_header
 from quantmill.model.types import known
 
-FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"}
+MEMORY = {"tabulate_memory"}
+FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY
 CARD = {"write_card"}
 IMPORTED = {"import_sensitivity", "draw_sensitivity"}
 Change = Callable[[House], None]
@@ -55,7 +56,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "another curve": (lambda h: h.edit("group0.csv", "q4_K,", "q4_K,1"), IMPORTED | FIT | CARD),
     "the other recipe": (
         with_(lambda config: config["recipes"].__setitem__(0, {"name": "Q8_0", "base": "Q6_K"})),
-        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"} | CARD,
+        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"} | MEMORY | CARD,
     ),
     "the version of the allocation": (
         lambda h: h.edit("workflow/quantmill/versions.py", '"budget.allocate": 2', '"budget.allocate": 9'),

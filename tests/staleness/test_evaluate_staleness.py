@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
 
 def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
     configure(house, humaneval=HUMANEVAL)
-    made = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0"}
+    made = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0"}
     assert due(house) == made | CODE | CARD
     house.run()
     samples = house.result("bench/Q8_0/humaneval.jsonl").read_text()
@@ -101,7 +101,7 @@ def test_tasks_are_made_again_when_they_must(house: House, tmp_path: Path) -> No
     if find_spec("lm_eval") is None:
         pytest.skip("no lm-eval")
     configure(house, tasks=TASK)
-    rest = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0"}
+    rest = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0"}
     assert due(house) - rest == TASKS | CARD
     house.run()
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {

@@ -19,7 +19,8 @@ def bench(*rows: str) -> set[str]:
 
 CARD = {"write_card"}
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
-PLANS = {"plan_types Q8_0", "plan_types IQ4_KS"}
+MEMORY = {"tabulate_memory"}
+PLANS = {"plan_types Q8_0", "plan_types IQ4_KS"} | MEMORY
 QUANTS = {"quantize Q8_0", "quantize IQ4_KS"}
 
 
@@ -58,9 +59,12 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "a field of the recipe": (
         lambda house: configure(house, lambda config: config["recipes"][1].update(imatrix="required")),
-        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"} | bench("IQ4_KS") | CARD,
+        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"} | bench("IQ4_KS") | MEMORY | CARD,
     ),
-    "no recipe of ik left": (lambda house: configure(house, lambda config: config["recipes"].pop()), CARD),
+    "no recipe of ik left": (
+        lambda house: configure(house, lambda config: config["recipes"].pop()),
+        MEMORY | CARD,
+    ),
     "the source's divergence in ik deleted": (
         lambda house: house.result("bench/source-ik/kld.json").unlink(),
         bench("source-ik", "IQ4_KS") - {"measure_speed source-ik", "measure_speed IQ4_KS"} | CARD,

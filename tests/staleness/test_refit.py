@@ -11,8 +11,11 @@ import pytest
 
 from house import House
 
-FIRST = {"allocate_recipe first", "plan_types first", "quantize first", "measure_divergence first"}
-SECOND = {"allocate_recipe second", "plan_types second", "quantize second", "measure_divergence second"}
+MEMORY = {"tabulate_memory"}
+FIRST = {"allocate_recipe first", "plan_types first", "quantize first", "measure_divergence first"} | MEMORY
+SECOND = {
+    "allocate_recipe second", "plan_types second", "quantize second", "measure_divergence second"
+} | MEMORY  # fmt: skip
 Q8 = {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"}
 CARD = {"write_card"}
 Change = Callable[[House], None]

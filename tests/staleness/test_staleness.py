@@ -10,8 +10,9 @@ import pytest
 from house import House
 
 LISTED = {"list_tensors"}
-RECIPES = {f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")}
-PLANS = {"plan_types Q8_0", "plan_types mix"}
+MEMORY = {"tabulate_memory"}
+PLANS = {"plan_types Q8_0", "plan_types mix"} | MEMORY
+RECIPES = {"render_recipe Q8_0", "render_recipe mix"} | PLANS
 QUANTS = {"quantize Q8_0", "quantize mix"}
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 TUNING = {"build_corpus tuning"}
@@ -25,9 +26,10 @@ BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
 ALL = LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
 MIX = {
-    "render_recipe mix", "plan_types mix", "quantize mix",
+    "render_recipe mix", "plan_types mix", "tabulate_memory", "quantize mix",
     "measure_divergence mix", "measure_perplexity mix", "measure_speed mix",
 }  # fmt: skip
+MIX_MEASURED = {"measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
 
 
 def touch(house: House) -> None:
@@ -58,7 +60,7 @@ def reorder(house: House) -> None:
     path.write_text("# a comment\n\n" + path.read_text())
 
 
-def recipe(**parameters: str) -> Callable[[House], None]:
+def recipe(**parameters: object) -> Callable[[House], None]:
     """The recipe `mix` with other parameters."""
     return lambda house: house.configure(lambda config: config["recipes"][1].update(parameters))
 
@@ -113,7 +115,17 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
-    "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), CARD),
+    "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | CARD),
+    "a split recipe": (
+        recipe(split={"max": "1 MB"}),
+        {"quantize_split mix"} | MIX_MEASURED | CARD,
+    ),
+    "the version of the memory tables": (
+        edit(VERSIONS, '"model.memory": 1', '"model.memory": 9'),
+        MEMORY | CARD,
+    ),
+    "contexts of the card": (section("models", "tiny", "card", contexts=[128, 256]), MEMORY | CARD),
+    "deleted memory tables": (delete("memory.json"), MEMORY | CARD),
     "chunks of the perplexity": (section("bench", "perplexity", chunks=1), PERPLEXITIES | CARD),
     "more chunks of the perplexity": (
         section("bench", "perplexity", chunks=4),
@@ -183,7 +195,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
     "the version of a stage": (
-        edit(VERSIONS, '"quantize.write": 1', '"quantize.write": 9'),
+        edit(VERSIONS, '"quantize.write": 2', '"quantize.write": 9'),
         QUANTS | BENCH - SOURCE | CARD,
     ),
     "every file touched": (touch, set()),
@@ -217,6 +229,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
 
 # Whose real run is made too; the others hold the same rules.
 RUN = (
+    "a split recipe",
     "two fields of one recipe swapped",
     "chunks of the perplexity",
     "types of the sensitivity",
@@ -286,25 +299,25 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     house.run("plans")
     assert "measure_imatrix" not in house.due("results/tiny/plans/Q8_0.tsv", "results/tiny/plans/lines.tsv")
     assert house.due("plans") == set()
-    plans = {f"plan_types {recipe}" for recipe in ("Q8_0", "CD-Q6_K", "lines")}
+    plans = MEMORY | {f"plan_types {recipe}" for recipe in ("Q8_0", "CD-Q6_K", "lines")}
     house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
     assert house.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
     house.run("plans")
     house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
                                     config["recipes"][1]["importance"].update(imatrix=0.75)))  # fmt: skip
-    assert house.due("plans") == {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
     (house.folder / "scores.json").write_text("[1, 0.5]")
-    assert house.due("plans") == {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
     (house.folder / "lines.txt").write_text("attn_k=q8_0")
-    assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
+    assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
     touch(house)
-    assert house.due("plans") == {"render_recipe lines", "plan_types lines"}
+    assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
     house.run("plans")
     house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
                                     config["recipes"][1].update(importance="sensitivity")))  # fmt: skip
-    measured = LISTED | TUNING | {"measure_sensitivity"}
+    measured = MEMORY | LISTED | TUNING | {"measure_sensitivity"}
     assert house.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
     assert house.due("plans") == set()

@@ -52,6 +52,10 @@ NOWHERE = {"corpus": "no", "chunks": 1}
 MFP4 = {"name": "MFP4", "template": "mfp4"}
 WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("model", {}), "model: unknown field; did you mean models?"),
+    (put("split", {"max": "50"}), 'split.max: "50" is not allowed; a size is a number and its unit'),
+    (put("split", {}), "split.max: missing field; add it"),
+    (put("recipes.1.split", {"size": "5 GB"}), "recipes[1].split.size: unknown field; known here: max"),
+    (put("recipes.1.split", {"max": "0 GB"}), "recipes[1].split.max: must be more than nothing"),
     (put("models.m", {"sorce": 1}), "models.m.sorce: unknown field; did you mean source?"),
     (put("models.m", {}), "models.m.source: missing field; add it"),
     (put("models.m.source", {"pth": "x.gguf"}), "models.m.source.pth: unknown field; did you mean path?"),
@@ -265,6 +269,33 @@ def test_a_model_has_its_own_way() -> None:
     speed = parsed(put("models.m.bench", {"speed": {}})).bench_of("m")
     assert speed.perplexity is None
     assert speed.speed is not None
+
+
+def test_what_a_recipe_says_of_splitting_goes_before_what_the_file_says() -> None:
+    found = parsed(
+        lambda c: (
+            c.update(split={"max": "50 GB"}),
+            c["recipes"][1].update(split=None),
+            c["recipes"].append({"name": "x", "base": "Q6_K", "split": {"max": "5 MiB"}}),
+        )
+    )
+    splits = [found.split_of(recipe) for recipe in found.recipes_of("m").values()]
+    assert [split and split.max_bytes for split in splits] == [50 * 10**9, None, 5 << 20]
+    assert "split" not in found.recipes_of("m")["x"].parameters
+
+
+def test_a_name_is_split_for_all_models_or_for_none() -> None:
+    def own(data: dict[str, Any]) -> None:
+        data["split"] = {"max": "50 GB"}
+        data["models"]["n"] = {
+            "source": {"path": "n.gguf"},
+            "recipes": ["Q6_K", {"name": "Q8_0", "split": None}],
+        }
+
+    with pytest.raises(QuantmillError) as caught:
+        parsed(own)
+    where = "config.yaml: models.n.recipes[1].split"
+    assert str(caught.value) == f"{where}: Q8_0 of another model is split; rename one"
 
 
 def test_each_model_has_its_repository() -> None:

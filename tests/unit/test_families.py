@@ -1,5 +1,6 @@
 """The published families at their real sizes, from headers alone, and what each template does and refuses."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import shapes
+import headers as shapes
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header, read_header
 from quantmill.model.header import read_source
@@ -66,11 +67,24 @@ PUBLISHED: list[tuple[str, str, str, dict[str, Any], float, float]] = [
     ("gemma4", "preset", "Q8_0", {}, 21.16, GB),
     ("gemma4", "preset", "Q3_K_XL", {"base": "Q3_K_M", "embeddings": "q8_0", "output": "q8_0"}, 10.69, GB),
     ("gemma4", "preset", "Q4_0", {"imatrix": "none"}, 11.42, GB),
+    ("gemma4", "preset", "IQ3_M", {}, 9.82, GB),
+    ("gemma4", "preset", "Q2_K", {}, 8.40, GB),
+    ("gemma4", "preset", "IQ2_S", {}, 7.83, GB),
+    ("gemma4", "preset", "IQ2_XS", {}, 7.77, GB),
+    ("gemma4", "preset", "IQ2_XXS", {}, 7.37, GB),
+    ("gemma4", "contrib-mix", "CD-Q6_K_L", {"base": "Q6_K", "variant": "L"}, 14.95, GB),
+    ("gemma4", "contrib-mix", "CD-Q4_K_M_L", {"base": "Q4_K_M", "variant": "L"}, 13.0, GB),
+    ("gemma4", "contrib-mix", "CD-IQ3_M_L", {"base": "IQ3_M", "variant": "L"}, 10.19, GB),
+    # the published full overrides have four MID layers, to go by their sizes, and not seven
+    ("gemma4", "contrib-dynamic", "CD-Q6_K", {"mid": 4}, 15.44, GB),
+    ("gemma4", "contrib-dynamic", "CD-Q4_K_M", {"mid": 4}, 10.59, GB),
     ("qwen35moe", "preset", "F16", {}, 64.61, GIB),
     ("qwen35moe", "apex", "Quality", {}, 21.25, GIB),
     ("qwen35moe", "apex", "I-Quality", {}, 21.25, GIB),
     ("qwen35moe", "apex", "APEX-Balanced", {}, 23.60, GIB),
+    ("qwen35moe", "apex", "I-Balanced", {}, 23.60, GIB),
     ("qwen35moe", "apex", "Compact", {}, 15.40, GIB),
+    ("qwen35moe", "apex", "I-Compact", {}, 15.40, GIB),
 ]  # fmt: skip
 
 
@@ -79,6 +93,15 @@ def test_a_published_size(headers: dict[str, Header], model: str, template: str,
                           parameters: dict[str, Any], size: float, unit: float) -> None:  # fmt: skip
     found = planned(headers[model], template, name, **parameters)
     assert found["file_bytes"] == pytest.approx(size * unit, rel=0.005)
+
+
+# Of Darwin-36B-Opus, the same shapes, in GiB as `ls -h` rounds them: up.
+ROUNDED = {"I-Quality": 22, "Balanced": 24, "I-Balanced": 24, "I-Compact": 16, "I-Mini": 13, "I-Nano": 11}
+
+
+@pytest.mark.parametrize("profile", ROUNDED)
+def test_a_published_size_in_whole_gib(headers: dict[str, Header], profile: str) -> None:
+    assert math.ceil(planned(headers["qwen35moe"], "apex", profile)["file_bytes"] / GIB) == ROUNDED[profile]
 
 
 TIERS = (

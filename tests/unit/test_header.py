@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+import headers as shapes
 import models
-import shapes
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.model import header as headers

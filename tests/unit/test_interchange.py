@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+import headers as shapes
 import native
-import shapes
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header, read_header, serialize
 from quantmill.model.header import read_source

@@ -31,7 +31,7 @@ def parser(description: str | None, *, threads: bool = False, store: bool = Fals
 
 
 def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, Log], None]) -> None:
-    """Parse the command line and run `main(args, log)`.
+    """Parse the command line and run `main(args, log)`; a `--model` may be the folder of a split one.
 
     A QuantmillError ends the process with `error: ...` on stderr (and in the
     log) and exit code 1; an interrupt with code 130. No traceback for either.
@@ -39,6 +39,8 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
     args = arguments.parse_args()
     log = Log(args.log)
     try:
+        if getattr(args, "model", None) is not None:
+            args.model = first_part(args.model)
         main(args, log)
     except QuantmillError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,6 +49,19 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def first_part(model: Path) -> Path:
+    """The file that a split model is loaded by, where its folder is given; else `model` itself.
+
+    QuantmillError where the folder holds none.
+    """
+    if not model.is_dir():
+        return model
+    found = sorted(model.glob("*.gguf"))
+    if not found:
+        raise QuantmillError("holds no GGUF", model, "delete it to have it made again")
+    return found[0]
 
 
 def _spec(text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,26 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `data` to `path`, whole or not at all."""
     with writing(path, durable=durable) as file:
         file.write(data)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A new folder that stands under its name when the block ends without error, and else nowhere.
+
+    What stood there before goes only then.
+    """
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise QuantmillError(what, folder, "free some space or choose another place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -301,6 +301,17 @@ def scores_of(model, recipe):
     return [importance.scores.path] if importance and importance.scores else []
 
 
+def split_of(model, recipe):
+    """The most bytes of a file of the recipe, where it is split; else None."""
+    split = cfg.split_of(recipe_of(model, recipe))
+    return split and split.max_bytes
+
+
+def gguf_of(model, recipe):
+    """A recipe's GGUF; its folder where it is split, for how many files there are only its plan knows."""
+    return of(model, f"gguf/{model}-{recipe}" + ("" if split_of(model, recipe) else ".gguf"))
+
+
 def imported_by(model, recipe):
     """The file that a recipe imports; or none."""
     return [file for file in [recipe_of(model, recipe).file] if file is not None]
@@ -336,7 +347,7 @@ def imatrix_report_of(model):
 
 def from_gguf(model, row):
     """The GGUF that a row of the bench is about: a recipe's, or the source itself."""
-    return from_source(model) if row in SOURCES else ancient([of(model, f"gguf/{model}-{row}.gguf")])
+    return from_source(model) if row in SOURCES else ancient([gguf_of(model, row)])
 
 
 def facts_of(model, row):
@@ -384,12 +395,16 @@ def sensitivities_of(model):
 
 def plans_of(model):
     recipes = cfg.recipes_of(model)
-    return [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
+    tables = [of(model, f"plans/{recipe}.{kind}") for recipe in recipes for kind in ("tsv", "json")]
+    return [*tables, of(model, "memory.json")]
 
 
 def quants_of(model):
-    recipes = cfg.recipes_of(model)
-    return [of(model, f"gguf/{model}-{recipe}.{kind}") for recipe in recipes for kind in ("gguf", "json")]
+    return [
+        file
+        for recipe in cfg.recipes_of(model)
+        for file in (gguf_of(model, recipe), of(model, f"gguf/{model}-{recipe}.json"))
+    ]
 
 
 def cards_of(model):
@@ -497,6 +512,7 @@ FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if 
 PUBLISHED = [model for model in cfg.models if cfg.repository_of(model)]
 HUB = {model for model in cfg.models if isinstance(cfg.models[model].source, user.HubSource)}
 FETCHED = {os.path.relpath(file, RESULTS / model / "source") for model in HUB for file in source_of(model)}
+SPLIT = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if split_of(model, recipe)}
 
 
 def names(known):

@@ -16,6 +16,8 @@ rule quantize:
         f"{RESULTS}/{{model}}/logs/gguf/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/gguf/{{recipe}}.tsv"
+    wildcard_constraints:
+        recipe=names(RECIPES - SPLIT),
     conda:
         "../../envs/quantmill.yaml"
     threads: CORES
@@ -31,3 +33,12 @@ rule quantize:
         " --imatrix {input.imatrix:q} --gguf {output.gguf:q} --facts {output.facts:q}"
         " --log {log:q} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+
+
+# In several files, below a folder: how many there are its plan knows, and Snakemake need not.
+use rule quantize as quantize_split with:
+    output:
+        gguf=directory(f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}"),
+        facts=f"{RESULTS}/{{model}}/gguf/{{model}}-{{recipe}}.json",
+    wildcard_constraints:
+        recipe=names(SPLIT),

@@ -64,3 +64,27 @@ rule plan_types:
         "python -m quantmill.recipe.plan --spec {params.spec:q} --model {input.model[0]:q}"
         " --recipe {input.recipe:q} --allocation {input.allocation:q}"
         " --plan {output.plan:q} --report {output.report:q} --log {log:q}"
+
+
+# What a context takes beside each file: of its own, so that other contexts make no plan stale.
+rule tabulate_memory:
+    input:
+        model=lambda w: from_source(w.model),
+        plans=lambda w: [of(w.model, f"plans/{recipe}.json") for recipe in cfg.recipes_of(w.model)],
+    output:
+        f"{RESULTS}/{{model}}/memory.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/memory.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/memory.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=500,
+    params:
+        spec=lambda w: memory_spec(w.model),
+    message:
+        "{wildcards.model}: memory tables"
+    shell:
+        "python -m quantmill.model.memory --spec {params.spec:q} --model {input.model[0]:q}"
+        " --plans {input.plans:q} --out {output:q} --log {log:q}"

@@ -207,6 +207,12 @@ def plan_spec(model, recipe):
 
 
 @cached
+def memory_spec(model):
+    made_from = {"plans": [spec.digest(plan_spec(model, recipe)) for recipe in cfg.recipes_of(model)]}
+    return spec.make("model.memory", {"contexts": cfg.models[model].card.contexts}, made_from)
+
+
+@cached
 def quantize_spec(model, recipe):
     made_from = {
         "manifest": spec.digest(manifest_spec(model)),
@@ -214,6 +220,8 @@ def quantize_spec(model, recipe):
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
     }
     settings = with_engine(model, recipe, {"imatrix": imatrix_facts(model)})
+    if most := split_of(model, recipe):
+        settings["split"] = most
     return spec.make("quantize.write", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 
@@ -389,6 +397,7 @@ def card_spec(model):
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],
         "sensitivity": [spec.digest(damages_spec(model)) for _ in sensitivities_of(model)[:1]],
+        "memory": spec.digest(memory_spec(model)),
         "quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes],
         "kld": [spec.digest(divergence_spec(model, row)) for row in rows if bench.kld],
         "perplexity": [spec.digest(perplexity_spec(model, row)) for row in rows if bench.perplexity],

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from quantmill.checkpoint.forms import ALGORITHM, CONFIG, FORMS, QUANT_CONFIG, F
 from quantmill.checkpoint.modules import Part, find, kept_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.files import building, read_json, write_json
 from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
@@ -98,23 +97,6 @@ def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
     if largest is None:
         raise QuantmillError("has values that are not finite", part.tensor.name, "the source is broken")
     return largest
-
-
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """A new folder that stands under its name when the block ends without error, and else nowhere."""
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise QuantmillError(what, folder, "free some space or choose another place") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def report(

@@ -21,7 +21,7 @@ from quantmill.config.bench import Bench, Probes
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus
 from quantmill.config.fields import HINTS, Count, Folder, Name, Size, Strict, Text, size_bytes
-from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes
+from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Split
 from quantmill.config.refusal import explain, refuse
 from quantmill.config.source import (
     CheckpointSource,
@@ -79,6 +79,7 @@ class Config(Strict):
     imatrix: Chunks | None = None
     sensitivity: Sensitivity | None = None
     recipes: Recipes | None = None
+    split: Split | None = Field(default=None, description="of every recipe that says nothing of it")
     bench: Bench = Bench()
     publish: Publish = Publish()
     results: Folder = "results"
@@ -98,6 +99,7 @@ class Config(Strict):
             self._check_budgets(name)
             self._check_corpora(name)
         self._check_repositories()
+        self._check_splits()
         return self
 
     def _check_forms(self, name: str) -> None:
@@ -152,6 +154,17 @@ class Config(Strict):
             if found is recipe or (isinstance(found, BudgetRecipe) and found.refit):
                 text = f"{other} is of the second round itself; name recipes without refit"
                 raise refuse("second_round", text, f"{at}[{number}]")
+
+    def _check_splits(self) -> None:
+        """Recipes of one name are split for all models or for none: their files go by the name."""
+        kinds: dict[str, bool] = {}
+        for model in self.models:
+            for number, recipe in enumerate(self.recipes_of(model).values()):
+                split = self.split_of(recipe) is not None
+                if kinds.setdefault(recipe.name, split) != split:
+                    own = f"models.{model}." if self.models[model].recipes else ""
+                    text = f"{recipe.name} of another model is{' not' if split else ''} split; rename one"
+                    raise refuse("two_kinds", text, f"{own}recipes[{number}].split")
 
     def _check_corpora(self, name: str) -> None:
         """Each corpus is defined; what is tuned on one is not measured on it; all are cut in one way."""
@@ -217,6 +230,10 @@ class Config(Strict):
             for recipe in given
         )
         return {recipe.name: recipe for recipe in recipes}
+
+    def split_of(self, recipe: Recipe | BudgetRecipe) -> Split | None:
+        """The recipe's own split, if it says anything of it, else the file's."""
+        return recipe.split if "split" in recipe.model_fields_set else self.split
 
     def corpora_of(self, model: str) -> dict[str, Chunks]:
         """The corpora that the model uses, by name, with the most chunks used of each.

@@ -54,6 +54,26 @@ class Importance(Strict):
         return {source: weight for source, weight in found.items() if weight is not None}
 
 
+class Split(Strict):
+    """How a quantized model is cut into several files."""
+
+    max: Size = Field(description="of a file's tensors; a model that fits is one file")
+
+    @model_validator(mode="after")
+    def _some(self) -> Split:
+        if not self.max_bytes:
+            raise refuse("empty_split", "must be more than nothing", "max")
+        return self
+
+    @property
+    def max_bytes(self) -> int:
+        """The same in bytes."""
+        return size_bytes(self.max)
+
+
+_SPLIT = "several files, in llama.cpp's own naming; null: one; default: the file's `split`"
+
+
 class Recipe(Strict):
     """A template of `recipes/` and its parameters: every further field is one of them."""
 
@@ -66,6 +86,7 @@ class Recipe(Strict):
     form: Form | None = Field(
         default=None, description="the form of that file; of template mfp4: what a checkpoint becomes"
     )
+    split: Split | None = Field(default=None, description=_SPLIT)
 
     @model_validator(mode="after")
     def _file_and_form(self) -> Recipe:
@@ -153,6 +174,7 @@ class BudgetRecipe(Strict):
         default=True,
         description="the card recommends it only where it beats the best other file within its budget",
     )
+    split: Split | None = Field(default=None, description=_SPLIT)
 
     @model_validator(mode="after")
     def _consistent(self) -> BudgetRecipe:

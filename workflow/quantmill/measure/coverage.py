@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.model import ggufio, roles
-from quantmill.model.imatrix import Entry, Imatrix
+from quantmill.model.imatrix import STARVED, Entry, Imatrix
 
 # An expert with fewer tokens than this has a poor estimate of its columns'
 # energy: about 1 % of what a dense tensor sees in 128 chunks of 512.
@@ -114,6 +114,12 @@ def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, 
             f"{len(under)} experts in {len(tensors)} tensors saw fewer than {FLOOR_TOKENS} tokens "
             f"({never} saw none): use more or more varied calibration text"
         )
+        starved = sum(1 for row in under if row["count"] < STARVED)
+        if starved:
+            found.append(
+                f"{starved} of them saw fewer than {STARVED}: quantizing makes up what they lack with the "
+                "mean over their tensor's experts (the imatrix files hold what was measured)"
+            )
     if sample["perplexity"] > 1000:
         found.append(
             f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "

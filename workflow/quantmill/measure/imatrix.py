@@ -169,7 +169,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     }
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
-    write_json(args.report, coverage.report(imatrix, header, sample, shard.seconds))
+    report = coverage.report(imatrix, header, sample, shard.seconds)
+    write_json(args.report, report)
+    log.warn(report["warnings"])
     log.say(
         f"{len(found)} entries; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}; "
         f"{store.made} units made, {store.reused} reused"

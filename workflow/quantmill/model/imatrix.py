@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from quantmill.errors import QuantmillError
 from quantmill.files import write_atomically, writing
 from quantmill.model import ggufio
+
+STARVED: Final = 32
+"""Tokens below which what an expert itself has seen tells less of its columns than other experts do."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,28 @@ class Entry:
     counts: NDArray[np.float32]
 
     def mean(self) -> NDArray[np.float32]:
-        """The mean square of each column, f32 [matrices, columns]: what the quantizers are given.
+        """The mean square of each column, f32 [matrices, columns], as llama.cpp's tools take it.
 
-        1 for a matrix without a single row (an expert never seen), as llama-quantize takes it.
+        1 for a matrix without a single row (an expert never seen).
         """
         counts = self.counts[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(counts > 0, self.in_sum2 / counts, np.float32(1))
+
+    def fed(self) -> Entry:
+        """The entry as quantizing takes it: what an expert lacks to `STARVED` tokens is made up.
+
+        With the mean over the tensor's experts, each token counted once; an expert
+        never seen has that mean alone.
+        """
+        starved = self.counts < STARVED
+        if len(self.counts) == 1 or not starved.any() or not self.counts.any():
+            return self
+        mean = self.in_sum2.sum(axis=0, dtype=np.float64) / self.counts.sum(dtype=np.float64)
+        in_sum2, counts = np.array(self.in_sum2), np.array(self.counts)
+        in_sum2[starved] += (STARVED - counts[starved, None]) * mean
+        counts[starved] = STARVED
+        return Entry(in_sum2, counts)
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,10 @@ class Imatrix:
     chunks: int
     context: int
     entries: Mapping[str, Entry]
+
+    def fed(self) -> Imatrix:
+        """The same with its starved experts helped out, for quantizing."""
+        return replace(self, entries={name: entry.fed() for name, entry in self.entries.items()})
 
 
 def write_gguf(path: Path, imatrix: Imatrix) -> None:
@@ -74,7 +97,8 @@ def write_dat(path: Path, imatrix: Imatrix) -> None:
     entries = sorted((name, entry) for name, entry in imatrix.entries.items() if entry.counts.any())
     out = [struct.pack("<i", len(entries))]
     for name, entry in entries:
-        calls, values = _legacy(entry, imatrix.context)
+        calls = _calls(entry, imatrix.context)
+        values = entry.mean() * np.float32(calls)
         data = name.encode()
         out.append(struct.pack(f"<i{len(data)}sii", len(data), data, calls, values.size))
         out.append(np.ascontiguousarray(values, "<f4").tobytes())
@@ -92,15 +116,15 @@ def as_legacy(imatrix: Imatrix) -> Imatrix:
     entries = {}
     for name, entry in imatrix.entries.items():
         if entry.counts.any():
-            calls, values = _legacy(entry, imatrix.context)
+            calls = _calls(entry, imatrix.context)
+            values = entry.mean() * np.float32(calls)
             entries[name] = Entry(values, np.array([calls], np.float32))
     return Imatrix(imatrix.dataset, imatrix.chunks, imatrix.context, entries)
 
 
-def _legacy(entry: Entry, context: int) -> tuple[int, NDArray[np.float32]]:
-    """Calls and values [matrices, columns] of an entry in the legacy form."""
-    calls = -(-int(entry.counts.max()) // context)
-    return calls, entry.mean() * np.float32(calls)
+def _calls(entry: Entry, context: int) -> int:
+    """What the legacy form has in place of counts."""
+    return -(-int(entry.counts.max()) // context)
 
 
 def read_gguf(path: Path) -> Imatrix:

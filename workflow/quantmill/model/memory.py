@@ -9,20 +9,41 @@ attention keeps besides (indexers of DeepSeek 3.2 and its kin) is not counted.
 
 from __future__ import annotations
 
+import argparse
+from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Final
 
+from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
 from quantmill.model.ggufio import Header
+from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.model.types import known, named
+from quantmill.progress import Log
 
 UBATCH: Final = 512
 """Tokens that llama.cpp computes at a time unless told otherwise."""
 
 CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """The types that a cache can have: `kv_cache_types` of llama.cpp's common/arg.cpp."""
+
+CONTEXTS: Final = (4096, 8192, 16384, 32768, 65536, 131072)
+"""The contexts of the tables where the user names none."""
+
+TABLED: Final = ("f16", "q8_0", "q4_0")
+"""The caches of the tables."""
+
+DEVICES: Final = (8, 12, 16, 24, 32, 48)
+"""Devices that people have, in GB as they are sold, which are GiB."""
+
+RESERVE: Final = 1 << 30
+"""Bytes of a device that are left for whatever else uses it."""
 
 _PAD: Final = 256  # cells; GGML_PAD of n_ctx and of the window's cache
 
@@ -57,6 +78,64 @@ def needs(header: Header, context: int, cache: str = "f16") -> Memory:
     if kind not in CACHES:
         raise QuantmillError(f"no cache can have the type {cache}", cure="take one of " + ", ".join(CACHES))
     return Memory(kv_bytes(header, context, kind), state_bytes(header), compute_bytes(header, context))
+
+
+def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | None) -> dict[str, Any]:
+    """The memory tables of files of `sizes` bytes, by name: `memory.json` of docs/files.md.
+
+    `contexts` (tokens) are the user's; those that the model was not trained for are
+    left out, and its own is taken where none is left.
+    """
+    small = _for_caches(header)
+    own = int(_value(header, "context_length", 0)) or CONTEXTS[-1]
+    wanted = sorted({context for context in contexts or CONTEXTS if context <= own}) or [own]
+    taken = {(context, kind): needs(small, context, kind) for context in wanted for kind in TABLED}
+    total = cache(lambda kind, context: needs(small, context, kind).total)
+    devices = [(gb << 30, kind) for gb in DEVICES for kind in TABLED]
+    return {
+        "contexts": wanted,
+        "context_length": own,
+        "reserve_bytes": RESERVE,
+        "recipes": {
+            name: {
+                "rows": [_row(size, context, kind, memory) for (context, kind), memory in taken.items()],
+                "fits": [
+                    {"total_bytes": device, "cache": kind,
+                     "context": longest(own, device - RESERVE - size, partial(total, kind))}
+                    for device, kind in devices
+                ],
+            }
+            for name, size in sizes.items()
+        },
+    }  # fmt: skip
+
+
+def longest(own: int, room: int, total: Callable[[int], int]) -> int:
+    """The longest context in `room` bytes, a multiple of 256 tokens, at most the model's `own`; 0 for none.
+
+    `total` says what a context takes.
+    """
+    steps = range(_PAD, own + 1, _PAD) or range(own, own + 1)
+    found = bisect_right(steps, room, key=total)
+    return steps[found - 1] if found else 0
+
+
+def _row(size: int, context: int, kind: str, memory: Memory) -> dict[str, Any]:
+    return {
+        "context": context,
+        "cache": kind,
+        "file_bytes": size,
+        "cache_bytes": memory.kv + memory.state,
+        "compute_bytes": memory.compute,
+        "total_bytes": size + memory.total,
+    }
+
+
+def _for_caches(header: Header) -> Header:
+    """The header with those of its tensors alone that these sizes hang on: of 100,000 the experts do not."""
+    roles = _ATTENTION | {"attn_qkv", "token_embd"}
+    tensors = (t for t in header.tensors if role_of(t.name) in roles or _recurrent({role_of(t.name)}))
+    return replace(header, tensors=tuple(tensors))
 
 
 def kv_bytes(header: Header, context: int, cache: str = "f16") -> int:
@@ -213,3 +292,22 @@ def _list(value: Any) -> list[int]:
 
 def _padded(cells: int) -> int:
     return -(-cells // _PAD) * _PAD
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `model.memory`."""
+    plans = [read_json(path) for path in args.plans]
+    sizes = {plan["recipe"]: int(plan["file_bytes"]) for plan in plans}
+    found = tables(read_source(args.model), sizes, args.spec["config"]["contexts"])
+    write_json(args.out, found)
+    log.say(f"{len(sizes)} files at {len(found['contexts'])} contexts")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument(
+        "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
+    )
+    arguments.add_argument("--plans", type=Path, nargs="+", required=True, help="the plans' JSON files")
+    arguments.add_argument("--out", type=Path, required=True, help="memory.json")
+    command.run(arguments, main)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
+from quantmill import spec as specs
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, read_table, write_json, writing
+from quantmill.files import building, read_json, read_table, write_json, writing
 from quantmill.model import ggufio, types
 from quantmill.model.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
+from quantmill.quantize import split
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
 from quantmill.recipe.table import MADE, PlanRow, read_plan, scaled_by, with_scale
@@ -103,15 +106,20 @@ def _task(
 
 
 def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
-    """The mean squares f32 [matrices, columns] of a tensor's input; None where the imatrix has none.
+    """The importance f32 [matrices, columns] of a tensor's input; None where the imatrix has none.
 
-    QuantmillError where they have another width: the imatrix is of another model.
+    Starved experts have been helped out (`Entry.fed`). QuantmillError where the values have
+    another width, or are of other experts: the imatrix is of another model.
     """
     entry = None if imatrix is None else imatrix.entries.get(row.name)
     if entry is None:
         return None
     matrices = int(np.prod(row.shape[2:], dtype=np.int64))
-    mean = entry.mean().reshape(-1)
+    experts = len(entry.counts)
+    if experts > 1 and experts != matrices:
+        what = f"the imatrix has {experts} experts for it, not {matrices}: it is of another model"
+        raise QuantmillError(what, row.name, "make it from this source")
+    mean = entry.fed().mean().reshape(-1)
     if mean.size == row.shape[0] * matrices:
         return mean.reshape(matrices, row.shape[0])
     if row.name in types.EXEMPT:
@@ -150,6 +158,27 @@ def write(
             size += len(data) + len(padding)
             progress.add((len(data) + len(padding)) / 2**20)
     return size, digest.hexdigest()
+
+
+def write_parts(
+    folder: Path, files: list[split.File], tensors: Iterator[bytes | memoryview], progress: Progress
+) -> dict[str, Any]:
+    """Stream a model into the files of a new folder; what `facts` say of them.
+
+    The sha256 of several files is that of theirs, joined by newlines, as of a split source.
+    """
+    parts: list[dict[str, Any]] = []
+    with building(folder) as made:
+        for name, header, count in files:
+            size, sha256 = write(made / name, header, islice(tensors, count), progress)
+            parts.append({"file": f"{folder.name}/{name}", "bytes": size, "sha256": sha256})
+    digests = [part["sha256"] for part in parts]
+    return {
+        "file": parts[0]["file"],
+        "bytes": sum(part["bytes"] for part in parts),
+        "sha256": digests[0] if len(digests) == 1 else specs.digest("\n".join(digests)),
+        "parts": parts,
+    }
 
 
 def imatrix_facts(config: dict[str, Any] | None, imatrix: Imatrix | None) -> dict[str, Any] | None:
@@ -194,21 +223,26 @@ def main(args: argparse.Namespace, log: Log) -> None:
     # A recipe may do without the imatrix that there is: its plan says so.
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
-        imatrix = as_legacy(imatrix)
+        imatrix = as_legacy(imatrix.fed())
     todo = tasks(rows, source, imatrix, engine)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
-    header = ggufio.serialize(kv, [(row.name, types.known(row.type).id, row.shape) for row in rows])
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max)
+    most = spec["config"].get("split")
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
-        size, sha256 = write(args.gguf, header, pieces(todo, source, quantizer), progress)
-    facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256, "tensors": len(rows)}
-    write_json(args.facts, facts | library.marked())
-    log.say(f"{len(rows)} tensors, {size} bytes; {store.made} units made, {store.reused} reused")
+        tensors = pieces(todo, source, quantizer)
+        if most is None:
+            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress)
+            facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256}
+        else:
+            files = split.files(args.gguf.name, kv, rows, most)
+            facts = write_parts(args.gguf, files, tensors, progress)
+    write_json(args.facts, facts | {"tensors": len(rows)} | library.marked())
+    log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 
 
 if __name__ == "__main__":
@@ -218,6 +252,8 @@ if __name__ == "__main__":
     arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
-    arguments.add_argument("--gguf", type=Path, required=True, help="the quantized file")
+    arguments.add_argument(
+        "--gguf", type=Path, required=True, help="the quantized file; its folder where it is split"
+    )
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its size and sha256")
     command.run(arguments, main)

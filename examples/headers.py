@@ -1,17 +1,28 @@
 """Headers of real models, made from the numbers in which they were published: no tensor data.
 
-Sizes, counts and keys: the models' configs and tensor listings. The vocabulary
-is a filler of the size that the published files' metadata have.
+    python examples/headers.py results/headers
+
+makes what the configs in examples/real/ plan from. Sizes, counts and keys: the
+models' configs and tensor listings. The vocabulary is a filler of the size that
+the published files' metadata have. Beside the headers stand two things that are
+made up, for plans do not tell them from the real ones: layers' scores, and a
+table of sensitivities in GGUF-Tool-Suite's form.
 """
 
 from __future__ import annotations
 
+import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "workflow"))
+
 from quantmill.model.ggufio import Value, encode_string, encode_u32, serialize
-from quantmill.model.types import TYPES
+from quantmill.model.header import read_source
+from quantmill.model.roles import role_of
+from quantmill.model.types import TYPES, known
 
 Shapes = dict[str, tuple[int, ...]]
 F32 = frozenset(("norm", "ssm_conv1d", "ssm_a", "ssm_dt", "ffn_gate_inp", "scale", "rope_freqs"))
@@ -188,3 +199,35 @@ def _value(value: Any) -> Value:
     if isinstance(value[0], bool):
         return 9, struct.pack(f"<IQ{len(value)}?", 7, len(value), *value)
     return 9, struct.pack(f"<IQ{len(value)}i", 5, len(value), *value)
+
+
+def sensitivities(header: Path, folder: Path) -> None:
+    """kld_results.csv and group0.csv of a model, made up: what a tensor loses goes by its role alone."""
+    worth = {"token_embd": 0.5, "output": 4.0, "attn_v": 3.0, "attn_k": 2.0, "ffn_down": 2.0, "ssm_out": 2.0}
+    weights = [
+        t for t in read_source(header).tensors
+        if len(t.shape) > 1 and t.shape[1] > 64 and "conv1d" not in t.name
+    ]  # fmt: skip
+    names = ",".join(tensor.name for tensor in weights)
+    values = ",".join(f"{1e-4 * worth.get(role_of(tensor.name), 1.0):.6f}" for tensor in weights)
+    (folder / "kld_results.csv").write_text(f"QTYPE,{names}\niq3_k,{values}\n")
+    kinds = ("iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0")
+    points = "".join(f"{kind},{4 ** (3 - known(kind).bits):.6f}\n" for kind in kinds)
+    (folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}")
+
+
+def main(folder: Path) -> None:
+    """Make all that examples/real/ plans from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dense = qwen35(folder / "qwen3.6-27b.gguf")
+    qwen35(folder / "qwen3.6-27b-mtp-q8_0.gguf", mtp=True, source="q8_0")
+    qwen35moe(folder / "qwen3.5-35b-a3b.gguf")
+    gemma4(folder / "gemma-4-98e.gguf")
+    huge(folder / "2.4t.gguf")
+    sensitivities(dense, folder)
+    (folder / "layer-scores.json").write_text(json.dumps([30 - layer for layer in range(30)]) + "\n")
+    print(f"{len(list(folder.glob('*.gguf')))} headers in {folder}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "results/headers"))
