@@ -80,7 +80,7 @@ bench: .venv/ready
 	@$(BIN)/python benchmarks/run.py --repeat $(REPEAT) $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL))
 
 # Resolves envs/*.in anew, to the newest versions that fit; uv lives in a throw-away environment. CPU_WHEELS
-# is a folder or page with torch's builds for the CPU, where uv's own index has none.
+# is a folder or page with torch's builds for the CPU; without it the converter's lock stays as it is.
 LOCK = cd envs && ../.cache/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --allow-unsafe
 lock:
@@ -91,7 +91,8 @@ lock:
 	$(LOCK) -c requirements.lock -o build.lock build.in >/dev/null
 	$(LOCK) -c requirements.lock -c build.lock -o dev.lock dev.in >/dev/null
 	$(LOCK) --no-deps -o engine.lock engine.in >/dev/null
-	$(LOCK) $(if $(CPU_WHEELS),--find-links $(CPU_WHEELS) --no-emit-find-links) -o converter.lock converter.in >/dev/null
+	$(if $(CPU_WHEELS),$(LOCK) --find-links $(CPU_WHEELS) --no-emit-find-links -o converter.lock converter.in \
+		>/dev/null,@echo "converter.lock stays as it is: CPU_WHEELS names no place with torch's builds for the CPU")
 	$(LOCK) --no-deps -o models.lock models.in >/dev/null
 	$(LOCK) -c requirements.lock -c build.lock -c dev.lock -o evals.lock evals.in >/dev/null
 

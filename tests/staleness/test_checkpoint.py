@@ -143,10 +143,7 @@ def test_the_example_is_what_the_tests_make_and_builds(house: House, tmp_path: P
 GGUF = {"source": {"checkpoint": "a folder"}, "recipes": ["Q8_0"]}
 CONVERT = "convert_checkpoint"
 HEADER = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory"}
-REST = HEADER | {
-    "quantize Q8_0", "measure_perplexity source", "measure_perplexity Q8_0", "measure_divergence source",
-    "measure_divergence Q8_0", "build_corpus held-out", "write_card",
-}  # fmt: skip
+REST = HEADER | {"quantize Q8_0", "write_card"}
 
 
 @pytest.fixture
@@ -163,11 +160,9 @@ def asks(house: House, source: dict[str, Any] | None = None, recipes: list[Any] 
     """The config with the checkpoint as the one model."""
     model = {"source": GGUF["source"] | (source or {}), "recipes": recipes or GGUF["recipes"]}
 
-    def change(config: dict[str, Any]) -> None:
-        measured = {name: config["bench"][name] for name in ("perplexity", "kld") if name in config["bench"]}
-        config.update(models={"small": model}, imatrix=None, sensitivity=None, bench=measured)
-
-    house.configure(change)
+    house.configure(
+        lambda config: config.update(models={"small": model}, imatrix=None, sensitivity=None, bench={})
+    )
 
 
 def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tmp_path: Path) -> None:
@@ -183,9 +178,6 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
         "touched files": (touch, set()),
         "another weight": (flip, everything),
         "another precision": (lambda h: asks(h, {"to": "bf16"}), everything),
-        "a pre-tokenizer": (lambda h: asks(h, {"pre_tokenizer": "qwen2"}), everything),
-        "another converter": (lambda h: h.edit("envs/converter.lock", "torch==", "torch== "), everything),
-        "a deleted GGUF": (lambda h: (h.folder / "results/small/source/small.gguf").unlink(), everything),
         "exported as well": (lambda h: asks(h, None, ["Q8_0", *MODEL["recipes"]]), EXPORT),
     }
     for number, (case, (change, expected)) in enumerate(cases.items()):
@@ -194,23 +186,16 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
         assert copy.due() == expected, case
 
 
-def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House, tmp_path: Path) -> None:
+def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House) -> None:
     asks(converting, {"keep": False})
     again = f"{CONVERT}_for_now"
     assert converting.due() == {again} | REST
     converting.run()
     gguf = converting.folder / "results" / "small" / "source" / "small.gguf"
     assert not gguf.exists() and converting.due() == set()
-    # Whatever is asked of it later makes it, and all that comes of it, again: out of the store.
-    more = converting.copy(tmp_path / "a recipe more")
-    asks(more, {"keep": False}, ["Q8_0", "Q4_0"])
-    assert more.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
-    more.run()
-    assert more.due() == set() and not (more.folder / gguf.relative_to(converting.folder)).exists()
-    quantized = (more.folder / "results" / "small" / "logs" / "gguf" / "Q8_0.log").read_text()
-    assert "0 units made" in quantized
-    flip(converting)
-    assert converting.due() == {again} | REST
+    # Whatever is asked of it later makes it, and all that comes of it, again.
+    asks(converting, {"keep": False}, ["Q8_0", "Q4_0"])
+    assert converting.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_one_line(

@@ -18,6 +18,7 @@ from quantmill.files import read_json
 from quantmill.model.ggufio import encode_u32, read_header, serialize
 from quantmill.model.header import read_source
 from quantmill.recipe import presets, rules
+from quantmill.recipe.interchange import lines_of
 from quantmill.recipe.plan import Plan, report, resolve, use_imatrix
 from quantmill.recipe.table import PlanRow, read_plan, write_plan
 
@@ -363,3 +364,31 @@ def test_the_log_of_a_dry_run_is_read() -> None:
         parse_log("\n".join(LOG.splitlines()[:4]))
     with pytest.raises(QuantmillError, match="tells of 0 tensors"):
         parse_log("another format")
+
+
+def test_nvfp4_gets_its_second_scales_where_llama_cpp_applies_them() -> None:
+    text = "base: F16\nrules: [{role: [ffn_up_exps, ffn_down_shexp, token_embd], type: nvfp4}]"
+    plan = plan_of(MOE, text)
+    rows = by_name(plan)
+    scales = {name: (row.shape, row.bytes) for name, row in rows.items() if row.made}
+    expected = {f"blk.{n}.ffn_up_exps.scale": ((4,), 16) for n in (0, 1)}
+    assert scales == expected | {f"blk.{n}.ffn_down_shexp.scale": ((1,), 4) for n in (0, 1)}
+    assert rows["blk.0.ffn_up_exps.scale"].reason == "second scale of blk.0.ffn_up_exps.weight"
+    assert plan.warnings[-1] == (
+        "1 nvfp4 tensors, such as token_embd.weight, have no second scale, and so a larger error:"
+        " llama.cpp applies none there"
+    )
+    assert not [line for line in lines_of(plan.rows, "regex") if "scale" in line]
+    bare = plan_of(MOE, f"scales: false\n{text}")
+    assert not [row for row in bare.rows if row.made] and not bare.warnings
+    whole, less = (report(read_source(MOE), each, "x", None) for each in (plan, bare))
+    assert whole["parameters"] == less["parameters"] and whole["source_types"] == less["source_types"]
+    assert whole["tensors"] == less["tensors"] + 4 and whole["file_bytes"] > less["file_bytes"]
+
+
+def test_scales_of_a_recipe_are_written_and_read() -> None:
+    recipe = rules.parse("base: nvfp4\nscales: false", "r.yaml")
+    assert not recipe.scales and rules.parse(rules.dump(recipe), "r.yaml") == recipe
+    assert "scales" not in rules.dump(rules.parse("base: nvfp4", "r.yaml"))
+    with pytest.raises(QuantmillError, match=r"field scales is 'no'; it takes true or false"):
+        rules.parse("base: nvfp4\nscales: 'no'", "r.yaml")

@@ -59,6 +59,16 @@ def test_the_plan_is_the_allocation(
             assert types[name.replace("gate", "up")] == kind
 
 
+def test_nvfp4_is_taken_without_second_scales_as_it_was_measured(llama: Header, config: Config) -> None:
+    damages = damages_of(llama, pool=("nvfp4", "q8_0"))
+    asked = config({"bpw": 5.5})
+    recipe, report = fit(llama, damages, asked)
+    types, found = planned(llama, recipe, asked)
+    assert {"nvfp4", "q8_0"} == set(types.values())
+    assert found["file_bytes"] == report["file_bytes"] and not recipe.scales
+    assert fit(llama, damages_of(llama), asked)[0].scales
+
+
 def test_a_size_is_used_to_the_last_tensor(llama: Header, config: Config) -> None:
     """Where larger is always better, what is left is less than any single step up takes."""
     damages = [replace(row, kld=1 - 1e-9 * row.bytes) for row in damages_of(llama)]
