@@ -10,7 +10,7 @@ import pytest
 from house import House
 
 LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
-CARD = "write_card_without_sizes"
+CARD = "write_card"
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def test_a_lean_config_ends_with_a_card(house: House) -> None:
     made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
     assert {
         "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
-        "memory.json", "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/plots/bits.svg",
+        "memory.json", "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/index.html",
+        "card/withheld.json", "card/Modelfile.Q8_0", "card/plots/bits.svg", "card/plots/bits-dark.svg",
+        "card/plots/size.svg", "card/plots/size-dark.svg",
     } == made  # fmt: skip
     assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text()
     assert house.due() == set()

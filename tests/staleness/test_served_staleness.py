@@ -7,7 +7,7 @@ from pathlib import Path
 from house import ROOT, House
 
 SERVED = {"measure_served source", "measure_served Q8_0"}
-CARD = {"write_card_without_sizes"}
+CARD = {"write_card"}
 
 
 def configure(house: House, **more: object) -> None:

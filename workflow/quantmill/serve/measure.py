@@ -148,6 +148,6 @@ if __name__ == "__main__":
         "--server", type=Path, nargs="?", help="a llama-server (default: llama-cpp-python's)"
     )
     arguments.add_argument("--port", type=int, help="a port of loopback (default: a free one)")
-    arguments.add_argument("--patience", type=float, default=900.0, help="seconds to wait for its next word")
+    arguments.add_argument("--patience", type=float, default=3600.0, help="seconds to wait for its next word")
     arguments.add_argument("--out", type=Path, required=True, help="served.json")
     command.run(arguments, main)
