@@ -9,7 +9,8 @@ written, the card last.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ _HUB_FIELDS = (
 _CONTEXT = 4096
 """Context of the examples, where the model's own is not smaller: what fits any machine."""
 
-_AUDITS = {"cut_off": "cut off", "limits": "over the limits"}
+_AUDITS = {
+    "cut_off": "cut off", "limits": "over the limits", "max_tokens": "tokens at most",
+    "prompt": "prompted by", "file": "problems of", "limit": "the first",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def render(
     for function in (
         text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
         text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
-        tables.by_reason, plots.dark, passed, score, audit, engine, download,
+        tables.by_reason, plots.dark, passed, score, audit, engine, download, task_score,
+        tally,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     withheld, results = offered(measured, config)
@@ -113,9 +118,7 @@ def render(
         served=tables.evaluated(measured, "served"),
         gpus_of=lambda rows: [(row, served["gpu"]) for row, served in rows if served["gpu"]],
         tasks=tables.task_rows(measured),
-        beside={
-            q.name: {n: tables.beside_source(measured, q, n) for n in (HUMANEVAL,)} for q in measured.quants
-        },
+        beside={q.name: tables.beside_source(measured, q, HUMANEVAL) for q in measured.quants},
         measured={"kld": measured.kld, "perplexity": measured.perplexity, "speed": speed},
         prompt=speed["prompt"]["tokens"] if speed else None,
         generate=speed["generate"]["tokens"] if speed else None,
@@ -254,6 +257,17 @@ def score(entry: disk.Entry | None) -> str:
     one = entry.score
     span = f" ({100 * one.low:.0f} to {100 * one.high:.0f})" if one.low < one.high else ""
     return f"{100 * one.value:.1f} %{span}"
+
+
+def task_score(task: dict[str, Any]) -> str:
+    """A task's score in percent, with its standard error where it has one."""
+    error = "" if task["stderr"] is None else f" ± {100 * task['stderr']:.1f}"
+    return f"{100 * task['value']:.1f}{error} %"
+
+
+def tally(words: Iterable[str]) -> str:
+    """How many there are of each: `3 dominated, 1 collapsed`."""
+    return ", ".join(f"{number} {word}" for word, number in Counter(words).items())
 
 
 def audit(key: str) -> str:
