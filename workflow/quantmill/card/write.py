@@ -24,7 +24,7 @@ from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
 
-_HUB_FIELDS = (
+HUB_FIELDS = (
     "license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets", "quantized_by"
 )  # fmt: skip
 _CONTEXT = 4096
@@ -98,7 +98,7 @@ def render(
         **{field: texts.render(card.get(field) or "", values, f"card.{field}") for field in texts.FIELDS},
         repo=repo,
         absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
-        base_models=_listed(card.get("base_model")),
+        base_models=listed(card.get("base_model")),
         source=config.get("source"),
         toolchain=sorted(config["toolchain"].items()),
         results=measured,
@@ -169,7 +169,7 @@ def front_matter(results: Results, config: dict[str, Any]) -> str:
     if any(_foreign(quant) for quant in results.quants):
         tags.append("ik_llama.cpp")
     tags += card.get("tags") or []
-    more: dict[str, Any] = {field: card[field] for field in _HUB_FIELDS if card.get(field)}
+    more: dict[str, Any] = {field: card[field] for field in HUB_FIELDS if card.get(field)}
     if card.get("base_model"):
         more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
     if found := _evaluations(results):
@@ -310,7 +310,7 @@ def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": config["model"],
         "title": _title(results, config),
-        "base_model": ", ".join(_listed(card.get("base_model"))) or facts["name"] or config["model"],
+        "base_model": ", ".join(listed(card.get("base_model"))) or facts["name"] or config["model"],
         "license": card.get("license") or facts["licence"] or "",
         "source": config.get("source") or facts["name"] or "",
         "architecture": facts["architecture"],
@@ -325,7 +325,7 @@ def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
 def _title(results: Results, config: dict[str, Any]) -> str:
     if config["card"].get("title"):
         return str(config["card"]["title"])
-    base = _listed(config["card"].get("base_model"))
+    base = listed(config["card"].get("base_model"))
     return f"{base[0].rsplit('/', 1)[-1] if base else results.facts['name'] or config['model']} GGUF"
 
 
@@ -351,7 +351,7 @@ def _checksums(results: Results, config: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{results.facts['sha256']}  {config.get('source') or 'source'}"])
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
+def listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
