@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import allocation
+import cards
 import planning
 import rows
 import scheduling
@@ -39,6 +40,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),
     "dry": (scheduling.dry, "tiny"),
+    "card": (cards.of_30, "tiny"),
     "plan-27b": (planning.of_27b, "tiny"),
     "plan-2.4t": (planning.of_2400b, "tiny"),
 }

@@ -72,6 +72,36 @@ def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: Hou
     assert "tiny-llama.gguf: a header alone" in said.pop()
 
 
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        (
+            {"about": "{{ modle }}"},
+            "models.tiny.card.about: broken template: 'modle' is undefined; known are",
+        ),
+        ({"about": {"file": "why.md"}}, "why.md: broken template, line 2: "),
+        ({"about": {"file": "gone.md"}}, "gone.md: cannot be read"),
+        (
+            {"iso_disk": [{"name": "x", "csv": "x.csv", "source": "there"}]},
+            "x.csv: line 1: unknown column ppl; known are file, bytes, gib, gb, humaneval, kld",
+        ),
+        ({"iso_disk": [{"name": "x", "results": "nowhere"}]}, "nowhere: cannot be read"),
+        (
+            {"iso_disk": [{"name": "x", "model": "y"}]},
+            "models.tiny.card.iso_disk: no model y; there are tiny",
+        ),
+    ],
+)
+def test_what_the_card_cannot_say_is_refused_before_work(house: House, card: dict, said: str) -> None:
+    (house.folder / "why.md").write_text("good\n{% if %}")
+    (house.folder / "x.csv").write_text("file,gb,ppl\na,1,9\n")
+    house.configure(lambda config: config["models"]["tiny"].update(card=card))
+    refused = house.snakemake("--dry-run")
+    assert refused.returncode != 0
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line and "Traceback" not in refused.stderr
+
+
 def test_a_manifest_is_planned(house: House) -> None:
     house.configure(lambda config: config.update(LEAN))
     house.run("plans", "results/tiny/manifest.tsv")

@@ -14,7 +14,7 @@ import checkpoints
 import converter
 from house import ROOT, House
 
-EXPORT = {"export_checkpoint MFP4"}
+EXPORT = {"export_checkpoint MFP4", "write_checkpoint_card MFP4"}
 MODEL: dict[str, Any] = {
     "source": {"checkpoint": "a folder"},
     "recipes": [{"name": "MFP4", "template": "mfp4"}],
@@ -67,6 +67,11 @@ def second(house: House) -> None:
     house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
 
 
+def licensed(house: House) -> None:
+    """A card's field."""
+    house.configure(lambda config: config.update(models={"small": MODEL | {"card": {"license": "mit"}}}))
+
+
 VERSION = '"checkpoint.export": 2', '"checkpoint.export": 9'
 CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "nothing": (lambda house: None, set()),
@@ -79,7 +84,8 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "a deleted folder": (lambda h: shutil.rmtree(file(h, "")), EXPORT),
     "a deleted report": (lambda h: file(h, ".json").unlink(), EXPORT),
     "another form": (compressed, EXPORT),
-    "a recipe more": (second, {"export_checkpoint again"}),
+    "a recipe more": (second, {"export_checkpoint again", "write_checkpoint_card again"}),
+    "the licence on its card": (licensed, {"write_checkpoint_card MFP4"}),
 }
 
 
@@ -88,7 +94,8 @@ def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_pa
     house.run()
     made = {path.name for path in file(house, "").iterdir()}
     source = {path.name for path in (house.folder / "a folder").iterdir()}
-    assert made == source | {"hf_quant_config.json"}
+    assert made == source | {"hf_quant_config.json", "README.md"}
+    assert "vllm serve ./small-MFP4" in file(house, "/README.md").read_text()
     assert json.loads(file(house, ".json").read_text())["quant_algo"] == "W4A16_NVFP4"
     assert {path.name for path in file(house, "").parent.iterdir()} == {"small-MFP4", "small-MFP4.json"}
     for number, (case, (change, expected)) in enumerate(CASES.items()):

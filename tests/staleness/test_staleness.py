@@ -101,6 +101,19 @@ def append(file: str, more: str) -> Callable[[House], None]:
     return change
 
 
+def text_in_a_file(house: House) -> None:
+    """The card's first words from a markdown file."""
+    (house.folder / "why.md").write_text("{{ files }} files of {{ model }}.")
+    section("models", "tiny", "card", about={"file": "why.md"})(house)
+
+
+def figures_of_another(house: House) -> None:
+    """A table of published figures beside the model's own."""
+    (house.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n")
+    rival = {"name": "Other", "csv": "published.csv", "source": "their card"}
+    section("models", "tiny", "card", iso_disk=[rival])(house)
+
+
 # A test's own engine: the stages still load the real one, the specs name another.
 OTHER_ENGINE = append(
     "workflow/quantmill/engine/library.py",
@@ -189,6 +202,9 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the card's template": (append("workflow/quantmill/card/card.md.j2", TEMPLATE), CARD),
     "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
+    "a text of the card in a file": (text_in_a_file, CARD),
+    "another model's figures": (figures_of_another, CARD),
+    "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),
         RECIPES | QUANTS | BENCH - SOURCE | CARD,

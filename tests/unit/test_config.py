@@ -51,6 +51,19 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 NOWHERE = {"corpus": "no", "chunks": 1}
 MFP4 = {"name": "MFP4", "template": "mfp4"}
 WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (put("models.m.card", {"about": 3}), "models.m.card.about: must be text, not 3; put it in quotes"),
+    (
+        put("models.m.card", {"about": {"fil": "x.md"}}),
+        "models.m.card.about.fil: unknown field; did you mean file?",
+    ),
+    (
+        put("models.m.card", {"iso_disk": [{"name": "x"}]}),
+        "models.m.card.iso_disk[0]: give it exactly one of model, results and csv",
+    ),
+    (
+        put("models.m.card", {"iso_disk": [{"name": "x", "csv": "x.csv"}]}),
+        "models.m.card.iso_disk[0].source: figures of others need their source",
+    ),
     (put("model", {}), "model: unknown field; did you mean models?"),
     (put("split", {"max": "50"}), 'split.max: "50" is not allowed; a size is a number and its unit'),
     (put("split", {}), "split.max: missing field; add it"),

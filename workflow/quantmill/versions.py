@@ -32,6 +32,7 @@ VERSIONS: Final[dict[str, int]] = {
     "sensitivity.probe": 1,
     "sensitivity.measure": 2,
     "card.maps": 1,
+    "card.checkpoint": 1,
     "card.write": 3,
     "checkpoint.convert": 1,
     "checkpoint.export": 2,

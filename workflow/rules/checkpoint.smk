@@ -30,3 +30,29 @@ rule export_checkpoint:
         ' --source "$(dirname {input.config:q})"'
         f" --out {RESULTS_WORD}/{{wildcards.model}}/checkpoint/{{wildcards.model}}-{{wildcards.recipe}}"
         " --report {output.report:q} --log {log:q} --threads {threads}"
+
+
+# In the checkpoint's folder, which an export makes anew: so it comes after each.
+rule write_checkpoint_card:
+    input:
+        f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}.json",
+    output:
+        f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}/README.md",
+    log:
+        f"{RESULTS}/{{model}}/logs/checkpoint/{{recipe}}-card.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/checkpoint/{{recipe}}-card.tsv"
+    wildcard_constraints:
+        model=names(EXPORTED),
+        recipe=names(recipe for recipes in EXPORTED.values() for recipe in recipes),
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=500,
+    params:
+        spec=lambda w: checkpoint_card_spec(w.model, w.recipe),
+    message:
+        "{wildcards.model}: card of the checkpoint {wildcards.recipe}"
+    shell:
+        "python -m quantmill.card.checkpoint --spec {params.spec:q} --report {input:q} --card {output:q}"
+        " --log {log:q}"

@@ -113,6 +113,7 @@ CORES = workflow.resource_settings.cores or os.cpu_count()
 # The rows of the bench that are the source itself, and their engines.
 SOURCES = {"source": "mainline", "source-ik": "ik"}
 CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")
+CHECKPOINT_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "checkpoint.md.j2")
 
 
 # --- files -------------------------------------------------------------------
@@ -483,7 +484,7 @@ def results_of(model):
 def checkpoints_of(model):
     """The exports of a checkpoint: of each folder the files that all have, and its report."""
     folders = [f"checkpoint/{model}-{recipe}" for recipe in EXPORTED[model]]
-    files = ("{}/config.json", "{}.json")
+    files = ("{}/config.json", "{}/README.md", "{}.json")
     return [of(model, file.format(folder)) for folder in folders for file in files]
 
 

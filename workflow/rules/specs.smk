@@ -430,3 +430,17 @@ def publish_spec():
                 'add publish: {repo: "organisation/{model}-GGUF"}',
             )
     return spec.make("publish.upload", {"confirm": CONFIRMED, "models": models}, {})
+
+
+@cached
+def checkpoint_card_spec(model, recipe):
+    settings = {
+        "model": model,
+        "card": given.models[model].card.model_dump(include=CARD_FIELDS, exclude_none=True),
+        "toolchain": {"quantmill": own_version()},
+    }
+    made_from = {
+        "template": file_sha256(CHECKPOINT_TEMPLATE),
+        "export": spec.digest(export_spec(model, recipe)),
+    }
+    return spec.make("card.checkpoint", settings, made_from)

@@ -23,6 +23,10 @@ Tree = tuple[Path, dict[str, Any]]
 GOLDEN = Path(__file__).parents[2] / "data" / "card.golden.md"
 
 
+def edit(path: Path, **fields: Any) -> None:
+    write_json(path, read_json(path) | fields)
+
+
 def card_of(tree: Tree) -> str:
     folder, config = tree
     return write.render(read(folder, config), config)
@@ -230,6 +234,81 @@ def test_names_and_texts_with_markdown_in_them_break_nothing(make_tree: Callable
     assert "- width \\| of \\*x\\* is odd (my_best\\_+q.4\\*)" in card
     assert "````yaml\nwhy: |" in card
     assert table(card, "File")[1]["File"] == "★ [`my_best_+q.4*`](tiny-my_best_%2Bq.4%2A.gguf)"
+
+
+def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    for place, name in enumerate(("source", *config["recipes"])):
+        passes = [number % 10 < 6 - (name == "IQ2_XXS") * 4 for number in range(160)]
+        passed = sum(passes)
+        write_json(folder / "bench" / name / "humaneval.json", {
+            "problems": 160, "passed": passed, "pass_at_1": passed / 160,
+            "interval": [passed / 160 - 0.07, passed / 160 + 0.07],
+            "audits": {"empty": 0, "fenced": 160, "verbatim": 1, "cut_off": 2, "repetition": 0},
+            "failures": {"wrong": 60, "syntax": 3, "error": 0, "timeout": 1, "limits": 0},
+            "generated_tokens": 9000, "tokens_per_s": 88.5,
+            "settings": {"file": "HumanEval.jsonl.gz", "prompt": "chat", "max_tokens": 512, "limit": None,
+                         "confined": True},
+        })  # fmt: skip
+        lines = (json.dumps({"task_id": str(number), "passed": one}) for number, one in enumerate(passes))
+        (folder / "bench" / name / "humaneval.jsonl").write_text("\n".join(lines))
+        rate = {"mean": 100.0 + place, "sd": 1.5, "samples": [100.0] * 3}
+        write_json(folder / "bench" / name / "served.json", {
+            "server": "llama-cpp-python 0.3.36", "gpu": None,
+            "workloads": [{"name": "short", "prompt_tokens": 30, "generated_tokens": 300, "prefill": rate,
+                           "decode": rate}],
+        })  # fmt: skip
+    config |= {"humaneval": True, "served": True}
+    card = card_of((folder, config))
+    (row,) = [row for row in table(card, "File") if "`Q8_0`" in row["File"]]
+    assert row["HumanEval"] == "60.0 % (53 to 67)"
+    section = card.split("## HumanEval")[1]
+    assert (
+        "160 problems, each file with the same settings: greedy, problems of HumanEval.jsonl.gz, " in section
+    )
+    assert "the generated code ran in a sandbox" in section
+    rows = {row["File"]: row for row in table(section, "File")}
+    assert rows["`IQ2_XXS`"]["To the source"] == "worse"
+    assert rows["`Q8_0`"]["To the source"] == "not distinguishable"
+    assert rows["*source*"]["Passed"] == "96 of 160"
+    audits = table(section.split("What failed and why")[1], "File")
+    assert (audits[0]["fenced"], audits[0]["cut off"], audits[0]["over the limits"]) == ("160", "2", "0")
+    served = table(card.split("## Speed over HTTP")[1], "File")
+    assert served[1]["Decode"] == "101.0 ± 1.5" and "Temperature" not in card
+    from huggingface_hub import ModelCard
+
+    found = {result.metric_name: result for result in ModelCard(card).data.eval_results}
+    assert found["pass@1 of Q8_0"].metric_value == 0.6
+    assert found["KL divergence of Q8_0 from the source"].metric_type == "kl_divergence"
+
+
+def test_a_file_of_iks_types_is_used_with_ik_alone(tree: Tree, tmp_path: Path) -> None:
+    folder, config = tree
+    edit(folder / "plans" / "Q4_K_M.json", engine="ik")
+    card = card_of(tree)
+    usage = card.split("## How to use")[1].split("## Summary")[0]
+    assert "`Q4_K_M` **needs [ik_llama.cpp]" in usage
+    assert "tiny-Q4_K_M.gguf" not in usage.split("**needs")[0]
+    (row,) = [row for row in table(card, "File") if "`Q4_K_M`" in row["File"]]
+    assert row["Engine"] == "ik_llama.cpp"
+    assert "- ik_llama.cpp" in card.split("---")[1]
+    assert run(tree, tmp_path / "card").returncode == 0
+    made = {path.name for path in (tmp_path / "card").glob("Modelfile*")}
+    assert made == {f"Modelfile.{name}" for name in config["recipes"] if name != "Q4_K_M"}
+
+
+def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path) -> None:
+    folder, config = tree
+    names = [f"tiny-Q6_K/tiny-Q6_K-0000{n}-of-00002.gguf" for n in (1, 2)]
+    parts = [{"file": name, "bytes": 6 << 20, "sha256": name[-20:]} for name in names]
+    edit(folder / "gguf" / "tiny-Q6_K.json", file=names[0], parts=parts)
+    card = card_of((folder, config | {"repo": "me/tiny-GGUF"}))
+    assert "hf download me/tiny-GGUF --include 'tiny-Q6_K/tiny-Q6_K-*.gguf' --local-dir ." in card
+    assert f"| `{names[1]}` | Q6_K, 6.0 MiB (6.3 MB), part 2 of 2 |" in card
+    assert f"{parts[1]['sha256']}  {names[1]}" in card
+    assert 'srcset="https://huggingface.co/me/tiny-GGUF/resolve/main/plots/size-dark.svg"' in card
+    assert run(tree, tmp_path / "card").returncode == 0
+    assert not (tmp_path / "card" / "Modelfile.Q6_K").exists()
 
 
 def run(tree: Tree, where: Path) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,21 @@ def test_rates_are_compared_by_welchs_interval() -> None:
     found = compare.rates(*halves)
     wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     assert (found.low, found.high) == pytest.approx((wanted.low / 9.1, wanted.high / 9.1))
+
+
+def test_paired_answers_make_the_interval_of_their_difference_narrower() -> None:
+    # Newcombe 1998 (paired), table II: 36, 12, 2, 0 of 50: 0.2 with 0.0569 to 0.3404 by method 10
+    kinds = [(True, True)] * 36 + [(True, False)] * 12 + [(False, True)] * 2
+    ours, other = zip(*kinds, strict=True)
+
+    def wilson(passes: tuple[bool, ...], paired: bool) -> compare.Score:
+        n, p, z = len(passes), sum(passes) / len(passes), 1.959964
+        centre, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
+        return compare.Score(p, low, high, "", passes if paired else ())
+
+    found = compare.scores(wilson(ours, True), wilson(other, True))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    same = [wilson(answers, paired) for answers in [(True, False) * 40] for paired in (True, False)]
+    alike, apart = compare.scores(same[0], same[0]), compare.scores(same[1], same[1])
+    assert alike.high - alike.low < 0.2 * (apart.high - apart.low)

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from quantmill.judge import advice, compare, frontier
-from quantmill.judge.results import SOURCE, Quant, Results, scored
+from quantmill.judge.results import SOURCE, Quant, Results
 from quantmill.text import code, plural, size
 
 _PANELS = 6
@@ -228,7 +228,7 @@ def task_rows(results: Results) -> list[tuple[str, dict[str, Any], list[tuple[st
 
 def beside_source(results: Results, quant: Quant, name: str) -> str:
     """The verdict of a file's score beside the source's, in words."""
-    source = scored(results.humaneval, results.tasks).get(name)
+    source = results.scores.get(name)
     if name in results.doubts or source is None or name not in quant.scores:
         return "no verdict"
     return compare.scores(quant.scores[name], source).verdict

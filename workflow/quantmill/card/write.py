@@ -9,7 +9,8 @@ written, the card last.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
 
-_HUB_FIELDS = (
+HUB_FIELDS = (
     "license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets", "quantized_by"
 )  # fmt: skip
 _CONTEXT = 4096
 """Context of the examples, where the model's own is not smaller: what fits any machine."""
 
-_AUDITS = {"cut_off": "cut off", "limits": "over the limits"}
+_AUDITS = {
+    "cut_off": "cut off", "limits": "over the limits", "max_tokens": "tokens at most",
+    "prompt": "prompted by", "file": "problems of", "limit": "the first",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def render(
     for function in (
         text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
         text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
-        tables.by_reason, plots.dark, passed, score, audit, engine, download,
+        tables.by_reason, plots.dark, passed, score, audit, engine, download, task_score,
+        tally,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     withheld, results = offered(measured, config)
@@ -93,7 +98,7 @@ def render(
         **{field: texts.render(card.get(field) or "", values, f"card.{field}") for field in texts.FIELDS},
         repo=repo,
         absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
-        base_models=_listed(card.get("base_model")),
+        base_models=listed(card.get("base_model")),
         source=config.get("source"),
         toolchain=sorted(config["toolchain"].items()),
         results=measured,
@@ -113,9 +118,7 @@ def render(
         served=tables.evaluated(measured, "served"),
         gpus_of=lambda rows: [(row, served["gpu"]) for row, served in rows if served["gpu"]],
         tasks=tables.task_rows(measured),
-        beside={
-            q.name: {n: tables.beside_source(measured, q, n) for n in (HUMANEVAL,)} for q in measured.quants
-        },
+        beside={q.name: tables.beside_source(measured, q, HUMANEVAL) for q in measured.quants},
         measured={"kld": measured.kld, "perplexity": measured.perplexity, "speed": speed},
         prompt=speed["prompt"]["tokens"] if speed else None,
         generate=speed["generate"]["tokens"] if speed else None,
@@ -166,7 +169,7 @@ def front_matter(results: Results, config: dict[str, Any]) -> str:
     if any(_foreign(quant) for quant in results.quants):
         tags.append("ik_llama.cpp")
     tags += card.get("tags") or []
-    more: dict[str, Any] = {field: card[field] for field in _HUB_FIELDS if card.get(field)}
+    more: dict[str, Any] = {field: card[field] for field in HUB_FIELDS if card.get(field)}
     if card.get("base_model"):
         more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
     if found := _evaluations(results):
@@ -256,6 +259,17 @@ def score(entry: disk.Entry | None) -> str:
     return f"{100 * one.value:.1f} %{span}"
 
 
+def task_score(task: dict[str, Any]) -> str:
+    """A task's score in percent, with its standard error where it has one."""
+    error = "" if task["stderr"] is None else f" ± {100 * task['stderr']:.1f}"
+    return f"{100 * task['value']:.1f}{error} %"
+
+
+def tally(words: Iterable[str]) -> str:
+    """How many there are of each: `3 dominated, 1 collapsed`."""
+    return ", ".join(f"{number} {word}" for word, number in Counter(words).items())
+
+
 def audit(key: str) -> str:
     """The name of an audit or a kind of failure in words."""
     return _AUDITS.get(key, key)
@@ -296,7 +310,7 @@ def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": config["model"],
         "title": _title(results, config),
-        "base_model": ", ".join(_listed(card.get("base_model"))) or facts["name"] or config["model"],
+        "base_model": ", ".join(listed(card.get("base_model"))) or facts["name"] or config["model"],
         "license": card.get("license") or facts["licence"] or "",
         "source": config.get("source") or facts["name"] or "",
         "architecture": facts["architecture"],
@@ -311,7 +325,7 @@ def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
 def _title(results: Results, config: dict[str, Any]) -> str:
     if config["card"].get("title"):
         return str(config["card"]["title"])
-    base = _listed(config["card"].get("base_model"))
+    base = listed(config["card"].get("base_model"))
     return f"{base[0].rsplit('/', 1)[-1] if base else results.facts['name'] or config['model']} GGUF"
 
 
@@ -337,7 +351,7 @@ def _checksums(results: Results, config: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{results.facts['sha256']}  {config.get('source') or 'source'}"])
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
+def listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 

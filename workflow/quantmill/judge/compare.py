@@ -133,12 +133,16 @@ def _mean(ours: list[float], other: list[float]) -> tuple[float, float, int]:
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers with its two-sided 95 % interval. More is better."""
+    """A share of right answers with its two-sided 95 % interval. More is better.
+
+    `passes` says of each question whether it was answered rightly, where that is known.
+    """
 
     value: float
     low: float
     high: float
     words: str
+    passes: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,14 +164,36 @@ class Interval:
 def scores(ours: Score, other: Score) -> Interval:
     """The difference of two shares, from the interval of each.
 
-    Square and add: R. G. Newcombe, "Interval estimation for the difference
-    between independent proportions", 1998, method 10. The two are taken as
-    independent; that both answered the same questions makes it rather too wide.
+    Square and add: R. G. Newcombe, "Improved confidence intervals for the
+    difference between binomial proportions based on paired data", 1998, method
+    10: what the two have in common, by the questions that both answered, makes
+    it narrower. Where it is not known which those are they count as independent
+    (his method 10 of "Interval estimation for the difference between
+    independent proportions", 1998), which is rather too wide.
     """
-    difference = ours.value - other.value
-    down = math.hypot(ours.value - ours.low, other.high - other.value)
-    up = math.hypot(ours.high - ours.value, other.value - other.low)
+    difference, common = ours.value - other.value, _common(ours.passes, other.passes)
+    ours_down, ours_up = ours.value - ours.low, ours.high - ours.value
+    other_down, other_up = other.value - other.low, other.high - other.value
+    down = math.sqrt(ours_down**2 - 2 * common * ours_down * other_up + other_up**2)
+    up = math.sqrt(ours_up**2 - 2 * common * ours_up * other_down + other_down**2)
     return Interval(difference, difference - down, difference + up)
+
+
+def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
+    """Newcombe's phi of paired answers, with his continuity correction; 0 where they are no pairs."""
+    if not ours or len(ours) != len(other):
+        return 0.0
+    both, mine, theirs, none = (
+        sum(pair == kind for pair in zip(ours, other, strict=True))
+        for kind in ((True, True), (True, False), (False, True), (False, False))
+    )
+    margins = (both + mine) * (theirs + none) * (both + theirs) * (mine + none)
+    if margins == 0:
+        return 0.0
+    product = float(both * none - mine * theirs)
+    if product > 0:
+        product = max(product - len(ours) / 2, 0.0)
+    return product / math.sqrt(margins)
 
 
 def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -105,6 +106,7 @@ class Results:
     corpora: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, str]]
     doubts: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, compare.Score] = field(default_factory=dict)
 
     @cached_property
     def fits(self) -> list[Fit]:
@@ -173,6 +175,7 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
         corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
         sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
         doubts=doubts,
+        scores=scored(source["humaneval"], source["tasks"], folder / "bench" / SOURCE / "humaneval.jsonl"),
     )
 
 
@@ -185,18 +188,24 @@ def _doubts(folder: Path, config: dict[str, Any], source: dict[str, dict[str, An
     if humaneval:
         found[HUMANEVAL] = sanity.of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
     for task in tasks["tasks"] if tasks else []:
-        found[task["name"]] = sanity.of_score(task["name"], task["value"], task["stderr"], task["chance"])
+        found[task["name"]] = sanity.of_score(
+            task["name"], task["value"], task["stderr"] or 0.0, task["chance"]
+        )
     return {what: text for what, text in found.items() if text}
 
 
-def scored(humaneval: dict[str, Any] | None, tasks: dict[str, Any] | None) -> dict[str, compare.Score]:
-    """The scores of one file, by the evaluation's name."""
+def scored(
+    humaneval: dict[str, Any] | None, tasks: dict[str, Any] | None, samples: Path | None = None
+) -> dict[str, compare.Score]:
+    """A file's scores that have an interval, by the evaluation's name; `samples` is humaneval.jsonl."""
     found = {}
     if humaneval:
         low, high = humaneval["interval"]
         words = f"{humaneval['passed']} of {humaneval['problems']}"
-        found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words)
-    for task in tasks["tasks"] if tasks else []:
+        lines = samples.read_text().splitlines() if samples and samples.exists() else []
+        passes = tuple(bool(json.loads(line)["passed"]) for line in lines)
+        found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words, passes)
+    for task in (task for task in tasks["tasks"] if task["stderr"] is not None) if tasks else ():
         value, reach = task["value"], _SURE * task["stderr"]
         words = f"{task['metric']}, {task['samples']} questions"
         found[task["name"]] = compare.Score(value, value - reach, value + reach, words)
@@ -218,7 +227,7 @@ def _quant(
         divergence = compare.divergence(kld, source["kld"], str(bench / "kld.json"))
     if (perplexity := measured["perplexity"]) and source["perplexity"]:
         difference = compare.paired(perplexity, source["perplexity"], str(bench / "perplexity.json"))
-    scores = scored(measured["humaneval"], measured["tasks"])
+    scores = scored(measured["humaneval"], measured["tasks"], bench / "humaneval.jsonl")
     return Quant(
         name=name,
         file=facts["file"],

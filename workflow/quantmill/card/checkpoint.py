@@ -1,0 +1,74 @@
+"""The card of an exported checkpoint, from its report alone: `python -m quantmill.card.checkpoint`.
+
+It lies in the checkpoint's folder, as the Hub wants it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quantmill import command, text
+from quantmill.card.write import HUB_FIELDS, listed
+from quantmill.files import read_json, write_text
+from quantmill.progress import Log
+
+
+def render(report: dict[str, Any], config: dict[str, Any]) -> str:
+    """The card as markdown; `report` is `checkpoint/<model>-<recipe>.json`, `config` the spec's."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for function in (
+        text.size, text.decimal_size, text.count, text.fixed, text.share, text.plural, text.md, text.code,
+        text.fence,
+    ):  # fmt: skip
+        environment.filters[function.__name__] = function
+    return environment.get_template("checkpoint.md.j2").render(
+        front_matter=front_matter(config),
+        title=_title(report, config),
+        r=report,
+        tensor_bytes=sum(part["bytes"] for part in report["dtypes"].values()),
+        repo=config.get("repo"),
+        folder=f"{config['model']}-{report['recipe']}",
+        base_models=listed(config["card"].get("base_model")),
+        toolchain=sorted(config["toolchain"].items()),
+    )
+
+
+def front_matter(config: dict[str, Any]) -> str:
+    """The YAML that the Hub reads, without its `---` lines."""
+    from huggingface_hub.repocard_data import ModelCardData
+
+    card = config["card"]
+    more: dict[str, Any] = {field: card[field] for field in HUB_FIELDS if card.get(field)}
+    if card.get("base_model"):
+        more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
+    tags = ["nvfp4", "quantized", "vllm", "safetensors", *(card.get("tags") or [])]
+    return ModelCardData(license=card.get("license"), tags=tags, **more).to_yaml()
+
+
+def _title(report: dict[str, Any], config: dict[str, Any]) -> str:
+    base = listed(config["card"].get("base_model"))
+    name = config["card"].get("title") or (base[0].rsplit("/", 1)[-1] if base else config["model"])
+    return f"{name} NVFP4" if "nvfp4" not in name.lower() else str(name)
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """Read the report, write the card."""
+    write_text(args.card, render(read_json(args.report), args.spec["config"]))
+    log.say(f"card of the checkpoint: {args.card}")
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--report", type=Path, required=True, help="JSON of the export")
+    arguments.add_argument("--card", type=Path, required=True, help="markdown file to write")
+    command.run(arguments, main)
