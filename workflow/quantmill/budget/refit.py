@@ -63,7 +63,7 @@ class Refit:
 
     @property
     def warnings(self) -> list[str]:
-        """Where there are few chunks: files and probes share what is odd about them, and factors follow it."""
+        """Where there are few chunks: files and probes share what is odd about them."""
         chunks = min(file.chunks for file in self.files)
         if chunks >= _CHUNKS:
             return []
