@@ -26,7 +26,7 @@ from quantmill.sensitivity.errors import Error, added, error, moments, relative_
 from quantmill.sensitivity.expand import Expansion
 from quantmill.sensitivity.measure import Probed, damages, warnings
 from quantmill.sensitivity.predict import Prediction
-from quantmill.sensitivity.probe import divergence
+from quantmill.sensitivity.probe import Prober, divergence
 from quantmill.sensitivity.session import Found
 from quantmill.store import Store
 
@@ -239,6 +239,28 @@ def test_a_source_in_full_precision_is_taken_as_it_is(tmp_path):
     with ThreadPoolExecutor(1) as pool, Expansion(source, pool, 1).model(tmp_path / "out") as path:
         assert path == source.header.path
     assert not (tmp_path / "out").exists()
+
+
+# --- probes --------------------------------------------------------------------
+
+
+def test_the_weights_are_put_back_after_a_probe_that_fails(monkeypatch):
+    class Weights:
+        said = ()
+
+        def set(self, name, data):
+            self.said += ((name, data),)
+
+    prober = Prober.__new__(Prober)
+    prober.weights = weights = Weights()
+
+    def failing():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prober, "measure", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prober.probe("x", "new", "old")
+    assert weights.said == (("x", "new"), ("x", "old"))
 
 
 # --- what rounding the input adds ----------------------------------------------

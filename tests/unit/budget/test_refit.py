@@ -114,6 +114,15 @@ def test_the_second_round_allocates_by_the_corrected_damages(llama: Header, conf
 
 def test_a_file_is_read_from_its_plan_and_its_measurement(tmp_path: Path) -> None:
     write_plan(tmp_path / "p.tsv", [PlanRow("a.weight", "a", -1, (8, 8), "f16", "q4_K", 9, "")])
-    write_json(tmp_path / "k.json", {"kld": {"mean": 0.5, "error": 0.1}})
+    write_json(tmp_path / "k.json", {"kld": {"mean": 0.5, "error": 0.1}, "chunks": 3})
     found = read_file("first", tmp_path / "p.tsv", tmp_path / "k.json")
-    assert found == File("first", {"a.weight": "q4_K"}, 0.5)
+    assert found == File("first", {"a.weight": "q4_K"}, 0.5, 3)
+
+
+def test_few_chunks_are_warned_of(llama: Header, config: Config) -> None:
+    damages = damages_of(llama)
+    few = [replace(file, chunks=3) for file in files_of(damages, 2)]
+    _, report = fit(llama, damages, config({"bpw": 4.5}), few)
+    said = "a second round by 3 chunks does harm more often than good: take 8 or more"
+    assert said in report["warnings"]
+    assert said not in fit(llama, damages, config({"bpw": 4.5}), files_of(damages, 2))[1]["warnings"]

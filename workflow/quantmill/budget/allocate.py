@@ -153,6 +153,8 @@ def fit(
     found = groups(free, damages, wanted, important, where)
     allocation = allocate(found, fixed, budget, where, exactly="memory" not in config["budget"])
     types = {**allocation.types, **pinned}
+    figures = _figures(allocation, pinned, damages, wanted, budget, second.floor if second else 0.0)
+    figures["warnings"] += second.warnings if second else []
     return recipe_of(types, able, pins.rules, wanted, config["use_imatrix"]), {
         "recipe": config["recipe"],
         "budget": {**config["budget"], "bytes": budget},
@@ -162,7 +164,7 @@ def fit(
         "pinned": sorted(pinned),
         "rules": merge.as_lines({row.name: types[row.name] for row in able}),
         "refit": second and second.report(),
-        **_figures(allocation, pinned, damages, wanted, budget, second.floor if second else 0.0),
+        **figures,
     }
 
 

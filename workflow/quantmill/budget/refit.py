@@ -29,16 +29,18 @@ from quantmill.recipe.table import read_plan
 
 _MISS: Final = 0.05  # what a file is off by at right factors, relative: seen on the tiny models
 _SPREAD: Final = 0.3  # of the factors about 1, as a standard deviation
+_CHUNKS: Final = 8  # at least, to learn from: 12 did no harm where 3 did (docs/quality.md)
 _LEAST: Final = 0.2  # of a factor: no damage becomes a gain
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that was measured: the type of each of its tensors, and its mean divergence in nats."""
+    """A file that was measured: the type of each of its tensors, its mean divergence in nats, on how much."""
 
     name: str
     types: Mapping[str, str]
     kld: float
+    chunks: int = 12
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class Refit:
             for factor in [self.factors[row.role]]
         ]
 
+    @property
+    def warnings(self) -> list[str]:
+        """Where there are few chunks: files and probes share what is odd about them."""
+        chunks = min(file.chunks for file in self.files)
+        if chunks >= _CHUNKS:
+            return []
+        return [f"a second round by {chunks} chunks does harm more often than good: take {_CHUNKS} or more"]
+
     def report(self) -> dict[str, Any]:
         """For `recipes/<recipe>.json`."""
         columns = zip(self.files, self.before.tolist(), self.after.tolist(), strict=True)
@@ -75,7 +85,8 @@ class Refit:
 def read_file(name: str, plan: Path, kld: Path) -> File:
     """A file from its plan and what was measured of it."""
     types = {row.name: row.type for row in read_plan(plan)}
-    return File(name, types, float(read_json(kld)["kld"]["mean"]))
+    measured = read_json(kld)
+    return File(name, types, float(measured["kld"]["mean"]), int(measured["chunks"]))
 
 
 def refit(damages: Sequence[Damage], files: Sequence[File], where: str) -> Refit:
