@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
-from quantmill.engine.matmul import MatMul
+from quantmill.engine.graph import MatMul
 from quantmill.model.types import is_quantized, known, row_bytes
 from quantmill.quantize.kernels import Quantizer
 from quantmill.sensitivity.choices import Choice
