@@ -9,29 +9,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantmill import command, text
-from quantmill.card.write import HUB_FIELDS, listed
+from quantmill import command
+from quantmill.card.write import HUB_FIELDS, listed, template
 from quantmill.files import read_json, write_text
 from quantmill.progress import Log
 
 
 def render(report: dict[str, Any], config: dict[str, Any]) -> str:
     """The card as markdown; `report` is `checkpoint/<model>-<recipe>.json`, `config` the spec's."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for function in (
-        text.size, text.decimal_size, text.count, text.fixed, text.share, text.plural, text.md, text.code,
-        text.fence,
-    ):  # fmt: skip
-        environment.filters[function.__name__] = function
-    return environment.get_template("checkpoint.md.j2").render(
+    return template("checkpoint.md.j2").render(
         front_matter=front_matter(config),
         title=_title(report, config),
         r=report,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantmill import command, text
 from quantmill.card import maps, ollama, page, plots, tables, texts
@@ -23,6 +23,9 @@ from quantmill.judge import advice, disk, fits, frontier, memory
 from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 HUB_FIELDS = (
     "license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets", "quantized_by"
@@ -59,16 +62,8 @@ class Rival:
         return [band.ours for band in self.bands], [band.theirs for band in self.bands]
 
 
-def render(
-    measured: Results,
-    config: dict[str, Any],
-    plots_folder: str = "plots",
-    rivals: Sequence[list[disk.Entry]] = (),
-) -> str:
-    """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card.
-
-    `rivals` are the files of the models under `card.iso_disk`, in its order.
-    """
+def template(name: str, *filters: Callable[..., Any]) -> Template:
+    """A template beside this file, with what `text` writes for people and `filters` as filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -80,18 +75,32 @@ def render(
     )
     for function in (
         text.size, text.decimal_size, text.count, text.fixed, text.percent, text.share, text.nats,
-        text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, tables.uneven,
-        tables.by_reason, plots.dark, passed, score, audit, engine, download, task_score,
-        tally,
+        text.small, text.rate, text.duration, text.plural, text.md, text.code, text.fence, *filters,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
+    return environment.get_template(name)
+
+
+def render(
+    measured: Results,
+    config: dict[str, Any],
+    plots_folder: str = "plots",
+    rivals: Sequence[list[disk.Entry]] = (),
+) -> str:
+    """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card.
+
+    `rivals` are the files of the models under `card.iso_disk`, in its order.
+    """
     withheld, results = offered(measured, config)
     card, speed, repo = config["card"], measured.speed, config.get("repo")
     pick = _pick(results)
     foreign = [quant for quant in results.quants if _foreign(quant)]
     values = _values(results, config)
     with_memory = memory.measured(results)
-    return environment.get_template("card.md.j2").render(
+    filters = (
+        tables.uneven, tables.by_reason, plots.dark, passed, score, audit, engine, download, task_score, tally
+    )  # fmt: skip
+    return template("card.md.j2", *filters).render(
         front_matter=front_matter(results, config),
         title=_title(results, config),
         name=config["model"],
