@@ -64,6 +64,15 @@ def test_a_smaller_cache_is_taken_where_nothing_fits_otherwise(kld_tree: Tree) -
     assert "| `Q8_0`, 19.00 GiB | `Q8_0` with a q8_0 cache, 22.00 GiB |" in card
 
 
+def test_what_is_no_smaller_than_the_source_is_not_named(kld_tree: Tree) -> None:
+    results = read(*with_memory(kld_tree))
+    sizes = sorted((quant.bytes for quant in results.quants), reverse=True)
+    results.facts["bytes"] = sizes[0]
+    named = {f.quant.name for row in memory.by_device(results) for f in row.fitting if f}
+    assert results.quants[0].name == "Q8_0"
+    assert named == {"Q6_K", "Q4_K_M"}
+
+
 def test_the_bytes_of_a_token_by_cache(kld_tree: Tree) -> None:
     results = read(*with_memory(kld_tree))
     assert memory.per_token(results.quants[0]) == {"f16": 0.25 * (1 << 20), "q8_0": 0.125 * (1 << 20)}

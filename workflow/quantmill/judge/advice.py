@@ -144,7 +144,7 @@ def _worthwhile(results: Results) -> list[Quant]:
     """
     open_ = [quant for quant in results.quants if quant.name not in results.rejected]
     told = [quant for quant in open_ if quant.loss and not _few(quant)]
-    return [quant for quant in told if quant.bytes < results.facts["bytes"]] or told
+    return frontier.smaller(told, results)
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:

@@ -105,6 +105,11 @@ def best(results: Results) -> set[str]:
     return {quant.name for quant, is_best in zip(usable, are_best, strict=False) if is_best}
 
 
+def smaller(quants: list[Quant], results: Results) -> list[Quant]:
+    """Those smaller than the source, which is better than the others and takes no more; all where none is."""
+    return [quant for quant in quants if quant.bytes < results.facts["bytes"]] or quants
+
+
 def loss(quant: Quant) -> float:
     """The mean loss (nats); infinite where none was measured."""
     return quant.loss.mean if quant.loss else math.inf

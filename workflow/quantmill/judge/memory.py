@@ -55,7 +55,8 @@ def by_device(results: Results) -> list[Devices]:
 
     The best is the one of the least loss, with the first cache of which
     anything fits; where nothing can be ranked, the largest. What is not
-    recommended or has collapsed is left out.
+    recommended or has collapsed is left out, and what is no smaller than the
+    source where anything is.
     """
     usable = [
         quant
@@ -63,6 +64,7 @@ def by_device(results: Results) -> list[Devices]:
         if quant.name not in results.rejected
         and (results.unranked or not quant.loss or frontier.loss(quant) < frontier.COLLAPSED_FROM)
     ]
+    usable = frontier.smaller(usable, results)
     told = not results.unranked and all(quant.loss for quant in usable)
     order = sorted(usable, key=frontier.loss if told else lambda quant: -quant.bytes)
     known = contexts(results)
