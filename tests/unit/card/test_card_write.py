@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -295,6 +296,33 @@ def test_a_file_of_iks_types_is_used_with_ik_alone(tree: Tree, tmp_path: Path) -
     assert run(tree, tmp_path / "card").returncode == 0
     made = {path.name for path in (tmp_path / "card").glob("Modelfile*")}
     assert made == {f"Modelfile.{name}" for name in config["recipes"] if name != "Q4_K_M"}
+
+
+def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
+    folder, config = tree
+    before = {quant.name: quant.difference for quant in read(folder, config).quants}
+    config["engines"] = {name: "ik" if name == "Q4_K_M" else "mainline" for name in config["recipes"]}
+    shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
+    nll = read_json(folder / "bench" / "source" / "perplexity.json")["nll"]
+    edit(folder / "bench" / "source-ik" / "perplexity.json", nll=[value + 0.25 for value in nll])
+    found = {quant.name: quant.difference for quant in read(folder, config).quants}
+    one, other = found.pop("Q4_K_M"), before.pop("Q4_K_M")
+    assert one is not None and other is not None
+    assert one.mean == pytest.approx(other.mean - 0.25)
+    assert found == before
+
+
+def test_nothing_generates_in_ik(tree: Tree) -> None:
+    folder, config = tree
+    shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
+    config |= {"tasks": True, "engines": dict.fromkeys(config["recipes"], "ik")}
+    tasks = {
+        "tasks": [{"name": "t", "metric": "acc", "value": 0.5, "stderr": None, "samples": 4, "chance": None}]
+    }
+    write_json(folder / "bench" / "source" / "tasks.json", tasks)
+    results = read(folder, config)
+    assert results.tasks == tasks
+    assert {quant.tasks is None for quant in results.quants} == {True}
 
 
 def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path) -> None:

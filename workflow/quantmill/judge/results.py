@@ -15,10 +15,14 @@ from quantmill.judge import compare, sanity
 from quantmill.judge.fits import Fit, fitted
 
 SOURCE = "source"
+MAINLINE = "mainline"
 HUMANEVAL = "HumanEval"
 
 MEASURED: Final = ("kld", "perplexity", "speed", "served", "humaneval", "tasks")
 """What lies in `bench/<row>/<it>.json`, and what the card's config says was taken."""
+
+GENERATED: Final = ("served", "humaneval", "tasks")
+"""Of these, what mainline llama.cpp alone is asked for."""
 
 _SURE = 1.96  # standard errors of a two-sided 95 % interval
 
@@ -158,10 +162,14 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     measurement of another file, and for one of other chunks than the source's.
     """
     facts = read_json(folder / "model.json")
-    source = {what: _measured(folder, SOURCE, what, config, facts["sha256"]) for what in MEASURED}
+    source = _row(folder, SOURCE, config, facts["sha256"])
+    engines = set(config.get("engines", {}).values()) - {MAINLINE}
+    sources = {MAINLINE: source} | {
+        engine: _row(folder, f"{SOURCE}-{engine}", config, facts["sha256"], engine) for engine in engines
+    }
     imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
     doubts = _doubts(folder, config, source)
-    quants = [_quant(folder, name, config, source, doubts) for name in config["recipes"]]
+    quants = [_quant(folder, name, config, sources, doubts) for name in config["recipes"]]
     if (folder / "memory.json").exists():
         tables = read_json(folder / "memory.json")["recipes"]
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
@@ -216,12 +224,14 @@ def _quant(
     folder: Path,
     name: str,
     config: dict[str, Any],
-    source: dict[str, dict[str, Any] | None],
+    sources: dict[str, dict[str, dict[str, Any] | None]],
     doubts: dict[str, str],
 ) -> Quant:
+    """A file beside the source in the file's own engine: two engines round the same weights differently."""
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
     bench, gate = folder / "bench" / name, config["fits"]
-    measured = {what: _measured(folder, name, what, config, facts["sha256"]) for what in MEASURED}
+    engine = config.get("engines", {}).get(name, MAINLINE)
+    measured, source = _row(folder, name, config, facts["sha256"], engine), sources[engine]
     divergence = difference = None
     if (kld := measured["kld"]) and source["kld"] and "kld" not in doubts:
         divergence = compare.divergence(kld, source["kld"], str(bench / "kld.json"))
@@ -243,6 +253,16 @@ def _quant(
         parts=facts.get("parts") or [],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
+
+
+def _row(
+    folder: Path, name: str, config: dict[str, Any], sha256: str, engine: str = MAINLINE
+) -> dict[str, dict[str, Any] | None]:
+    """All measurements of a row, None for those that are not taken."""
+    wanted = {what for what in MEASURED if engine == MAINLINE or what not in GENERATED}
+    return {
+        what: _measured(folder, name, what, config, sha256) if what in wanted else None for what in MEASURED
+    }
 
 
 def _measured(
