@@ -72,7 +72,7 @@ def licensed(house: House) -> None:
     house.configure(lambda config: config.update(models={"small": MODEL | {"card": {"license": "mit"}}}))
 
 
-VERSION = '"checkpoint.export": 2', '"checkpoint.export": 9'
+VERSION = '"checkpoint.export": 3', '"checkpoint.export": 9'
 CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "nothing": (lambda house: None, set()),
     "touched files": (touch, set()),
@@ -203,6 +203,45 @@ def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House) -> None:
     # Whatever is asked of it later makes it, and all that comes of it, again.
     asks(converting, {"keep": False}, ["Q8_0", "Q4_0"])
     assert converting.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
+
+
+def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: House, tmp_path: Path) -> None:
+    both = [MODEL["recipes"][0] | {"scheme": "W4A4"}, {"name": "other", "template": "mfp4"}]
+
+    def ask(house: House, chunks: int = 2, recipes: list[Any] = both) -> None:
+        model = {"source": GGUF["source"], "recipes": recipes}
+        imatrix = {"corpus": "calibration", "chunks": chunks, "context": 64}
+        house.configure(
+            lambda config: config.update(models={"small": model}, imatrix=imatrix, sensitivity=None, bench={})
+        )
+
+    ask(converting)
+    seen = {CONVERT, "build_corpus calibration", "calibrate_activations"}
+    other = {"export_checkpoint other", "write_checkpoint_card other"}
+    assert converting.due() == seen | EXPORT | other
+    converting.run()
+    assert converting.due() == set()
+    folder = converting.folder / "results" / "small"
+    assert {path.name for path in folder.iterdir() if path.name not in ("logs", "benchmarks")} == {
+        "activations.json", "checkpoint", "corpus", "source"
+    }  # fmt: skip
+    report = json.loads((folder / "checkpoint" / "small-MFP4.json").read_text())
+    assert report["calibration"] == {"corpus": "calibration", "chunks": 2, "context": 64}
+    card = (folder / "checkpoint" / "small-MFP4" / "README.md").read_text()
+    assert "activations" in card and "2 chunks of 64 tokens of calibration" in card
+    other_card = (folder / "checkpoint" / "small-other" / "README.md").read_text()
+    assert "weights only" in other_card and "weights only" not in card
+    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+        "more chunks": (lambda h: ask(h, 3), {"build_corpus calibration", "calibrate_activations"} | EXPORT),
+        "deleted": (lambda h: (h.folder / "results/small/activations.json").unlink(),
+                    {"calibrate_activations"} | EXPORT),
+        "weights only": (lambda h: ask(h, 2, both[1:]), set()),
+        "another weight": (flip, seen | EXPORT | other),
+    }  # fmt: skip
+    for number, (case, (change, expected)) in enumerate(cases.items()):
+        copy = converting.copy(tmp_path / f"copy {number}")
+        change(copy)
+        assert copy.due() == expected, case
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_one_line(

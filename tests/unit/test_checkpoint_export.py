@@ -26,15 +26,27 @@ KEPT = sorted([
     "lm_head", "model.embed_tokens",
     *(f"model.layers.{n}.self_attn.{x}_proj" for n in (0, 1) for x in "qkvo"),
 ])  # fmt: skip
+CALIBRATION = {"corpus": "calibration", "chunks": 2, "context": 64}
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "modelopt.json").read_text())
 
 
-def run(source: Path, folder: Path, threads: int = 1, form: str = "modelopt") -> Path:
-    """Export `source` to `folder`/new, its report beside it."""
+def run(
+    source: Path,
+    folder: Path,
+    threads: int = 1,
+    form: str = "modelopt",
+    largest: dict[str, float] | None = None,
+) -> Path:
+    """Export `source` to `folder`/new, its report beside it; W4A4 where inputs are given."""
     out = folder / "new"
+    activations = None
+    if largest is not None:
+        activations = folder / "activations.json"
+        activations.write_text(json.dumps(CALIBRATION | {"largest": largest}))
     args = argparse.Namespace(
         spec={"config": {"recipe": "MFP4", "form": form}},
         source=source,
+        activations=activations,
         out=out,
         report=folder / "new.json",
         threads=threads,
@@ -68,7 +80,63 @@ def test_the_bytes_and_the_config_are_modelopts(tmp_path: Path, case: str) -> No
     config = json.loads((out / "config.json").read_text())
     assert config.pop("quantization_config") == GOLDEN[case]["quantization_config"]
     assert config == json.loads((source / "config.json").read_text())
-    assert VERSIONS["checkpoint.export"] == 2, "the goldens are of version 2: note them anew with another"
+    assert VERSIONS["checkpoint.export"] == 3, "the goldens are of version 3: note them anew with another"
+
+
+def seen(case: str) -> dict[str, float]:
+    """What modelopt saw enter the MLPs of a case, by the GGUF's names of the weights."""
+    found = {}
+    for module, scale in GOLDEN[case]["input_scales"].items():
+        kind = "_shexp" if "shared_expert" in module else "_exps" if "experts" in module else ""
+        layer, side = module.split(".")[2], module.rpartition(".")[2].removesuffix("_proj")
+        found[f"blk.{layer}.ffn_{side}{kind}.weight"] = float(np.float32(scale * 2688))
+    return found
+
+
+def scales(folder: Path, suffix: str) -> dict[str, float]:
+    """By module the scale of that name."""
+    return {
+        name.removesuffix(suffix): float(np.frombuffer(entry["data"], np.float32)[0])
+        for name, entry in raw(folder).items()
+        if name.endswith(suffix)
+    }
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_with_activations_too_they_are_modelopts(tmp_path: Path, case: str) -> None:
+    source = checkpoints.write(tmp_path / "source", *checkpoints.CASES[case])
+    out = run(source, tmp_path, largest=seen(case))
+    given = digests(out)
+    inputs = {name: given.pop(name) for name in list(given) if name.endswith(".input_scale")}
+    assert given == GOLDEN[case]["tensors"]
+    assert scales(out, ".input_scale") == GOLDEN[case]["input_scales"]
+    assert all(digest.startswith("F32 [] ") for digest in inputs.values())
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"] == GOLDEN[case]["W4A4"]
+    outer = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+    assert outer["quant_algo"] == "NVFP4"
+    facts = json.loads((tmp_path / "new.json").read_text())
+    assert facts["quant_algo"] == "NVFP4" and facts["calibration"] == CALIBRATION
+    assert all(row["input"] > 0 for row in facts["quantized"])
+
+
+def test_either_of_gate_and_up_or_both_fused_tells_their_input(tmp_path: Path) -> None:
+    source, largest = checkpoints.write(tmp_path / "source"), seen("llama-BF16")
+    expected = GOLDEN["llama-BF16"]["input_scales"]
+    largest.pop("blk.0.ffn_gate.weight"), largest.pop("blk.1.ffn_gate.weight")
+    largest["blk.1.ffn_gate_up.weight"] = largest.pop("blk.1.ffn_up.weight")
+    assert scales(run(source, tmp_path, largest=largest), ".input_scale") == expected
+
+
+@pytest.mark.parametrize("value", [None, 0.0])
+def test_a_weight_that_nothing_was_seen_to_enter_is_refused(tmp_path: Path, value: float | None) -> None:
+    largest = seen("llama-BF16")
+    largest.pop("blk.1.ffn_down.weight")
+    if value is not None:
+        largest["blk.1.ffn_down.weight"] = value
+    with pytest.raises(QuantmillError, match=r"layers\.1\.mlp\.down_proj: nothing was seen to enter it"):
+        run(checkpoints.write(tmp_path / "source"), tmp_path, largest=largest)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_not_mlp_stays_bit_for_bit_and_the_tokenizer_goes_along(tmp_path: Path) -> None:
@@ -197,6 +265,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, cas
 DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
     "zeroed": lambda t: t["model.layers.1.mlp.down_proj.weight"].update(data=bytes(96 * 64 // 2)),
     "not a number": lambda t: t["model.layers.1.mlp.down_proj.weight_scale"].update(data=b"\x7f" * 384),
+    "another input's scale": lambda t: t["model.layers.1.mlp.down_proj.input_scale"].update(data=bytes(4)),
     "another head": lambda t: t["lm_head.weight"].update(data=t["lm_head.weight"]["data"][::-1]),
     "a tensor gone": lambda t: t.pop("lm_head.weight"),
     "another shape": lambda t: t["lm_head.weight"].update(shape=[64, 48]),
@@ -221,8 +290,8 @@ def test_reading_back_sees_what_went_wrong(
 
     write_weights = export.write_weights
     monkeypatch.setattr(export, "write_weights", damaged)
-    with pytest.raises(QuantmillError, match=r"read back|was to stay|is None, not|\(64, 48\)"):
-        run(checkpoints.write(tmp_path / "source"), tmp_path)
+    with pytest.raises(QuantmillError, match=r"read back|was to stay|is None, not|\(64, 48\)|was calibrated"):
+        run(checkpoints.write(tmp_path / "source"), tmp_path, largest=seen("llama-BF16"))
     assert not (tmp_path / "new").exists()
 
 
@@ -255,6 +324,20 @@ def test_the_form_of_compressed_tensors_renames_and_takes_the_reciprocal(tmp_pat
     assert config["quant_method"] == "compressed-tensors" and config["ignore"] == KEPT
     facts = json.loads((tmp_path / "other" / "new.json").read_text())
     assert facts["form"] == "compressed-tensors" and facts["exclude"] == KEPT
+    assert config["config_groups"]["group_0"]["input_activations"] is None
+
+
+def test_compressed_tensors_has_the_inputs_scale_as_reciprocal_too(tmp_path: Path) -> None:
+    """compressed-tensors 0.20: `NVFP4` of quant_scheme.py, and its own converter from modelopt's form."""
+    source = checkpoints.write(tmp_path / "source")
+    out = run(source, tmp_path, form="compressed-tensors", largest=seen("llama-BF16"))
+    expected = {
+        name: float(np.float32(1) / np.float32(scale))
+        for name, scale in GOLDEN["llama-BF16"]["input_scales"].items()
+    }
+    assert scales(out, ".input_global_scale") == expected
+    group = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    assert group["input_activations"] == group["weights"] | {"dynamic": "local", "observer": "static_minmax"}
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,11 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
             "models.c",
             {"source": {"checkpoint": "x"}, "recipes": [{"name": "a", "template": "mfp4", "x": 1}]},
         ),
-        "models.c.recipes: a exports the checkpoint; give it name, template and form alone",
+        "models.c.recipes: a exports the checkpoint; give it name, template, form and scheme alone",
     ),
     (
         put("models.c", {"source": {"checkpoint": "x"}, "recipes": [MFP4], "bench": {}}),
-        "models.c.bench: a checkpoint that is exported alone is not run; leave this out",
+        "models.c.bench: a checkpoint that is exported alone is not measured; leave this out",
     ),
     (
         put("models.c", {"source": {"checkpoint": "x", "keep": False}, "recipes": [MFP4]}),
@@ -115,6 +115,32 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (
         put("recipes.+", MFP4 | {"form": "regex"}),
         "recipes[2].form: mfp4 makes no regex; it is one of modelopt, compressed-tensors and gguf",
+    ),
+    (
+        put("recipes.+", MFP4 | {"scheme": "W4A4"}),
+        "recipes[2].scheme: a GGUF cannot be made W4A4; leave it out, or take the checkpoint as source",
+    ),
+    (
+        put("recipes.+", MFP4 | {"scheme": "W4A4", "form": "gguf"}),
+        "recipes[2].scheme: of a GGUF llama.cpp decides what activations become; leave it out",
+    ),
+    (
+        put("recipes.+", {"name": "x", "scheme": "W4A4"}),
+        "recipes[2].scheme: W4A4 is a scheme of template mfp4; leave it out",
+    ),
+    (
+        put(
+            "models.c",
+            {"source": {"checkpoint": "x"}, "imatrix": None, "recipes": [MFP4 | {"scheme": "W4A4"}]},
+        ),
+        "models.c.recipes: scheme W4A4 is calibrated on the corpus of imatrix, and it has none; add it",
+    ),
+    (
+        put(
+            "models.c",
+            {"source": {"checkpoint": "x"}, "imatrix": {"corpus": "x", "chunks": 1}, "recipes": [MFP4]},
+        ),
+        "models.c.imatrix: a checkpoint that is exported alone is not measured; leave this out",
     ),
     (
         put("recipes.+", MFP4 | {"file": "x"}),
@@ -451,5 +477,12 @@ def test_a_checkpoint_is_exported_converted_or_both() -> None:
     assert of_ggufs(both).source_files("c") == [Path("results/c/source/c.gguf")]
     alone = parsed(put("models.c", {"source": {"checkpoint": "x"}, "recipes": [MFP4]}))
     assert list(of_ggufs(alone).models) == ["m"] and list(exports(alone)) == ["c"]
+    run = {
+        "source": source,
+        "imatrix": {"corpus": "calibration", "chunks": 2},
+        "recipes": [MFP4 | {"scheme": "W4A4"}],
+    }
+    calibrated = of_ggufs(parsed(put("models.c", run)))
+    assert list(calibrated.models) == ["m", "c"] and calibrated.recipes_of("c") == {}
     gguf = parsed(put("recipes.+", MFP4))
     assert exports(gguf) == {} and "MFP4" in of_ggufs(gguf).recipes_of("m")

@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "sensitivity": {"engine", "model", "corpus", "recipe", "quantize", "measure"},
     "corpus": {"engine", "model"},
     "evaluate": {"engine", "model", "corpus", "measure"},
-    "checkpoint": {"model", "nvfp4"},
+    "checkpoint": {"engine", "model", "corpus", "recipe", "quantize", "measure", "nvfp4"},
     "publish": {"engine", "model", "recipe", "quantize"},
     "judge": set(),
     "card": {"judge"},

@@ -35,6 +35,7 @@ VERSIONS: Final[dict[str, int]] = {
     "card.checkpoint": 1,
     "card.write": 3,
     "checkpoint.convert": 1,
-    "checkpoint.export": 2,
+    "checkpoint.calibrate": 1,
+    "checkpoint.export": 3,
     "publish.upload": 1,
 }

@@ -1,10 +1,40 @@
 # A Hugging Face checkpoint, its MLP weights as NVFP4.
 
 
+# Of those checkpoints alone whose activations are to become NVFP4 too.
+rule calibrate_activations:
+    input:
+        model=lambda w: from_source(w.model),
+        corpus=lambda w: corpora_of(w.model, [calibration_of(w.model).corpus]),
+        report=lambda w: reports_of(w.model, [calibration_of(w.model).corpus]),
+    output:
+        f"{RESULTS}/{{model}}/activations.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/activations.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/activations.tsv"
+    wildcard_constraints:
+        model=names(CONVERTED & EXPORTED.keys()),
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: CORES
+    resources:
+        mem_mb=lambda w: megabytes(w.model, 1.2, 2000),
+    params:
+        spec=lambda w: activations_spec(w.model),
+    message:
+        "{wildcards.model}: the largest inputs of the MLP weights"
+    shell:
+        "python -m quantmill.checkpoint.calibrate --spec {params.spec:q} --model {input.model[0]:q}"
+        " --corpus {input.corpus:q} --activations {output:q} --log {log:q} --threads {threads}"
+        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+
+
 rule export_checkpoint:
     input:
         config=lambda w: ancient(os.path.join(CHECKPOINTS[w.model].checkpoint, "config.json")),
         files=lambda w: ancient([str(path) for path in CHECKPOINTS[w.model].files]),
+        activations=lambda w: activations_of(w.model, w.recipe),
     output:
         # The weights go by the names of the source's: this is there whatever they are.
         config=f"{RESULTS}/{{model}}/checkpoint/{{model}}-{{recipe}}/config.json",
@@ -27,7 +57,7 @@ rule export_checkpoint:
         "{wildcards.model}: NVFP4 checkpoint {wildcards.recipe}"
     shell:
         "python -m quantmill.checkpoint.export --spec {params.spec:q} "
-        ' --source "$(dirname {input.config:q})"'
+        ' --source "$(dirname {input.config:q})" --activations {input.activations:q}'
         f" --out {RESULTS_WORD}/{{wildcards.model}}/checkpoint/{{wildcards.model}}-{{wildcards.recipe}}"
         " --report {output.report:q} --log {log:q} --threads {threads}"
 

@@ -19,7 +19,7 @@ from quantmill.config import file as user
 from quantmill.card import texts
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
-from quantmill.config.source import exports as exports_of, of_ggufs
+from quantmill.config.source import calibrated, exports as exports_of, of_ggufs
 from quantmill.judge import disk
 from quantmill.recipe import interchange
 from quantmill.recipe.render import engine_of as engine_of_template
@@ -72,7 +72,8 @@ with refusing():
         check_duplicates(Path(file))
     given = user.parse(config, config_file)
     user.check_files(given, config_file, TEMPLATES)
-    # All else here is about GGUFs: those given, and those that checkpoints are converted to.
+    # All else here is about GGUFs: those given, and those that checkpoints are converted to, if only
+    # (then without a recipe) to see what enters their weights.
     cfg = of_ggufs(given)
     EXPORTED = exports_of(given)
     CHECKPOINTS = {
@@ -482,10 +483,18 @@ def results_of(model):
 
 
 def checkpoints_of(model):
-    """The exports of a checkpoint: of each folder the files that all have, and its report."""
+    """The exports of a checkpoint: of each folder the files that all have, and its report; what was
+    calibrated for them.
+    """
+    seen = {file for recipe in EXPORTED[model] for file in activations_of(model, recipe)}
     folders = [f"checkpoint/{model}-{recipe}" for recipe in EXPORTED[model]]
     files = ("{}/config.json", "{}/README.md", "{}.json")
-    return [of(model, file.format(folder)) for folder in folders for file in files]
+    return [*seen, *(of(model, file.format(folder)) for folder in folders for file in files)]
+
+
+def activations_of(model, recipe):
+    """The largest inputs of a checkpoint's weights, where activations are quantized as well; or none."""
+    return [of(model, "activations.json")] if calibrated(EXPORTED[model][recipe]) else []
 
 
 def exports():
@@ -494,8 +503,8 @@ def exports():
 
 
 def every(files_of):
-    """The files of every model."""
-    return [file for model in cfg.models for file in files_of(model)]
+    """The files of every model that GGUFs are made of."""
+    return [file for model in filter(cfg.recipes_of, cfg.models) for file in files_of(model)]
 
 
 def megabytes(model, factor=1.0, more=1000):
@@ -510,7 +519,7 @@ RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
 CONVERTED = {model for model in cfg.models if model in CHECKPOINTS}
 IMPORTED = {model for model in cfg.models if isinstance(cfg.sensitivity_of(model), user.ImportedSensitivity)}
 FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if fitted(model, recipe)}
-PUBLISHED = [model for model in cfg.models if cfg.repository_of(model)]
+PUBLISHED = [model for model in filter(cfg.recipes_of, cfg.models) if cfg.repository_of(model)]
 HUB = {model for model in cfg.models if isinstance(cfg.models[model].source, user.HubSource)}
 FETCHED = {os.path.relpath(file, RESULTS / model / "source") for model in HUB for file in source_of(model)}
 SPLIT = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if split_of(model, recipe)}

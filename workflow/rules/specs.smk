@@ -226,10 +226,23 @@ def quantize_spec(model, recipe):
 
 
 @cached
+def activations_spec(model):
+    chunks = calibration_of(model)
+    made_from = {
+        "model": source_sha256(model),
+        "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
+    }
+    return spec.make("checkpoint.calibrate", chunks.model_dump(), made_from, engine=engine())
+
+
+@cached
 def export_spec(model, recipe):
     form = EXPORTED[model][recipe].form or "modelopt"
-    settings = {"recipe": recipe, "form": form}
-    return spec.make("checkpoint.export", settings, {"source": checkpoint_sha256(model)})
+    made_from = {
+        "source": checkpoint_sha256(model),
+        "activations": [spec.digest(activations_spec(model)) for _ in activations_of(model, recipe)],
+    }
+    return spec.make("checkpoint.export", {"recipe": recipe, "form": form}, made_from)
 
 
 @cached

@@ -10,8 +10,8 @@ from quantmill.card import checkpoint
 
 ERROR = {"matrices": 6, "mean": 0.0951, "max": 0.1102, "name": "model.layers.0.mlp.up_proj"}
 REPORT: dict[str, Any] = {
-    "recipe": "MFP4", "form": "modelopt", "quant_algo": "W4A16_NVFP4", "architectures": ["LlamaForCausalLM"],
-    "layers": 2, "parameters": 1_000_000, "quantized_parameters": 750_000, "bpw": 7.42, "bytes": 930_000,
+    "recipe": "MFP4", "form": "modelopt", "quant_algo": "W4A16_NVFP4", "calibration": None,
+    "architectures": ["LlamaForCausalLM"], "layers": 2, "parameters": 1_000_000, "quantized_parameters": 750_000, "bpw": 7.42, "bytes": 930_000,
     "files": [{"file": "model.safetensors", "bytes": 920_000, "sha256": "ab" * 32}],
     "dtypes": {"U8": {"tensors": 6, "bytes": 375_000}, "BF16": {"tensors": 9, "bytes": 500_000}},
     "source": {"bytes": 2_000_000, "files": ["model.safetensors"], "dtypes": {}}, "exclude": ["lm_head"],
@@ -35,4 +35,8 @@ def test_the_card_says_what_the_report_does() -> None:
         "was not measured here",
     ):  # fmt: skip
         assert said in card, said
-    assert "None" not in card
+    assert "None" not in card and "weights only (W4A16, W4A16_NVFP4)" in card and "Activations" not in card
+    calibration = {"corpus": "calibration", "chunks": 128, "context": 512}
+    card = checkpoint.render(REPORT | {"quant_algo": "NVFP4", "calibration": calibration}, CONFIG)
+    assert "as NVFP4, and activations too where the model runs (W4A4, NVFP4), for" in card
+    assert "on 128 chunks of 512 tokens of calibration" in card and "weights only" not in card

@@ -26,14 +26,15 @@ _PIECE = 1 << 24
 
 
 def check(
-    form: Form, folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor], pool: Executor,
-    done: Callable[[int], None],
+    form: Form, folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor],
+    inputs: dict[str, float], pool: Executor, done: Callable[[int], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Names, dtypes, shapes, every byte that was to stay, and the error of every matrix that was not.
 
     Returns a row for each quantized matrix: module, shape, source dtype, and
-    the relative error (root of summed squares). `done` takes the source bytes
-    gone through. QuantmillError at the first difference.
+    the relative error (root of summed squares), and of `inputs`, the largest
+    magnitude that enters each, if there are any, its own. `done` takes the
+    source bytes gone through. QuantmillError at the first difference.
     """
     made = Checkpoint(folder)
     parts = list(parts)
@@ -56,6 +57,8 @@ def check(
         error = _error(form, made, source, part, pool)
         if not error <= ERROR_MAX:
             raise _wrong(f"has a relative error of {error:.3g} read back", part.module, folder)
+        if form.activations and _input_scale(form, made, part) != form.input_scale(inputs[part.module]):
+            raise _wrong("has not the input's scale that was calibrated", part.module, folder)
         rows.append(
             {
                 "name": part.module,
@@ -63,6 +66,7 @@ def check(
                 "shape": [*part.shape],
                 "dtype": part.tensor.dtype,
                 "error": round(error, 6),
+                **({"input": inputs[part.module]} if form.activations else {}),
             }
         )
         done(part.bits(source).nbytes)
@@ -78,10 +82,14 @@ def _same(one: Bytes, other: Bytes) -> bool:
 
 
 def _error(form: Form, made: Checkpoint, source: Checkpoint, part: Part, pool: Executor) -> float:
-    codes, scales, scale = (made.data(made.tensors[tensor.name]) for tensor in form.outputs(part))
+    codes, scales, scale = (made.data(made.tensors[tensor.name]) for tensor in form.outputs(part)[:3])
     codes, scales = (data.reshape(part.rows, -1) for data in (codes, scales))
     bits, dtype = part.bits(source), part.tensor.dtype
     return nvfp4.relative_error(bits, dtype, codes, scales, form.stored(scale.view(np.float32)[0]), pool)
+
+
+def _input_scale(form: Form, made: Checkpoint, part: Part) -> np.float32:
+    return np.float32(made.data(made.tensors[form.outputs(part)[3].name]).view(np.float32)[0])
 
 
 def _wrong(what: str, name: str, folder: Path) -> QuantmillError:

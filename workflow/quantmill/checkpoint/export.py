@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint, its MLP weights as NVFP4: a folder that vLLM takes.
 
-Weights only (W4A16_NVFP4): nothing is calibrated and nothing said of activations.
+Weights only (W4A16), unless the largest inputs of the weights were calibrated:
+then activations may become NVFP4 where the model runs (W4A4).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.checkpoint.check import check
-from quantmill.checkpoint.forms import ALGORITHM, CONFIG, FORMS, QUANT_CONFIG, Form
-from quantmill.checkpoint.modules import Part, find, kept_modules
+from quantmill.checkpoint.forms import CONFIG, FORMS, QUANT_CONFIG, Form
+from quantmill.checkpoint.modules import Part, find, inputs_of, kept_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
 from quantmill.files import building, read_json, write_json
@@ -55,11 +57,13 @@ def carried(folder: Path) -> list[Path]:
 
 def write_weights(
     form: Form, folder: Path, source: Checkpoint, groups: list[list[Part]], kept: list[Tensor],
-    pool: Executor, done: Callable[[int], None],
+    inputs: dict[str, float], pool: Executor, done: Callable[[int], None],
 ) -> None:  # fmt: skip
     """The tensors, in files of the source's names, and their index where the source has one.
 
     One group of matrices is in memory at a time: gate and up, which share a scale.
+    `inputs` has the largest magnitude that enters each, where activations are
+    quantized too.
     """
     outputs = outputs_of(form, groups, kept)
     with ExitStack() as stack:
@@ -78,6 +82,8 @@ def write_weights(
                 bits = part.bits(source)
                 codes, scales = nvfp4.quantize(bits, part.tensor.dtype, scale, pool)
                 made: list[NDArray[Any]] = [codes, scales, np.full(form.shape, form.stored(scale))]
+                if form.activations:
+                    made.append(np.full(form.shape, form.input_scale(inputs[part.module])))
                 for tensor, data in zip(form.outputs(part), made, strict=True):
                     writers[tensor.file].put(tensor.name, data)
                 done(bits.nbytes)
@@ -101,7 +107,7 @@ def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
 
 def report(
     form: Form, folder: Path, source: Checkpoint, config: dict[str, Any], recipe: str,
-    rows: list[dict[str, Any]], exclude: list[str],
+    rows: list[dict[str, Any]], exclude: list[str], calibration: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """`checkpoint/<model>-<recipe>.json` of docs/files.md: what the folder holds, and how far it is off."""
     tensors = list(Checkpoint(folder).tensors.values())
@@ -114,7 +120,8 @@ def report(
     return {
         "recipe": recipe,
         "form": form.name,
-        "quant_algo": ALGORITHM,
+        "quant_algo": form.algorithm,
+        "calibration": calibration,
         "architectures": config.get("architectures"),
         "layers": layers_of(config),
         "parameters": parameters,
@@ -158,12 +165,14 @@ def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.export`."""
     settings = args.spec["config"]
-    form = FORMS[settings["form"]]
+    form = replace(FORMS[settings["form"]], activations=args.activations is not None)
     config = read_config(args.source)
     source = Checkpoint(args.source)
     groups = find(source.tensors, layers_of(config))
     parts = [part for group in groups for part in group]
     quantized = [part.module for part in parts]
+    calibration = read_json(args.activations) if form.activations else None
+    inputs = inputs_of(groups, calibration.pop("largest")) if calibration else {}
     taken = {part.tensor.name for part in parts}
     kept = [tensor for tensor in source.tensors.values() if tensor.name not in taken]
     unchanged = kept_modules(kept, quantized)
@@ -178,12 +187,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
         for path in carried(args.source):
             shutil.copyfile(path, folder / path.name)
         with log.progress("export", round(total / 2**20, 1), "MiB") as progress:
-            write_weights(form, folder, source, groups, kept, pool, lambda size: progress.add(size / 2**20))
+            write_weights(
+                form, folder, source, groups, kept, inputs, pool, lambda size: progress.add(size / 2**20)
+            )
         exclude = form.write(folder, config, unchanged, quantized)
         with log.progress("check", round(total / 2**20, 1), "MiB") as progress:
-            rows = check(form, folder, source, parts, kept, pool, lambda size: progress.add(size / 2**20))
+            rows = check(
+                form, folder, source, parts, kept, inputs, pool, lambda size: progress.add(size / 2**20)
+            )
         form.check(folder, quantized, unchanged)
-        facts = report(form, folder, source, config, settings["recipe"], rows, exclude)
+        facts = report(form, folder, source, config, settings["recipe"], rows, exclude, calibration)
     write_json(args.report, facts)
     log.say(
         f"{len(parts)} matrices as NVFP4, {len(kept)} tensors as they were; {facts['bytes']:,} bytes; "
@@ -194,6 +207,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 if __name__ == "__main__":
     arguments = command.parser(__doc__, threads=True)
     arguments.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
+    arguments.add_argument("--activations", type=Path, nargs="?", help="JSON of the largest inputs: W4A4")
     arguments.add_argument("--out", type=Path, required=True, help="the new folder")
     arguments.add_argument("--report", type=Path, required=True, help="JSON of what it holds")
     command.run(arguments, main)

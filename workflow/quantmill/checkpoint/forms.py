@@ -21,10 +21,9 @@ from quantmill.checkpoint.modules import Part, exclude_list, excluded
 from quantmill.checkpoint.safetensors import Tensor
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.nvfp4.values import BLOCK
+from quantmill.nvfp4.values import BLOCK, tensor_scale
 
 CONFIG, QUANT_CONFIG = "config.json", "hf_quant_config.json"
-ALGORITHM = "W4A16_NVFP4"
 # Loaders of hf_quant_config.json refuse any other name; the version is the one whose bytes these are.
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 _PACKED = "nvfp4-pack-quantized"
@@ -32,26 +31,39 @@ _PACKED = "nvfp4-pack-quantized"
 
 @dataclass(frozen=True)
 class Form:
-    """A form: the names of codes, block scales and scale; the scale's shape; whether it is the reciprocal."""
+    """A form: the names of codes, block scales, scale and the input's scale; the scales' shape; whether
+    they are reciprocals; whether activations become 4-bit floats too (W4A4), which needs the input's.
+    """
 
     name: str
-    suffixes: tuple[str, str, str]
+    suffixes: tuple[str, str, str, str]
     shape: tuple[int, ...]
     reciprocal: bool
+    activations: bool = False
 
-    def outputs(self, part: Part) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors that stand for a matrix: codes, block scales, scale."""
+    @property
+    def algorithm(self) -> str:
+        """modelopt's name of what is quantized."""
+        return "NVFP4" if self.activations else "W4A16_NVFP4"
+
+    def outputs(self, part: Part) -> list[Tensor]:
+        """The tensors that stand for a matrix: codes, block scales, scale, and the input's scale if any."""
         (rows, columns), file = part.shape, part.tensor.file
-        codes, scales, scale = (f"{part.module}.{suffix}" for suffix in self.suffixes)
-        return (
+        codes, scales, scale, input_scale = (f"{part.module}.{suffix}" for suffix in self.suffixes)
+        return [
             Tensor(codes, "U8", (rows, columns // 2), file),
             Tensor(scales, "F8_E4M3", (rows, columns // BLOCK), file),
             Tensor(scale, "F32", self.shape, file),
-        )
+            *([Tensor(input_scale, "F32", self.shape, file)] if self.activations else []),
+        ]
 
     def stored(self, scale: np.float32) -> np.float32:
         """What is stored of a scale, and the scale of what is stored: either way the same."""
         return np.float32(1) / scale if self.reciprocal else scale
+
+    def input_scale(self, largest: float) -> np.float32:
+        """What is stored of the input's scale: as of a tensor's, its largest magnitude becomes 6 x 448."""
+        return self.stored(tensor_scale(largest))
 
     def write(
         self, folder: Path, config: dict[str, Any], kept: Collection[str], quantized: Collection[str]
@@ -78,21 +90,24 @@ class Form:
             raise _wrong("stands wrongly with the exclude list", min(wrong), folder)
 
 
-MODELOPT = Form("modelopt", ("weight", "weight_scale", "weight_scale_2"), (), reciprocal=False)
+MODELOPT = Form(
+    "modelopt", ("weight", "weight_scale", "weight_scale_2", "input_scale"), (), reciprocal=False
+)  # fmt: skip
 COMPRESSED = Form(
-    "compressed-tensors", ("weight_packed", "weight_scale", "weight_global_scale"), (1,), reciprocal=True
-)
+    "compressed-tensors", ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
+    (1,), reciprocal=True,
+)  # fmt: skip
 FORMS = {form.name: form for form in (MODELOPT, COMPRESSED)}
 
 
 def write_configs(form: Form, folder: Path, config: dict[str, Any], ignore: list[str]) -> None:
     """config.json with its quantization_config; modelopt's loaders look at hf_quant_config.json too."""
-    quantization = _modelopt(ignore) if form is MODELOPT else _compressed(ignore)
+    quantization = (_compressed if form.reciprocal else _modelopt)(form, ignore)
     text = json.dumps(config | {"quantization_config": quantization}, indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n")
-    if form is MODELOPT:
+    if not form.reciprocal:
         outer = {
-            "quant_algo": ALGORITHM,
+            "quant_algo": form.algorithm,
             "kv_cache_quant_algo": None,
             "group_size": BLOCK,
             "exclude_modules": ignore,
@@ -100,24 +115,27 @@ def write_configs(form: Form, folder: Path, config: dict[str, Any], ignore: list
         write_json(folder / QUANT_CONFIG, {"producer": PRODUCER, "quantization": outer})
 
 
-def _modelopt(ignore: list[str]) -> dict[str, Any]:
-    weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": BLOCK}
+def _modelopt(form: Form, ignore: list[str]) -> dict[str, Any]:
+    values = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": BLOCK}
+    inputs = {"input_activations": values} if form.activations else {}
     return {
-        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+        "config_groups": {"group_0": {**inputs, "weights": values, "targets": ["Linear"]}},
         "ignore": ignore,
-        "quant_algo": ALGORITHM,
+        "quant_algo": form.algorithm,
         "producer": PRODUCER,
         "quant_method": "modelopt",
     }
 
 
-def _compressed(ignore: list[str]) -> dict[str, Any]:
+def _compressed(form: Form, ignore: list[str]) -> dict[str, Any]:
     weights = {
         "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": BLOCK, "symmetric": True,
         "dynamic": False,
     }  # fmt: skip
+    # The tensor's scale is fixed, those of the blocks are made where the activations are: `local`.
+    inputs = {**weights, "dynamic": "local", "observer": "static_minmax"} if form.activations else None
     group = {
-        "weights": weights, "input_activations": None, "output_activations": None, "targets": ["Linear"],
+        "weights": weights, "input_activations": inputs, "output_activations": None, "targets": ["Linear"],
         "format": _PACKED,
     }  # fmt: skip
     return {

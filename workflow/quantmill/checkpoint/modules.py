@@ -25,6 +25,8 @@ _MLP = re.compile(
 _BESIDE = re.compile(r"(^|\.)(mtp|vis|audio)")
 # Projections that readers fuse, which therefore share one `weight_scale_2`.
 _TOGETHER = {"gate_proj", "up_proj", "w1", "w3"}
+# Those that take the layer's input; the others take the product of gate and up.
+_FIRST = _TOGETHER | {"gate_up_proj"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,35 @@ def find(tensors: dict[str, Tensor], layers: int | None) -> list[list[Part]]:
             "mfp4 is for language models that have them",
         )  # fmt: skip
     return list(groups.values())
+
+
+def inputs_of(groups: list[list[Part]], largest: dict[str, float]) -> dict[str, float]:
+    """By module the largest magnitude that enters it, of `largest` by the GGUF's names of the weights.
+
+    Gate and up have one input, so that either's will do, or their fused
+    weight's. QuantmillError where there is none that is more than 0.
+    """
+    found = {}
+    for part in (part for group in groups for part in group):
+        match = _MLP.fullmatch(part.module)
+        assert match is not None
+        kind = (
+            "_shexp"
+            if "shared_expert" in match["before"]
+            else "_exps"
+            if "experts" in match["before"]
+            else ""
+        )
+        sides = ("gate", "up", "gate_up") if match["projection"] in _FIRST else ("down",)
+        names = (f"blk.{match['layer']}.ffn_{side}{kind}.weight" for side in sides)
+        value = next((largest[name] for name in names if name in largest), 0.0)
+        if not value > 0:
+            raise QuantmillError(
+                "nothing was seen to enter it", part.module,
+                "calibrate on more text, or leave out scheme: W4A4",
+            )  # fmt: skip
+        found[part.module] = value
+    return found
 
 
 def _experts(tensor: Tensor, before: str, projection: str, tensors: dict[str, Tensor]) -> list[list[Part]]:

@@ -27,6 +27,7 @@ from quantmill.config.source import (
     CheckpointSource,
     HubSource,
     Source,
+    calibrated,
     check_folders,
     check_recipes,
     exported,
@@ -91,8 +92,11 @@ class Config(Strict):
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
             if isinstance(model.source, CheckpointSource):
-                check_recipes(f"models.{name}", model, self.recipes_of(name).values())
-                if all(map(exported, self.recipes_of(name).values())):
+                recipes = self.recipes_of(name).values()
+                check_recipes(f"models.{name}", model, recipes)
+                if any(map(calibrated, recipes)):
+                    self._check_calibration(name)
+                elif all(map(exported, recipes)):
                     continue
             else:
                 self._check_forms(name)
@@ -102,18 +106,28 @@ class Config(Strict):
         self._check_splits()
         return self
 
+    def _check_calibration(self, name: str) -> None:
+        """Activations are calibrated on the text that the importance matrix is made of."""
+        if self.imatrix_of(name) is None:
+            text = "scheme W4A4 is calibrated on the corpus of imatrix, and it has none; add it"
+            raise refuse("no_calibration", text, f"models.{name}.recipes")
+
     def _check_forms(self, name: str) -> None:
         """A GGUF is made into no checkpoint."""
         for number, recipe in enumerate(self.recipes_of(name).values()):
-            if exported(recipe) and isinstance(recipe, Recipe) and recipe.form is not None:
-                text = f"a GGUF cannot be made {recipe.form}; leave it out, or take the checkpoint as source"
-                own = f"models.{name}." if self.models[name].recipes else ""
-                raise refuse("form_of_gguf", text, f"{own}recipes[{number}].form")
+            if not exported(recipe) or not isinstance(recipe, Recipe):
+                continue
+            for field, value in (("form", recipe.form), ("scheme", recipe.scheme)):
+                if value is not None:
+                    text = f"a GGUF cannot be made {value}; leave it out, or take the checkpoint as source"
+                    own = f"models.{name}." if self.models[name].recipes else ""
+                    raise refuse(f"{field}_of_gguf", text, f"{own}recipes[{number}].{field}")
 
     def _check_repositories(self) -> None:
         """No two models are published in one repository: it has one card."""
         seen: dict[str, str] = {}
-        for name in of_ggufs(self).models:
+        ggufs = of_ggufs(self)
+        for name in filter(ggufs.recipes_of, ggufs.models):
             repo = self.repository_of(name)
             if repo is not None and seen.setdefault(repo, name) != name:
                 own = f"models.{name}." if self.models[name].publish else ""
@@ -224,10 +238,11 @@ class Config(Strict):
 
     def recipes_of(self, model: str) -> dict[str, Recipe | BudgetRecipe]:
         """The model's recipes by name, in the user's order; a preset's name alone is a recipe."""
-        given = self.models[model].recipes or self.recipes or []
+        own = self.models[model].recipes
+        given = self.recipes if own is None else own
         recipes = (
             Recipe.model_validate({"name": recipe, "base": recipe}) if isinstance(recipe, str) else recipe
-            for recipe in given
+            for recipe in given or []
         )
         return {recipe.name: recipe for recipe in recipes}
 

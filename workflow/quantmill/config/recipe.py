@@ -86,6 +86,11 @@ class Recipe(Strict):
     form: Form | None = Field(
         default=None, description="the form of that file; of template mfp4: what a checkpoint becomes"
     )
+    scheme: Literal["W4A16", "W4A4"] | None = Field(
+        default=None,
+        description="of template mfp4 on a checkpoint: weights alone (the default), or, calibrated on the "
+        "imatrix's corpus, activations too",
+    )
     split: Split | None = Field(default=None, description=_SPLIT)
 
     @model_validator(mode="after")
@@ -96,6 +101,13 @@ class Recipe(Strict):
                 raise refuse("form_of_mfp4", text, "form")
             if self.file is not None:
                 raise refuse("file_of_mfp4", "mfp4 imports no file; leave it out", "file")
+            if self.scheme is not None and self.form == "gguf":
+                text = "of a GGUF llama.cpp decides what activations become; leave it out"
+                raise refuse("scheme_of_gguf", text, "scheme")
+        elif self.scheme is not None:
+            raise refuse(
+                "scheme_of_mfp4", f"{self.scheme} is a scheme of template mfp4; leave it out", "scheme"
+            )
         elif self.form in _EXPORTS:
             raise refuse("form_of_import", f"{self.form} is a form of template mfp4; choose another", "form")
         elif (self.file is None) != (self.form is None):

@@ -112,20 +112,26 @@ def exported(recipe: Any) -> bool:
     return getattr(recipe, "template", None) == "mfp4" and recipe.form != "gguf"
 
 
+def calibrated(recipe: Any) -> bool:
+    """Whether an exported checkpoint's activations become NVFP4 too, for which it is run as a GGUF."""
+    return exported(recipe) and recipe.scheme == "W4A4"
+
+
 def check_recipes(where: str, model: Any, recipes: Iterable[BaseModel]) -> None:
     """Refuse what a checkpoint cannot have; `where` is the model's place in the file."""
     recipes = list(recipes)
     if all(exported(recipe) for recipe in recipes):
-        text = "a checkpoint that is exported alone is not run; leave this out"
-        for field in sorted(model.model_fields_set - {"source", "card", "recipes"}):
+        run = any(map(calibrated, recipes))
+        text = "a checkpoint that is exported alone is not measured; leave this out"
+        for field in sorted(model.model_fields_set - {"source", "card", "recipes", *(["imatrix"] * run)}):
             raise refuse("only_exported", text, f"{where}.{field}")
         text = "nothing is converted to a GGUF, for all recipes export the checkpoint; leave this out"
-        for field in sorted(model.source.model_fields_set - {"checkpoint"}):
+        for field in [] if run else sorted(model.source.model_fields_set - {"checkpoint"}):
             raise refuse("only_exported", text, f"{where}.source.{field}")
     for recipe in filter(exported, recipes):
         given = recipe.model_dump(exclude_unset=True)
-        if not given.keys() <= {"name", "template", "form"}:
-            text = f"{given['name']} exports the checkpoint; give it name, template and form alone"
+        if not given.keys() <= {"name", "template", "form", "scheme"}:
+            text = f"{given['name']} exports the checkpoint; give it name, template, form and scheme alone"
             raise refuse("not_mfp4", text, f"{where}.recipes")
 
 
@@ -138,14 +144,18 @@ def check_folders(models: Mapping[str, Any], file: str) -> None:
 
 
 def of_ggufs(config: ConfigT) -> ConfigT:
-    """The config of what is about GGUFs: checkpoints without what exports them, or not at all."""
+    """The config of what is about GGUFs: checkpoints without what exports them, or not at all.
+
+    One that is exported alone is there, without a recipe, where it is calibrated.
+    """
     kept: dict[str, Any] = {}
     for name, model in config.models.items():  # type: ignore[attr-defined]
         if not isinstance(model.source, CheckpointSource):
             kept[name] = model
             continue
         given = model.recipes or config.recipes or []  # type: ignore[attr-defined]
-        if left := [recipe for recipe in given if not exported(recipe)]:
+        left = [recipe for recipe in given if not exported(recipe)]
+        if left or any(map(calibrated, given)):
             kept[name] = model.model_copy(update={"recipes": left})
     return config.model_copy(update={"models": kept})
 

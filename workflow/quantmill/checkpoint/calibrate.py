@@ -1,0 +1,138 @@
+"""The largest magnitude that enters each MLP weight, for a checkpoint whose activations become NVFP4 too.
+
+What modelopt's `max` calibration finds by hooks in torch is found here by the
+eval callback, in the GGUF that the checkpoint is converted to. Where both were
+run on the same tokens they differed by less than 0.1 %, the rounding of the
+bf16 in which modelopt's forward pass computes (tests/data/modelopt-inputs.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantmill import command
+from quantmill.engine.evaluator import Tokens
+from quantmill.engine.graph import MatMul
+from quantmill.engine.mainline import Evaluator
+from quantmill.errors import QuantmillError
+from quantmill.files import write_json
+from quantmill.measure.score import load_chunks, units, with_bos
+from quantmill.progress import Log, Progress
+from quantmill.store import Store
+
+STAGE = "checkpoint.calibrate"
+
+# The routers' inputs are of no use: they are the experts' own.
+_MLP = re.compile(r"blk\.\d+\.ffn_(gate|up|down|gate_up)(_exps|_shexp)?\.weight")
+_BATCH = 512
+
+
+class Largest:
+    """An observer of the engine: the largest magnitude of what enters each MLP weight.
+
+    Of stacked experts it is that of all of them together: modelopt gives the
+    experts of a layer one scale, and readers take the largest anyhow.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self._last: str | None = None
+
+    def __call__(self, node: MatMul) -> bool:
+        """The engine's observer: whether to show this node's data, then whether to go on."""
+        name = node.weight
+        if node.ask:
+            return _MLP.fullmatch(name) is not None
+        values = node.input()
+        # np.maximum keeps what is no number.
+        largest = np.maximum(values.max(), -values.min())
+        self.found[name] = float(np.maximum(self.found.get(name, 0.0), largest))
+        return name != self._last
+
+    def saw_all(self) -> None:
+        """A graph is done: the next ones may end where the last wanted weight is, before the head."""
+        self._last = next(reversed(self.found), None)
+
+
+def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progress) -> dict[str, float]:
+    """By weight the largest magnitude that enters it in `chunks` [n, context].
+
+    Every token asks for its logits, or the last layer would see some of them only.
+    """
+    largest.found = {}
+    for chunk in chunks:
+        tokens = with_bos(chunk, model.bos)
+        model.clear()
+        for start in range(0, len(tokens), model.batch):
+            stop = min(start + model.batch, len(tokens))
+            model.decode(tokens[start:stop], start, discard=stop == len(tokens))
+            largest.saw_all()
+        progress.add(1)
+    return largest.found
+
+
+def measure(
+    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+) -> dict[str, float]:
+    """The same over all chunks, in units of the store; the model is loaded only if one is missing.
+
+    QuantmillError, naming the weight, where something that enters it is not finite.
+    """
+    observer = Largest()
+    merged: dict[str, float] = {}
+    with ExitStack() as stack:
+
+        @cache
+        def model() -> Evaluator:
+            context = chunks.shape[1]
+            loaded = stack.enter_context(
+                Evaluator(
+                    path, context=context, batch=min(_BATCH, context), threads=threads, observe=observer
+                )
+            )
+            loaded.reserve()
+            return loaded
+
+        def make(part: Tokens) -> bytes:
+            return json.dumps(collect(model(), observer, part, progress)).encode()
+
+        progress = stack.enter_context(log.progress("calibrate", len(chunks), "chunks"))
+        for unit in units(STAGE, chunks, identity, store, progress, make):
+            for name, value in json.loads(bytes(unit)).items():
+                merged[name] = float(np.maximum(merged.get(name, 0.0), value))
+    for name, value in merged.items():
+        if not math.isfinite(value):
+            raise QuantmillError(f"non-finite activations in {name}", path, "the source is damaged")
+    return merged
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `checkpoint.calibrate`."""
+    config = args.spec["config"]
+    chunks = load_chunks(args.corpus, config)
+    identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
+    store = Store(args.store, args.store_max)
+    found = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    facts = {key: config[key] for key in ("corpus", "chunks", "context")}
+    write_json(args.activations, facts | {"largest": found})
+    log.say(
+        f"the largest inputs of {len(found)} MLP weights, {max(found.values(), default=0):.4g} at most; "
+        f"{store.made} units made, {store.reused} reused"
+    )
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments.add_argument("--model", type=Path, required=True, help="the checkpoint as GGUF")
+    arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
+    arguments.add_argument("--activations", type=Path, required=True, help="JSON of the largest inputs")
+    command.run(arguments, main)
