@@ -11,7 +11,8 @@ from quantmill.card import checkpoint
 ERROR = {"matrices": 6, "mean": 0.0951, "max": 0.1102, "name": "model.layers.0.mlp.up_proj"}
 REPORT: dict[str, Any] = {
     "recipe": "MFP4", "form": "modelopt", "quant_algo": "W4A16_NVFP4", "calibration": None,
-    "architectures": ["LlamaForCausalLM"], "layers": 2, "parameters": 1_000_000, "quantized_parameters": 750_000, "bpw": 7.42, "bytes": 930_000,
+    "architectures": ["LlamaForCausalLM"], "layers": 2, "parameters": 1_000_000,
+    "quantized_parameters": 750_000, "bpw": 7.42, "bytes": 930_000,
     "files": [{"file": "model.safetensors", "bytes": 920_000, "sha256": "ab" * 32}],
     "dtypes": {"U8": {"tensors": 6, "bytes": 375_000}, "BF16": {"tensors": 9, "bytes": 500_000}},
     "source": {"bytes": 2_000_000, "files": ["model.safetensors"], "dtypes": {}}, "exclude": ["lm_head"],
