@@ -246,6 +246,42 @@ def test_tuning_shares_no_row_with_what_comes_before_and_after(house: House, tex
     assert not house.result("corpus/held-out.parquet").exists()
 
 
+BEFORE_PROBES: dict[str, tuple[Callable[[House], None], str]] = {
+    "a budget below the least": (
+        lambda house: _fitted(house, size="100 KiB"),
+        "recipe fit: 102,400 bytes (0.10 MiB) cannot be reached; the file can have 1,5",
+    ),
+    "a memory that cannot hold it": (
+        lambda house: _fitted(house, memory={"total": "1 GiB", "context": 128}),
+        "recipe fit.memory: 1.00 GiB of memory cannot hold it: the file takes 1.5 MiB at least",
+    ),
+    "a type that will not be measured": (
+        lambda house: _fitted(house, bpw=6, types=["q5_K", "q8_0"]),
+        "recipe fit.types: nothing is known of the type q5_K; leave it out, or add it",
+    ),
+    "held-out text that is tuned on": (
+        lambda house: (house.folder / "three.txt").write_text((house.folder / "four.txt").read_text()),
+        "corpus held-out: shares ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_PROBES)
+def test_what_no_probe_is_needed_to_tell_is_refused_before_any_is_made(house: House, case: str) -> None:
+    change, said = BEFORE_PROBES[case]
+    change(house)
+    refused = house.snakemake()
+    assert refused.returncode == 1
+    assert f"error: {said}" in refused.stderr and "Traceback" not in refused.stderr
+    assert not house.result("imatrix.gguf").exists()
+    assert not house.result("logs/sensitivity.log").exists()
+
+
+def _fitted(house: House, **fields: Any) -> None:
+    fit = {"name": "fit", "template": "budget", **fields}
+    house.configure(lambda config: config["recipes"].append(fit))
+
+
 def _scores(house: House, text: str) -> None:
     (house.folder / "scores.json").write_text(text)
     recipe = {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": {"scores": "scores.json"}}

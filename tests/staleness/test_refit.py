@@ -38,8 +38,9 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "one file fewer": (config_with("first"), SECOND | CARD),
     "another file": (
         config_with("Q8_0", "first", size="6.5"),
-        FIRST | {"measure_first_round first"} | SECOND | CARD,
+        FIRST | {"check_budget first", "measure_first_round first"} | SECOND | CARD,
     ),
+    "a deleted check": (lambda house: house.result("reach/first.json").unlink(), set()),  # it was passed
     "no second round": (config_with(), SECOND | CARD),
     "a deleted measurement": (
         lambda house: house.result("bench/first/tuning.json").unlink(),
@@ -62,7 +63,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> House:
     """A checkout with everything built."""
     house = House.build(tmp_path_factory.mktemp("built") / "house")
     config_with("Q8_0", "first")(house)
-    assert house.due() > FIRST | SECOND | Q8 | {"measure_first_round Q8_0", "measure_first_round first"}
+    checks = {"check_budget first", "check_budget second"}
+    assert house.due() > checks | FIRST | SECOND | Q8 | {
+        f"measure_first_round {x}" for x in ("Q8_0", "first")
+    }
     house.run()
     return house
 

@@ -18,6 +18,9 @@ BASE: dict[str, Any] = {
     "sensitivity": {"import": "kld_results.csv", "curve": "group0.csv"},
     "recipes": ["Q8_0", {"name": "fit", "template": "budget", "size": "12.92 GiB"}],
 }
+MEASURED: dict[str, Any] = {
+    "corpora": {"c": {"sources": [{"name": "a", "path": "a.txt"}]}}, "sensitivity": {"corpus": "c"},
+}  # fmt: skip
 FULL: dict[str, Any] = {
     "name": "fit", "template": "budget",
     "memory": {"total": "16 GiB", "context": 32768, "cache": "q8_0", "reserve": "500 MB"},
@@ -53,7 +56,7 @@ def test_the_three_kinds_of_budget_in_bytes() -> None:
 
 
 def test_every_field_reaches_the_allocation_but_the_gate() -> None:
-    found = parsed(FULL).recipes_of("m")["fit"]
+    found = parsed(FULL, **MEASURED).recipes_of("m")["fit"]
     assert isinstance(found, BudgetRecipe)
     settings = found.settings
     assert "gate" not in settings and not found.gate
@@ -89,6 +92,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"bpw": 4, "refit": ["Q8_0", "Q8_0"]}, "recipes[1].refit[1]: Q8_0 is there twice"),
     ({"bpw": 4, "refit": ["Q8_0"], "damage": "error"}, "recipes[1].refit: corrects divergences; it goes"),
     ({"bpw": 4, "refit": ["Q8_0"]}, "recipes[1].refit: needs a corpus to measure on, and the sens"),
+    ({"bpw": 4, "damage": "error"}, "recipes[1].damage: kld is all that an imported sensitivity knows"),
     ({"bpw": 4, "damage": "ppl"}, "recipes[1].damage: input should be 'kld' or 'error'"),
 ]  # fmt: skip
 
@@ -136,10 +140,7 @@ def refitted(*names: str, second: bool = False) -> config.Config:
     """The config with sensitivities measured here, and a recipe refitted by those named."""
     fit = {"name": "fit", "template": "budget", "bpw": 4, "refit": ["Q8_0"] if second else []}
     last = {"name": "last", "template": "budget", "bpw": 4, "refit": list(names)}
-    return parsed(
-        corpora={"c": {"sources": [{"name": "a", "path": "a.txt"}]}}, sensitivity={"corpus": "c"},
-        recipes=["Q8_0", fit, last],
-    )  # fmt: skip
+    return parsed(**MEASURED, recipes=["Q8_0", fit, last])
 
 
 def test_a_second_round_names_recipes_of_the_first() -> None:

@@ -17,6 +17,7 @@ VERSIONS: Final[dict[str, int]] = {
     "corpus.build": 1,
     "measure.imatrix": 1,
     "budget.imported": 2,
+    "budget.reach": 1,
     "budget.allocate": 2,
     "recipe.render": 2,
     "recipe.plan": 3,

@@ -32,9 +32,37 @@ rule import_sensitivity:
         " --out {output.table:q} --report {output.report:q} --log {log:q}"
 
 
+# Before anything is measured for it: what a budget can reach follows from the header.
+rule check_budget:
+    input:
+        model=lambda w: from_source(w.model),
+    output:
+        f"{RESULTS}/{{model}}/reach/{{recipe}}.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/reach/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/reach/{{recipe}}.tsv"
+    wildcard_constraints:
+        model=names(set(cfg.models) - IMPORTED),
+        recipe=names(FITTED),
+    priority: 20
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        spec=lambda w: reach_spec(w.model, w.recipe),
+    message:
+        "{wildcards.model}: what {wildcards.recipe} can reach"
+    shell:
+        "python -m quantmill.budget.reach --spec {params.spec:q} --model {input.model[0]:q}"
+        " --out {output:q} --log {log:q}"
+
+
 rule allocate_recipe:
     input:
         model=lambda w: from_source(w.model),
+        reach=lambda w: reach_of(w.model, w.recipe),
         damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
         report=f"{RESULTS}/{{model}}/sensitivity.json",
         plans=lambda w: [of(w.model, f"plans/{first}.tsv") for first in refit_of(w.model, w.recipe)],

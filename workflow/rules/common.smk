@@ -233,6 +233,11 @@ def allocation_of(model, recipe):
     return [of(model, f"recipes/{recipe}.json")] if fitted(model, recipe) else []
 
 
+def reach_of(model, recipe):
+    """What a budget can reach, where the sensitivity is yet to be measured: refused before it is."""
+    return [] if model in IMPORTED else [of(model, f"reach/{recipe}.json")]
+
+
 def refit_of(model, recipe):
     """The recipes whose files correct the damages that a recipe is allocated by; or none."""
     return recipe_of(model, recipe).refit if fitted(model, recipe) else []

@@ -14,6 +14,8 @@ rule build_corpus:
         f"{RESULTS}/{{model}}/logs/corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/corpus/{{corpus}}.tsv"
+    # All of them before anything is measured on one: two that share rows are refused.
+    priority: 20
     conda:
         "../../envs/quantmill.yaml"
     resources:

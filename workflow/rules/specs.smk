@@ -125,12 +125,15 @@ def imatrix_spec(model):
     return spec.make("measure.imatrix", chunks.model_dump(), made_from, engine=engine())
 
 
+def pool_of(model):
+    """The types that the sensitivity is measured at, by their own names."""
+    return [known_type(name, "sensitivity.types", config_file) for name in probes_of(model).types]
+
+
 @cached
 def sensitivity_spec(model):
     probes = probes_of(model)
-    settings = probes.model_dump() | {
-        "types": [known_type(name, "sensitivity.types", config_file) for name in probes.types]
-    }
+    settings = probes.model_dump() | {"types": pool_of(model)}
     made_from = {
         "model": source_sha256(model),
         "manifest": spec.digest(manifest_spec(model)),
@@ -180,11 +183,23 @@ def damages_spec(model):
     return (import_spec if model in IMPORTED else sensitivity_spec)(model)
 
 
+def budget_settings(model, recipe):
+    """What decides the choices of a recipe that is fitted to a budget."""
+    settings = recipe_of(model, recipe).settings | {"imatrix": imatrix_facts(model)}
+    choices.check(settings, place_of(model, recipe))
+    return settings
+
+
+@cached
+def reach_spec(model, recipe):
+    settings = budget_settings(model, recipe) | {"refit": [], "measured": pool_of(model)}
+    return spec.make("budget.reach", settings, {"model": source_sha256(model)}, engine=engine())
+
+
 @cached
 def allocate_spec(model, recipe):
     chosen = recipe_of(model, recipe)
-    settings = chosen.settings | {"imatrix": imatrix_facts(model)}
-    choices.check(settings, place_of(model, recipe))
+    settings = budget_settings(model, recipe)
     made_from = {
         "model": source_sha256(model),
         "sensitivity": spec.digest(damages_spec(model)),

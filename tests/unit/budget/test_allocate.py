@@ -96,6 +96,18 @@ def test_the_same_table_in_another_order_gives_the_same_bytes(llama: Header, con
     assert rules.dump(made[0][0]) == rules.dump(made[1][0])
 
 
+def test_of_two_types_alike_the_first_by_name_is_taken_in_whatever_order_they_are_given(
+    llama: Header, config: Config
+) -> None:
+    table = [replace(row, kld=0.01) for row in damages_of(llama, pool=("iq4_nl", "q4_0", "q8_0"))]
+    made = [
+        fit(llama, table, config({"size": 2_000_000}, types=types))[0]
+        for types in (["q4_0", "iq4_nl", "q8_0"], ["q8_0", "iq4_nl", "q4_0"])
+    ]
+    assert made[0] == made[1]
+    assert made[0].base.name == "iq4_nl"
+
+
 def test_out_of_reach_is_said_with_what_is_in_reach(llama: Header, config: Config) -> None:
     _, report = fit(llama, damages_of(llama), config({"bpw": 4.5}))
     least, most = report["least_bytes"], report["most_bytes"]
@@ -170,8 +182,31 @@ def test_memory_leaves_what_the_context_does_not_take(llama: Header, config: Con
         roomy["file_bytes"] == roomy["most_bytes"]
         and "is the most that the pool can fill" in roomy["warnings"][0]
     )
-    with pytest.raises(QuantmillError, match="cannot be reached"):
-        fit(llama, damages_of(llama), config({"memory": {**asked, "total": needed.total}}))
+    small = {**asked, "total": needed.total}
+    with pytest.raises(QuantmillError) as error:
+        fit(llama, damages_of(llama), config({"memory": small}))
+    assert "recipe fit.memory: 8.0 MiB of memory cannot hold it: the file takes 903.9 KiB at" in str(error.value)
+    assert "544.0 KiB, the computation 7.5 MiB, the reserve 976.6 KiB; give it about 9.9" in str(error.value)
+
+
+def test_a_context_that_the_model_was_not_trained_for_is_warned_of(llama: Header, config: Config) -> None:
+    """2,048 tokens: a longer one takes room from the file for nothing."""
+    for context, warned in ((2048, False), (2304, True)):
+        asked = {"total": 1 << 30, "reserve": 0, "context": context, "cache": "f16"}
+        warnings = fit(llama, damages_of(llama), config({"memory": asked}))[1]["warnings"]
+        assert any("the model was trained for 2,048" in said for said in warnings) == warned
+
+
+def test_damages_of_another_way_to_quantize_are_warned_of(llama: Header, config: Config) -> None:
+    """Measured with the importance matrix, for a recipe without it; what others measured is theirs."""
+    imported = [replace(row, how="imported") for row in damages_of(llama)]
+    for table, use, warned in (
+        (damages_of(llama), "none", True),
+        (damages_of(llama), "optional", False),
+        (imported, "none", False),
+    ):
+        warnings = fit(llama, table, config({"bpw": 5.0}, use_imatrix=use))[1]["warnings"]
+        assert any("which this recipe does without" in said for said in warnings) == warned
 
 
 def test_what_no_budget_wants_is_counted(llama: Header, config: Config) -> None:
@@ -187,7 +222,10 @@ def test_what_no_budget_wants_is_counted(llama: Header, config: Config) -> None:
     [
         ({"types": ["q4_K", "iq4_kt"]}, r"types\[1\]: engine mainline lacks the type iq4_kt"),
         ({"types": ["Q4_K_M"]}, r"types\[0\]: unknown type Q4_K_M"),
-        ({"at_least": {"attn_z": "q4_K"}}, r"at_least\.attn_z: .* has the role attn_z"),
+        ({"types": ["q4_K", "q5_1"]}, r"types: nothing is known of the type q5_1; leave it out, or add it"),
+        ({"at_least": {"attn_z": "q4_K"}}, r"fit\.at_least: unknown role attn_z; did you mean attn_"),
+        ({"at_most": {"ffn_up_exps": "q4_K"}}, r"at_most\.ffn_up_exps: .* has the role ffn_up_exps"),
+        ({"harmonize": [["ffn_up", "ffn_gatte"]]}, r"\[0\]: unknown role ffn_gatte; did you mean ffn_gate\?"),
         ({"at_least": {"attn_v": "q8_0"}, "types": ["q4_K"]}, r"blk\.0\.attn_v.*at_least: \{attn_v: q8_0"),
         ({"pin": [{"role": "attn_z", "type": "q4_K"}]}, r"pin.*attn_z"),
         ({"pin": [{"role": "output", "layers": [3], "type": "q4_K"}]}, r"pin.*no layer 3"),

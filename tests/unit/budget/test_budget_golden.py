@@ -17,6 +17,7 @@ from quantmill.versions import VERSIONS
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
     "budget.imported": (2, "244466b4b06dc8ed3c114a44ae272c8a38f88ebf53c123fa153b8ce8d51823eb"),
+    "budget.reach": (1, "39fa5bc6d9d329993c7728a5839737a44ce03f82560f285ff6fa646ec0aec3d5"),
     "budget.allocate": (2, "7eeb4c4b9a0cea279de3d12c4633c2f155cc9a5edcc3f3ac5a2dfb29152e0d7d"),
 }
 RESULTS = """QTYPE,{names}
@@ -54,6 +55,11 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
         "budget.imported": (
             {}, ["--results", "results.csv", "--curve", "curve.csv", "--out", "s.tsv", "--report", "s.json"],
             ["s.tsv", "s.json"],
+        ),
+        "budget.reach": (
+            config({"bpw": 4.5}, measured=["q3_K", "q4_K", "q6_K"], **fields),
+            ["--out", "reach.json"],
+            ["reach.json"],
         ),
         "budget.allocate": (
             config({"bpw": 4.5}, **fields),

@@ -87,6 +87,19 @@ def test_a_narrow_tensor_stands_under_the_type_it_falls_back_to() -> None:
     assert ("output.weight", "q4_K") not in kld
 
 
+def test_a_type_that_the_curve_has_not_measured_is_no_choice() -> None:
+    found = damages(TENSORS, {"q2_K": VALUES}, CURVE | {"q4_K": 404.0})
+    assert found.warnings == ["404, not measured, at 1 type (q4_K) of the curve: left out"]
+    assert {kind for _, kind in klds(found)} == set(CURVE) - {"bf16", "q4_K"}
+    with pytest.raises(QuantmillError, match="the curve has no value for q2_K"):
+        damages(TENSORS, {"q2_K": VALUES}, CURVE | {"q2_K": 404.0})
+
+
+def test_a_table_from_a_spreadsheet_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "kld.csv").write_bytes(b"\xef\xbb\xbfQTYPE,a\r\nq2_K,0.1\r\n")
+    assert read_results(tmp_path / "kld.csv") == {"q2_K": {"a": 0.1}}
+
+
 def test_the_imported_rows_are_choices() -> None:
     found = damages(TENSORS, {"q2_K": VALUES}, CURVE)
     types = {}

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.budget import knapsack, merge, refit
-from quantmill.budget.choices import Choice, Group, Settings, groups, parse_pins, settings
-from quantmill.errors import QuantmillError
+from quantmill.budget import knapsack, merge, reach, refit
+from quantmill.budget.choices import Choice, Group, Settings
+from quantmill.budget.reach import in_words
 from quantmill.files import write_json, write_text
-from quantmill.model import memory
-from quantmill.model.ggufio import Header, padded
+from quantmill.model.ggufio import Header
 from quantmill.model.header import read_source
 from quantmill.model.types import fallback, tensor_bytes
 from quantmill.progress import Log
-from quantmill.recipe import plan, presets, rules
+from quantmill.recipe import presets, rules
 from quantmill.recipe.damage import Damage, read_damages
 from quantmill.recipe.table import PlanRow
 
@@ -57,20 +56,15 @@ class Allocation:
 
 
 def allocate(
-    found: Sequence[Group], fixed: int, budget: int, where: str, *, exactly: bool = True
+    found: Sequence[Group], fixed: int, budget: int, where: str, room: Mapping[str, Any] | None = None
 ) -> Allocation:
     """The allocation of least damage whose file, `fixed` bytes and the groups, is no larger than `budget`.
 
     QuantmillError, with the least and the most that can be reached, for a
-    budget below the least, and (if `exactly`) for one above the most.
+    budget below the least, and for one above the most but where it is what a
+    memory leaves (`room`).
     """
-    least = fixed + sum(min(choice.bytes for choice in group.choices) for group in found)
-    most = fixed + sum(max(choice.bytes for choice in group.choices) for group in found)
-    if budget < least or (exactly and budget > most):
-        raise QuantmillError(
-            f"{_size(budget)} cannot be reached", where,
-            f"the file can have {_size(least)} at least and {_size(most)} at most",
-        )  # fmt: skip
+    reach.check(found, fixed, budget, where, room)
     solution = knapsack.solve(
         [[choice.bytes for choice in group.choices] for group in found],
         [[choice.damage for choice in group.choices] for group in found],
@@ -128,59 +122,33 @@ def fit(
     `measured` files, where there are any, correct the damages first.
     """
     where = f"recipe {config['recipe']}"
-    wanted = settings(config, where)
     second = refit.refit(damages, measured, where) if measured else None
     damages = second.corrected(damages) if second else damages
-
-    # What is not chosen: the header, what is never quantized, what is pinned.
-    plain = rules.Recipe("mainline", presets.of_type("q8_0"), config["use_imatrix"], ())
-    imatrix = plan.use_imatrix(plain, config["imatrix"] is not None, where)
-    mixture = presets.mixture(header, plain.base, imatrix=imatrix)
-    whole = plan.resolve(header, plain, mixture, imatrix=imatrix, where=where)
-    head = plan.metadata_bytes(header, whole, config["imatrix"])
-    able = [row for row in whole.rows if row.name in mixture.quantizable]
-    shapes = {row.name: row.shape for row in able}
-    pins = parse_pins(config["pin"], wanted.engine, f"{where}: pin")
-    decided = rules.assign(pins, header, mixture.quantizable, f"{where}: pin")
-    pinned = {name: fallback(rule.type, shapes[name][0], wanted.engine) for name, rule in decided.items()}
-    fixed = head + sum(padded(row.bytes) for row in whole.rows if row.name not in mixture.quantizable)
-    fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
-
-    parameters = sum(row.elements for row in whole.rows)
-    budget, room = budget_of(config["budget"], header, parameters)
-    free = [row for row in able if row.name not in pinned]
-    important = plan.with_importance(header, [row.name for row in free], imatrix)
-    found = groups(free, damages, wanted, important, where)
-    allocation = allocate(found, fixed, budget, where, exactly="memory" not in config["budget"])
-    types = {**allocation.types, **pinned}
-    figures = _figures(allocation, pinned, damages, wanted, budget, second.floor if second else 0.0)
-    figures["warnings"] += second.warnings if second else []
-    return recipe_of(types, able, pins.rules, wanted, config["use_imatrix"]), {
+    task = reach.problem(header, damages, config)
+    allocation = allocate(task.groups, task.fixed, task.budget, where, task.room)
+    types = {**allocation.types, **task.pinned}
+    figures = _figures(
+        allocation, task.pinned, damages, task.wanted, task.budget, second.floor if second else 0.0
+    )
+    figures["warnings"] += [*task.warnings, *(second.warnings if second else [])]
+    otherwise = config["use_imatrix"] == "none" and config["imatrix"] is not None
+    if otherwise and any(row.how != "imported" for row in damages):
+        figures["warnings"].append(
+            "the damages are of quantizing with the importance matrix, which this recipe does without:"
+            " it will diverge more than was predicted"
+        )
+    recipe = recipe_of(types, task.able, task.pins.rules, task.wanted, config["use_imatrix"])
+    return recipe, {
         "recipe": config["recipe"],
-        "budget": {**config["budget"], "bytes": budget},
-        "memory": room,
-        "metadata_bytes": head,
-        "bpw": allocation.bytes * 8 / parameters,
-        "pinned": sorted(pinned),
-        "rules": merge.as_lines({row.name: types[row.name] for row in able}),
+        "budget": {**config["budget"], "bytes": task.budget},
+        "memory": task.room,
+        "metadata_bytes": task.metadata,
+        "bpw": allocation.bytes * 8 / task.parameters,
+        "pinned": sorted(task.pinned),
+        "rules": merge.as_lines({row.name: types[row.name] for row in task.able}),
         "refit": second and second.report(),
         **figures,
     }
-
-
-def budget_of(
-    budget: Mapping[str, Any], header: Header, parameters: int
-) -> tuple[int, dict[str, Any] | None]:
-    """(bytes of the file, how memory is spent or None) of a size, bpw of the whole file, or memory."""
-    if "size" in budget:
-        return int(budget["size"]), None
-    if "bpw" in budget:
-        return math.floor(budget["bpw"] * parameters / 8), None
-    asked = budget["memory"]
-    needs = memory.needs(header, asked["context"], asked["cache"])
-    left = asked["total"] - asked["reserve"] - needs.total
-    spent = {**asked, "kv": needs.kv, "state": needs.state, "compute": needs.compute, "file": left}
-    return left, spent
 
 
 def _figures(
@@ -200,10 +168,11 @@ def _figures(
     errors = [row.se for row in rows if not math.isnan(row.se)]
     held_damage = sum(row.damage if wanted.damage == "kld" else row.error for row in held)
     pool = {choice.type for group in allocation.groups for choice in group.choices}
+    least, most = reach.reach(allocation.groups, allocation.fixed)
     return {
         "file_bytes": allocation.bytes,
-        "least_bytes": allocation.fixed + sum(min(c.bytes for c in g.choices) for g in allocation.groups),
-        "most_bytes": allocation.fixed + sum(max(c.bytes for c in g.choices) for g in allocation.groups),
+        "least_bytes": least,
+        "most_bytes": most,
         "damage": wanted.damage,
         "predicted_kld": None if math.isnan(kld) else kld,
         "predicted_se": math.hypot(*errors) if errors and not math.isnan(kld) else None,
@@ -244,17 +213,14 @@ def _warnings(allocation: Allocation, unknown: Sequence[str], budget: int) -> li
     ):
         if any(choice.bytes > chosen.bytes for group, chosen in pairs for choice in group.choices):
             said.append(
-                f"{_size(allocation.bytes)} is all that the budget's {_size(budget)} are good for:"
+                f"{in_words(allocation.bytes)} is all that the budget's {in_words(budget)} are good for:"
                 " larger types would do more damage"
             )
         else:
-            said.append(f"{_size(allocation.bytes)} is the most that the pool can fill of {_size(budget)}")
+            said.append(
+                f"{in_words(allocation.bytes)} is the most that the pool can fill of {in_words(budget)}"
+            )
     return said
-
-
-def _size(size: int) -> str:
-    unit, name = (1 << 30, "GiB") if abs(size) >= 1 << 30 else (1 << 20, "MiB")
-    return f"{size:,} bytes ({size / unit:.2f} {name})"
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -266,10 +232,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     recipe, report = fit(read_source(args.model), read_damages(args.damages), config, measured)
     write_text(args.out, rules.dump(recipe))
     write_json(args.report, report)
+    reached, asked = in_words(report["file_bytes"]), in_words(report["budget"]["bytes"])
     log.say(
-        f"recipe {report['recipe']}: {_size(report['file_bytes'])} of {_size(report['budget']['bytes'])},"
-        f" {report['damage']} {report['objective']:.4g}, gap {report['gap']:.1g},"
-        f" {len(recipe.rules)} rules, {time.monotonic() - start:.1f} s"
+        f"recipe {report['recipe']}: {reached} of {asked}, {report['damage']} {report['objective']:.4g},"
+        f" gap {report['gap']:.1g}, {len(recipe.rules)} rules, {time.monotonic() - start:.1f} s"
     )
     log.warn(report["warnings"])
 

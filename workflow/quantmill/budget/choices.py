@@ -77,11 +77,17 @@ class Group:
 
 
 def settings(config: Mapping[str, Any], where: str) -> Settings:
-    """The settings of a recipe's fields, checked: QuantmillError (naming the field) for a type that is none.
+    """The settings of a recipe's fields: QuantmillError (naming the field) for a type or role that is none.
 
     `where` is the recipe's place in the user's file.
     """
     engine = config["engine"]
+    for side in ("at_least", "at_most"):
+        for role in config[side]:
+            rules.check_role(role, f"{where}.{side}")
+    for i, roles in enumerate(config["harmonize"] or []):
+        for role in roles:
+            rules.check_role(role, f"{where}.harmonize[{i}]")
     pool = [_type(kind, engine, f"{where}.types[{i}]") for i, kind in enumerate(config["types"] or [])]
     limits = {
         side: {role: _type(kind, engine, f"{where}.{side}.{role}") for role, kind in config[side].items()}
@@ -121,8 +127,9 @@ def groups(
     rows: dict[tuple[str, str], Damage] = {(d.name, d.type): d for d in damages}
     tensors = list(tensors)
     _check_roles(wanted, tensors, where)
-    able = writable(wanted.engine)
-    pool = wanted.pool or tuple(sorted({t for _, t in rows if t in able}, key=lambda t: (known(t).bits, t)))
+    # by bits and then by name, whatever order they were given in: of equals the first is taken
+    pool = sorted(wanted.pool or {t for _, t in rows} & writable(wanted.engine), key=_by_bits)
+    _check_known(wanted, tensors, rows, where)
     shared = {role: number for number, roles in enumerate(wanted.harmonize) for role in roles}
     members: dict[object, list[Tensor]] = {}
     for tensor in tensors:
@@ -207,6 +214,22 @@ def _type(name: str, engine: str, where: str) -> str:
     if kind not in writable(engine):
         raise QuantmillError(f"engine {engine} lacks the type {name}", where, "choose another type or engine")
     return kind
+
+
+def _by_bits(kind: str) -> tuple[float, str]:
+    return known(kind).bits, kind
+
+
+def _check_known(
+    wanted: Settings, tensors: Sequence[Tensor], rows: Mapping[tuple[str, str], Damage], where: str
+) -> None:
+    """Refuse a type of the recipe's pool of which nothing is known: it would never be taken."""
+    for kind in wanted.pool:
+        if all(_damage(tensor, kind, rows, wanted) is None for tensor in tensors):
+            raise QuantmillError(
+                f"nothing is known of the type {kind}", f"{where}.types",
+                "leave it out, or add it to the types of the sensitivity",
+            )  # fmt: skip
 
 
 def _check_roles(wanted: Settings, tensors: Sequence[Tensor], where: str) -> None:

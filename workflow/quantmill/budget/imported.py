@@ -73,7 +73,11 @@ def damages(
     QuantmillError where a type that was measured is not on the curve.
     """
     tensors = list(tensors)
+    absent = sorted(label for label, value in curve.items() if value == UNMEASURED)
+    curve = {label: value for label, value in curve.items() if value != UNMEASURED}
     points, warnings = _points(curve)
+    if absent:
+        warnings.append(f"404, not measured, at {_some(absent, 'type', 'types')} of the curve: left out")
     rows = {}
     for label, values in results.items():
         if not curve.get(label) and not points.get(named(label) or ""):
@@ -167,7 +171,7 @@ def _some(names: Sequence[str], one: str, many: str) -> str:
 def _read(path: Path) -> list[list[str]]:
     """The cells of a table whose first column is `QTYPE`, all rows of one length."""
     try:
-        lines = [line for line in csv.reader(path.read_text(encoding="utf-8").splitlines()) if line]
+        lines = [line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if line]
     except FileNotFoundError:
         raise QuantmillError("no such file", path, "check sensitivity.import and sensitivity.curve") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -152,6 +152,9 @@ class Config(Strict):
             if recipe.name in usual:
                 text = f"another model's recipe {recipe.name} has no budget; rename one"
                 raise refuse("two_kinds", text, f"{own}recipes[{number}].name")
+            if recipe.damage == "error" and self.probes_of(name) is None:
+                text = "kld is all that an imported sensitivity knows; leave it out"
+                raise refuse("imported_error", text, f"{own}recipes[{number}].damage")
             if recipe.refit:
                 self._check_refit(name, recipe, f"{own}recipes[{number}].refit")
 

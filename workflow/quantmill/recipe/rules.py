@@ -261,6 +261,12 @@ def known_type(name: str, field: str, where: object, engine: str = "mainline") -
     raise QuantmillError(f"field {field}: unknown type {name}", where, _meant(name, sorted(writable(engine))))
 
 
+def check_role(name: str, where: object) -> None:
+    """QuantmillError where no tensor of any model can have the role."""
+    if name not in ROLES:
+        raise QuantmillError(f"unknown role {name}", where, _meant(name, _ROLES))
+
+
 def _check_fields(fields: dict[Any, Any], known: dict[str, Any], prefix: str, where: object) -> None:
     for key, value in fields.items():
         if key not in known:
