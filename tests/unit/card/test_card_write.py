@@ -269,7 +269,7 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
     )
     assert "the generated code ran in a sandbox" in section
     rows = {row["File"]: row for row in table(section, "File")}
-    assert rows["`IQ2_XXS`"]["To the source"] == "worse"
+    assert rows["`IQ2_XXS`"]["To the source"] == "**collapsed**, worse"
     assert rows["`Q8_0`"]["To the source"] == "not distinguishable"
     assert rows["*source*"]["Passed"] == "96 of 160"
     audits = table(section.split("What failed and why")[1], "File")
