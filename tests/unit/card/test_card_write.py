@@ -312,6 +312,20 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
     assert found == before
 
 
+def test_two_engines_are_compared_each_beside_its_own_source(tree: Tree) -> None:
+    """ik may read the whole text a little worse than mainline does: its files are no worse for it."""
+    folder, config = tree
+    q5, q4 = (q for q in read(folder, config).quants if q.name in ("Q5_K_M", "Q4_K_M"))
+    alike = q4.against(q5)
+    shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
+    for row in ("source-ik", "Q4_K_M"):
+        nll = read_json(folder / "bench" / row / "perplexity.json")["nll"]
+        edit(folder / "bench" / row / "perplexity.json", nll=[value + 0.25 for value in nll])
+    config["engines"] = {name: "ik" if name == "Q4_K_M" else "mainline" for name in config["recipes"]}
+    q5, q4 = (q for q in read(folder, config).quants if q.name in ("Q5_K_M", "Q4_K_M"))
+    assert (q4.against(q5).mean, q4.against(q5).error) == pytest.approx((alike.mean, alike.error))
+
+
 def test_nothing_generates_in_ik(tree: Tree) -> None:
     folder, config = tree
     shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
