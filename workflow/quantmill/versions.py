@@ -37,5 +37,6 @@ VERSIONS: Final[dict[str, int]] = {
     "checkpoint.convert": 1,
     "checkpoint.calibrate": 1,
     "checkpoint.export": 3,
+    "publish.cut": 1,
     "publish.upload": 1,
 }

@@ -339,15 +339,23 @@ def test_nothing_generates_in_ik(tree: Tree) -> None:
     assert {quant.tasks is None for quant in results.quants} == {True}
 
 
-def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [False, True], ids=["split by its recipe", "cut for the repository"])
+def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path, cut: bool) -> None:
     folder, config = tree
     names = [f"tiny-Q6_K/tiny-Q6_K-0000{n}-of-00002.gguf" for n in (1, 2)]
     parts = [{"file": name, "bytes": 6 << 20, "sha256": name[-20:]} for name in names]
-    edit(folder / "gguf" / "tiny-Q6_K.json", file=names[0], parts=parts)
+    if cut:
+        write_json(folder / "parts.json", {"Q6_K": parts})
+        config["parts"] = True
+    else:
+        edit(folder / "gguf" / "tiny-Q6_K.json", file=names[0], parts=parts)
     card = card_of((folder, config | {"repo": "me/tiny-GGUF"}))
     assert "hf download me/tiny-GGUF --include 'tiny-Q6_K/tiny-Q6_K-*.gguf' --local-dir ." in card
     assert f"| `{names[1]}` | Q6_K, 6.0 MiB (6.3 MB), part 2 of 2 |" in card
     assert f"{parts[1]['sha256']}  {names[1]}" in card
+    (row,) = [row for row in table(card, "File") if "`Q6_K`" in row["File"]]
+    assert row["sha256"] == "in parts"
+    assert "tiny-Q6_K.gguf" not in card
     assert 'srcset="https://huggingface.co/me/tiny-GGUF/resolve/main/plots/size-dark.svg"' in card
     assert run(tree, tmp_path / "card").returncode == 0
     assert not (tmp_path / "card" / "Modelfile.Q6_K").exists()

@@ -240,6 +240,8 @@ def _quant(
 ) -> Quant:
     """A file beside the source in the file's own engine: two engines round the same weights differently."""
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
+    cut = read_json(folder / "parts.json").get(name) if config.get("parts") else None
+    parts = cut or facts.get("parts") or []
     bench, gate = folder / "bench" / name, config["fits"]
     engine = config.get("engines", {}).get(name, MAINLINE)
     measured, source = _row(folder, name, config, facts["sha256"], engine), sources[engine]
@@ -251,7 +253,7 @@ def _quant(
     scores = scored(measured["humaneval"], measured["tasks"], bench / "humaneval.jsonl")
     return Quant(
         name=name,
-        file=facts["file"],
+        file=cut[0]["file"] if cut else facts["file"],
         bytes=facts["bytes"],
         sha256=facts["sha256"],
         plan=read_json(folder / "plans" / f"{name}.json"),
@@ -261,7 +263,7 @@ def _quant(
         divergence=divergence,
         difference=difference,
         scores={name: score for name, score in scores.items() if name not in doubts},
-        parts=facts.get("parts") or [],
+        parts=parts,
         origin=source["perplexity"],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
