@@ -51,6 +51,17 @@ def test_a_fetched_source_is_quantized_and_published(tmp_path: Path, hub: Hub) -
     assert "nothing differs" in house.run("publish", "--config", "confirm=yes").stdout
     assert len(hub.sent) == 1
 
+    publish["split"] = "2 MB"
+    house.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
+    house.run("publish", "--config", "confirm=yes")
+    held = hub.repositories["me/tiny-GGUF"]
+    parts = {path for path in held if path.startswith("tiny-Q8_0/")}
+    assert len(parts) == 2
+    card = held["README.md"].decode()
+    for path in parts:  # under the very names that the card gives
+        assert f"`{path}`" in card
+        assert f"{hashlib.sha256(held[path]).hexdigest()}  {path}" in card
+
 
 def test_what_publishing_refuses_before_any_work(tmp_path: Path) -> None:
     house = House.build(tmp_path / "house")

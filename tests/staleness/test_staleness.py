@@ -204,6 +204,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
     "a text of the card in a file": (text_in_a_file, CARD),
     "another model's figures": (figures_of_another, CARD),
+    "where it is published": (section(publish={"repo": "me/{model}"}), {"name_parts"} | CARD),
     "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),

@@ -20,6 +20,7 @@ from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import read_header
 from quantmill.progress import Log
+from quantmill.publish import cut
 from quantmill.publish.upload import main
 from quantmill.spec import canonical
 
@@ -73,8 +74,18 @@ class Publisher:
         }  # fmt: skip
         return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
 
+    def cut(self, split: int = 50 * 10**9) -> None:
+        """The stage that comes before: how what is larger is called."""
+        config = {"model": "tiny", "recipes": ["Q8_0", "Q4_K_M"], "split": split}
+        out = self.results / "parts.json"
+        cut.main(
+            argparse.Namespace(spec={"config": config}, results=self.results, out=out),
+            Log(self.folder / "parts.log"),
+        )
+
     def start(self, token: str = TOKEN) -> subprocess.Popen[str]:
         """The command, uploading in a process of its own."""
+        self.cut()
         environment = {
             "PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW), "HF_ENDPOINT": self.hub.address,
             "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"), "HF_TOKEN": token,
@@ -87,6 +98,7 @@ class Publisher:
 
     def run(self, confirm: bool, token: str | None, **settings: Any) -> str:
         """The same within this process; what it prints."""
+        self.cut(settings.get("split", 50 * 10**9))
         args = argparse.Namespace(spec=self.spec(confirm, **settings), results=self.results.parent)
         log, out = self.folder / "publish.log", io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
@@ -183,8 +195,6 @@ def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
 def test_a_file_over_the_limit_goes_in_parts(publisher: Publisher, hub: Hub) -> None:
     whole = MODEL.read_bytes()
     publisher.quant("Q8_0", whole)
-    shown = publisher.run(False, TOKEN, split=2_000_000)
-    assert "tiny-Q8_0.gguf goes in 4 parts, and the card names it whole" in shown
     states = publisher.publish(split=2_000_000)
     parts = {f"tiny-Q8_0/tiny-Q8_0-{number:05}-of-00004.gguf" for number in (1, 2, 3, 4)}
     assert set(states) == ALL - {"tiny-Q8_0.gguf"} | parts
@@ -201,7 +211,21 @@ def test_a_file_over_the_limit_goes_in_parts(publisher: Publisher, hub: Hub) -> 
         assert shard[got.offset : got.offset + got.bytes] == whole[had.offset : had.offset + had.bytes]
     assert {key: joined.kv[key] for key in original.kv} == original.kv
     assert not (publisher.results / ".publish").exists()
+    named = json.loads((publisher.results / "parts.json").read_text())
+    assert list(named) == ["Q8_0"]
+    assert {p["file"]: (p["bytes"], p["sha256"]) for p in named["Q8_0"]} == {
+        part: (len(there[part]), hashlib.sha256(there[part]).hexdigest()) for part in parts
+    }
     assert set(publisher.publish(split=2_000_000).values()) == {"unchanged"}
+
+
+def test_parts_that_are_not_the_files_own_are_refused(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.quant("Q8_0", MODEL.read_bytes())
+    publisher.cut(2_000_000)
+    monkeypatch.setattr(publisher, "cut", lambda split: None)
+    assert publisher.refused(split=3_000_000).startswith("tiny-Q8_0.gguf: is cut otherwise than parts.json ")
 
 
 def test_what_cannot_be_cut(publisher: Publisher) -> None:

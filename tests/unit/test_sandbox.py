@@ -62,6 +62,7 @@ def run(program: str, limits: Limits = SHORT) -> Verdict:
         ("import os\nos.kill(os.getppid(), 9); os.kill(os.getppid(), 2)", "passed", ""),  # in vain
         ("import os; os.kill(0, 9)", "limits", "signal 9"),
         ("import os; os.kill(-1, 9); assert False", "error", "ProcessLookupError"),
+        (r"raise ValueError('\ud800')", "error", r"ValueError: \ud800"),  # what no file of UTF-8 can hold
     ],
 )
 def test_what_comes_of_it(program: str, kind: str, message: str) -> None:
@@ -96,6 +97,21 @@ def test_no_way_to_capabilities() -> None:
     mount = "import subprocess\nsubprocess.run(['mount', '-o', 'remount,rw', '/'], check=True)"
     assert run(mount).message.startswith("CalledProcessError")
     assert run(mount.replace("['mount'", "['unshare', '-Urm', 'mount'")).message.startswith("CalledProcess")
+
+
+def test_no_further_user_namespace() -> None:
+    """In one it would have all capabilities: memory mounted as disks, as much as it likes."""
+    asked = "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == -1"
+    assert run(asked).kind == "passed"
+
+
+def test_a_sandbox_in_which_one_can_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    if subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
+        pytest.skip("nobody has user namespaces here")
+    setup = "\n".join(line for line in sandbox._SETUP.splitlines() if "max_user_namespaces" not in line)
+    monkeypatch.setattr(sandbox, "_SETUP", setup)
+    with pytest.raises(QuantmillError, match="it may make user namespaces of its own"):
+        sandbox.check(accept_unsandboxed=False)
 
 
 def test_nothing_outlives_it(tmp_path: Path) -> None:

@@ -34,9 +34,10 @@ VERSIONS: Final[dict[str, int]] = {
     "sensitivity.measure": 2,
     "card.maps": 1,
     "card.checkpoint": 1,
-    "card.write": 3,
+    "card.write": 4,
     "checkpoint.convert": 1,
     "checkpoint.calibrate": 1,
     "checkpoint.export": 3,
+    "publish.cut": 1,
     "publish.upload": 1,
 }

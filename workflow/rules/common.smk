@@ -455,6 +455,7 @@ def described_in(model):
         *sensitivities_of(model)[1:],
         *plans_of(model),
         *(of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes),
+        *(of(model, "parts.json") for _ in [cfg.repository_of(model)] if _),
     ]
 
 

@@ -394,6 +394,14 @@ CARD_FIELDS = {
 
 
 @cached
+def parts_spec(model):
+    recipes = list(cfg.recipes_of(model))
+    settings = {"model": model, "recipes": recipes, "split": cfg.publish_of(model).split_bytes}
+    made_from = {"quants": [spec.digest(quantize_spec(model, recipe)) for recipe in recipes]}
+    return spec.make("publish.cut", settings, made_from)
+
+
+@cached
 def card_spec(model):
     bench, recipes, card = cfg.bench_of(model), list(cfg.recipes_of(model)), cfg.models[model].card
     rows = rows_of(model)
@@ -433,6 +441,9 @@ def card_spec(model):
         "served": [spec.digest(served_spec(model, row)) for row in generating if bench.served],
         "rivals": [rival_digest(rival) for rival in card.iso_disk],
     }
+    if settings["repo"]:
+        settings["parts"] = True
+        made_from["parts"] = spec.digest(parts_spec(model))
     if bench.humaneval:
         made_from["humaneval"] = [spec.digest(humaneval_spec(model, row)) for row in generating]
     if bench.tasks:

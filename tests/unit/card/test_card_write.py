@@ -269,7 +269,7 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
     )
     assert "the generated code ran in a sandbox" in section
     rows = {row["File"]: row for row in table(section, "File")}
-    assert rows["`IQ2_XXS`"]["To the source"] == "worse"
+    assert rows["`IQ2_XXS`"]["To the source"] == "**collapsed**, worse"
     assert rows["`Q8_0`"]["To the source"] == "not distinguishable"
     assert rows["*source*"]["Passed"] == "96 of 160"
     audits = table(section.split("What failed and why")[1], "File")
@@ -312,6 +312,20 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
     assert found == before
 
 
+def test_two_engines_are_compared_each_beside_its_own_source(tree: Tree) -> None:
+    """ik may read the whole text a little worse than mainline does: its files are no worse for it."""
+    folder, config = tree
+    q5, q4 = (q for q in read(folder, config).quants if q.name in ("Q5_K_M", "Q4_K_M"))
+    alike = q4.against(q5)
+    shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
+    for row in ("source-ik", "Q4_K_M"):
+        nll = read_json(folder / "bench" / row / "perplexity.json")["nll"]
+        edit(folder / "bench" / row / "perplexity.json", nll=[value + 0.25 for value in nll])
+    config["engines"] = {name: "ik" if name == "Q4_K_M" else "mainline" for name in config["recipes"]}
+    q5, q4 = (q for q in read(folder, config).quants if q.name in ("Q5_K_M", "Q4_K_M"))
+    assert (q4.against(q5).mean, q4.against(q5).error) == pytest.approx((alike.mean, alike.error))
+
+
 def test_nothing_generates_in_ik(tree: Tree) -> None:
     folder, config = tree
     shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
@@ -325,15 +339,23 @@ def test_nothing_generates_in_ik(tree: Tree) -> None:
     assert {quant.tasks is None for quant in results.quants} == {True}
 
 
-def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [False, True], ids=["split by its recipe", "cut for the repository"])
+def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path: Path, cut: bool) -> None:
     folder, config = tree
     names = [f"tiny-Q6_K/tiny-Q6_K-0000{n}-of-00002.gguf" for n in (1, 2)]
     parts = [{"file": name, "bytes": 6 << 20, "sha256": name[-20:]} for name in names]
-    edit(folder / "gguf" / "tiny-Q6_K.json", file=names[0], parts=parts)
+    if cut:
+        write_json(folder / "parts.json", {"Q6_K": parts})
+        config["parts"] = True
+    else:
+        edit(folder / "gguf" / "tiny-Q6_K.json", file=names[0], parts=parts)
     card = card_of((folder, config | {"repo": "me/tiny-GGUF"}))
     assert "hf download me/tiny-GGUF --include 'tiny-Q6_K/tiny-Q6_K-*.gguf' --local-dir ." in card
     assert f"| `{names[1]}` | Q6_K, 6.0 MiB (6.3 MB), part 2 of 2 |" in card
     assert f"{parts[1]['sha256']}  {names[1]}" in card
+    (row,) = [row for row in table(card, "File") if "`Q6_K`" in row["File"]]
+    assert row["sha256"] == "in parts"
+    assert "tiny-Q6_K.gguf" not in card
     assert 'srcset="https://huggingface.co/me/tiny-GGUF/resolve/main/plots/size-dark.svg"' in card
     assert run(tree, tmp_path / "card").returncode == 0
     assert not (tmp_path / "card" / "Modelfile.Q6_K").exists()

@@ -13,7 +13,7 @@ import pytest
 from quantmill.card import write
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.judge import compare, frontier
+from quantmill.judge import advice, compare, frontier
 from quantmill.judge.results import Results, read
 
 Tree = tuple[Path, dict[str, Any]]
@@ -81,11 +81,58 @@ def test_a_file_that_surely_scores_more_stays(
     config |= {"kld": True}
     for name in ("source", *config["recipes"]):
         value = score if name == "Q5_K_M" else 0.6
-        measured = {"problems": 164, "passed": round(164 * value), "pass_at_1": value,
-                    "interval": [value - 0.075, value + 0.075]}  # fmt: skip
-        write_json(folder / "bench" / name / "humaneval.json", measured)
+        humaneval(folder, name, round(164 * value))
     results = read(folder, config | {"humaneval": True})
     assert ("Q4_K_L" not in reasons(results)) == kept
+
+
+def humaneval(folder: Path, row: str, passed: int, loops: int = 0, problems: int = 164) -> None:
+    share = passed / problems
+    measured = {"problems": problems, "passed": passed, "pass_at_1": share,
+                "interval": [max(0.0, share - 0.075), share + 0.075],
+                "audits": {"repetition": loops}}  # fmt: skip
+    write_json(folder / "bench" / row / "humaneval.json", measured)
+
+
+@pytest.mark.parametrize(
+    ("passed", "loops", "figure"),
+    [
+        ((100, 90), (2, 2), ""),
+        ((100, 40), (2, 2), ""),  # half of the source's score lies within the interval
+        ((100, 20), (2, 2), "HumanEval 20 of 164, the source 100 of 164"),
+        ((100, 90), (2, 40), "40 of 164 answers to HumanEval end in a loop, of the source's 2"),
+        ((100, 90), (30, 55), ""),
+        ((0, 0), (2, 2), ""),  # the source is at nothing itself: the score tells nothing
+        ((0, 0), (2, 90), "90 of 164 answers to HumanEval end in a loop, of the source's 2"),
+    ],
+)
+def test_a_collapse_in_humaneval_is_named(
+    make_tree: Callable[..., Tree], passed: tuple[int, int], loops: tuple[int, int], figure: str
+) -> None:
+    folder, config = make_tree(recipes=TWO)
+    config |= {"kld": True, "humaneval": True, "withhold": "collapsed"}
+    for row, ours, end in (("source", passed[0], loops[0]), ("Q4_K_L", passed[0], loops[0]),
+                           ("Q5_K_M", passed[1], loops[1])):  # fmt: skip
+        humaneval(folder, row, ours, end)
+    results = read(folder, config)
+    named = {verdict.quant.name: verdict.figure for verdict in frontier.withheld(results, "collapsed")}
+    assert named == ({"Q5_K_M": figure} if figure else {})
+    first = advice.recommended(results)
+    assert first and first.name == ("Q4_K_L" if figure else "Q5_K_M")
+    assert ("Q5_K_M" in frontier.best(results)) == (not figure)
+    if figure:
+        q5, q4 = results.quants if results.quants[0].name == "Q5_K_M" else reversed(results.quants)
+        assert advice.note(q5, results) == f"collapsed: {figure}"
+        assert "Q5_K_M" not in advice.note(q4, results) + " ".join(advice.choice(results))
+        assert frontier.withheld(results, "collapsed")[0].facts["difference"] is None
+
+
+def test_few_problems_condemn_nothing(make_tree: Callable[..., Tree]) -> None:
+    folder, config = make_tree(recipes=TWO)
+    for row, loops in (("source", 0), ("Q4_K_L", 0), ("Q5_K_M", 2)):
+        humaneval(folder, row, 3, loops, problems=4)
+    results = read(folder, config | {"kld": True, "humaneval": True})
+    assert "Q5_K_M" not in reasons(results)
 
 
 def test_a_rival_that_is_dominated_itself_gives_way_to_the_best(make_tree: Callable[..., Tree]) -> None:

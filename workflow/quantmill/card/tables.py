@@ -18,7 +18,10 @@ _PAIRED = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table "which file": a quant, or the source (then `file` is empty)."""
+    """One row of the table "which file": a quant, or the source (then `file` is empty).
+
+    A file in parts has no `sha256`: each part has its own.
+    """
 
     name: str
     file: str
@@ -52,7 +55,8 @@ def rows(results: Results) -> list[Row]:
     )  # fmt: skip
     quants = [
         Row(
-            quant.name, quant.file, quant.type, quant.bytes, quant.bpw, quant.sha256, quant.kld,
+            quant.name, quant.file, quant.type, quant.bytes, quant.bpw,
+            "" if quant.parts else quant.sha256, quant.kld,
             quant.perplexity, quant.difference, _half(quant.speed, "prompt"), _half(quant.speed, "generate"),
             quant.humaneval, str(quant.plan["engine"]), quant.name in best,
             quant.speed is not None and quant.speed["generate"]["mean"] == fastest,

@@ -113,7 +113,7 @@ def render(
         results=measured,
         offered=results.quants,
         withheld=withheld,
-        collapsed=frontier.COLLAPSED_FROM,
+        collapsed=frontier,
         doubts=[said for what, said in measured.doubts.items() if said != measured.unranked],
         rivals=[
             Rival(given["name"], given.get("source") or "", disk.bands(disk.ours(results), files))
@@ -128,6 +128,7 @@ def render(
         gpus_of=lambda rows: [(row, served["gpu"]) for row, served in rows if served["gpu"]],
         tasks=tables.task_rows(measured),
         beside={q.name: tables.beside_source(measured, q, HUMANEVAL) for q in measured.quants},
+        failing={q.name: frontier.failing(q, measured) for q in measured.quants},
         measured={"kld": measured.kld, "perplexity": measured.perplexity, "speed": speed},
         prompt=speed["prompt"]["tokens"] if speed else None,
         generate=speed["generate"]["tokens"] if speed else None,

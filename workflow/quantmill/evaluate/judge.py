@@ -38,7 +38,8 @@ def verdict(error: BaseException) -> tuple[str, str]:
         or (isinstance(error, RuntimeError) and "start new thread" in str(error))
     ):
         kind = "limits"
-    return kind, f"{type(error).__name__}: {error}".rstrip(": ")[:MESSAGE]
+    said = f"{type(error).__name__}: {error}".rstrip(": ")[:MESSAGE]
+    return kind, said.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
 
 
 def run(given: dict[str, Any], out: int) -> None:

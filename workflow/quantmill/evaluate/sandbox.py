@@ -29,10 +29,18 @@ _GRACE = 10.0  # seconds in which a sandbox must be set up and torn down, above 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SEEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 
+# What must hold before anything is run: Python works, and no further namespace can be had.
+_PROBE: Final = """
+import json, random, socket, subprocess
+assert subprocess.run(["unshare", "--user", "true"]).returncode, "it may make user namespaces of its own"
+"""
+
 # Arguments: the folder to build the root in, the scratch folder's bytes, an ordinary user's number or
-# "", how many paths are to be seen and they; then the command. Root maps no user namespace (its limit of
-# processes would not hold), and becomes an ordinary user at the end instead. Bound mounts are made
-# read-only one by one, those below them too. /proc is there as long as umount needs it to find its way.
+# "", how many paths are to be seen and they; then the command. Root builds without a user namespace (its
+# limit of processes would not hold), and becomes an ordinary user then, in one of its own like any other:
+# there alone can be said that no further one is made, in which a program would have all capabilities again
+# and could mount memory without end. Bound mounts are made read-only one by one, those below them too.
+# /proc is there as long as umount and unshare need it; once locked in it is covered instead.
 _SETUP: Final = r"""
 set -e
 root=$1 bytes=$2 user=$3 count=$4; shift 4
@@ -58,12 +66,20 @@ pivot_root . old
 cd /scratch
 mount -o remount,bind,ro,nosuid /
 umount -l /old
-umount -l /proc
+bare="--no-new-privs --bounding-set=-all --inh-caps=-all"
 if [ -n "$user" ]; then
-  exec setpriv --reuid "$user" --regid "$user" --clear-groups \
-    --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
+  user="setpriv --reuid $user --regid $user --clear-groups"
+  if $user unshare --user true 2> /dev/null; then
+    exec $user unshare --user --map-root-user --mount sh -c "
+      set -e
+      echo 0 > /proc/sys/user/max_user_namespaces
+      mount -t tmpfs -o ro,size=4k tmpfs /proc
+      exec setpriv $bare -- \"\$@\"" sh "$@"
+  fi
+  bare="${user#setpriv} $bare"
 fi
-exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
+umount -l /proc
+exec setpriv $bare -- "$@"
 """
 
 
@@ -120,7 +136,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
 def check(*, accept_unsandboxed: bool) -> bool:
     """Whether generated code is confined here. QuantmillError where it is not and that is not accepted."""
     try:
-        found = run("import socket, random, json", Limits())
+        found = run(_PROBE, Limits())
         why = found.message if found.kind != "passed" else ""
     except (QuantmillError, OSError) as error:
         why = str(error)

@@ -77,7 +77,8 @@ def choice(results: Results) -> list[str]:
         sentences.append(
             f"**With memory to spare, {_named(closest)}:** the closest to the source ({_change(closest)})."
         )
-    near = [quant for quant in measured if quant.loss and quant.loss.high < NEAR]
+    usable = [quant for quant in measured if not frontier.collapse(quant, results)]
+    near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
         last = middle
@@ -85,7 +86,6 @@ def choice(results: Results) -> list[str]:
             f"**For less memory, {_named(middle)}:** the smallest that surely (95 %) costs less than "
             f"{NEAR_PERCENT:g} % ({_change(middle)})."
         )
-    usable = [quant for quant in measured if frontier.loss(quant) < frontier.COLLAPSED_FROM]
     tightest = min(usable, key=lambda quant: quant.bytes, default=None)
     if tightest and tightest.bytes < last.bytes:
         words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
@@ -102,10 +102,10 @@ def note(quant: Quant, results: Results) -> str:
     if quant.name in results.rejected:
         return results.rejected[quant.name].verdict
     smallest = quant is results.quants[-1] and len(results.quants) > 1
+    if collapsed := frontier.collapse(quant, results):
+        return f"collapsed: {collapsed}"
     if quant.loss is None or _few(quant) or results.unranked:
         return "smallest" if smallest else ""
-    if frontier.loss(quant) >= frontier.COLLAPSED_FROM:
-        return f"collapsed: {_far(quant)}"
     if quant.bytes >= results.facts["bytes"] and quant.loss.verdict != compare.BETTER:
         return "no smaller than the source it was made from, and no better"
     beaten = _beaten_by(quant, results)
@@ -140,16 +140,18 @@ def finding(results: Results) -> str:
 def _worthwhile(results: Results) -> list[Quant]:
     """What can be told apart and is smaller than the source; all of them where none is smaller.
 
-    A fitted file whose gate is closed is not among them.
+    A fitted file whose gate is closed is not among them, nor what has collapsed, unless all have.
     """
     open_ = [quant for quant in results.quants if quant.name not in results.rejected]
     told = [quant for quant in open_ if quant.loss and not _few(quant)]
-    return frontier.smaller(told, results)
+    sound = [quant for quant in told if not frontier.collapse(quant, results)]
+    return frontier.smaller(sound or told, results)
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:
     """That a file no larger is better, or a smaller one no worse; empty where none is."""
     others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
+    others = [other for other in others if other is quant or not frontier.collapse(other, results)]
     other = min(others, key=frontier.loss)
     size = "smaller" if other.bytes < quant.bytes else "as small"
     if other is quant or frontier.loss(other) > frontier.loss(quant):
@@ -186,12 +188,6 @@ def _change(quant: Quant) -> str:
         )
     assert quant.difference is not None
     return percent(quant.difference.percent, quant.difference.percent_error)
-
-
-def _far(quant: Quant) -> str:
-    if quant.divergence:
-        return f"KL divergence {nats(frontier.loss(quant))}"
-    return f"{math.exp(frontier.loss(quant)):,.1f} times the source's perplexity"
 
 
 def _measure(results: Results) -> str:

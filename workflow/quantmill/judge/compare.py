@@ -179,6 +179,20 @@ def scores(ours: Score, other: Score) -> Interval:
     return Interval(difference, difference - down, difference + up)
 
 
+def shares(ours: tuple[int, int], other: tuple[int, int]) -> Interval:
+    """The difference of two independent shares, each so many of so many.
+
+    A. Agresti, B. Caffo, "Simple and effective confidence intervals for proportions and differences of
+    proportions", 2000: one of each kind is added to both, so that few of few say little.
+    """
+    (a, p), (b, q) = (((some + 1) / (of + 2), of + 2) for some, of in (ours, other))
+    reach = _SURE * math.sqrt(a * (1 - a) / p + b * (1 - b) / q)
+    return Interval(a - b, a - b - reach, a - b + reach)
+
+
+_SURE = 1.96  # standard errors of a two-sided 95 % interval
+
+
 def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
     """Newcombe's phi of paired answers, with his continuity correction; 0 where they are no pairs."""
     if not ours or len(ours) != len(other):

@@ -61,7 +61,7 @@ def ours(results: Results) -> list[Entry]:
     return [
         Entry(q.name, q.bytes, q.scores.get(HUMANEVAL), q.divergence.mean if q.divergence else None)
         for q in results.quants
-        if frontier.loss(q) < frontier.COLLAPSED_FROM or not q.loss
+        if not frontier.collapse(q, results)
     ]  # fmt: skip
 
 

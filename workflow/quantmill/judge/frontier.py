@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantmill.judge import compare
-from quantmill.judge.results import Quant, Results
+from quantmill.judge.results import HUMANEVAL, Quant, Results
 from quantmill.text import nats, percent, size
 
 Policy = Literal["dominated", "collapsed", "none"]
@@ -23,6 +23,12 @@ DOMINATED, COLLAPSED, IDENTICAL = "dominated", "collapsed", "identical"
 
 COLLAPSED_FROM = math.log(2)
 """The loss (nats) from which a file is of no use at any size: twice the source's perplexity."""
+
+KEPT = 0.5
+"""A file that surely has less than this share of the source's HumanEval score has collapsed too,"""
+
+LOOPS = 0.1
+"""or one of whose answers surely so many more than of the source's, as a share of all, end in a loop."""
 
 NOTICED = 0.05
 """A file that is slower by less is not worse for it: nobody notices."""
@@ -92,6 +98,31 @@ def withheld(results: Results, policy: Policy) -> list[Verdict]:
     return [verdict for verdict in found if policy == DOMINATED or verdict.reason == COLLAPSED]
 
 
+def collapse(quant: Quant, results: Results) -> str:
+    """Why the file is of no use at any size, in words; empty where it is not known to be."""
+    if not quant.loss or results.unranked or loss(quant) < COLLAPSED_FROM:
+        return failing(quant, results)
+    times = f"{math.exp(loss(quant)):,.1f} times the"
+    if quant.measure == "kld":
+        return f"KL divergence {nats(loss(quant))}, the worth of {times} perplexity"
+    return f"{times} source's perplexity"
+
+
+def failing(quant: Quant, results: Results) -> str:
+    """What it lost in HumanEval that no use is left of it, in words; empty where that is not sure."""
+    ours, source = quant.humaneval, results.humaneval
+    if not (ours and source):
+        return ""
+    if (score := quant.scores.get(HUMANEVAL)) and (of := results.scores.get(HUMANEVAL)):
+        part = compare.Score(KEPT * of.value, KEPT * of.low, KEPT * of.high, of.words)
+        if compare.scores(score, part).high < 0:
+            return f"HumanEval {score.words}, the source {of.words}"
+    loops, usual = ((one["audits"]["repetition"], one["problems"]) for one in (ours, source))
+    if compare.shares(loops, usual).low > LOOPS:
+        return f"{loops[0]} of {loops[1]} answers to HumanEval end in a loop, of the source's {usual[0]}"
+    return ""
+
+
 def best(results: Results) -> set[str]:
     """The best of each size: files that none of no more bytes matches, going by the mean loss alone.
 
@@ -99,7 +130,8 @@ def best(results: Results) -> set[str]:
     """
     if results.unranked:
         return set()
-    usable = [q for q in results.quants if loss(q) < COLLAPSED_FROM and q.name not in results.rejected]
+    told = (quant for quant in results.quants if quant.loss and quant.name not in results.rejected)
+    usable = [quant for quant in told if not collapse(quant, results)]
     points = [(quant.bytes, loss(quant)) for quant in usable]
     are_best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, are_best, strict=False) if is_best}
@@ -162,14 +194,10 @@ def _dominated(quant: Quant, rival: Quant) -> Verdict:
 
 
 def _collapsed(quant: Quant, results: Results) -> Verdict | None:
-    if quant.loss is None or results.unranked or loss(quant) < COLLAPSED_FROM:
+    figure = collapse(quant, results)
+    if not figure:
         return None
-    if quant.measure == "kld":
-        figure = f"KL divergence {nats(loss(quant))}, the worth of {math.exp(loss(quant)):,.1f} times"
-        figure += " the perplexity"
-    else:
-        figure = f"{math.exp(loss(quant)):,.1f} times the source's perplexity"
-    return Verdict(quant, COLLAPSED, None, figure, quant.loss)
+    return Verdict(quant, COLLAPSED, None, figure, None if figure == failing(quant, results) else quant.loss)
 
 
 def _twin(quant: Quant, results: Results) -> Verdict | None:

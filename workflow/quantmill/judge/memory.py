@@ -61,8 +61,7 @@ def by_device(results: Results) -> list[Devices]:
     usable = [
         quant
         for quant in measured(results)
-        if quant.name not in results.rejected
-        and (results.unranked or not quant.loss or frontier.loss(quant) < frontier.COLLAPSED_FROM)
+        if quant.name not in results.rejected and not frontier.collapse(quant, results)
     ]
     usable = frontier.smaller(usable, results)
     told = not results.unranked and all(quant.loss for quant in usable)

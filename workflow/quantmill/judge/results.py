@@ -36,7 +36,8 @@ class Quant:
     `scores` are the evaluations that tell files apart, by name. `tensors` are
     the rows of the plan with `parameters` and `bytes` as numbers. `fit` is the
     report of the allocation, and its `gate`, where the recipe was fitted to a budget;
-    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`.
+    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`; `origin` the
+    source's perplexity.json in the file's own engine.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Quant:
     fit: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     parts: list[dict[str, Any]] = field(default_factory=list)
+    origin: dict[str, Any] | None = None
 
     @property
     def measure(self) -> str | None:
@@ -70,12 +72,21 @@ class Quant:
         return self.divergence or self.difference
 
     def against(self, other: Quant) -> compare.Paired:
-        """The paired difference to another file, by the same measure; one must have been taken."""
+        """The paired difference to another file, by the same measure; one must have been taken.
+
+        Of two engines each file counts beside the source in its own: they round the same weights differently.
+        """
         if self.divergence and other.divergence and self.kld and other.kld:
             return compare.divergence(self.kld, other.kld)
+        return compare.paired(self._beyond, other._beyond)
+
+    @property
+    def _beyond(self) -> dict[str, Any]:
+        """Its perplexity.json, the nll of each chunk beyond the source's."""
         assert self.perplexity is not None
-        assert other.perplexity is not None
-        return compare.paired(self.perplexity, other.perplexity)
+        assert self.origin is not None
+        beyond = [ours - own for ours, own in zip(self.perplexity["nll"], self.origin["nll"], strict=True)]
+        return {**self.perplexity, "nll": beyond}
 
     @property
     def bpw(self) -> float:
@@ -229,6 +240,8 @@ def _quant(
 ) -> Quant:
     """A file beside the source in the file's own engine: two engines round the same weights differently."""
     facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
+    cut = read_json(folder / "parts.json").get(name) if config.get("parts") else None
+    parts = cut or facts.get("parts") or []
     bench, gate = folder / "bench" / name, config["fits"]
     engine = config.get("engines", {}).get(name, MAINLINE)
     measured, source = _row(folder, name, config, facts["sha256"], engine), sources[engine]
@@ -240,7 +253,7 @@ def _quant(
     scores = scored(measured["humaneval"], measured["tasks"], bench / "humaneval.jsonl")
     return Quant(
         name=name,
-        file=facts["file"],
+        file=cut[0]["file"] if cut else facts["file"],
         bytes=facts["bytes"],
         sha256=facts["sha256"],
         plan=read_json(folder / "plans" / f"{name}.json"),
@@ -250,7 +263,8 @@ def _quant(
         divergence=divergence,
         difference=difference,
         scores={name: score for name, score in scores.items() if name not in doubts},
-        parts=facts.get("parts") or [],
+        parts=parts,
+        origin=source["perplexity"],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )
 

@@ -1,36 +1,67 @@
-"""Files too large for a repository, cut as llama.cpp does: a part is a header and a stretch of the file."""
+"""Files too large for a repository, cut as llama.cpp does: a part is a header and a stretch of the file.
+
+The stage names and digests the parts, so that the card can say how they are
+called where they are downloaded; written they are while they are uploaded.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.files import read_json, write_json
 from quantmill.model.ggufio import Header, padded, read_header
 from quantmill.progress import Log
 from quantmill.publish.files import Item, Stretch
 from quantmill.quantize import split
 from quantmill.recipe.table import PlanRow
 
+Parts = Mapping[str, list[dict[str, Any]]]
+"""parts.json: of each recipe whose file is cut, `file` (its path in the repository), `bytes` and `sha256`."""
 
-def cut(items: Iterable[Item], most: int, log: Log) -> list[Item]:
-    """The items, each GGUF of more than `most` bytes as its parts, in a folder of its own name.
 
-    No part is larger than `most`, its header included. Nothing is written: a
-    part is read from the file where it is needed. QuantmillError where a file
-    cannot be cut: it is a part of a model already, or a tensor is larger by itself.
+def described(facts: Mapping[str, dict[str, Any]], folder: Path, most: int, log: Log) -> Parts:
+    """The parts of the files of more than `most` bytes; none is larger than that, its header included.
+
+    `facts` are what `quantize.write` says of each recipe's file in `folder`. QuantmillError where a
+    file cannot be cut: it is a part of a model already, or a tensor is larger by itself.
     """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for recipe, file in facts.items():
+        for whole in file.get("parts") or [file]:
+            if whole["bytes"] <= most:
+                continue
+            path = folder / whole["file"]
+            found[recipe] = []
+            with log.progress(f"sha256 of the parts of {path.name}", path.stat().st_size / 2**20, "MiB") as p:
+                for name, part in _parts(path, most):
+                    entry = {"file": f"{path.stem}/{name}", "bytes": part.size, "sha256": _sha256(part)}
+                    found[recipe].append(entry)
+                    p.add(part.size / 2**20)
+    return found
+
+
+def cut(items: Iterable[Item], parts: Parts, most: int) -> list[Item]:
+    """The items, each GGUF of more than `most` bytes as its `parts`; nothing is written or read of them.
+
+    QuantmillError where the parts are not those of the file.
+    """
+    known = {part["file"]: part for described in parts.values() for part in described}
     found: list[Item] = []
     for item in items:
         if item.bytes <= most or not isinstance(item.content, Path) or item.content.suffix != ".gguf":
             found.append(item)
             continue
-        with log.progress(f"sha256 of the parts of {item.path}", item.bytes / 2**20, "MiB") as progress:
-            for name, part in _parts(item.content, most):
-                path = f"{Path(item.path).stem}/{name}"
-                found.append(Item(path, part, part.size, _sha256(part)))
-                progress.add(part.size / 2**20)
+        for name, stretch in _parts(item.content, most):
+            path = f"{Path(item.path).stem}/{name}"
+            if (part := known.get(path)) is None or part["bytes"] != stretch.size:
+                raise QuantmillError("is cut otherwise than parts.json says", item.path, "delete parts.json")
+            found.append(Item(path, stretch, stretch.size, part["sha256"]))
     return found
 
 
@@ -64,5 +95,20 @@ def _sha256(part: Stretch) -> str:
     return digest.hexdigest()
 
 
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `publish.cut`."""
+    config = args.spec["config"]
+    folder = args.results / "gguf"
+    facts = {name: read_json(folder / f"{config['model']}-{name}.json") for name in config["recipes"]}
+    write_json(args.out, described(facts, folder, config["split"], log))
+
+
 _CURE = "give `split` a larger size under publish"
 _SPLIT_KEYS = 1024  # the three keys that say which part it is take less
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--results", type=Path, required=True, help="folder of the model's results")
+    arguments.add_argument("--out", type=Path, required=True, help="parts.json")
+    command.run(arguments, main)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.files import read_json
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.cut import cut
-from quantmill.publish.files import SUMS, Item, Stretch, items_of, read_sums, sums_of, withheld_in
+from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 
 
@@ -34,14 +34,15 @@ class Publication(NamedTuple):
         return [item for item in self.items if states[item.path] in UPLOADED]
 
 
-def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool, log: Log) -> Publication:
+def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool) -> Publication:
     """What there is to publish of a model, compared with its repository.
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
     """
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    items = cut(items_of(results, model, recipes, settings["include"]), settings["split"], log)
+    items = items_of(results, model, recipes, settings["include"])
+    items = cut(items, read_json(results / "parts.json"), settings["split"])
     repository = Repository(settings["repo"], settings["revision"])
     try:
         held = repository.holdings()
@@ -67,14 +68,7 @@ def shown(publication: Publication) -> list[str]:
     there = "" if publication.held else ", to be made"
     where = f"{settings['repo']} ({settings['revision']}{', private' if settings['private'] else ''}{there})"
     head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
-    cuts = Counter(
-        Path(item.path).parent.name for item in publication.items if isinstance(item.content, Stretch)
-    )
-    notes = (
-        f"{stem}.gguf goes in {parts} parts, and the card names it whole: give the recipe a `split`"
-        for stem, parts in cuts.items()
-    )
-    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows), *notes]
+    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows)]
 
 
 def refuse_unsound(publication: Publication) -> None:
@@ -114,7 +108,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The command `publish.upload`: everything is looked at before anything is uploaded."""
     config = args.spec["config"]
     publications = [
-        prepared(model, settings, args.results / model, config["confirm"], log)
+        prepared(model, settings, args.results / model, config["confirm"])
         for model, settings in config["models"].items()
     ]
 
