@@ -1,5 +1,6 @@
 """The published families at their real sizes, from headers alone, and what each template does and refuses."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ import headers as shapes
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import Header, read_header
 from quantmill.model.header import read_source
-from quantmill.recipe import plan, presets, rules
+from quantmill.recipe import interchange, plan, presets, rules
 from quantmill.recipe.importance import ranked
 from quantmill.recipe.render import facts, main_layers, render
 
@@ -42,13 +43,13 @@ MIXTURES: dict[tuple[Path, str, bool], Any] = {}
 
 
 def planned(
-    header: Header, template: str, name: str, *, imatrix: bool = True, **parameters: Any
+    header: Header, template: str, name: str, *, configured: bool = True, **parameters: Any
 ) -> dict[str, Any]:
     """The report of a recipe's plan, with its rows by name beside it."""
     if template == "preset":
         parameters = {"base": name} | parameters
     recipe = rendered(header, template, name, parameters)
-    used = plan.use_imatrix(recipe, imatrix, name)
+    used = plan.use_imatrix(recipe, configured, name)
     key = (header.path, recipe.base.name, used)
     MIXTURES[key] = MIXTURES.get(key) or presets.mixture(header, recipe.base, imatrix=used)
     resolved = plan.resolve(header, recipe, MIXTURES[key], imatrix=used, where=name)
@@ -59,6 +60,7 @@ def planned(
 PUBLISHED: list[tuple[str, str, str, dict[str, Any], float, float]] = [
     ("qwen35", "preset", "Q8_0", {}, 26.622 + 0.01, GIB),  # 27,260.56 MiB of tensors
     ("qwen35", "preset", "Q4_K_M", {}, 15.4007 + 0.01, GIB),
+    ("qwen35", "preset", "IQ4_XS", {}, 14.036 + 0.01, GIB),
     ("qwen35", "ik", "IQ4_K", {}, 14.4, GIB),
     ("qwen35", "ik", "IQ4_KS", {}, 13.7, GIB),
     ("qwen35", "ik", "IQ3_K", {}, 11.1, GIB),
@@ -104,6 +106,66 @@ def test_a_published_size_in_whole_gib(headers: dict[str, Header], profile: str)
     assert math.ceil(planned(headers["qwen35moe"], "apex", profile)["file_bytes"] / GIB) == ROUNDED[profile]
 
 
+# A mixture of ik's types published for Qwen3.5-27B (the same shapes): 12.999 GiB of tensors, 4.151 bpw.
+EARLY = "|".join(map(str, [*range(16), *range(18, 64, 3)]))
+OWN_MIXTURE = rf"""# attention and SSM
+blk\.\d+\.attn_(q|gate|qkv)\.weight=iq4_k
+blk\.\d+\.(attn_(k|v|output)|ssm_out)\.weight=iq5_ks
+ssm_(alpha|beta)=q8_0
+
+blk\.({EARLY})\.ffn_(down|gate|up)\.weight=iq4_ks
+ffn_(down|gate|up)=iq3_k
+^(token_embd|output)\.weight$=iq4_k
+"""
+
+
+def test_an_imported_mixture_of_ik_has_its_published_size(headers: dict[str, Header], tmp_path: Path) -> None:
+    (tmp_path / "recipe.txt").write_text(OWN_MIXTURE)
+    imported = interchange.read(tmp_path / "recipe.txt", "regex", headers["qwen35"])
+    assert imported.engine == "ik" and imported.notes == []
+    text = json.dumps({"engine": imported.engine, "base": imported.base, "rules": imported.rules})
+    recipe = rules.parse(text, "recipe.txt")
+    mixture = presets.mixture(headers["qwen35"], recipe.base, imatrix=False)
+    resolved = plan.resolve(headers["qwen35"], recipe, mixture, imatrix=False, where="recipe.txt")
+    found = plan.report(headers["qwen35"], resolved, "x", None)
+    assert round(found["tensor_bytes"] / GIB, 3) == 12.999
+    assert round(8 * found["tensor_bytes"] / found["parameters"], 3) == 4.151
+
+
+LABELS = {
+    "Qwen3.6-27B": "qwen35",
+    "gemma-4 A4B, 98 experts": "gemma4",
+    "Qwen3.5-35B-A3B": "qwen35moe",
+    "Darwin-36B-Opus, the same shapes": "qwen35moe",
+}
+UNITS = {"GB": GB, "GiB": GIB, "MiB": 2**20}
+
+
+def test_the_table_of_the_documentation_is_what_is_planned(headers: dict[str, Header]) -> None:
+    _, _, table = (
+        (ROOT / "docs" / "recipes.md").read_text().partition("| model | recipe | published | planned |")
+    )
+    known = {(row[0], row[2].removeprefix("APEX-")): (row[1], row[2], row[3]) for row in PUBLISHED}
+    known |= {("qwen35moe", profile): ("apex", profile, {}) for profile in ROUNDED}
+    lines = [line.strip("|").split("|") for line in table.split("\n\n")[0].splitlines()[2:]]
+    model, seen = "", set()
+    for label, recipe, _, planned_cell in ([cell.strip() for cell in line] for line in lines):
+        model = LABELS[label] if label else model
+        names = [name.partition(" (")[0] for name in recipe.removeprefix("APEX ").split(", ")]
+        figures, unit = planned_cell.rsplit(" ", 1)
+        sizes = "tensor_bytes" if names[-1] == "tensors alone" else "file_bytes"
+        said = re.split(", (?!\\d{3})", figures)
+        names = [name for name in names if (model, name) in known]
+        assert names, recipe
+        for number, name in enumerate(names):
+            template, full, parameters = known[model, name]
+            figure = said[min(number, len(said) - 1)].replace(",", "")
+            size = planned(headers[model], template, full, **parameters)[sizes] / UNITS[unit]
+            assert f"{size:.{len(figure.partition('.')[2])}f}" == figure, recipe
+            seen.add((model, name))
+    assert seen >= known.keys() - {("qwen35moe", name) for name in ("Compact", "I-Compact", *ROUNDED)}
+
+
 TIERS = (
     "BF16", "Q8_0", "Q6_K_L", "Q6_K", "Q5_K_L", "Q5_K_M", "Q5_K_S", "Q4_K_L", "Q4_1", "Q4_K_M", "Q4_K_S",
     "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "IQ3_M", "Q3_K_S", "IQ3_XS", "IQ3_XXS",
@@ -143,7 +205,7 @@ def test_apex_with_fused_experts_and_with_an_imatrix(headers: dict[str, Header])
     kinds = [rendered(headers["qwen35moe"], "apex", name, {}).imatrix for name in names]
     assert kinds == ["none", "required", "required"]
     with pytest.raises(QuantmillError, match="the recipe requires an imatrix"):
-        planned(headers["qwen35moe"], "apex", "Mini", imatrix=False)
+        planned(headers["qwen35moe"], "apex", "Mini", configured=False)
 
 
 def test_experts_of_their_own_in_several_parts(tmp_path: Path) -> None:

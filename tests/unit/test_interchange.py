@@ -154,6 +154,16 @@ def test_a_file_that_leaves_weights_to_a_base_needs_one(tmp_path: Path) -> None:
         imported(path, "custom-q", read_header(LLAMA))
 
 
+def test_projections_about_a_convolution_are_weights_like_any_other(tmp_path: Path) -> None:
+    header, path = read_header(LLAMA), tmp_path / "x"
+    inner = [(f"blk.0.shortconv.{part}.weight", 1, (256, 256)) for part in ("in_proj", "out_proj")]
+    listed = [(t.name, t.type_id, t.shape) for t in header.tensors]
+    (tmp_path / "m.gguf").write_bytes(serialize(header.kv, [*listed, *inner]))
+    path.write_text("attn=q6_K,ffn=q4_K,token_embd=q8_0,output=q8_0")
+    assert read(path, "custom-q", header).base == "q6_K"
+    assert read(path, "custom-q", read_header(tmp_path / "m.gguf", data=False)).base is None
+
+
 def retyped(source: Header, rows: list[PlanRow], path: Path) -> Header:
     """A header-only GGUF of the plan."""
     path.write_bytes(serialize(source.kv, [(row.name, known(row.type).id, row.shape) for row in rows]))
@@ -187,6 +197,9 @@ def test_a_clone_of_a_model_with_other_layers(tmp_path: Path) -> None:
     assert r"blk.*.nextn.eh_proj.weight (1)" in found.notes[0]
     recipe = rules.parse(text, "r")
     mixture = presets.mixture(small, recipe.base, imatrix=True)
+    back = clone(large, retyped(small, planned(small, text), tmp_path / "back.gguf"))
+    assert back.notes[0].startswith("back.gguf also has attn_k (1), attn_output (1), attn_q (1), ")
+    assert back.notes[0].endswith("which the model has not") and len(back.notes) == 1
     assert found.notes[0] in plan.resolve(small, recipe, mixture, imatrix=True, where="r").warnings
 
 

@@ -373,7 +373,7 @@ def test_nvfp4_gets_its_second_scales_where_llama_cpp_applies_them() -> None:
     scales = {name: (row.shape, row.bytes) for name, row in rows.items() if row.made}
     expected = {f"blk.{n}.ffn_up_exps.scale": ((4,), 16) for n in (0, 1)}
     assert scales == expected | {f"blk.{n}.ffn_down_shexp.scale": ((1,), 4) for n in (0, 1)}
-    assert rows["blk.0.ffn_up_exps.scale"].reason == "second scale of blk.0.ffn_up_exps.weight"
+    assert rows["blk.0.ffn_up_exps.scale"].reason == "second scale of its weight"
     assert plan.warnings[-1] == (
         "1 nvfp4 tensors, such as token_embd.weight, have no second scale, and so a larger error:"
         " llama.cpp applies none there"

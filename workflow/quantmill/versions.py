@@ -20,7 +20,7 @@ VERSIONS: Final[dict[str, int]] = {
     "budget.reach": 1,
     "budget.allocate": 2,
     "recipe.render": 2,
-    "recipe.plan": 3,
+    "recipe.plan": 4,
     "quantize.write": 2,
     "measure.perplexity": 1,
     "measure.reference": 1,

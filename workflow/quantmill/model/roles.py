@@ -51,10 +51,10 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(roles.split()) for gro
         time_mix_first time_mix_g1 time_mix_g2 time_mix_gate time_mix_k_a time_mix_k_k time_mix_key
         time_mix_lerp_fused time_mix_lerp_g time_mix_lerp_k time_mix_lerp_r time_mix_lerp_v time_mix_lerp_w
         time_mix_lerp_x time_mix_output time_mix_r_k time_mix_receptance time_mix_v0 time_mix_v1 time_mix_v2
-        time_mix_value time_mix_w0 time_mix_w1 time_mix_w2
+        time_mix_value time_mix_w0 time_mix_w1 time_mix_w2 shortconv.in_proj shortconv.out_proj
     """,
     "convolution": """
-        ssm_conv1d ssm_conv1d_k ssm_conv1d_q ssm_conv1d_v shortconv.conv shortconv.in_proj shortconv.out_proj
+        ssm_conv1d ssm_conv1d_k ssm_conv1d_q ssm_conv1d_v shortconv.conv
     """,
     "mtp": "nextn",
     "embeddings": "token_embd",

@@ -139,17 +139,21 @@ def clone(header: Header, other: Header) -> Imported:
     """The types of `other` for the model with this header.
 
     A role's layers are put side by side, the first with the first and the last
-    with the last; those of multi-token prediction by themselves. Roles that
-    `other` lacks are named in the notes and left to the base: the preset that
-    `other` says it is, or else its commonest type.
+    with the last; those of multi-token prediction by themselves. The notes name
+    the roles that `other` lacks, which are left to the base (the preset that
+    `other` says it is, or else its commonest type), and those that it alone has.
     """
     if not any(is_quantized(tensor.type) for tensor in other.tensors):
         raise QuantmillError("nothing in it is quantized", other.path, "give a quantized GGUF")
-    theirs = _by_role(other)
-    made, absent = [], []
-    for place, ours in _by_role(header).items():
+    theirs, mine = _by_role(other), _by_role(header)
+    absent = _counted({place: layers for place, layers in mine.items() if place not in theirs})
+    left = _counted({
+        place: layers for place, layers in theirs.items()
+        if place not in mine and any(is_quantized(kind) for kinds in layers.values() for kind in kinds)
+    })  # fmt: skip
+    made = []
+    for place, ours in mine.items():
         if place not in theirs:
-            absent.append(f"{place.name or place.role} ({len(ours)})")
             continue
         kinds = [_common(kinds) for _, kinds in sorted(theirs[place].items())]
         layers = sorted(ours)
@@ -170,7 +174,8 @@ def clone(header: Header, other: Header) -> Imported:
     preset = next((name for name, known in presets.PRESETS.items() if known == number), None)
     engine = _engine(tensor.type for tensor in weights)
     base = preset if preset and engine == "mainline" else sizes.most_common(1)[0][0]
-    notes = [f"{other.path.name} has no {', '.join(absent)}: {base} decides"] if absent else []
+    notes = [f"{other.path.name} has no {absent}: {base} decides"] if absent else []
+    notes += [f"{other.path.name} also has {left}, which the model has not"] if left else []
     return Imported(made, base, engine, notes)
 
 
@@ -253,6 +258,11 @@ def _by_role(header: Header) -> dict[Place, dict[int, list[str]]]:
         place = Place(role, name, layer >= evaluated > 0)
         found.setdefault(place, {}).setdefault(layer, []).append(tensor.type)
     return found
+
+
+def _counted(places: dict[Place, dict[int, list[str]]]) -> str:
+    """Places in words, in how many layers each is."""
+    return ", ".join(f"{place.name or place.role} ({len(layers)})" for place, layers in places.items())
 
 
 def _cloned(place: Place, kind: str, layers: list[int]) -> dict[str, Any]:

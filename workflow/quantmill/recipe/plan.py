@@ -171,7 +171,7 @@ def _with_scales(
     made = [
         PlanRow(
             scale_name(row.name), "scale", row.layer, row.shape[2:] or (1,), MADE, "f32",
-            4 * math.prod(row.shape[2:]), f"second scale of {row.name}",
+            4 * math.prod(row.shape[2:]), "second scale of its weight",
         )
         for row in rows
         if row.name in scaled
