@@ -295,6 +295,12 @@ def test_multi_token_prediction_is_no_edge_and_needs_no_imatrix(headers: dict[st
     [
         ("apex", "Nice", {}, "apex.yaml.j2: no profile Nice; it is one of Quality, Balanced"),
         ("apex", "Quality", {}, "the model has no routed experts"),
+        ("apex", "Quality", {"edge": "five"}, "'five' is no number of layers at the ends; such as 5"),
+        ("apex", "Quality", {"attention_edge": -1}, "-1 is no number of layers at the ends"),
+        ("contrib-dynamic", "CD-Q6_K", {"mid": "x"}, "'x' is no number among 2 layers, and no share of them"),
+        ("contrib-dynamic", "CD-Q6_K", {"top": 3}, "3 is no number among 2 layers"),
+        ("contrib-mix", "Q4_K_M_L", {"mid": -1}, "-1 is no number among 2 layers"),
+        ("contrib-mix", "Q4_K_M_L", {"mid": 40.0}, "40.0 is no number among 2 layers"),
         ("contrib-dynamic", "CD-Q9", {}, "no tier CD-Q9; it is one of CD-Q6_K"),
         ("contrib-mix", "Q4_0_L", {}, "no mix for Q4_0; its base is one of Q6_K"),
         ("contrib-mix", "Q4_K_M_X", {}, "no variant X; it is L or h"),
@@ -304,7 +310,8 @@ def test_multi_token_prediction_is_no_edge_and_needs_no_imatrix(headers: dict[st
 )
 def test_what_a_template_refuses(template: str, name: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(QuantmillError, match=message):
-        rendered(read_header(DATA / "tiny-llama.gguf"), template, name, parameters)
+        model = "tiny-moe" if template == "apex" and parameters else "tiny-llama"
+        rendered(read_header(DATA / f"{model}.gguf"), template, name, parameters)
 
 
 def test_a_template_that_ranks_layers_needs_importance() -> None:

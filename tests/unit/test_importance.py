@@ -59,6 +59,12 @@ def damage(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> 
     return Damage(f"blk.{layer}.{role}.weight", role, layer, (2, 2), kind, 1, error=error, kld=kld)
 
 
+def test_scores_that_are_no_json_are_the_users_to_correct(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text('{"0": 1')
+    with pytest.raises(QuantmillError, match=r"scores.json: no valid JSON .*; correct it"):
+        from_json(tmp_path / "scores.json", [0])
+
+
 def test_damages_at_the_types_that_all_tensors_have() -> None:
     damages = [damage(0, "attn_q", "q4_K", 1.0), damage(0, "attn_q", "q2_K", 100.0),
                damage(0, "ffn_up", "q4_K", 0.5), damage(1, "attn_q", "q4_K", 4.0)]  # fmt: skip

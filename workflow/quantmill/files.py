@@ -85,7 +85,8 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise QuantmillError("no such file", path) from None
     except ValueError as error:
-        raise QuantmillError(f"no valid JSON ({error})", path, "delete it to have it made again") from None
+        cure = "correct it, or delete it to have it made again"
+        raise QuantmillError(f"no valid JSON ({error})", path, cure) from None
 
 
 def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:

@@ -12,6 +12,7 @@ see the model's header, nothing else:
     layers_of(*role) the numbers of the layers that have a tensor of one of the roles
     present(*role)   those of the roles that the model has, as a list
     edges(n)         the first n and the last n layers' numbers, multi-token prediction left out
+    part(x, n)       how many of n layers a parameter means: x of them, or a share such as 0.25
     refuse(text)     ends it with an error
     ranked           the layers, the most important first, and
     importance       their scores, by layer: where the recipe says what `importance` is made of
@@ -28,7 +29,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import jinja2
 import jinja2.meta
@@ -85,11 +86,20 @@ def facts(header: Header) -> dict[str, Any]:
     def present(*wanted: str) -> list[str]:
         return [role for role in wanted if role in by_role]
 
-    def edges(count: int) -> list[int]:
+    def edges(count: Any) -> list[int]:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            refuse(f"{count!r} is no number of layers at the ends; such as 5")
         last = len(evaluated) - count
         return [layer for place, layer in enumerate(evaluated) if place < count or place >= last]
 
-    def refuse(text: str) -> None:
+    def part(wanted: Any, layers: int) -> int:
+        count = isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted <= layers
+        if not count and not (isinstance(wanted, float) and 0 <= wanted <= 1):
+            what = f"{wanted!r} is no number among {layers} layers, and no share of them"
+            refuse(f"{what}; such as 4, or 0.25")
+        return wanted if count else round(wanted * layers)
+
+    def refuse(text: str) -> NoReturn:
         raise _RefusedError(text)
 
     return {
@@ -109,6 +119,7 @@ def facts(header: Header) -> dict[str, Any]:
         "layers_of": layers_of,
         "present": present,
         "edges": edges,
+        "part": part,
         "refuse": refuse,
     }
 
@@ -232,7 +243,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         from quantmill.recipe import interchange
 
         known["imported"] = interchange.read(args.file, config["form"], header)
-    text = render(read_template(args.template), config["parameters"], known, args.template)
+    where = f"recipe {config['recipe']} ({args.template})"
+    text = render(read_template(args.template), config["parameters"], known, where)
     write_text(args.out, text)
     if "ranked" in known:
         log.say("layers, the most important first: " + ", ".join(map(str, known["ranked"])))
