@@ -134,6 +134,15 @@ def test_two_files_of_the_same_tensors_are_said_to_be(make_tree: Callable[..., T
     assert notes(read(*make_tree(recipes={"A": same, "B": same})))["B"] == "every tensor as in `A`"
 
 
+def test_the_same_types_without_the_imatrix_are_another_file(make_tree: Callable[..., Tree]) -> None:
+    same = ("q4_K", "q6_K", "q6_K", 0.05, 0.01)
+    folder, config = make_tree(recipes={"A": same, "B": same})
+    edit(folder / "plans" / "B.json", imatrix=False)
+    results = read(folder, config | {"kld": True})
+    assert "every tensor" not in notes(results)["B"]
+    assert not [v for v in frontier.withheld(results, "dominated") if v.reason == "identical"]
+
+
 def test_too_few_chunks_give_no_advice(make_tree: Callable[..., Tree]) -> None:
     results = read(*make_tree(n=3))
     assert advice.choice(results) == ["Perplexity was measured on too few chunks to tell the files apart."]

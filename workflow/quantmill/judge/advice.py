@@ -97,7 +97,7 @@ def choice(results: Results) -> list[str]:
 def note(quant: Quant, results: Results) -> str:
     """One short sentence about a file, from the measurements (markdown)."""
     for other in results.quants[: results.quants.index(quant)]:
-        if other.types == quant.types:
+        if other.makes == quant.makes:
             return f"every tensor as in {code(other.name)}"
     if quant.name in results.rejected:
         return results.rejected[quant.name].verdict

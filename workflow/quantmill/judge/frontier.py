@@ -202,7 +202,7 @@ def _collapsed(quant: Quant, results: Results) -> Verdict | None:
 
 def _twin(quant: Quant, results: Results) -> Verdict | None:
     for other in results.quants[: results.quants.index(quant)]:
-        if other.types == quant.types:
+        if other.makes == quant.makes:
             return Verdict(quant, IDENTICAL, other, f"every tensor has the type that it has in {other.name}",
                            None)  # fmt: skip
     return None

@@ -99,9 +99,10 @@ class Quant:
         return str(self.plan["by_type"][0]["type"])
 
     @property
-    def types(self) -> dict[str, str]:
-        """The type of each tensor."""
-        return {tensor["name"]: tensor["type"] for tensor in self.tensors}
+    def makes(self) -> tuple[Any, ...]:
+        """What decides the tensors' bytes: the type of each, the engine, whether the imatrix is used."""
+        types = {tensor["name"]: tensor["type"] for tensor in self.tensors}
+        return types, self.plan["engine"], self.plan["imatrix"]
 
 
 @dataclass(frozen=True)
