@@ -212,11 +212,15 @@ def test_a_requantized_source_is_said_aloud_before_the_table(tree: Tree) -> None
 def test_experts_under_the_floor_and_tensors_without_an_entry_are_shown(tree: Tree) -> None:
     folder, config = tree
     path = folder / "imatrix.json"
-    seen = [{"name": "blk.1.ffn_up_exps.weight", "expert": 7, "count": 12}]
+    both = [("blk.1.ffn_up_exps.weight", 7, 1200), ("blk.1.ffn_gate_exps.weight", 7, 1200),
+            ("blk.1.ffn_up_exps.weight", 2, 0), ("blk.1.ffn_gate_exps.weight", 2, 0),
+            ("blk.2.ffn_up_exps.weight", 7, 1200)]  # fmt: skip
+    seen = [{"name": name, "expert": expert, "count": count} for name, expert, count in both]
     write_json(path, read_json(path) | {"experts_under_floor": seen})
     card = card_of((folder, config))
-    assert "Experts that saw fewer than 32 tokens: 1." in card
-    assert "| `blk.1.ffn_up_exps.weight` | 7 | 12 |" in card
+    assert "Experts that saw fewer than 32 tokens, each weight counted: 5." in card
+    assert "| `blk.1.ffn_up_exps.weight`, `blk.1.ffn_gate_exps.weight` | 2 (0), 7 (1,200) |" in card
+    assert "| `blk.2.ffn_up_exps.weight` | 7 (1,200) |" in card
     assert "Without an entry: 1 tensor (`token_embd.weight`)." in card
 
 

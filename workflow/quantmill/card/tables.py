@@ -97,6 +97,21 @@ def by_reason(quant: Quant) -> list[dict[str, Any]]:
     return sorted(found, key=lambda group: -group["bytes"])
 
 
+def starved(experts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Experts that saw few tokens, a row for the tensors of a layer that saw the same.
+
+    `experts` are those of imatrix.json; a row has `tensors`, and `seen`: expert and tokens, fewest first.
+    """
+    seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for entry in experts:
+        seen[entry["name"]].append((entry["count"], entry["expert"]))
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, counts in seen.items():
+        block = ".".join(name.split(".")[:2])
+        alike[block, *(f"{expert} ({count:,})" for count, expert in sorted(counts))].append(name)
+    return [{"tensors": names, "seen": list(words)} for (_, *words), names in alike.items()]
+
+
 def fallbacks(results: Results) -> list[dict[str, Any]]:
     """Types that a tensor's shape forced: per file and pair of types, how many, of which roles and widths."""
     found = []

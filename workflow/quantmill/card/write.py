@@ -98,7 +98,8 @@ def render(
     values = _values(results, config)
     with_memory = memory.measured(results)
     filters = (
-        tables.uneven, tables.by_reason, plots.dark, passed, score, audit, engine, download, task_score, tally
+        tables.uneven, tables.by_reason, tables.starved, plots.dark, passed, score, audit, engine, download,
+        task_score, tally,
     )  # fmt: skip
     return template("card.md.j2", *filters).render(
         front_matter=front_matter(results, config),
