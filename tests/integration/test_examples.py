@@ -66,6 +66,9 @@ def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
     results = house.folder / example["results"] / model
     plans = {path.stem for path in results.glob("plans/*.json")}
     assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in example["recipes"]}
+    if name == "apex":  # all its profiles are told apart, which takes layers enough
+        sizes = {json.loads(path.read_text())["tensor_bytes"] for path in results.glob("plans/*.json")}
+        assert len(sizes) == len({plan.removeprefix("APEX-").removeprefix("I-") for plan in plans}) == 6
     if goal is None:
         said = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
         assert said[name] in (results / "card" / "README.md").read_text()

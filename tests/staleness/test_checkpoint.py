@@ -198,8 +198,11 @@ def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House) -> None:
     again = f"{CONVERT}_for_now"
     assert converting.due() == {again} | REST
     converting.run()
-    gguf = converting.folder / "results" / "small" / "source" / "small.gguf"
-    assert not gguf.exists() and converting.due() == set()
+    results = converting.folder / "results" / "small"
+    assert not (results / "source" / "small.gguf").exists() and converting.due() == set()
+    # The card alone needs no source.
+    converting.edit("config.yaml", "    recipes:", "    card: {license: mit}\n    recipes:")
+    assert converting.due() == {"write_card"}
     # Whatever is asked of it later makes it, and all that comes of it, again.
     asks(converting, {"keep": False}, ["Q8_0", "Q4_0"])
     assert converting.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
