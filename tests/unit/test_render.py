@@ -57,6 +57,16 @@ def test_output_means_the_embeddings_where_the_model_shares_them() -> None:
     assert [rule.type for rule in both.rules] == ["q8_0"]
 
 
+def test_a_presets_name_with_other_parameters_is_enough() -> None:
+    plain = rules.parse(family("preset", {"imatrix": "none"}, KNOWN | {"recipe": "Q4_0"}), "r.yaml")
+    assert (plain.base.name, plain.imatrix, plain.rules) == ("Q4_0", "none", ())
+    assert rules.parse(family("preset", {}, KNOWN | {"recipe": "Q6_K_L"}), "r.yaml").rules[0].type == "q8_0"
+    with pytest.raises(
+        QuantmillError, match="base Q4_K_X is neither a preset nor a type; did you mean Q4_K_"
+    ):
+        family("preset", {}, KNOWN | {"recipe": "Q4_K_X"})
+
+
 def test_rules_given_in_the_config() -> None:
     given = [{"role": "attn_q", "layers": [1], "type": "q6_K", "why": 'it\'s: "odd"'}]
     parsed = rules.parse(family("custom", {"base": "q4_K", "rules": given}), "r.yaml")
