@@ -11,7 +11,7 @@ import pytest
 import headers as shapes
 import native
 from quantmill.errors import QuantmillError
-from quantmill.model.ggufio import Header, read_header, serialize
+from quantmill.model.ggufio import Header, encode_u32, read_header, serialize
 from quantmill.model.header import read_source
 from quantmill.model.types import known
 from quantmill.recipe import plan, presets, rules
@@ -178,6 +178,21 @@ def test_a_clone_of_a_quant_of_the_same_model(tmp_path: Path, engine: str) -> No
     text = imported(tmp_path / "other.gguf", "gguf", header)
     assert types(planned(header, text)) == types(rows)
     assert "notes" not in text
+
+
+@pytest.mark.parametrize("preset", ["Q8_0", "Q4_K_M"])
+def test_the_types_of_a_plain_preset_can_be_had_too(tmp_path: Path, preset: str) -> None:
+    header = read_header(LLAMA)
+    rows = planned(header, f"base: {preset}")
+    other = retyped(header, rows, tmp_path / "other.gguf").kv
+    number = {"general.file_type": encode_u32(presets.PRESETS[preset])}
+    listed = [(row.name, known(row.type).id, row.shape) for row in rows]
+    (tmp_path / "other.gguf").write_bytes(serialize({**other, **number}, listed))
+    (tmp_path / "lines").write_text(written(rows, "regex"))
+    for form, file in (("gguf", "other.gguf"), ("regex", "lines")):
+        text = imported(tmp_path / file, form, header, base=preset)
+        assert types(planned(header, text)) == types(rows)
+    assert f"base: {preset}" in imported(tmp_path / "other.gguf", "gguf", header)
 
 
 def test_a_clone_of_a_model_with_other_layers(tmp_path: Path) -> None:

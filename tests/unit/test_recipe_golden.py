@@ -15,7 +15,7 @@ MODEL = ROOT / "tests" / "data" / "tiny-moe.gguf"
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
     "model.manifest": (2, "698107e3503e7706c971ef53c6a652ed0fc054d1a4b6e1be5e408e9c84670bec"),
-    "recipe.render": (2, "e428428c0816893818f016d98b8d3210315fec9835a3531aab6cf11874c4d82f"),
+    "recipe.render": (3, "e428428c0816893818f016d98b8d3210315fec9835a3531aab6cf11874c4d82f"),
     "recipe.plan": (4, "8abc6488027bf260cf50e835e6e0ccb48cbf73e5afdbdaebfaf4a81c9f3e1af9"),
 }
 PARAMETERS = {"base": "Q4_K_M", "embeddings": "q8_0", "output": "q5_K"}

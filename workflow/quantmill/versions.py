@@ -19,7 +19,7 @@ VERSIONS: Final[dict[str, int]] = {
     "budget.imported": 2,
     "budget.reach": 1,
     "budget.allocate": 2,
-    "recipe.render": 2,
+    "recipe.render": 3,
     "recipe.plan": 4,
     "quantize.write": 2,
     "measure.perplexity": 1,

@@ -7,7 +7,9 @@
     gguf          the types that a GGUF has, by role and relative depth
 
 In the three of lines the first `=` ends the pattern, which is searched for
-anywhere in the name, and the first line that matches a tensor decides.
+anywhere in the name, and the first line that matches a tensor decides. What they
+match is looked at here, so that the rules made of them are `optional`: a file of
+a plain preset's types is no error for equalling its base.
 """
 
 from __future__ import annotations
@@ -124,8 +126,7 @@ def of_lines(lines: Sequence[tuple[str, str]], header: Header, where: object) ->
             notes.append(f"{place} of the imported file is shadowed by earlier ones and left out: {line}")
             continue
         decided |= dict.fromkeys(free, kind)
-        kept = not is_quantized(kind) or all(_may_be_kept(name, shapes[name]) for name in free)
-        made.append({"match": _whole(pattern), "type": kind} | ({"optional": True} if kept else {}))
+        made.append({"match": _whole(pattern), "type": kind, "optional": True})
     weights = [name for name in shapes if not _may_be_kept(name, shapes[name])]
     covered = all(name in decided for name in weights)
     sizes: Counter[str] = Counter()
@@ -272,7 +273,7 @@ def _cloned(place: Place, kind: str, layers: list[int]) -> dict[str, Any]:
     rule["type"] = kind
     if layers[0] >= 0:
         rule["layers"] = layers
-    return rule | ({} if is_quantized(kind) else {"optional": True})
+    return rule | {"optional": True}
 
 
 def _beside(position: int, ours: int, theirs: int) -> int:
