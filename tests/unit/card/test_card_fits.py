@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from quantmill.card import maps, write
 from quantmill.files import read_json, read_table, write_json, write_table
-from quantmill.judge import advice
+from quantmill.judge import advice, frontier
 from quantmill.judge.fits import sensitivity
 from quantmill.judge.results import Results, read
 
@@ -112,6 +113,19 @@ def test_what_does_not_surely_win_is_not_recommended(fitted: tuple[Path, dict[st
     line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
     assert "**not recommended:**" in line and "★" not in line
     assert "poor" not in " ".join(advice.choice(results))
+
+
+def test_a_gate_stays_closed_where_the_rival_is_withheld(
+    fitted: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another fitted file may dominate the rival, which is then not offered: the loser is none the better."""
+    results = read(*fitted)
+    usual = [SimpleNamespace(quant=quant) for quant in results.quants if quant.fit is None]
+    monkeypatch.setattr(frontier, "withheld", lambda *_: usual)
+    kept = write.offered(results, fitted[1])[1]
+    assert {quant.name for quant in kept.quants} == set(FITTED)
+    assert set(kept.rejected) == {"poor"}
+    assert "poor" not in " ".join(advice.choice(kept))
 
 
 def test_without_its_gate_a_file_is_judged_like_any_other(fitted: tuple[Path, dict[str, Any]]) -> None:

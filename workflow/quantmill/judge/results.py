@@ -123,11 +123,12 @@ class Results:
     sensitivity: dict[str, Any] | None = None
     doubts: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
+    withheld: list[Quant] = field(default_factory=list)
 
     @cached_property
     def fits(self) -> list[Fit]:
-        """The files that were fitted to a budget, and how they compare."""
-        return fitted(self.quants)
+        """The files that were fitted to a budget, and how they compare, with what is withheld too."""
+        return fitted([*self.quants, *self.withheld])
 
     @property
     def rejected(self) -> dict[str, Fit]:
