@@ -199,6 +199,7 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
         sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
         sensitivity=sensitivity,
         doubts=doubts,
+        withheld=[],
         scores=scored(source["humaneval"], source["tasks"], folder / "bench" / SOURCE / "humaneval.jsonl"),
     )
 
