@@ -67,5 +67,9 @@ include: "workflow/rules/checkpoint.smk"
 include: "workflow/rules/publish.smk"
 
 
+onsuccess:
+    tell_warnings()
+
+
 onerror:
     tell_errors()

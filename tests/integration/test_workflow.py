@@ -48,6 +48,19 @@ def test_a_second_config_replaces_the_first(house: House) -> None:
     assert "elsewhere/tiny" in house.run("-n", "--config", "results=elsewhere").stdout
 
 
+def test_what_the_stages_warn_of_is_said_at_the_end_of_the_run_that_made_it(house: House) -> None:
+    (house.folder / "kld.csv").write_text("QTYPE,output.weight\nq4_K,0.1\n")
+    (house.folder / "curve.csv").write_text("QTYPE,group0\nq4_K,0.02\nq8_k_r9,0.01\nq8_0,0.001\n")
+    house.configure(
+        lambda config: config.update(LEAN, sensitivity={"import": "kld.csv", "curve": "curve.csv"})
+    )
+    first, second = house.run("sensitivities"), house.run("sensitivities")
+    said = [line for line in first.stderr.splitlines() if line.startswith("warning: ")]
+    assert said[0].startswith("warning: neither engine has 1 type (q8_k_r9) of the curve (results/tiny/logs/")
+    assert "no column for 15 tensors" in said[1]
+    assert "warning: " not in second.stderr
+
+
 def test_a_part_can_be_asked_for(house: House) -> None:
     assert house.due("plans") == {"tabulate_memory"} | {
         f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")

@@ -49,13 +49,28 @@ def cached(find):
     return wrapped
 
 
+def told(kind):
+    """The lines of this run's logs that begin with `kind`, each once, and the logs that have it."""
+    found = {}
+    for log in sorted([*RESULTS.glob("*/logs/**/*.log"), *RESULTS.glob("logs/*.log")]):
+        if log.stat().st_mtime >= STARTED:
+            for line in log.read_text(errors="replace").splitlines():
+                if line.startswith(f"{kind}: "):
+                    found.setdefault(line, []).append(str(log))
+    return found
+
+
 def tell_errors():
-    """Repeat, at the end of a run that failed, why each stage did: one line a stage."""
-    found = sorted([*RESULTS.glob("*/logs/**/*.log"), *RESULTS.glob("logs/*.log")])
-    logs = (log for log in found if log.stat().st_mtime >= STARTED)
-    for line in (line for log in logs for line in log.read_text(errors="replace").splitlines()):
-        if line.startswith("error: "):
-            print(line, file=sys.stderr)
+    """Repeat, at the end of a run that failed, why its stages did."""
+    for line in told("error"):
+        print(line, file=sys.stderr)
+
+
+def tell_warnings():
+    """Repeat, at the end of a run, what its stages warned of, and where."""
+    for line, logs in told("warning").items():
+        more = f" and {len(logs) - 1} more" if len(logs) > 1 else ""
+        print(f"{line} ({logs[0]}{more})", file=sys.stderr)
 
 
 # The user's own templates come before the workflow's.

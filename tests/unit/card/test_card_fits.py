@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from quantmill.card import maps, write
 from quantmill.files import read_json, read_table, write_json, write_table
-from quantmill.judge import advice
+from quantmill.judge import advice, frontier
 from quantmill.judge.fits import sensitivity
 from quantmill.judge.results import Results, read
 
@@ -48,6 +49,17 @@ def report(size: int, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+PROBED: dict[str, Any] = {
+    "corpus": "tuning", "chunks": 6, "context": 256, "tokens": 762, "probes": 16, "choices": 17,
+    "predicted": 1, "seconds": 75.0, "floor": {"before": 0.0, "after": 0.0},
+    "warnings": ["a warning of the probes"],
+}  # fmt: skip
+IMPORT: dict[str, Any] = {
+    "how": "imported", "import": "kld_results.csv", "curve": "group0.csv", "measured_at": ["iq1_kt"],
+    "warnings": ["iq1_kt: no column for 1 tensor (output.weight): the median of the role is taken"],
+}  # fmt: skip
+
+
 @pytest.fixture
 def fitted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
     """A tree with three presets and three fitted files."""
@@ -65,6 +77,10 @@ def fitted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
     ]  # fmt: skip
     rows.append(["output.weight", "output", -1, "512x99", "q6_K", 41580, "", "", 0.02, "", "predicted"])
     write_table(folder / "sensitivity.tsv", COLUMNS, rows)
+    write_json(folder / "sensitivity.json", PROBED)
+    write_json(folder / "corpus" / "tuning.json", read_json(folder / "corpus" / "held-out.json") | {
+        "corpus": "tuning", "warnings": ["a warning of the tuning text"],
+    })  # fmt: skip
     return folder, config
 
 
@@ -97,6 +113,19 @@ def test_what_does_not_surely_win_is_not_recommended(fitted: tuple[Path, dict[st
     line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
     assert "**not recommended:**" in line and "★" not in line
     assert "poor" not in " ".join(advice.choice(results))
+
+
+def test_a_gate_stays_closed_where_the_rival_is_withheld(
+    fitted: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another fitted file may dominate the rival, which is then not offered: the loser is none the better."""
+    results = read(*fitted)
+    usual = [SimpleNamespace(quant=quant) for quant in results.quants if quant.fit is None]
+    monkeypatch.setattr(frontier, "withheld", lambda *_: usual)
+    kept = write.offered(results, fitted[1])[1]
+    assert {quant.name for quant in kept.quants} == set(FITTED)
+    assert set(kept.rejected) == {"poor"}
+    assert "poor" not in " ".join(advice.choice(kept))
 
 
 def test_without_its_gate_a_file_is_judged_like_any_other(fitted: tuple[Path, dict[str, Any]]) -> None:
@@ -151,6 +180,26 @@ def test_the_heat_map_is_at_the_type_that_most_tensors_have(fitted: tuple[Path, 
     assert sensitivity([]) is None
     card = write.render(read(*fitted), fitted[1])
     assert 'alt="KL divergence with one tensor alone at q6_K; the most at output (0.02000)' in card
+
+
+def test_the_card_says_how_the_sensitivity_came_about_and_what_is_odd_about_it(
+    fitted: tuple[Path, dict[str, Any]],
+) -> None:
+    card = write.render(read(*fitted), fitted[1])
+    for said in (
+        "over 6 chunks of 256 tokens of `tuning` (762 predictions)",
+        "16 probes of 17 choices, in 75 s; 1 are predicted from these.",
+        "before the first probe and after the last: 0 and 0.",
+        "What tuning is made of:",
+        "- a warning of the probes (sensitivity)",
+        "- a warning of the tuning text (corpus tuning)",
+    ):
+        assert said in card, said
+    write_json(fitted[0] / "sensitivity.json", IMPORT)
+    card = write.render(read(*fitted), fitted[1])
+    assert "others measured it: `kld_results.csv`, each tensor alone at iq1_kt, times the curve over" in card
+    assert "no column for 1 tensor (output.weight): the median of the role is taken (sensitivity)" in card
+    assert "What tuning is made of" not in card
 
 
 def test_the_command_draws_it_the_same_every_time(

@@ -34,6 +34,7 @@ def full(kld_tree: Tree) -> Results:
         for layer in range(4) for type_ in ("q4_K", "q3_K")
     ]  # fmt: skip
     write_table(folder / "sensitivity.tsv", columns, rows)
+    write_json(folder / "sensitivity.json", {"how": "imported", "warnings": []})
     return read(folder, config | {"sensitivity": True})
 
 

@@ -201,6 +201,8 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
             said[warning].append(f"corpus {name}")
     for warning in results.imatrix["warnings"] if results.imatrix else []:
         said[warning].append("imatrix")
+    for warning in results.sensitivity["warnings"] if results.sensitivity else []:
+        said[warning].append("sensitivity")
     if results.floor:
         said[
             f"the source's own predictions diverge from themselves by up to {results.floor:.1e}: "

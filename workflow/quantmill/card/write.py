@@ -168,7 +168,7 @@ def offered(results: Results, config: dict[str, Any]) -> tuple[list[Verdict], Re
     if not kept:
         cure = "set publish.withhold to none, or add larger recipes"
         raise QuantmillError("every file is withheld", config["model"], cure)
-    return withheld, replace(results, quants=kept)
+    return withheld, replace(results, quants=kept, withheld=[verdict.quant for verdict in withheld])
 
 
 def front_matter(results: Results, config: dict[str, Any]) -> str:

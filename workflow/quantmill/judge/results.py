@@ -121,13 +121,15 @@ class Results:
     imatrix: dict[str, Any] | None
     corpora: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, str]]
+    sensitivity: dict[str, Any] | None = None
     doubts: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
+    withheld: list[Quant] = field(default_factory=list)
 
     @cached_property
     def fits(self) -> list[Fit]:
-        """The files that were fitted to a budget, and how they compare."""
-        return fitted(self.quants)
+        """The files that were fitted to a budget, and how they compare, with what is withheld too."""
+        return fitted([*self.quants, *self.withheld])
 
     @property
     def rejected(self) -> dict[str, Fit]:
@@ -185,7 +187,9 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     if (folder / "memory.json").exists():
         tables = read_json(folder / "memory.json")["recipes"]
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
-    names = [stage["corpus"] for stage in (imatrix, source["kld"], source["perplexity"]) if stage is not None]
+    sensitivity = read_json(folder / "sensitivity.json") if config["sensitivity"] else None
+    stages = (imatrix, source["kld"], source["perplexity"], sensitivity)
+    names = [stage["corpus"] for stage in stages if stage is not None and "corpus" in stage]
     return Results(
         facts=facts,
         manifest=read_table(folder / "manifest.tsv"),
@@ -194,7 +198,9 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
         imatrix=imatrix,
         corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
         sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
+        sensitivity=sensitivity,
         doubts=doubts,
+        withheld=[],
         scores=scored(source["humaneval"], source["tasks"], folder / "bench" / SOURCE / "humaneval.jsonl"),
     )
 
