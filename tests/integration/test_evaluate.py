@@ -176,6 +176,14 @@ def test_bad_problems_are_refused_before_work_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_limits_that_no_solution_keeps_are_refused_before_work_starts(tmp_path: Path) -> None:
+    confined()
+    done = stage(tmp_path, config(memory=1 << 20))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: bench.humaneval: the limits are too tight for ")
+    assert done.stderr.endswith("'s own solution (limits: MemoryError); raise seconds or memory\n")
+
+
 def test_answers_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
     done = stage(tmp_path, config(max_tokens=2040))
     assert done.stderr.startswith("error: bench.humaneval.max_tokens: ")

@@ -86,6 +86,18 @@ def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_pa
             assert log.rstrip().endswith("0 answers generated, 2 reused")
 
 
+def test_bad_problems_are_refused_when_the_config_is_read(house: House, tmp_path: Path) -> None:
+    configure(house, humaneval=HUMANEVAL)
+    copy = house.copy(tmp_path / "copy")
+    append("problems.jsonl", '{"task_id": "x"}\n')(copy)
+    done = copy.snakemake("-n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: problems.jsonl: line 4: no field prompt; a problem has task_id, prompt, entry_point, "
+        "canonical_solution, test, all of them text"
+    )
+
+
 def test_tasks_without_lm_eval_are_refused_in_one_line(house: House) -> None:
     if find_spec("lm_eval") is not None:
         pytest.skip("lm-eval is installed")

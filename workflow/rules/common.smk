@@ -19,6 +19,7 @@ from quantmill.config import file as user
 from quantmill.card import texts
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.evaluate import problems
 from quantmill.config.source import calibrated, exports as exports_of, of_ggufs
 from quantmill.judge import disk
 from quantmill.recipe import interchange
@@ -97,6 +98,8 @@ with refusing():
         if isinstance(model.source, user.CheckpointSource)
     }
     for model in cfg.models:
+        if (asked := cfg.bench_of(model).humaneval) is not None:
+            problems.read(asked.file())
         for number, name in enumerate(cfg.probes_of(model).types if cfg.probes_of(model) else []):
             known_type(name, f"sensitivity.types[{number}]", config_file)
         for field, (where, words) in cfg.models[model].card.words.items():

@@ -34,6 +34,16 @@ CLASSES: Final = ("wrong", "syntax", "error", "timeout", "limits")
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 
 
+def prove(problem: Problem, limits: sandbox.Limits, *, confined: bool) -> None:
+    """Refuse limits that the authors' own solution does not keep, for no answer could."""
+    found = sandbox.run(problem.program(problem.solution), limits, confined=confined)
+    if found.kind in ("timeout", "limits"):
+        what = (
+            f"the limits are too tight for {problem.task_id}'s own solution ({found.kind}: {found.message})"
+        )
+        raise QuantmillError(what, "bench.humaneval", "raise seconds or memory")
+
+
 def samples(
     problems: Sequence[Problem], answers: Sequence[Answer], limits: sandbox.Limits, *, chat: bool,
     confined: bool, threads: int, log: Log,
@@ -99,6 +109,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     confined = sandbox.check(accept_unsandboxed=config["accept_unsandboxed"])
     if not confined:
         log.warn(["generated code runs unconfined, as accept_unsandboxed allows"])
+    prove(problems[0], limits, confined=confined)
     with Vocabulary(args.model) as vocabulary:
         asker = Asker(args.model, vocabulary, chat=chat, variables=config["template"])
         asked = (
