@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 
 from quantmill.card import write
-from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
 from quantmill.judge import advice, compare, frontier
 from quantmill.judge.results import Results, read
+from quantmill.progress import Log
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -186,11 +187,21 @@ def test_withheld_json_says_what_condemned_each(kld_tree: Tree) -> None:
     assert one["difference"]["low"] > 0
 
 
-def test_a_model_of_which_nothing_is_left_is_refused(make_tree: Callable[..., Tree]) -> None:
+def test_a_model_of_which_nothing_is_left_has_a_card_that_says_so(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(recipes={"IQ2_XXS": ("iq2_xxs", "q5_K", "q3_K", 0.9, 0.06)})
     config |= {"kld": True, "withhold": "collapsed"}
-    with pytest.raises(QuantmillError, match=r"tiny: every file is withheld; set publish\.withhold to none"):
-        write.render(read(folder, config), config)
+    card = write.render(read(folder, config), config)
+    assert "# Tiny-Test GGUF\n\nMade to test the card.\n" in card
+    assert "\n**No file is offered:** the one that was made is withheld.\n" in card
+    assert "| `IQ2_XXS` | 4.7 MiB | collapsed | KL divergence 1.353, the worth of 3.9 times " in card
+    assert "model-index" not in card and "## How to use" not in card and "★" not in card
+    # beside it the page, whose one file is withheld, and no Modelfile
+    plots = folder / "card" / "plots"
+    write.main(argparse.Namespace(spec={"config": config}, results=folder, card=folder / "card/README.md",
+                                  plots=plots), Log(folder / "log"))  # fmt: skip
+    assert {path.name for path in plots.parent.iterdir()} == {
+        "README.md", "index.html", "withheld.json", "plots",
+    }  # fmt: skip
 
 
 def test_scores_are_compared_by_newcombes_interval() -> None:

@@ -89,9 +89,11 @@ def render(
 ) -> str:
     """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card.
 
+    Where every file is withheld it says so and why, and nothing else of them.
     `rivals` are the files of the models under `card.iso_disk`, in its order.
     """
-    withheld, results = offered(measured, config)
+    withheld, kept = offered(measured, config)
+    results = kept if kept.quants else measured
     card, speed, repo = config["card"], measured.speed, config.get("repo")
     pick = _pick(results)
     foreign = [quant for quant in results.quants if _foreign(quant)]
@@ -102,7 +104,7 @@ def render(
         task_score, tally,
     )  # fmt: skip
     return template("card.md.j2", *filters).render(
-        front_matter=front_matter(results, config),
+        front_matter=front_matter(kept, config),
         title=_title(results, config),
         name=config["model"],
         **{field: texts.render(card.get(field) or "", values, f"card.{field}") for field in texts.FIELDS},
@@ -112,7 +114,7 @@ def render(
         source=config.get("source"),
         toolchain=sorted(config["toolchain"].items()),
         results=measured,
-        offered=results.quants,
+        offered=kept.quants,
         withheld=withheld,
         collapsed=frontier,
         doubts=[said for what, said in measured.doubts.items() if said != measured.unranked],
@@ -161,13 +163,10 @@ def render(
 
 
 def offered(results: Results, config: dict[str, Any]) -> tuple[list[Verdict], Results]:
-    """What is withheld, and the results of what is not. QuantmillError where nothing is left."""
+    """What is withheld, and the results of what is not; there may be nothing that is not."""
     withheld = frontier.withheld(results, config.get("withhold", "none"))
     names = {verdict.quant.name for verdict in withheld}
     kept = [quant for quant in results.quants if quant.name not in names]
-    if not kept:
-        cure = "set publish.withhold to none, or add larger recipes"
-        raise QuantmillError("every file is withheld", config["model"], cure)
     return withheld, replace(results, quants=kept, withheld=[verdict.quant for verdict in withheld])
 
 
@@ -237,7 +236,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         if _loadable(quant)
     }
     plots.sizes(measured, args.plots / "size.svg")
-    plots.save(lambda theme: maps.draw_bits(results, theme), args.plots / "bits.svg")
+    drawn = results if results.quants else measured
+    plots.save(lambda theme: maps.draw_bits(drawn, theme), args.plots / "bits.svg")
     beside = args.card.parent
     for old in beside.glob("Modelfile.*"):
         if old.name not in modelfiles:
