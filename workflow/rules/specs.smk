@@ -414,6 +414,7 @@ def card_spec(model):
         | {"iso_disk": [rival_facts(rival) for rival in card.iso_disk]},
         "repo": cfg.repository_of(model),
         "withhold": cfg.publish_of(model).withhold,
+        "include": cfg.publish_of(model).include,
         "imatrix": cfg.imatrix_of(model) is not None,
         "kld": bench.kld is not None,
         "perplexity": bench.perplexity is not None,

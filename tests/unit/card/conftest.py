@@ -231,7 +231,7 @@ def make(
         "card": {"license": "apache-2.0", "base_model": "example/Tiny-Test", "language": ["en"],
                  "tags": ["test"], "pipeline_tag": "text-generation", "about": "Made to test the card."},
         "imatrix": True, "kld": False, "perplexity": True, "speed": True,
-        "sensitivity": False, "fits": {},
+        "sensitivity": False, "fits": {}, "include": ["imatrix", "recipes"],
         "toolchain": {"llama-cpp-python": "0.3.36", "quantmill": "0.1.0"},
     }  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_the_page_stands_alone_and_escapes_what_it_is_given(full: Results) -> No
     assert "import(" not in script
     assert html.count("</script>") == 1
     assert [
-        name for name in ("files", "bits", "sensitivity", "importance") if f'id="{name}"' not in html
+        name for name in ("files", "bits", "sensitivity", "importance", "texts") if f'id="{name}"' not in html
     ] == []
 
 
@@ -92,7 +92,7 @@ def test_in_a_browser_it_draws_tells_and_filters(full: Results, browser: Any, tm
     wait = WebDriverWait(browser, 30)
     (tmp_path / "index.html").write_text(rendered(full))
     browser.get(f"file://{tmp_path}/index.html")
-    wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "[data-drawn=yes]")) == 4)
+    wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "[data-drawn=yes]")) == 5)
     assert browser.get_log("browser") == []
 
     def points() -> list[Any]:
@@ -104,6 +104,7 @@ def test_in_a_browser_it_draws_tells_and_filters(full: Results, browser: Any, tm
     assert len(points()) == 6
     assert len(cells("bits")) == 4 * 7 + 1
     assert len(cells("importance")) == 4
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#texts .mark-rect.role-mark path")) == 2 * 2
 
     ActionChains(browser).move_to_element(points()[0]).perform()
     told = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#vg-tooltip-element.visible")).text

@@ -316,6 +316,23 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
     assert found == before
 
 
+def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) -> None:
+    folder, config = tree
+
+    def listed(**changes: Any) -> set[str]:
+        files = card_of((folder, config | changes)).split("## Files in the repository")[1]
+        return {row["File"] for row in table(files, "File")} - {
+            f"`tiny-{name}.gguf`" for name in config["recipes"]
+        }
+
+    always = {"`README.md`, `plots/`", "`index.html`", "`withheld.json`", "`Modelfile.*`"}
+    assert listed(include=[]) == always
+    every = ["imatrix", "recipes", "measurements", "logs"]
+    assert listed(include=every, repo="me/x") == always | {
+        "`imatrix.gguf`, `imatrix.dat`", "`recipes/`, `plans/`", "`bench/`", "`logs/`", "`SHA256SUMS`",
+    }  # fmt: skip
+
+
 def test_two_engines_are_compared_each_beside_its_own_source(tree: Tree) -> None:
     """ik may read the whole text a little worse than mainline does: its files are no worse for it."""
     folder, config = tree

@@ -35,6 +35,7 @@ def render(results: Results, withheld: Sequence[Verdict], title: str) -> str:
         ("bits", "Bits per weight by layer and role", bits(results)),
         ("sensitivity", "What each tensor is worth", sensitivity(results)),
         ("importance", "What the importance matrix saw", importance(results)),
+        ("texts", "What the texts are made of", texts(results)),
     )
     charts = [(name, heading, *chart) for name, heading, chart in made if chart is not None]
     specs = {name: _with(chart, rows) for name, _, _, chart, rows in charts}
@@ -210,6 +211,43 @@ def importance(results: Results) -> Made | None:
         alt.Scale(scheme="cividis", type="log"), list(dict.fromkeys(row["role"] for row in rows)), [],
     )  # fmt: skip
     return "The mean square of what each matrix is multiplied with, on the calibration text.", chart, rows
+
+
+def texts(results: Results) -> Made | None:
+    """What each corpus is made of: the shares of its sources."""
+    import altair as alt
+
+    rows = [
+        {"corpus": name, "source": one["name"], "file": one["file"], "rows": one["rows_used"],
+         "tokens": one["tokens"], "share": round(100 * one["share_got"], 2)}
+        for name, corpus in results.corpora.items() for one in corpus["sources"]
+    ]  # fmt: skip
+    if not rows:
+        return None
+    chart = (
+        alt.Chart(alt.NamedData("texts"))
+        .mark_bar()
+        .encode(
+            x=alt.X("share:Q", title="% of the tokens", scale=alt.Scale(domain=[0, 100])),
+            y=alt.Y("corpus:N", title=None),
+            color=alt.Color(
+                "source:N", title=None, scale=alt.Scale(scheme="viridis"), legend=alt.Legend(orient="top")
+            ),
+            tooltip=[
+                alt.Tooltip("source:N"),
+                alt.Tooltip("file:N"),
+                alt.Tooltip("share:Q", title="% of the tokens"),
+                alt.Tooltip("tokens:Q", format=","),
+                alt.Tooltip("rows:Q", format=","),
+            ],
+        )
+        .properties(width=_WIDTH, height=alt.Step(28))
+    )
+    return (
+        "The shares of each source, in tokens, of the texts that were calibrated and measured on.",
+        chart,
+        rows,
+    )
 
 
 def _heat(

@@ -109,6 +109,7 @@ def render(
         name=config["model"],
         **{field: texts.render(card.get(field) or "", values, f"card.{field}") for field in texts.FIELDS},
         repo=repo,
+        include=config["include"],
         absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
         base_models=listed(card.get("base_model")),
         source=config.get("source"),

@@ -123,6 +123,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     running = command_of(
         args.server, args.model, port=port, context=context_for(workloads, args.model), threads=args.threads
     )
+    log.say(f"{version}: started; it may be silent for {args.patience:g} s")
     with (
         Vocabulary(args.model) as vocabulary,
         Watch() as watch,
