@@ -54,6 +54,7 @@ class Publisher:
         self.write("card/plots/left-over.svg", b"<svg/>")
         self.write("imatrix.gguf", b"imatrix" * 100)
         self.write("bench/Q8_0/kld.json", b"{}")
+        self.write("bench/Q8_0/speed.json", b"of an older config")
 
     def write(self, name: str, data: bytes) -> None:
         path = self.results / name
@@ -71,6 +72,7 @@ class Publisher:
         model = {
             "repo": REPO, "revision": "main", "private": False, "include": ["imatrix", "recipes"],
             "overwrite": False, "split": 50 * 10**9, "recipes": ["Q8_0", "Q4_K_M"],
+            "measured": ["bench/Q8_0/kld.json"],
         }  # fmt: skip
         return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
 

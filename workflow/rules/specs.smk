@@ -459,6 +459,9 @@ def publish_spec():
             "repo": cfg.repository_of(model),
             "split": cfg.publish_of(model).split_bytes,
             "recipes": list(cfg.recipes_of(model)),
+            "measured": [
+                os.path.relpath(path, RESULTS / model) for path in measured_in(model) + samples_of(model)
+            ],
         }
         for model in PUBLISHED
     }

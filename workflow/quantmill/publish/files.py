@@ -52,8 +52,13 @@ class Item(NamedTuple):
     sha256: str
 
 
-def items_of(results: Path, model: str, recipes: Iterable[str], include: Collection[str]) -> list[Item]:
+def items_of(
+    results: Path, model: str, recipes: Iterable[str], include: Collection[str], measured: Iterable[str] = ()
+) -> list[Item]:
     """The files of one model, `recipes` being those that are not withheld; by path.
+
+    `measured` are the measurements that the card is written from, below `results`: what an older
+    config left there is none of them.
 
     The card and what it shows go to the root, as they lie in `card/`; beside
     them the GGUFs, and whatever `include` names. QuantmillError where a file is
@@ -63,7 +68,7 @@ def items_of(results: Path, model: str, recipes: Iterable[str], include: Collect
     found = [
         *_card(results / "card", named),
         *(item for recipe in named for item in _quant(results / "gguf", f"{model}-{recipe}.json")),
-        *(_item(path, file) for path, file in _beside(results, named, include)),
+        *(_item(path, file) for path, file in _beside(results, named, include, measured)),
     ]
     return sorted(found, key=lambda item: item.path)
 
@@ -111,7 +116,9 @@ def _quant(folder: Path, facts: str) -> Iterator[Item]:
         yield Item(part["file"], path, part["bytes"], part["sha256"])
 
 
-def _beside(results: Path, recipes: list[str], include: Collection[str]) -> Iterator[tuple[str, Path]]:
+def _beside(
+    results: Path, recipes: list[str], include: Collection[str], measured: Iterable[str]
+) -> Iterator[tuple[str, Path]]:
     if "imatrix" in include:
         for name in ("imatrix.gguf", "imatrix.dat"):
             if (results / name).exists():
@@ -120,10 +127,12 @@ def _beside(results: Path, recipes: list[str], include: Collection[str]) -> Iter
         for recipe in recipes:
             for name in (f"recipes/{recipe}.yaml", f"plans/{recipe}.tsv"):
                 yield name, results / name
-    for name, folder in (("measurements", "bench"), ("logs", "logs")):
-        for path in sorted((results / folder).rglob("*")) if name in include else ():
-            if path.is_file():
-                yield path.relative_to(results).as_posix(), path
+    if "measurements" in include:
+        for name in measured:
+            yield name, results / name
+    if "logs" in include:
+        for path in sorted((results / "logs").rglob("*.log")):
+            yield path.relative_to(results).as_posix(), path
 
 
 def _item(path: str, file: Path) -> Item:

@@ -41,7 +41,7 @@ def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: boo
     """
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    items = items_of(results, model, recipes, settings["include"])
+    items = items_of(results, model, recipes, settings["include"], settings["measured"])
     items = cut(items, read_json(results / "parts.json"), settings["split"])
     repository = Repository(settings["repo"], settings["revision"])
     try:
