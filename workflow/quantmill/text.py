@@ -59,11 +59,12 @@ def share(part: float, whole: float) -> str:
 
 
 def rate(value: dict[str, Any] | None) -> str:
-    """Tokens a second, `mean ± sd`, of one half of speed.json."""
+    """Tokens a second, `mean ± sd`, of one half of speed.json; the mean alone of a single run."""
     if value is None:
         return ""
     digits = 0 if value["mean"] >= 1000 else 1 if value["mean"] >= 10 else 2
-    return f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f}"
+    spread = "" if len(value["samples"]) == 1 else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{spread}"
 
 
 def duration(seconds: float) -> str:

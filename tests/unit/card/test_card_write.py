@@ -316,6 +316,11 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
     assert found == before
 
 
+def test_a_picture_of_sizes_alone_says_so(tree: Tree) -> None:
+    card = card_of((tree[0], tree[1] | {"perplexity": False}))
+    assert 'alt="The sizes of 6 files. The files go from IQ2_XXS (4.7 MiB) to Q8_0 (14.4 MiB).' in card
+
+
 def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) -> None:
     folder, config = tree
 

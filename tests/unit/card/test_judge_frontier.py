@@ -222,6 +222,8 @@ def test_rates_are_compared_by_welchs_interval() -> None:
     found = compare.rates(*halves)
     wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     assert (found.low, found.high) == pytest.approx((wanted.low / 9.1, wanted.high / 9.1))
+    once = compare.rates(*({"mean": mean, "sd": 0.0, "samples": [mean]} for mean in (1.0, 9.0)))
+    assert once.mean == pytest.approx(-8 / 9) and once.verdict == compare.SAME
 
 
 def test_paired_answers_make_the_interval_of_their_difference_narrower() -> None:

@@ -11,7 +11,7 @@ import math
 
 from quantmill.judge import compare, frontier
 from quantmill.judge.results import Quant, Results
-from quantmill.text import code, nats, percent, size
+from quantmill.text import code, nats, percent, plural, size
 
 NEAR_PERCENT = 2.0
 """A file whose whole 95 % interval lies below this costs little: the middle choice."""
@@ -134,7 +134,9 @@ def source_note(results: Results) -> str:
 def finding(results: Results) -> str:
     """What the picture of size against quality shows, for those who cannot see it (plain text)."""
     plain = " ".join(choice(results)).replace("*", "").replace("`", "")
-    return f"{_measure(results)} against file size, {len(results.quants)} files and the source. {plain}"
+    if results.measure is None:
+        return f"The sizes of {plural(len(results.quants), 'file')}. {plain}"
+    return f"{_measure(results)} against file size, {plural(len(results.quants), 'file')} and the source. {plain}"
 
 
 def _worthwhile(results: Results) -> list[Quant]:

@@ -211,12 +211,17 @@ def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
 
 
 def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:
-    """How much faster, as a share of the other's rate: one half of two speed.json; Welch's interval."""
+    """How much faster, as a share of the other's rate: one half of two speed.json; Welch's interval.
+
+    A single run says nothing of how much runs differ: then nothing is sure.
+    """
     from scipy.special import stdtrit
 
     parts = [one["sd"] ** 2 / len(one["samples"]) for one in (ours, other)]
     free = [max(1, len(one["samples"]) - 1) for one in (ours, other)]
     error, difference = math.sqrt(sum(parts)), ours["mean"] - other["mean"]
+    if min(len(one["samples"]) for one in (ours, other)) < 2:
+        return Interval(difference / other["mean"], -math.inf, math.inf)
     if error == 0:
         return Interval(*[difference / other["mean"]] * 3)
     freedom = sum(parts) ** 2 / sum(part**2 / n for part, n in zip(parts, free, strict=True))
