@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantmill.card import write
+from quantmill.card import tables, write
 from quantmill.files import write_json
 from quantmill.judge import memory
 from quantmill.judge.results import read
@@ -86,7 +87,19 @@ def test_the_card_answers_16_gb_and_32k_in_one_place(kld_tree: Tree) -> None:
     assert "| 16 GB | `Q4_K_M`, 14.00 GiB | none fits |" in before
     section = card.split("## Memory\n")[1]
     assert "A token of context takes 128.0 KiB (q8_0), 256.0 KiB (f16)." in section
-    assert "| `Q8_0` | 8.00 GiB | f16 | none |" in section
+    assert "| `Q8_0` | 8 GB | none | none |" in section
+    assert "| `Q8_0` | 16 GB | none | 8,192 |" in section
+
+
+def test_devices_of_one_answer_are_one_line(kld_tree: Tree) -> None:
+    quant = read(*with_memory(kld_tree)).quants[0]
+    fits = [
+        {"total_bytes": gib * GIB, "cache": cache, "context": context}
+        for gib, context in ((8, 0), (12, 4096), (16, 4096), (24, 4096)) for cache in ("f16", "q8_0")
+    ]  # fmt: skip
+    assert tables.longest(replace(quant, memory={"rows": [], "fits": fits})) == [
+        ("8 GB", {"f16": 0, "q8_0": 0}), ("12 to 24 GB", {"f16": 4096, "q8_0": 4096}),
+    ]  # fmt: skip
 
 
 def test_without_memory_tables_the_card_says_nothing_of_devices(kld_tree: Tree) -> None:

@@ -78,3 +78,20 @@ def test_a_task_at_chance_gives_no_verdict(kld_tree: Tree) -> None:
     assert "| `IQ2_XXS` | 30.0 ± 2.0 % | worse |" in easy
     front = card.split("---")[1]
     assert "type: easy" in front and "type: hard" not in front
+
+
+def test_each_metric_of_a_task_is_judged_by_itself(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    for name in ("source", *config["recipes"]):
+        tasks = [
+            {"name": "two", "metric": metric, "value": value, "stderr": 0.02, "samples": 200, "chance": None}
+            for metric, value in (("acc", 0.9 if name != "IQ2_XXS" else 0.3), ("acc_norm", 0.6))
+        ]
+        write_json(folder / "bench" / name / "tasks.json", {"tasks": tasks})
+    config |= {"tasks": True}
+    card = write.render(read(folder, config), config)
+    acc, norm = card.split("### two (acc)")[1].split("### two (acc_norm)")
+    assert acc.count("`IQ2_XXS`") == 1 and "| `IQ2_XXS` | 30.0 ± 2.0 % | worse |" in acc
+    assert "| `IQ2_XXS` | 60.0 ± 2.0 % | not distinguishable |" in norm
+    front = card.split("---")[1]
+    assert "type: two\n" in front and "type: acc\n" in front and "type: acc_norm\n" in front

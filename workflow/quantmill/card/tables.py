@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, groupby, pairwise
 from typing import Any
 
 from quantmill.judge import advice, compare, frontier
-from quantmill.judge.results import SOURCE, Quant, Results
-from quantmill.text import code, plural, size
+from quantmill.judge.results import SOURCE, Quant, Results, by_name
+from quantmill.text import GIB, code, plural, size
 
 _PANELS = 6
 _PAIRED = 8
@@ -234,16 +234,16 @@ def evaluated(results: Results, what: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def task_rows(results: Results) -> list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any], str]]]]:
-    """Per task: its name, what the source scored, each file's score and its verdict beside the source."""
+    """Per task and metric: its name, what the source scored, each file's score and its verdict beside it."""
     found = []
-    for task in results.tasks["tasks"] if results.tasks else []:
+    for name, task in by_name(results.tasks):
         rows = [
-            (quant.name, one, beside_source(results, quant, one["name"]))
+            (quant.name, one, beside_source(results, quant, name))
             for quant in results.quants
-            for one in (quant.tasks["tasks"] if quant.tasks else [])
-            if one["name"] == task["name"]
+            for own, one in by_name(quant.tasks)
+            if own == name
         ]
-        found.append((task["name"], task, rows))
+        found.append((name, task, rows))
     return found
 
 
@@ -253,6 +253,18 @@ def beside_source(results: Results, quant: Quant, name: str) -> str:
     if name in results.doubts or source is None or name not in quant.scores:
         return "no verdict"
     return compare.scores(quant.scores[name], source).verdict
+
+
+def longest(quant: Quant) -> list[tuple[str, dict[str, int]]]:
+    """The longest context (tokens) that fits, by cache; devices of which the same is true are one."""
+    devices: dict[int, dict[str, int]] = defaultdict(dict)
+    for fit in quant.memory["fits"] if quant.memory else []:
+        devices[fit["total_bytes"] // GIB][fit["cache"]] = fit["context"]
+    found = []
+    for contexts, alike in groupby(devices.items(), key=lambda device: device[1]):
+        sizes = [gib for gib, _ in alike]
+        found.append((f"{sizes[0]} to {sizes[-1]} GB" if sizes[1:] else f"{sizes[0]} GB", contexts))
+    return found
 
 
 def _half(speed: dict[str, Any] | None, half: str) -> dict[str, Any] | None:

@@ -100,8 +100,8 @@ def render(
     values = _values(results, config)
     with_memory = memory.measured(results)
     filters = (
-        tables.uneven, tables.by_reason, tables.starved, plots.dark, passed, score, audit, engine, download,
-        task_score, tally,
+        tables.uneven, tables.by_reason, tables.starved, tables.longest, plots.dark, passed, score, audit,
+        engine, download, task_score, tally,
     )  # fmt: skip
     return template("card.md.j2", *filters).render(
         front_matter=front_matter(kept, config),
@@ -124,6 +124,7 @@ def render(
             for given, files in zip(card.get("iso_disk") or [], rivals, strict=True)
         ],
         devices=memory.by_device(results),
+        excluded=frontier.smaller(results.quants, results) != results.quants,
         contexts=memory.contexts(results),
         memory=with_memory,
         per_token=memory.per_token(with_memory[0]) if with_memory else {},
@@ -218,7 +219,11 @@ def _evaluations(results: Results) -> list[Any]:
                 found.append(result("openai_humaneval", name, "pass@1", label, round(one.value, 4)))
             else:
                 metric = one.words.split(",")[0]
-                found.append(result(name, name, metric, f"{metric} of {q.name}", round(one.value, 4)))
+                found.append(
+                    result(
+                        name.partition(" (")[0], name, metric, f"{metric} of {q.name}", round(one.value, 4)
+                    )
+                )
     return found
 
 

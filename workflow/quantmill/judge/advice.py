@@ -58,6 +58,8 @@ def choice(results: Results) -> list[str]:
     last = recommended(results)
     if last is None:
         return [f"{_measure(results)} was measured on too few chunks to tell the files apart."]
+    large = len(measured) - len(frontier.smaller(measured, results))
+    of = " among the files smaller than it" if large else ""
     if last is smallest_same(results):
         why = (
             f"surely (95 %) within a KL divergence of {NEAR:.2f} of the source"
@@ -66,7 +68,7 @@ def choice(results: Results) -> list[str]:
         )
         first = f"**Take {_named(last)}:** the smallest file {why}"
     else:
-        first = f"**Closest to the source is {_named(last)}**"
+        first = f"**Closest to the source{of} is {_named(last)}**"
     sentences = [f"{first} ({_change(last)})."]
     if last.bytes >= results.facts["bytes"]:
         sentences.append(
@@ -75,7 +77,8 @@ def choice(results: Results) -> list[str]:
     closest = min(_worthwhile(results), key=frontier.loss)
     if _by_kld(results) and closest is not last:
         sentences.append(
-            f"**With memory to spare, {_named(closest)}:** the closest to the source ({_change(closest)})."
+            f"**With memory to spare, {_named(closest)}:** "
+            f"the closest to the source{of} ({_change(closest)})."
         )
     usable = [quant for quant in measured if not frontier.collapse(quant, results)]
     near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
@@ -91,6 +94,11 @@ def choice(results: Results) -> list[str]:
         words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
         cost = f"at {_change(tightest)}" if _by_kld(results) else f"and it costs {_change(tightest)}"
         sentences.append(f"**The {words} is {_named(tightest)},** {cost}.")
+    if large:
+        sentences.append(
+            f"{plural(large, 'file')} {'is' if large == 1 else 'are'} no smaller than the source, which is "
+            "closer to itself than any: take that instead where you can."
+        )
     return sentences
 
 
@@ -133,10 +141,10 @@ def source_note(results: Results) -> str:
 
 def finding(results: Results) -> str:
     """What the picture of size against quality shows, for those who cannot see it (plain text)."""
-    plain = " ".join(choice(results)).replace("*", "").replace("`", "")
+    plain, files = " ".join(choice(results)).replace("*", "").replace("`", ""), len(results.quants)
     if results.measure is None:
-        return f"The sizes of {plural(len(results.quants), 'file')}. {plain}"
-    return f"{_measure(results)} against file size, {plural(len(results.quants), 'file')} and the source. {plain}"
+        return f"The sizes of {plural(files, 'file')}. {plain}"
+    return f"{_measure(results)} against file size, {plural(files, 'file')} and the source. {plain}"
 
 
 def _worthwhile(results: Results) -> list[Quant]:

@@ -213,11 +213,19 @@ def _doubts(folder: Path, config: dict[str, Any], source: dict[str, dict[str, An
     found = {"perplexity": sanity.of_perplexity(value), "kld": sanity.of_divergence(kld, files)}
     if humaneval:
         found[HUMANEVAL] = sanity.of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
-    for task in tasks["tasks"] if tasks else []:
-        found[task["name"]] = sanity.of_score(
-            task["name"], task["value"], task["stderr"] or 0.0, task["chance"]
-        )
+    for name, task in by_name(tasks):
+        found[name] = sanity.of_score(name, task["value"], task["stderr"] or 0.0, task["chance"])
     return {what: text for what, text in found.items() if text}
+
+
+def by_name(tasks: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of tasks.json by name; where a task has several metrics, theirs after it."""
+    entries = tasks["tasks"] if tasks else []
+    count = Counter(task["name"] for task in entries)
+    return [
+        (task["name"] if count[task["name"]] == 1 else f"{task['name']} ({task['metric']})", task)
+        for task in entries
+    ]
 
 
 def scored(
@@ -231,10 +239,11 @@ def scored(
         lines = samples.read_text().splitlines() if samples and samples.exists() else []
         passes = tuple(bool(json.loads(line)["passed"]) for line in lines)
         found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words, passes)
-    for task in (task for task in tasks["tasks"] if task["stderr"] is not None) if tasks else ():
-        value, reach = task["value"], _SURE * task["stderr"]
-        words = f"{task['metric']}, {task['samples']} questions"
-        found[task["name"]] = compare.Score(value, value - reach, value + reach, words)
+    for name, task in by_name(tasks):
+        if task["stderr"] is not None:
+            value, reach = task["value"], _SURE * task["stderr"]
+            words = f"{task['metric']}, {task['samples']} questions"
+            found[name] = compare.Score(value, value - reach, value + reach, words)
     return found
 
 
