@@ -94,4 +94,5 @@ def test_each_metric_of_a_task_is_judged_by_itself(kld_tree: Tree) -> None:
     assert acc.count("`IQ2_XXS`") == 1 and "| `IQ2_XXS` | 30.0 ± 2.0 % | worse |" in acc
     assert "| `IQ2_XXS` | 60.0 ± 2.0 % | not distinguishable |" in norm
     front = card.split("---")[1]
-    assert "type: two\n" in front and "type: acc\n" in front and "type: acc_norm\n" in front
+    assert "name: two\n      type: two\n" in front and front.count("type: two\n") == 1
+    assert "type: acc\n" in front and "type: acc_norm\n" in front

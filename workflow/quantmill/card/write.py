@@ -218,12 +218,8 @@ def _evaluations(results: Results) -> list[Any]:
                 label = f"pass@1 of {q.name}"
                 found.append(result("openai_humaneval", name, "pass@1", label, round(one.value, 4)))
             else:
-                metric = one.words.split(",")[0]
-                found.append(
-                    result(
-                        name.partition(" (")[0], name, metric, f"{metric} of {q.name}", round(one.value, 4)
-                    )
-                )
+                metric, task = one.words.split(",")[0], name.partition(" (")[0]
+                found.append(result(task, task, metric, f"{metric} of {q.name}", round(one.value, 4)))
     return found
 
 
