@@ -181,6 +181,8 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
     source = converting.folder / "results" / "small" / "source"
     assert json.loads((source / "small.gguf.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert (source / "small.gguf").is_file()
+    card = (converting.folder / "results" / "small" / "card" / "README.md").read_text()
+    assert "`small.gguf` made of the checkpoint a folder by llama.cpp's own converter" in card
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         "touched files": (touch, set()),
         "another weight": (flip, everything),

@@ -20,7 +20,7 @@ from quantmill.card import texts
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import problems
-from quantmill.config.source import calibrated, exports as exports_of, of_ggufs
+from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
 from quantmill.judge import disk
 from quantmill.recipe import interchange
 from quantmill.recipe.render import engine_of as engine_of_template

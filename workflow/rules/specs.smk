@@ -401,6 +401,21 @@ def parts_spec(model):
     return spec.make("publish.cut", settings, made_from)
 
 
+def origin_of(model):
+    """The name of the source's file, and where it is from, in words."""
+    source = cfg.models[model].source
+    words = ""
+    if isinstance(source, PackageSource):
+        words = f"of the Python package {source.package}"
+    elif isinstance(source, user.HubSource):
+        words = f"of {source.hf} at {source.revision[:12]}"
+    elif isinstance(source, user.CheckpointSource):
+        words = (
+            f"made of the checkpoint {Path(source.checkpoint).resolve().name} by llama.cpp's own converter"
+        )
+    return {"file": os.path.basename(source_of(model)[0]), "from": words}
+
+
 @cached
 def card_spec(model):
     bench, recipes, card = cfg.bench_of(model), list(cfg.recipes_of(model)), cfg.models[model].card
@@ -408,6 +423,7 @@ def card_spec(model):
     generating = [row for row in rows if served_by(model, row)]
     settings = {
         "model": model,
+        "source": origin_of(model),
         "recipes": recipes,
         "card": card.model_dump(include=CARD_FIELDS, exclude_none=True)
         | {field: words for field, (_, words) in card.words.items()}

@@ -232,6 +232,7 @@ def make(
                  "tags": ["test"], "pipeline_tag": "text-generation", "about": "Made to test the card."},
         "imatrix": True, "kld": False, "perplexity": True, "speed": True,
         "sensitivity": False, "fits": {}, "include": ["imatrix", "recipes"],
+        "source": {"file": "tiny-test.gguf", "from": "of the Python package tiny_models"},
         "toolchain": {"llama-cpp-python": "0.3.36", "quantmill": "0.1.0"},
     }  # fmt: skip
 

@@ -112,7 +112,7 @@ def render(
         include=config["include"],
         absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
         base_models=listed(card.get("base_model")),
-        source=config.get("source"),
+        source=config["source"],
         toolchain=sorted(config["toolchain"].items()),
         results=measured,
         offered=kept.quants,
@@ -325,7 +325,7 @@ def _values(results: Results, config: dict[str, Any]) -> dict[str, Any]:
         "title": _title(results, config),
         "base_model": ", ".join(listed(card.get("base_model"))) or facts["name"] or config["model"],
         "license": card.get("license") or facts["licence"] or "",
-        "source": config.get("source") or facts["name"] or "",
+        "source": config["source"]["file"],
         "architecture": facts["architecture"],
         "parameters": facts["parameters"],
         "files": len(results.quants),
@@ -361,7 +361,7 @@ def _checksums(results: Results, config: dict[str, Any]) -> str:
         for quant in results.quants
         for part in quant.parts or [{"sha256": quant.sha256, "file": quant.file}]
     ]
-    return "\n".join([*lines, f"{results.facts['sha256']}  {config.get('source') or 'source'}"])
+    return "\n".join([*lines, f"{results.facts['sha256']}  {config['source']['file']}"])
 
 
 def listed(value: str | list[str] | None) -> list[str]:
