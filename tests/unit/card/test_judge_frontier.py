@@ -128,6 +128,22 @@ def test_a_collapse_in_humaneval_is_named(
         assert frontier.withheld(results, "collapsed")[0].facts["difference"] is None
 
 
+def test_where_only_humaneval_was_measured_the_collapsed_are_not_among_the_choices(
+    make_tree: Callable[..., Tree],
+) -> None:
+    folder, config = make_tree()
+    config |= {"humaneval": True, "kld": False, "perplexity": False, "speed": False}
+    for row in ("source", *config["recipes"]):
+        humaneval(folder, row, 100, 90 if row == "IQ2_XXS" else 2)
+    said = " ".join(advice.choice(read(folder, config)))
+    assert "go from `Q4_K_M`" in said and "IQ2_XXS" not in said
+    assert "Their closeness to the source was not measured" in said and "quality" not in said
+    assert "collapsed: 90 of 164" in advice.note(read(folder, config).quants[-1], read(folder, config))
+    edit(folder / "model.json", bytes=1 + read_json(folder / "gguf" / "tiny-Q4_K_M.json")["bytes"])
+    said = " ".join(advice.choice(read(folder, config)))
+    assert said.startswith("There is one file to take, `Q4_K_M` (") and "4 files are no smaller" in said
+
+
 def test_few_problems_condemn_nothing(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(recipes=TWO)
     for row, loops in (("source", 0), ("Q4_K_L", 0), ("Q5_K_M", 2)):

@@ -98,7 +98,7 @@ def render(
     pick = _pick(results)
     foreign = [quant for quant in results.quants if _foreign(quant)]
     values = _values(results, config)
-    with_memory = memory.measured(results)
+    with_memory, recommendable = memory.measured(results), memory.recommendable(results)
     filters = (
         tables.uneven, tables.by_reason, tables.starved, tables.longest, plots.dark, passed, score, audit,
         engine, download, task_score, tally,
@@ -124,7 +124,7 @@ def render(
             for given, files in zip(card.get("iso_disk") or [], rivals, strict=True)
         ],
         devices=memory.by_device(results),
-        excluded=frontier.smaller(results.quants, results) != results.quants,
+        excluded=frontier.smaller(recommendable, results) != recommendable,
         contexts=memory.contexts(results),
         memory=with_memory,
         per_token=memory.per_token(with_memory[0]) if with_memory else {},

@@ -48,13 +48,7 @@ def choice(results: Results) -> list[str]:
         return [f"**No advice can be given:** {results.unranked}."]
     measured = [quant for quant in results.quants if quant.loss and quant.name not in results.rejected]
     if not measured:
-        largest, smallest = results.quants[0], results.quants[-1]
-        if largest is smallest:
-            return [f"There is one file, {_named(largest)}. Its quality was not measured."]
-        return [
-            f"The files go from {_named(smallest)} to {_named(largest)}. Their quality was not measured: as "
-            "a rule, take the largest that fits your memory with room left for the context."
-        ]
+        return _by_size(results)
     last = recommended(results)
     if last is None:
         return [f"{_measure(results)} was measured on too few chunks to tell the files apart."]
@@ -94,12 +88,33 @@ def choice(results: Results) -> list[str]:
         words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
         cost = f"at {_change(tightest)}" if _by_kld(results) else f"and it costs {_change(tightest)}"
         sentences.append(f"**The {words} is {_named(tightest)},** {cost}.")
-    if large:
-        sentences.append(
-            f"{plural(large, 'file')} {'is' if large == 1 else 'are'} no smaller than the source, which is "
-            "closer to itself than any: take that instead where you can."
-        )
-    return sentences
+    return sentences + _no_smaller(large)
+
+
+def _by_size(results: Results) -> list[str]:
+    """The same where no file's distance from the source was measured: of those that have not collapsed."""
+    sound = [quant for quant in results.quants if not frontier.collapse(quant, results)] or results.quants
+    smaller = frontier.smaller(sound, results)
+    largest, smallest = smaller[0], smaller[-1]
+    scored = any(quant.scores for quant in results.quants)
+    unknown = "closeness to the source" if scored else "quality"
+    if largest is smallest:
+        sentences = [f"There is one file to take, {_named(largest)}. Its {unknown} was not measured."]
+    else:
+        sentences = [
+            f"The files go from {_named(smallest)} to {_named(largest)}. Their {unknown} was not measured: "
+            "as a rule, take the largest that fits your memory with room left for the context."
+        ]
+    return sentences + _no_smaller(sum(quant.bytes >= results.facts["bytes"] for quant in sound))
+
+
+def _no_smaller(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        f"{plural(count, 'file')} {'is' if count == 1 else 'are'} no smaller than the source, which is "
+        "closer to itself than any: take that instead where you can."
+    ]
 
 
 def note(quant: Quant, results: Results) -> str:

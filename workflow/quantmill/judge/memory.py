@@ -50,6 +50,15 @@ def contexts(results: Results) -> list[int]:
     return sorted({row["context"] for quant in measured(results) for row in _rows(quant)})
 
 
+def recommendable(results: Results) -> list[Quant]:
+    """Those of them that a device is told of: not what has collapsed or is not recommended."""
+    return [
+        quant
+        for quant in measured(results)
+        if quant.name not in results.rejected and not frontier.collapse(quant, results)
+    ]
+
+
 def by_device(results: Results) -> list[Devices]:
     """The best file for each device and context; devices of which the same is true are one row.
 
@@ -58,12 +67,7 @@ def by_device(results: Results) -> list[Devices]:
     recommended or has collapsed is left out, and what is no smaller than the
     source where anything is.
     """
-    usable = [
-        quant
-        for quant in measured(results)
-        if quant.name not in results.rejected and not frontier.collapse(quant, results)
-    ]
-    usable = frontier.smaller(usable, results)
+    usable = frontier.smaller(recommendable(results), results)
     told = not results.unranked and all(quant.loss for quant in usable)
     order = sorted(usable, key=frontier.loss if told else lambda quant: -quant.bytes)
     known = contexts(results)
