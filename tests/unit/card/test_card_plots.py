@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from quantmill.card import maps, plots, tables
+from quantmill.files import read_json, write_json
 from quantmill.judge.results import read
 
 Tree = tuple[Path, dict[str, Any]]
@@ -75,6 +76,24 @@ def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -
     drawn = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
     wanted = [(quant.bytes / 2**20, quant.kld["kld"]["mean"]) for quant in results.quants if quant.kld]
     assert drawn == [pytest.approx(point) for point in wanted]
+
+
+def test_where_files_are_no_smaller_than_the_source_a_line_stands_at_its_size(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    assert "source" not in " ".join(text.get_text() for text in drawn(folder, config).texts)
+    sizes = sorted(quant.bytes for quant in read(folder, config).quants)
+    write_json(folder / "model.json", read_json(folder / "model.json") | {"bytes": sizes[2] - 1})
+    axes = drawn(folder, config)
+    (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert line.get_xdata()[0] == (sizes[2] - 1) / 2**20
+    assert f"source, {(sizes[2] - 1) / 2**20:.1f} MiB" in [text.get_text() for text in axes.texts]
+    write_json(folder / "model.json", read_json(folder / "model.json") | {"bytes": sizes[0] // 2})
+    assert drawn(folder, config).get_xlim()[0] < sizes[0] / 2 / 2**20
+
+
+def drawn(folder: Path, config: dict[str, Any]) -> Any:
+    """The axes of size against divergence."""
+    return plots.draw_size_kld(read(folder, config)).axes[0]
 
 
 def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) -> None:

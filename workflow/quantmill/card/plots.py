@@ -142,7 +142,8 @@ def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
     """The figure of size against KL divergence, with its 95 % interval over the chunks.
 
     The axis is logarithmic: from the largest file to the smallest it grows a
-    hundredfold and more. The source, at 0, is not on it.
+    hundredfold and more. The source, at 0, is not on it: where files are no
+    smaller than it, a line stands at its size, right of which it is better.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -161,8 +162,25 @@ def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
     steps = _points(axes, points, theme)
     axes.set_ylabel(f"KL divergence from the source on {results.kld['corpus']}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
+    if any(quant.bytes >= results.facts["bytes"] for quant in results.quants):
+        _line_of_source(axes, theme, results.facts["bytes"] / unit, f"source, {size(results.facts['bytes'])}")
     _label(axes, theme, points, steps)
     return figure
+
+
+def _line_of_source(axes: Axes, theme: Theme, at: float, name: str) -> None:
+    """A line at a size, named above the frame, where no file's name can be."""
+    left, right = axes.get_xlim()
+    left = min(left, at - (right - at) / 20)
+    axes.set_xlim(left, right)
+    axes.axvline(at, color=theme.source, linewidth=1.2, linestyle="--", zorder=1)
+    side = (
+        "left" if at < left + (right - left) / 4 else "right" if at > right - (right - left) / 4 else "center"
+    )
+    axes.text(
+        at, 1.01, name, color=theme.source, fontsize=10, ha=side, va="bottom",
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
 
 
 def _canvas(results: Results, theme: Theme) -> tuple[Figure, Axes, int]:
