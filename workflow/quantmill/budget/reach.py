@@ -118,12 +118,12 @@ def in_words(size: int) -> str:
     return f"{size:,} bytes ({size / unit:.2f} {name})"
 
 
-def possible(rows: Iterable[PlanRow], types: Sequence[str]) -> list[Damage]:
+def possible(header: Header, types: Sequence[str]) -> list[Damage]:
     """The choices that a sensitivity with the pool `types` will know of, without damage."""
     return [
-        Damage(row.name, row.role, row.layer, row.shape, kind, tensor_bytes(kind, row.shape), 0.0, 0.0, 0.0)
-        for row in rows
-        for kind in dict.fromkeys(fallback(kind, row.shape[0]) for kind in types)
+        Damage(t.name, "", 0, t.shape, kind, tensor_bytes(kind, t.shape), 0.0, 0.0, 0.0)
+        for t in header.tensors
+        for kind in dict.fromkeys(fallback(kind, t.shape[0]) for kind in types)
     ]
 
 
@@ -150,8 +150,7 @@ def _warnings(header: Header, room: Mapping[str, Any] | None) -> list[str]:
 def main(args: argparse.Namespace, log: Log) -> None:
     """Refuse what a recipe cannot reach, by the types that will be measured."""
     config, header = args.spec["config"], read_source(args.model)
-    rows = [PlanRow(t.name, "", 0, t.shape, t.type, t.type, 0, "") for t in header.tensors]
-    found = problem(header, possible(rows, config["measured"]), config)
+    found = problem(header, possible(header, config["measured"]), config)
     check(found.groups, found.fixed, found.budget, found.where, found.room)
     least, most = reach(found.groups, found.fixed)
     write_json(args.out, {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.card.write import HUB_FIELDS, listed, template
+from quantmill.card.write import hub_fields, listed, template
 from quantmill.files import read_json, write_text
 from quantmill.progress import Log
 
@@ -34,11 +34,8 @@ def front_matter(config: dict[str, Any]) -> str:
     from huggingface_hub.repocard_data import ModelCardData
 
     card = config["card"]
-    more: dict[str, Any] = {field: card[field] for field in HUB_FIELDS if card.get(field)}
-    if card.get("base_model"):
-        more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
     tags = ["nvfp4", "quantized", "vllm", "safetensors", *(card.get("tags") or [])]
-    return ModelCardData(license=card.get("license"), tags=tags, **more).to_yaml()
+    return ModelCardData(license=card.get("license"), tags=tags, **hub_fields(card)).to_yaml()
 
 
 def _title(report: dict[str, Any], config: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from quantmill.progress import Log
 if TYPE_CHECKING:
     from jinja2 import Template
 
-HUB_FIELDS = (
+_HUB_FIELDS = (
     "license_name", "license_link", "language", "pipeline_tag", "library_name", "datasets", "quantized_by"
 )  # fmt: skip
 _CONTEXT = 4096
@@ -181,9 +181,7 @@ def front_matter(results: Results, config: dict[str, Any]) -> str:
     if any(_foreign(quant) for quant in results.quants):
         tags.append("ik_llama.cpp")
     tags += card.get("tags") or []
-    more: dict[str, Any] = {field: card[field] for field in HUB_FIELDS if card.get(field)}
-    if card.get("base_model"):
-        more |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
+    more = hub_fields(card)
     if found := _evaluations(results):
         more |= {"model_name": _title(results, config), "eval_results": found}
     license = card.get("license") or results.facts["licence"]
@@ -362,6 +360,14 @@ def _checksums(results: Results, config: dict[str, Any]) -> str:
         for part in quant.parts or [{"sha256": quant.sha256, "file": quant.file}]
     ]
     return "\n".join([*lines, f"{results.facts['sha256']}  {config['source']['file']}"])
+
+
+def hub_fields(card: dict[str, Any]) -> dict[str, Any]:
+    """The Hub's fields of the front matter that the config gives as they are."""
+    found = {field: card[field] for field in _HUB_FIELDS if card.get(field)}
+    if card.get("base_model"):
+        found |= {"base_model": card["base_model"], "base_model_relation": "quantized"}
+    return found
 
 
 def listed(value: str | list[str] | None) -> list[str]:

@@ -12,8 +12,6 @@ import argparse
 import json
 import math
 import re
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from quantmill.engine.graph import MatMul
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
-from quantmill.measure.score import load_chunks, units, with_bos
+from quantmill.measure.score import load_chunks, observed, with_bos
 from quantmill.progress import Log, Progress
 from quantmill.store import Store
 
@@ -33,7 +31,6 @@ STAGE = "checkpoint.calibrate"
 
 # The routers' inputs are of no use: they are the experts' own.
 _MLP = re.compile(r"blk\.\d+\.ffn_(gate|up|down|gate_up)(_exps|_shexp)?\.weight")
-_BATCH = 512
 
 
 class Largest:
@@ -89,26 +86,15 @@ def measure(
     """
     observer = Largest()
     merged: dict[str, float] = {}
-    with ExitStack() as stack:
 
-        @cache
-        def model() -> Evaluator:
-            context = chunks.shape[1]
-            loaded = stack.enter_context(
-                Evaluator(
-                    path, context=context, batch=min(_BATCH, context), threads=threads, observe=observer
-                )
-            )
-            loaded.reserve()
-            return loaded
+    def make(model: Evaluator, part: Tokens, progress: Progress) -> bytes:
+        return json.dumps(collect(model, observer, part, progress)).encode()
 
-        def make(part: Tokens) -> bytes:
-            return json.dumps(collect(model(), observer, part, progress)).encode()
-
-        progress = stack.enter_context(log.progress("calibrate", len(chunks), "chunks"))
-        for unit in units(STAGE, chunks, identity, store, progress, make):
-            for name, value in json.loads(bytes(unit)).items():
-                merged[name] = float(np.maximum(merged.get(name, 0.0), value))
+    for unit in observed(
+        STAGE, "calibrate", path, chunks, observer, identity, make, threads=threads, store=store, log=log
+    ):
+        for name, value in json.loads(bytes(unit)).items():
+            merged[name] = float(np.maximum(merged.get(name, 0.0), value))
     for name, value in merged.items():
         if not math.isfinite(value):
             raise QuantmillError(f"non-finite activations in {name}", path, "the source is damaged")

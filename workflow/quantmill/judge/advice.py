@@ -74,7 +74,7 @@ def choice(results: Results) -> list[str]:
             f"**With memory to spare, {_named(closest)}:** "
             f"the closest to the source{of} ({_change(closest)})."
         )
-    usable = [quant for quant in measured if not frontier.collapse(quant, results)]
+    usable = [quant for quant in frontier.sound(results) if quant.loss]
     near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
@@ -93,7 +93,7 @@ def choice(results: Results) -> list[str]:
 
 def _by_size(results: Results) -> list[str]:
     """The same where no file's distance from the source was measured: of those that have not collapsed."""
-    sound = [quant for quant in results.quants if not frontier.collapse(quant, results)] or results.quants
+    sound = frontier.sound(results) or results.quants
     smaller = frontier.smaller(sound, results)
     largest, smallest = smaller[0], smaller[-1]
     scored = any(quant.scores for quant in results.quants)

@@ -100,8 +100,13 @@ def withheld(results: Results, policy: Policy) -> list[Verdict]:
 
 def collapse(quant: Quant, results: Results) -> str:
     """Why the file is of no use at any size, in words; empty where it is not known to be."""
+    return far(quant, results) or failing(quant, results)
+
+
+def far(quant: Quant, results: Results) -> str:
+    """By how much it is too far from the source, in words; empty where it is not, or that is not known."""
     if not quant.loss or results.unranked or loss(quant) < COLLAPSED_FROM:
-        return failing(quant, results)
+        return ""
     times = f"{math.exp(loss(quant)):,.1f} times the"
     if quant.measure == "kld":
         return f"KL divergence {nats(loss(quant))}, the worth of {times} perplexity"
@@ -130,11 +135,19 @@ def best(results: Results) -> set[str]:
     """
     if results.unranked:
         return set()
-    told = (quant for quant in results.quants if quant.loss and quant.name not in results.rejected)
-    usable = [quant for quant in told if not collapse(quant, results)]
+    usable = [quant for quant in sound(results) if quant.loss]
     points = [(quant.bytes, loss(quant)) for quant in usable]
     are_best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, are_best, strict=False) if is_best}
+
+
+def sound(results: Results) -> list[Quant]:
+    """The files that may be recommended: none that has collapsed, none whose gate is closed."""
+    return [
+        quant
+        for quant in results.quants
+        if quant.name not in results.rejected and not collapse(quant, results)
+    ]
 
 
 def smaller(quants: list[Quant], results: Results) -> list[Quant]:
@@ -194,10 +207,11 @@ def _dominated(quant: Quant, rival: Quant) -> Verdict:
 
 
 def _collapsed(quant: Quant, results: Results) -> Verdict | None:
-    figure = collapse(quant, results)
-    if not figure:
-        return None
-    return Verdict(quant, COLLAPSED, None, figure, None if figure == failing(quant, results) else quant.loss)
+    if figure := far(quant, results):
+        return Verdict(quant, COLLAPSED, None, figure, quant.loss)
+    if figure := failing(quant, results):
+        return Verdict(quant, COLLAPSED, None, figure, None)
+    return None
 
 
 def _twin(quant: Quant, results: Results) -> Verdict | None:

@@ -52,11 +52,7 @@ def contexts(results: Results) -> list[int]:
 
 def recommendable(results: Results) -> list[Quant]:
     """Those of them that a device is told of: not what has collapsed or is not recommended."""
-    return [
-        quant
-        for quant in measured(results)
-        if quant.name not in results.rejected and not frontier.collapse(quant, results)
-    ]
+    return [quant for quant in frontier.sound(results) if quant.memory]
 
 
 def by_device(results: Results) -> list[Devices]:

@@ -7,9 +7,7 @@ import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,13 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.measure import coverage
 from quantmill.measure.collect import Collector, Sums
-from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, parts, perplexity, units, with_bos
+from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
 from quantmill.progress import Log, Progress
 from quantmill.store import Store
 
 STAGE = "measure.imatrix"
-
-_BATCH = 512
 
 # The sampled chunks, whose logits are wanted, go in smaller batches: a batch's
 # logits are in memory twice, and the halves that nobody scores need no head.
@@ -109,26 +105,16 @@ def measure(
 
     The model is loaded only if a unit is missing.
     """
-    context = chunks.shape[1]
     collector = Collector()
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
+    merged: Shard | None = None
+    with ThreadPoolExecutor(threads) as pool:
 
-        @cache
-        def model() -> Evaluator:
-            batch = min(_BATCH, context)
-            loaded = stack.enter_context(
-                Evaluator(path, context=context, batch=batch, threads=threads, observe=collector)
-            )
-            loaded.reserve()
-            return loaded
+        def make(model: Evaluator, part: Tokens, progress: Progress) -> bytes:
+            return collect(model, collector, part, pool, progress).to_bytes()
 
-        def make(part: Tokens) -> bytes:
-            return collect(model(), collector, part, pool, progress).to_bytes()
-
-        progress = stack.enter_context(log.progress("imatrix", len(chunks), "chunks"))
-        merged: Shard | None = None
-        for unit in units(STAGE, chunks, identity, store, progress, make):
+        for unit in observed(
+            STAGE, "imatrix", path, chunks, collector, identity, make, threads=threads, store=store, log=log
+        ):
             shard = Shard.from_bytes(unit)
             if merged is None:
                 merged = shard

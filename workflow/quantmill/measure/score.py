@@ -12,10 +12,10 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,20 @@ from quantmill.corpus.chunks import read_chunks
 from quantmill.engine import evaluator
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
-from quantmill.progress import Progress
+from quantmill.progress import Log, Progress
 from quantmill.quantize.trunk import evaluable
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
+
+if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
+    from quantmill.engine import mainline
+    from quantmill.engine.mainline import Observer
 
 # Chunks of a unit of the store: what a killed run repeats at most.
 CHUNKS_A_UNIT = 8
 
 _ROWS_A_BLOCK = 32
+_BATCH = 512
 
 Result = TypeVar("Result")
 
@@ -45,6 +50,31 @@ def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Ev
         evaluator.load(file, context=context, batch=batch, threads=threads) as model,
     ):
         yield model
+
+
+def observed(
+    stage: str, what: str, path: Path, chunks: Tokens, observe: Observer, identity: dict[str, Any],
+    make: Callable[[mainline.Evaluator, Tokens, Progress], bytes], *, threads: int, store: Store, log: Log,
+) -> Iterator[bytes | memoryview]:  # fmt: skip
+    """The `units` of a run over `chunks` [n, context] that `observe` watches, under the name `what`.
+
+    `make(model, part, progress)` makes one; the model is loaded only if one is missing.
+    """
+    from quantmill.engine import mainline
+
+    context = chunks.shape[1]
+    with ExitStack() as stack:
+
+        @cache
+        def model() -> mainline.Evaluator:
+            made = mainline.Evaluator(
+                path, context=context, batch=min(_BATCH, context), threads=threads, observe=observe
+            )
+            stack.enter_context(made).reserve()
+            return made
+
+        progress = stack.enter_context(log.progress(what, len(chunks), "chunks"))
+        yield from units(stage, chunks, identity, store, progress, lambda part: make(model(), part, progress))
 
 
 def load_chunks(path: Path, config: dict[str, Any]) -> Tokens:
