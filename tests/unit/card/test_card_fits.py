@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from quantmill.card import maps, write
 from quantmill.files import read_json, read_table, write_json, write_table
-from quantmill.judge import advice, frontier
+from quantmill.judge import advice, frontier, memory
 from quantmill.judge.fits import sensitivity
 from quantmill.judge.results import Results, read
 
@@ -113,6 +114,22 @@ def test_what_does_not_surely_win_is_not_recommended(fitted: tuple[Path, dict[st
     line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
     assert "**not recommended:**" in line and "★" not in line
     assert "poor" not in " ".join(advice.choice(results))
+
+
+def test_a_file_whose_gate_is_closed_is_no_choice_anywhere(fitted: tuple[Path, dict[str, Any]]) -> None:
+    folder, config = fitted
+    for gate, offered in ((True, False), (False, True)):
+        config["fits"]["poor"]["gate"] = gate
+        names = {quant.name for quant in frontier.sound(read(folder, config))}
+        assert ("poor" in names) == offered and {"Q6_K", "fit"} <= names
+    assert "poor" in {quant.name for quant in memory.recommendable(with_tables(read(folder, config)))}
+    config["fits"]["poor"]["gate"] = True
+    assert "poor" not in {quant.name for quant in memory.recommendable(with_tables(read(folder, config)))}
+
+
+def with_tables(results: Results) -> Results:
+    """Each file with a table of memory, an empty one."""
+    return replace(results, quants=[replace(quant, memory={"rows": []}) for quant in results.quants])
 
 
 def test_a_gate_stays_closed_where_the_rival_is_withheld(

@@ -93,7 +93,7 @@ def choice(results: Results) -> list[str]:
 
 def _by_size(results: Results) -> list[str]:
     """The same where no file's distance from the source was measured: of those that have not collapsed."""
-    sound = frontier.sound(results) or results.quants
+    sound = [quant for quant in results.quants if not frontier.collapse(quant, results)] or results.quants
     smaller = frontier.smaller(sound, results)
     largest, smallest = smaller[0], smaller[-1]
     scored = any(quant.scores for quant in results.quants)
