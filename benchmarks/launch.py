@@ -18,5 +18,5 @@ if __name__ == "__main__":
     _, status, usage = os.wait4(child, 0)
     seconds = time.perf_counter() - started
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    with open(report, "w") as file:  # noqa: PTH123 (pathlib is 2 MB more)
+    with open(report, "w", encoding="utf-8") as file:  # noqa: PTH123 (pathlib is 2 MB more)
         file.write(f"{seconds} {peak} {os.waitstatus_to_exitcode(status)}")

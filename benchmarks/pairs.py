@@ -56,7 +56,9 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         output = done.stdout.decode(errors="replace")
-        seconds, peak, code = report.read_text().split() if report.exists() else ("0", "0", "127")
+        seconds, peak, code = (
+            report.read_text(encoding="utf-8").split() if report.exists() else ("0", "0", "127")
+        )
     if code != "0":
         tail = "\n".join(output.splitlines()[-15:])
         sys.exit(f"{' '.join(words)}\n{tail}\nerror: exit code {code}")

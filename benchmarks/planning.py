@@ -31,7 +31,7 @@ def _plan(bench: Bench, make: Callable[[Path], Path], what: str, most: float) ->
     work = bench.work
     model = make(work.path(f"plan/{make.__name__}.gguf"))
     there = Workspace(model, model.parent, work.tools)
-    there.path("imatrix.json").write_text('{"chunks": 64}')
+    there.path("imatrix.json").write_text('{"chunks": 64}', encoding="utf-8")
     taken, peaks = [], []
     for _ in range(bench.repeat):
         rendered = run(there.render("Q4_K_L", TEMPLATE, {"base": "Q4_K_L"}))

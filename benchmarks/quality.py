@@ -70,22 +70,24 @@ class Trial:
         """Build a target with these recipes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.yaml"
-        config.write_text(json.dumps(self.config(recipes), indent=1))
+        config.write_text(json.dumps(self.config(recipes), indent=1), encoding="utf-8")
         command = ["snakemake", "-s", ROOT / "Snakefile", "--configfile", config.name, "--cores", THREADS]
         command += ["--quiet", "rules", "--", target]
         subprocess.run([sys.executable, "-m", *map(str, command)], cwd=self.folder, check=True)
 
     def kld(self, recipe: str) -> dict[str, Any]:
         """A file's measured divergence."""
-        return dict(json.loads((self.results / "bench" / recipe / "kld.json").read_text()))
+        return dict(json.loads((self.results / "bench" / recipe / "kld.json").read_text("utf-8")))
 
     def bytes(self, recipe: str) -> int:
         """A file's size by its plan."""
-        return int(json.loads((self.results / "plans" / f"{recipe}.json").read_text())["file_bytes"])
+        return int(json.loads((self.results / "plans" / f"{recipe}.json").read_text("utf-8"))["file_bytes"])
 
     def predicted(self, recipe: str) -> float:
         """What the allocation expected."""
-        return float(json.loads((self.results / "recipes" / f"{recipe}.json").read_text())["predicted_kld"])
+        return float(
+            json.loads((self.results / "recipes" / f"{recipe}.json").read_text("utf-8"))["predicted_kld"]
+        )
 
 
 def measure(trial: Trial) -> None:
@@ -146,7 +148,7 @@ def table(trial: Trial) -> str:
     lines.append(f"| mean | | | | {mean[0]:.2f}, at most {max(ratios):.2f} | | {mean[1]:.2f} |")
     if trial.refit:
         lines[-1] += f" {mean[2]:.2f}, at most {max(of_second):.2f} | |"
-    report = json.loads((trial.results / "sensitivity.json").read_text())
+    report = json.loads((trial.results / "sensitivity.json").read_text("utf-8"))
     probes = f"{report['probes']} probes of {report['choices']} choices, {report['seconds']:.0f} s"
     return f"{trial.name}: {probes}, {trial.chunks} held-out chunks\n\n" + "\n".join(lines)
 

@@ -127,7 +127,8 @@ def rule(bench: Bench) -> Iterable[Row]:
     template = work.path("one-rule.yaml.j2")
     template.write_text(
         "engine: mainline\nbase: Q4_K_M\nimatrix: optional\n"
-        "rules:\n  - {role: attn_output, layers: [0], type: q8_0, why: one changed rule}\n"
+        "rules:\n  - {role: attn_output, layers: [0], type: q8_0, why: one changed rule}\n",
+        encoding="utf-8",
     )
     run(work.render("changed", template, {}))
     run(work.plan("changed"))
@@ -148,7 +149,7 @@ def perplexity(bench: Bench) -> Iterable[Row]:
     def ours() -> Figures:
         work.empty_store()
         figures = _figures(run(work.perplexity(PERPLEXITY_CHUNKS)))
-        found = json.loads(work.path("perplexity.json").read_text())
+        found = json.loads(work.path("perplexity.json").read_text("utf-8"))
         return figures | {"perplexity": found["perplexity"]}
 
     def theirs() -> Figures:
@@ -175,9 +176,9 @@ def kld(bench: Bench) -> Iterable[Row]:
         first = run(work.divergence(PERPLEXITY_CHUNKS))
         kept = sum(path.stat().st_size for path in work.store.rglob("*") if path.is_file())
         second = run(work.divergence(PERPLEXITY_CHUNKS, tier.name))
-        found = json.loads(work.path(f"kld-{tier.name}.json").read_text())
+        found = json.loads(work.path(f"kld-{tier.name}.json").read_text("utf-8"))
         mean, gap = found["kld"]["mean"], found["reference"]["gap"]["mean"]
-        floor = json.loads(work.path("kld-source.json").read_text())["kld"]["max"]
+        floor = json.loads(work.path("kld-source.json").read_text("utf-8"))["kld"]["max"]
         peak = float(max(first.peak, second.peak))
         seconds = {"seconds": first.seconds + second.seconds, "peak": peak, "disk": float(kept)}
         return seconds | {"kld": mean, "gap": gap, "floor": floor}
@@ -211,7 +212,7 @@ def probe(bench: Bench) -> Iterable[Row]:
     def once() -> tuple[Figures, Figures]:
         work.empty_store()
         run(work.sensitivity(PROBE_CHUNKS, PROBE_MINUTES))
-        found = json.loads(work.path("sensitivity.json").read_text())
+        found = json.loads(work.path("sensitivity.json").read_text("utf-8"))
         forward = float(found["forward_seconds"])
         figures = {"probes": float(found["probes"]), "floor": float(max(found["floor"].values()))}
         return {"seconds": forward * found["overhead"]} | figures, {"seconds": forward}
@@ -229,7 +230,7 @@ def speed(bench: Bench) -> Iterable[Row]:
 
     def ours() -> Figures:
         run(work.speed(*wanted))
-        found = json.loads(work.path("speed.json").read_text())
+        found = json.loads(work.path("speed.json").read_text("utf-8"))
         return {"pp": found["prompt"]["mean"], "tg": found["generate"]["mean"]}
 
     def theirs() -> Figures:
@@ -253,7 +254,7 @@ def humaneval(bench: Bench) -> Iterable[Row]:
     def ours() -> Figures:
         work.empty_store()
         done = run(work.humaneval(PROBLEMS, ANSWER))
-        found = json.loads(work.path("humaneval.json").read_text())
+        found = json.loads(work.path("humaneval.json").read_text("utf-8"))
         tokens = found["generated_tokens"]
         asked = found["seconds"] + found["prompt_seconds"]
         rates = {"rate": found["tokens_per_s"], "asked": tokens / asked, "whole": tokens / done.seconds}

@@ -76,7 +76,7 @@ def _write_config(folder: Path, models: dict[str, Path], tiers: list[Tier]) -> N
         "results": "results",
         "store": {"path": "results/.store", "max": "5 GiB"},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def _snakemake(folder: Path, *arguments: str) -> list[str | Path]:

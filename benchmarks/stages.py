@@ -196,7 +196,7 @@ class Workspace:
         return [*command, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions)]
 
     def _imatrix(self) -> dict[str, Any]:
-        report = json.loads(self.path("imatrix.json").read_text())
+        report = json.loads(self.path("imatrix.json").read_text("utf-8"))
         return {"file": "bench-imatrix.gguf", "dataset": "imatrix", "chunks": report["chunks"]}
 
 
@@ -222,7 +222,9 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
     from quantmill.engine.mainline import Vocabulary
 
     library = Path(sysconfig.get_paths()["stdlib"])
-    source = "".join(path.read_text(errors="ignore") for path in sorted(library.glob("*.py")))
+    source = "".join(
+        path.read_text(errors="ignore", encoding="utf-8") for path in sorted(library.glob("*.py"))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     corpora = {}
     start = 0
@@ -237,7 +239,7 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
                     break
                 length = length * 11 // 10
             start += length
-            (folder / f"{name}.txt").write_text(text)
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
             starts = range(0, need, CONTEXT)
             rows = [Chunk("code", np.array(tokens[at : at + CONTEXT], np.int32), []) for at in starts]
             with (folder / f"{name}.parquet").open("wb") as file:

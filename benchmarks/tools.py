@@ -77,7 +77,9 @@ def _program(name: str) -> Path:
 
 
 def _run(*command: str | Path) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         sys.exit(f"{tail}\nerror: {' '.join(map(str, command[:3]))} failed with exit code {done.returncode}")

@@ -102,8 +102,8 @@ def main(folder: Path, plans: list[Path]) -> None:
     """Draw each plan to `folder`/<recipe>.svg."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in plans:
-        plan = json.loads(path.read_text())
-        (folder / f"{plan['recipe']}.svg").write_text(draw(plan))
+        plan = json.loads(path.read_text("utf-8"))
+        (folder / f"{plan['recipe']}.svg").write_text(draw(plan), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def _cache() -> Path:
 def _key() -> str:
     """The digest of the locks, the processor and the build's environment."""
     decides = [
-        [(_HERE / lock).read_text() for lock in _LOCKS],
+        [(_HERE / lock).read_text("utf-8") for lock in _LOCKS],
         [sys.platform, platform.machine(), platform.libc_ver(), _processor()],
         {name: os.environ.get(name, "") for name in _ENVIRONMENT},
     ]
@@ -48,7 +48,7 @@ def _key() -> str:
 def _processor() -> str:
     """The instruction sets of this processor: llama.cpp is built for exactly these."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -61,10 +61,10 @@ def _build(wheels: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=wheels.parent) as folder:
         command = ["wheel", "--verbose", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
         command += ["--no-binary", "llama-cpp-python", "--require-hashes", "--wheel-dir", folder]
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             built = _pip(*command, "--requirement", str(_HERE / "engine.lock"), output=output)
         if built != 0:
-            tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-20:])
+            tail = "".join(log.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)[-20:])
             sys.exit(f"{tail}error: the engine's build failed; see {log}")
         wheel = next(Path(folder).glob("*.whl"))
         wheels.mkdir(exist_ok=True)

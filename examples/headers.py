@@ -210,10 +210,10 @@ def sensitivities(header: Path, folder: Path) -> None:
     ]  # fmt: skip
     names = ",".join(tensor.name for tensor in weights)
     values = ",".join(f"{1e-4 * worth.get(role_of(tensor.name), 1.0):.6f}" for tensor in weights)
-    (folder / "kld_results.csv").write_text(f"QTYPE,{names}\niq3_k,{values}\n")
+    (folder / "kld_results.csv").write_text(f"QTYPE,{names}\niq3_k,{values}\n", encoding="utf-8")
     kinds = ("iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0")
     points = "".join(f"{kind},{4 ** (3 - known(kind).bits):.6f}\n" for kind in kinds)
-    (folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}")
+    (folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
 
 
 def main(folder: Path) -> None:
@@ -225,7 +225,9 @@ def main(folder: Path) -> None:
     gemma4(folder / "gemma-4-98e.gguf")
     huge(folder / "2.4t.gguf")
     sensitivities(dense, folder)
-    (folder / "layer-scores.json").write_text(json.dumps([30 - layer for layer in range(30)]) + "\n")
+    (folder / "layer-scores.json").write_text(
+        json.dumps([30 - layer for layer in range(30)]) + "\n", encoding="utf-8"
+    )
     print(f"{len(list(folder.glob('*.gguf')))} headers in {folder}")
 
 

@@ -95,9 +95,13 @@ def save(path: Path, given: dict[str, tuple[str, np.ndarray]]) -> None:
 def write(folder: Path, config: dict[str, Any] = LLAMA, dtype: str = "BF16", *, shards: int = 1) -> Path:
     """A whole checkpoint: config, tokenizer, weights (with `shards` > 1 a tensor each in turn)."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": np.dtype(TYPES[dtype]).name}, indent=2))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    (folder / "generation_config.json").write_text('{"do_sample": true}')
+    (folder / "config.json").write_text(
+        json.dumps(config | {"dtype": np.dtype(TYPES[dtype]).name}, indent=2), encoding="utf-8"
+    )
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
+    )
+    (folder / "generation_config.json").write_text('{"do_sample": true}', encoding="utf-8")
     made = tensors(config, dtype)
     if shards == 1:
         save(folder / "model.safetensors", made)
@@ -106,7 +110,7 @@ def write(folder: Path, config: dict[str, Any] = LLAMA, dtype: str = "BF16", *, 
     for shard in sorted(set(placed.values())):
         save(folder / shard, {name: made[name] for name in made if placed[name] == shard})
     index = {"metadata": {"total_size": 0}, "weight_map": placed}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 

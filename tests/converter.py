@@ -56,9 +56,9 @@ def build(folder: Path, do: str) -> Path:
     """The stand-in in `folder`; `do` is what it does once it knows `source`, `out` and `arguments`."""
     script = folder / "llama.cpp" / "convert_hf_to_gguf.py"
     (script.parent / "conversion").mkdir(parents=True)
-    (script.parent / "conversion" / "__init__.py").write_text(CONVERSION)
-    (script.parent / "conversion" / "base.py").write_text(BASE)
-    script.write_text(SCRIPT.replace("{do}", do))
+    (script.parent / "conversion" / "__init__.py").write_text(CONVERSION, encoding="utf-8")
+    (script.parent / "conversion" / "base.py").write_text(BASE, encoding="utf-8")
+    script.write_text(SCRIPT.replace("{do}", do), encoding="utf-8")
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(sys.executable)
     return folder

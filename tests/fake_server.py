@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 NOTES = Path(__file__).with_name("notes")
-MODE = (NOTES / "mode").read_text()
+MODE = (NOTES / "mode").read_text("utf-8")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with (NOTES / "asked").open("a") as file:
+        with (NOTES / "asked").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asked) + "\n")
         self.send_response(200)
         self.end_headers()
@@ -56,6 +56,6 @@ if MODE == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if MODE == "broken":
     sys.exit("no such model")
-(NOTES / "pid").write_text(str(os.getpid()))
-(NOTES / "environment").write_text(json.dumps(dict(os.environ)))
+(NOTES / "pid").write_text(str(os.getpid()), encoding="utf-8")
+(NOTES / "environment").write_text(json.dumps(dict(os.environ)), encoding="utf-8")
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()

@@ -19,7 +19,7 @@ PLUGIN = Path(__file__).parent / "staleness"
 
 def text(rows: int, seed: int) -> str:
     """Paragraphs of plain text, no two the same."""
-    words = (ROOT / "LICENSE").read_text().split()
+    words = (ROOT / "LICENSE").read_text("utf-8").split()
     starts = (seed * 400 + row * 7 for row in range(rows))
     return "\n\n".join(" ".join(words[start : start + 40]) for start in starts)
 
@@ -76,7 +76,7 @@ class House:
         (folder / "profiles").symlink_to((ROOT / "profiles").readlink())
         shutil.copy2(ROOT / "tests" / "data" / "tiny-llama.gguf", folder)
         for seed, name in enumerate(("one", "two", "three", "four")):
-            (folder / f"{name}.txt").write_text(text(60, seed))
+            (folder / f"{name}.txt").write_text(text(60, seed), encoding="utf-8")
         house = cls(folder)
         house.configure(lambda config: None)
         return house
@@ -90,13 +90,13 @@ class House:
         """Write the config with a change made to it."""
         config = json.loads(json.dumps(CONFIG))
         change(config)
-        (self.folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+        (self.folder / name).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def edit(self, file: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""
         path = self.folder / file
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
+        assert old in path.read_text("utf-8")
+        path.write_text(path.read_text("utf-8").replace(old, new), encoding="utf-8")
 
     def snakemake(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever comes of it."""
@@ -119,7 +119,7 @@ class House:
         jobs = self.folder / "jobs.jsonl"
         jobs.unlink(missing_ok=True)
         self.run("-n", "--logger=jobs", *arguments, cores=cores)
-        found = [json.loads(line) for line in jobs.read_text().splitlines()] if jobs.exists() else []
+        found = [json.loads(line) for line in jobs.read_text("utf-8").splitlines()] if jobs.exists() else []
         return {
             " ".join([job["rule"], *list(job["wildcards"].values())[1:]]) for job in found if job["wildcards"]
         }

@@ -45,7 +45,7 @@ def code_rows(part: str) -> list[str]:
     """
     rows = []
     for module in CODE[part].split():
-        text = (Path(sysconfig.get_paths()["stdlib"]) / f"{module}.py").read_text()
+        text = (Path(sysconfig.get_paths()["stdlib"]) / f"{module}.py").read_text("utf-8")
         if not re.search(r"copyright|licen[sc]e", text, re.IGNORECASE):
             rows += gathered(statements(text))
     return rows
@@ -69,7 +69,7 @@ def prose_rows() -> list[str]:
     rows = []
     for name in PROSE:
         listed = [f for f in files("dataset_build") or [] if f.match(f"data/eng/{name}.txt")]
-        text = Path(str(listed[0].locate())).read_text().replace("\r\n", "\n")
+        text = Path(str(listed[0].locate())).read_text(encoding="utf-8").replace("\r\n", "\n")
         text = re.sub(r"\AOf course\..*\n+(\*\*\*\n+)?", "", text)
         rows += gathered(re.split(r"(?<=\n)(?=\n)|(?<=\n\n)", text))
     return rows

@@ -58,7 +58,7 @@ def export(model: torch.nn.Module, target: Path, tokens: torch.Tensor | None) ->
 
     quantized = mtq.quantize(model, config, forward_loop=None if tokens is None else run)
     export_hf_checkpoint(quantized, export_dir=target)
-    return json.loads((target / "config.json").read_text())["quantization_config"]
+    return json.loads((target / "config.json").read_text("utf-8"))["quantization_config"]
 
 
 def input_scales(folder: Path) -> dict[str, float]:
@@ -106,15 +106,17 @@ def main(small: Path, trained: Path) -> None:
         golden[source.name] |= {"tensors": digests(weights), "W4A4": export(load(source), both, tokens)}
         assert {n: d for n, d in digests(both).items() if "input_scale" not in n} == digests(weights)
         golden[source.name] |= {"input_scales": input_scales(both)}
-    (HERE / "modelopt.json").write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
-    ids = AutoTokenizer.from_pretrained(trained / "tiny-llama")((HERE / "text.txt").read_text())["input_ids"]
+    (HERE / "modelopt.json").write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(trained / "tiny-llama")((HERE / "text.txt").read_text("utf-8"))[
+        "input_ids"
+    ]
     chunks = [ids[start : start + CONTEXT] for start in range(0, CHUNKS * CONTEXT, CONTEXT)]
     found: dict = {"tokens": chunks}
     for name, layers in LAYERS.items():
         target = small / "exported" / name
         export(cut(trained / name, layers), target, torch.tensor(chunks))
         found[name] = input_scales(target)
-    (HERE / "modelopt-inputs.json").write_text(json.dumps(found, sort_keys=True) + "\n")
+    (HERE / "modelopt-inputs.json").write_text(json.dumps(found, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,4 +37,4 @@ def digests(path: str, layers: list[int]) -> dict[str, str]:
 
 if __name__ == "__main__":
     made = {"tiny-llama": digests(sys.argv[1], [0, 1]), "tiny-moe": digests(sys.argv[2], [2, 3])}
-    (HERE / "nvfp4-gguf.json").write_text(json.dumps(made, indent=1) + "\n")
+    (HERE / "nvfp4-gguf.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
 DATA = Path(__file__).parents[1] / "data"
-GOLDEN = json.loads((DATA / "modelopt-inputs.json").read_text())
+GOLDEN = json.loads((DATA / "modelopt-inputs.json").read_text("utf-8"))
 TOKENS = np.array(GOLDEN["tokens"], np.int32)
 MODELS = {"tiny-llama": "tiny-llama.gguf", "tiny-hybrid-moe": "tiny-moe.gguf"}
 

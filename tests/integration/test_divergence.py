@@ -40,7 +40,7 @@ CONTEXT = 128
 
 def chunks_of(model: str, count: int) -> np.ndarray:
     with Vocabulary(DATA / f"tiny-{model}.gguf") as vocabulary:
-        tokens = vocabulary.tokenize((DATA / "text.txt").read_text())
+        tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
     return tokens[: count * CONTEXT].reshape(count, CONTEXT)
 
 
@@ -62,7 +62,7 @@ def measured(model: Model, of: Model, chunks: np.ndarray, store: Store) -> refer
 def printed(model: str) -> dict[str, tuple[float, float]]:
     """What llama-perplexity printed, shares for percent: a value and its error, 0 where it has none."""
     found = {}
-    for line in (DATA / f"llama-perplexity-kld-{model}.txt").read_text().splitlines():
+    for line in (DATA / f"llama-perplexity-kld-{model}.txt").read_text("utf-8").splitlines():
         match = re.fullmatch(r"(.*?) *: +(-?[\d.]+)(?: ± +([\d.]+))? *(%?)", line)
         if match:
             scale = 100 if match[4] else 1
@@ -315,7 +315,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stood(tmp_path: Path, coarse: 
     assert before >= 5
     killed = not (tmp_path / "kld.json").exists()
     subprocess.run(words, cwd=tmp_path, check=True)
-    log = (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text("utf-8")
     # it makes no unit again: three of the model in all, and those of the reference that it still needs
     assert len(list(units.glob("*/[0-9a-f]*"))) == 9
     assert re.search(r"([0-3]) units made", log)
@@ -323,5 +323,5 @@ def test_killed_in_the_middle_it_goes_on_where_it_stood(tmp_path: Path, coarse: 
     whole = tmp_path / "whole"
     whole.mkdir()
     subprocess.run(command(whole, 20, coarse["llama"].path), cwd=whole, check=True)
-    one, other = (json.loads((folder / "kld.json").read_text()) for folder in (tmp_path, whole))
+    one, other = (json.loads((folder / "kld.json").read_text("utf-8")) for folder in (tmp_path, whole))
     assert one | {"seconds": 0} == other | {"seconds": 0}

@@ -34,7 +34,7 @@ IDENTITY = {"engine": "e", "model": "m"}
 
 def tokens(count: int, start: int = 0) -> Tokens:
     with Vocabulary(MODEL) as vocabulary:
-        return vocabulary.tokenize((DATA / "text.txt").read_text())[start : start + count]
+        return vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[start : start + count]
 
 
 def answers(prompts: list[Tokens], *, parallel: int = 3, threads: int = 1, context: int = 256, most: int = 24,
@@ -111,7 +111,10 @@ def test_humaneval_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert stage(tmp_path, config(limit=1)).stderr.splitlines()[-1].endswith("1 answers generated, 0 reused")
     done = stage(tmp_path, config())
     assert done.stderr.splitlines()[-1] == "pass@1 0 of 3; 2 answers generated, 1 reused"
-    written, samples = read_json(tmp_path / "humaneval.json"), (tmp_path / "humaneval.jsonl").read_text()
+    written, samples = (
+        read_json(tmp_path / "humaneval.json"),
+        (tmp_path / "humaneval.jsonl").read_text("utf-8"),
+    )
     assert (written["problems"], written["passed"], written["pass_at_1"]) == (3, 0, 0.0)
     assert written["interval"] == pytest.approx([0, 0.5615], abs=1e-4)
     assert sum(written["failures"].values()) == 3 and written["audits"]["cut_off"] == 3
@@ -120,7 +123,7 @@ def test_humaneval_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert [json.loads(line)["task_id"] for line in samples.splitlines()] == ["own/0", "own/1", "own/2"]
     # in another store, all at once: the same answers
     stage(tmp_path, config(), store="other")
-    assert (tmp_path / "humaneval.jsonl").read_text() == samples
+    assert (tmp_path / "humaneval.jsonl").read_text("utf-8") == samples
 
 
 def test_what_is_said_of_answers(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_a_chat_and_a_completion_are_asked_so() -> None:
 
 def test_bad_problems_are_refused_before_work_starts(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"task_id": "a", "prompt": "def f():"}\n')
+    broken.write_text('{"task_id": "a", "prompt": "def f():"}\n', encoding="utf-8")
     done = stage(tmp_path, config(), problems=broken)
     assert done.stderr.startswith(f"error: {broken}: line 1: no field entry_point; a problem has task_id, ")
     assert not (tmp_path / "store").exists()
@@ -282,14 +285,14 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         asked = engine(tmp_path, vocabulary, likelihoods)
         found = rows(evaluate(asked, settings))
-        row = json.loads((ROOT / "examples" / "tasks" / "everyday.jsonl").read_text().splitlines()[0])
+        row = json.loads((ROOT / "examples" / "tasks" / "everyday.jsonl").read_text("utf-8").splitlines()[0])
         question = f"Question: {row['question']}\nAnswer:"
         values = [value for value, _ in asked.loglikelihood([(question, f" {c}") for c in row["choices"]])]
         with pytest.raises(QuantmillError, match="no task everyday2; `lm-eval ls tasks` lists"):
             evaluate(asked, settings | {"names": ["everyday2"]})
         (tmp_path / "tasks").mkdir()
-        text = (ROOT / "examples" / "tasks" / "everyday.yaml").read_text()
-        (tmp_path / "tasks" / "lost.yaml").write_text(text.replace("everyday", "lost"))
+        text = (ROOT / "examples" / "tasks" / "everyday.yaml").read_text("utf-8")
+        (tmp_path / "tasks" / "lost.yaml").write_text(text.replace("everyday", "lost"), encoding="utf-8")
         with pytest.raises(
             QuantmillError, match=r"^bench.tasks: lm-eval cannot run lost \(FileNotFoundError: "
         ):

@@ -45,9 +45,9 @@ def needed(request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 def test_an_example_is_sound(house: House, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(house.folder)
-    parsed = config.parse(yaml.safe_load(path.read_text()), path.name)
+    parsed = config.parse(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
     config.check_files(parsed, path.name, [Path("recipes")])
-    assert f"--configfile examples/{name_of(path)}.yaml" in path.read_text()
+    assert f"--configfile examples/{name_of(path)}.yaml" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [name_of(p) for p in EXAMPLES if name_of(p) not in dict(RUN)])
@@ -61,22 +61,22 @@ def test_an_example_can_be_run(house: House, name: str) -> None:
 @pytest.mark.parametrize(("name", "goal"), RUN)
 def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
     house.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=2)
-    example = yaml.safe_load((house.folder / "examples" / f"{name}.yaml").read_text())
+    example = yaml.safe_load((house.folder / "examples" / f"{name}.yaml").read_text("utf-8"))
     ((model, _),) = example["models"].items()
     results = house.folder / example["results"] / model
     plans = {path.stem for path in results.glob("plans/*.json")}
     assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in example["recipes"]}
     if name == "apex":  # all its profiles are told apart, which takes layers enough
-        sizes = {json.loads(path.read_text())["tensor_bytes"] for path in results.glob("plans/*.json")}
+        sizes = {json.loads(path.read_text("utf-8"))["tensor_bytes"] for path in results.glob("plans/*.json")}
         assert len(sizes) == len({plan.removeprefix("APEX-").removeprefix("I-") for plan in plans}) == 6
     if goal is None:
         said = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
-        assert said[name] in (results / "card" / "README.md").read_text()
+        assert said[name] in (results / "card" / "README.md").read_text("utf-8")
     if name == "real/darwin-28b-coder":
-        plan = json.loads((results / "plans" / "fit-12.92GiB.json").read_text())
+        plan = json.loads((results / "plans" / "fit-12.92GiB.json").read_text("utf-8"))
         assert 0 < 12.92 * 2**30 - plan["file_bytes"] < 2**20
         assert plan["bpw"] == pytest.approx(4.126, rel=0.002)
         # what was fitted to a device's memory fits it, at the context and with the cache that were asked for
-        fits = json.loads((results / "memory.json").read_text())["recipes"]["fit-16GB"]["fits"]
+        fits = json.loads((results / "memory.json").read_text("utf-8"))["recipes"]["fit-16GB"]["fits"]
         assert {"total_bytes": 16 << 30, "cache": "q8_0", "context": 32768} in fits
         assert (house.folder / "results" / "headers" / "qwen3.6-27b.gguf").stat().st_size < 12_000_000

@@ -139,7 +139,7 @@ def test_the_mixtures_of_the_template_are_its_own(tmp_path: Path, model: str, wi
     if model == "narrow":  # rows that no k-quant fits, embeddings that are the output
         source = write_llama(tmp_path / "narrow.gguf", dtype=np.float16)
     header = ggufio.read_header(source)
-    template, where = (TEMPLATES / "ik.yaml.j2").read_text(), "ik.yaml.j2"
+    template, where = (TEMPLATES / "ik.yaml.j2").read_text("utf-8"), "ik.yaml.j2"
     options = ["--imatrix", TESTS / f"data/llama-imatrix-{model}.dat"] if with_imatrix else []
     for tier in TIERS:
         native = ik.dry_run(source, tier, "--ignore-imatrix-rules", *options)

@@ -187,9 +187,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
 
     with Vocabulary(MODEL) as vocabulary, writing(folder / "c.parquet") as file:
-        tokens = vocabulary.tokenize((DATA / "text.txt").read_text())[:1024].reshape(8, 128)
+        tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[:1024].reshape(8, 128)
         write_chunks(file, [Chunk("text", row, []) for row in tokens])
-    (folder / "r.yaml").write_text("base: Q8_0\n")
+    (folder / "r.yaml").write_text("base: Q8_0\n", encoding="utf-8")
     store = ("--store", "store")
     chunks = {"corpus": "c", "chunks": 8, "context": 128}
     stage("model.manifest", {}, "--manifest", "m.tsv", "--facts", "m.json")
@@ -231,7 +231,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--out",
         "s.json",
     )
-    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("q", "i", "kld", "ppl", "s")}
+    read = {
+        name: json.loads((folder / f"{name}.json").read_text("utf-8"))
+        for name in ("q", "i", "kld", "ppl", "s")
+    }
     speed = shape(read["s"])
     for rate in (speed["prompt"], speed["generate"]):
         assert rate.pop("mean") > 0 and rate.pop("sd") >= 0

@@ -29,7 +29,7 @@ PERPLEXITY = {"llama": (1384.8520, 149.09613), "moe": (5157.7426, 260.54721)}
 
 def _chunks(model: str, count: int) -> np.ndarray:
     with Vocabulary(DATA / f"tiny-{model}.gguf") as vocabulary:
-        tokens = vocabulary.tokenize((DATA / "text.txt").read_text())
+        tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
     return tokens[: count * CONTEXT].reshape(count, CONTEXT)
 
 

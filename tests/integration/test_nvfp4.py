@@ -21,7 +21,7 @@ from quantmill.progress import Log
 from quantmill.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
-GOLDEN = json.loads((DATA / "nvfp4-gguf.json").read_text())
+GOLDEN = json.loads((DATA / "nvfp4-gguf.json").read_text("utf-8"))
 FFN = "base: f16\nrules: [{match: '.*\\.ffn_(gate|up|down)(_exps|_shexp)?\\.weight', type: nvfp4}]\n"
 
 
@@ -38,7 +38,7 @@ def made(folder: Path, model: Path, recipe: str, name: str = "x") -> str:
     place = {kind: folder / f"{name}.{kind}" for kind in ("yaml", "tsv", "json", "gguf")}
     listed = ("--manifest", folder / "m.tsv")
     assert not run("model.manifest", {}, "--model", model, *listed, "--facts", folder / "m.json")
-    place["yaml"].write_text(recipe)
+    place["yaml"].write_text(recipe, encoding="utf-8")
     plan = ("--plan", place["tsv"], "--report", place["json"])
     config = {"recipe": name, "imatrix": None}
     assert not run("recipe.plan", config, "--model", model, "--recipe", place["yaml"], *plan)
@@ -66,7 +66,7 @@ def test_the_bytes_are_those_of_llama_cpps_converter(tmp_path: Path, model: str)
     }
     assert found == GOLDEN[model]
     assert after.keys() - before.keys() == {name for name in found if name.endswith(".scale")}
-    plan = json.loads((tmp_path / "x.json").read_text())
+    plan = json.loads((tmp_path / "x.json").read_text("utf-8"))
     assert plan["file_bytes"] == (tmp_path / "x.gguf").stat().st_size
     assert plan["tensors"] == len(after) and plan["warnings"] == []
     assert plan["parameters"] == sum(int(tensor.n_elements) for tensor in before.values())
@@ -75,7 +75,7 @@ def test_the_bytes_are_those_of_llama_cpps_converter(tmp_path: Path, model: str)
 def test_llama_cpp_loads_it_and_the_second_scale_pays(tmp_path: Path) -> None:
     source = DATA / "tiny-llama.gguf"
     with Vocabulary(source) as vocabulary:
-        chunks = vocabulary.tokenize((DATA / "text.txt").read_text())[: 4 * 128].reshape(4, 128)
+        chunks = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[: 4 * 128].reshape(4, 128)
     off = {}
     for name, text in (("scaled", FFN), ("bare", f"scales: false\n{FFN}")):
         assert not made(tmp_path, source, text, name)

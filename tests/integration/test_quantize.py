@@ -58,7 +58,9 @@ class Bench:
     def plan(self, name: str, base: str, *rules: str) -> None:
         """Write the recipe and have it resolved."""
         listed = "".join(f"  - {rule}\n" for rule in rules)
-        (self / f"{name}.yaml").write_text(f"base: {base}\nrules:\n{listed}" if rules else f"base: {base}\n")
+        (self / f"{name}.yaml").write_text(
+            f"base: {base}\nrules:\n{listed}" if rules else f"base: {base}\n", encoding="utf-8"
+        )
         self.stage(
             "recipe.plan", {"recipe": name, "imatrix": self.facts}, "--model", self.model,
             "--recipe", self / f"{name}.yaml", "--plan", self / f"{name}.tsv",
@@ -108,10 +110,10 @@ def test_the_file_is_llama_quantize_s_own(tmp_path, preset):
         LLAMA, tmp_path / "theirs.gguf", {"Q4_K_M": 15, "Q3_K_M": 12, "Q8_0": 7}[preset], None, None
     )
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
-    facts = json.loads((tmp_path / "x.gguf.json").read_text())
+    facts = json.loads((tmp_path / "x.gguf.json").read_text("utf-8"))
     assert facts["sha256"] == spec.file_sha256(tmp_path / "x.gguf")
     assert facts["bytes"] == (tmp_path / "x.gguf").stat().st_size
-    assert facts["bytes"] == json.loads((tmp_path / "x.json").read_text())["file_bytes"]
+    assert facts["bytes"] == json.loads((tmp_path / "x.json").read_text("utf-8"))["file_bytes"]
 
 
 def test_the_imatrix_is_used_and_named_in_the_header(tmp_path):
@@ -129,7 +131,7 @@ def test_the_imatrix_is_used_and_named_in_the_header(tmp_path):
     assert ours.value("quantize.imatrix.dataset") == "text.txt"
     assert ours.value("quantize.imatrix.entries_count") == len(entries)
     assert ours.value("quantize.imatrix.chunks_count") == 12
-    plan = json.loads((tmp_path / "x.json").read_text())
+    plan = json.loads((tmp_path / "x.json").read_text("utf-8"))
     assert plan["file_bytes"] == (tmp_path / "x.gguf").stat().st_size
 
 
@@ -253,8 +255,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         bench.plan("x", "Q4_K_M")
         # Enough is promised and not there: what is left is less than the plan needs.
         assert "free some space" in bench.fails("x", small / "x.gguf")
-        report = json.loads((tmp_path / "x.json").read_text())
-        (tmp_path / "x.json").write_text(json.dumps(report | {"file_bytes": 1000}))
+        report = json.loads((tmp_path / "x.json").read_text("utf-8"))
+        (tmp_path / "x.json").write_text(json.dumps(report | {"file_bytes": 1000}), encoding="utf-8")
         line = bench.fails("x", small / "x.gguf")
         assert "No space left on device" in line and "x.gguf" in line
         assert not list(small.iterdir())
@@ -294,14 +296,14 @@ def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
     """The nll of each chunk of some text, as the stage measures it."""
     if not (bench / "c.parquet").exists():
         with Vocabulary(LLAMA) as vocabulary, writing(bench / "c.parquet") as file:
-            tokens = vocabulary.tokenize((DATA / "text.txt").read_text())[:256].reshape(2, 128)
+            tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[:256].reshape(2, 128)
             write_chunks(file, [Chunk("text", row, []) for row in tokens])
     bench.stage(
         "measure.perplexity", {"corpus": "c", "chunks": 2, "context": 128}, "--model", model, "--facts",
         bench / facts, "--corpus", bench / "c.parquet", "--out", bench / "ppl.json",
         "--store", bench / "store",
     )  # fmt: skip
-    return json.loads((bench / "ppl.json").read_text())["nll"]
+    return json.loads((bench / "ppl.json").read_text("utf-8"))["nll"]
 
 
 def test_a_split_file_holds_the_whole_ones_tensors_and_llama_cpp_loads_it(tmp_path):
@@ -309,8 +311,8 @@ def test_a_split_file_holds_the_whole_ones_tensors_and_llama_cpp_loads_it(tmp_pa
     bench.plan("x", "Q4_K_M")
     bench.quantize("x")
     whole, folder = ggufio.read_header(tmp_path / "x.gguf"), split(bench, "x", 500_000)
-    facts = json.loads((tmp_path / "x.gguf.json").read_text())
-    (tmp_path / "whole.json").write_text('{"sha256": "whole"}')
+    facts = json.loads((tmp_path / "x.gguf.json").read_text("utf-8"))
+    (tmp_path / "whole.json").write_text('{"sha256": "whole"}', encoding="utf-8")
     names = [f"x/x-{n:05}-of-{len(facts['parts']):05}.gguf" for n in range(1, len(facts["parts"]) + 1)]
     assert [part["file"] for part in facts["parts"]] == names and len(names) > 2
     assert facts["file"] == names[0]
@@ -348,7 +350,9 @@ def test_a_killed_split_leaves_nothing_under_its_name_and_a_second_one_replaces_
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     unit = bench.units()[0]
     unit.unlink()
-    (tmp_path / "m.tsv").write_text((tmp_path / "m.tsv").read_text().replace("output.weight", "other.weight"))
+    (tmp_path / "m.tsv").write_text(
+        (tmp_path / "m.tsv").read_text("utf-8").replace("output.weight", "other.weight"), encoding="utf-8"
+    )
     words = bench.quantization("x", tmp_path / "x")
     assert subprocess.run(words, capture_output=True).returncode == 1
     assert {path.name for path in (tmp_path / "x").iterdir()} == second

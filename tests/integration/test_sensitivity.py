@@ -49,7 +49,7 @@ class Bench:
     def __init__(self, folder: Path, model: Path = LLAMA) -> None:
         self.folder, self.model = folder, model
         with Vocabulary(model) as vocabulary, writing(folder / "c.parquet") as file:
-            tokens = vocabulary.tokenize((DATA / "text.txt").read_text())
+            tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
             self.chunks = tokens[: CHUNKS * CONTEXT].reshape(CHUNKS, CONTEXT)
             write_chunks(file, [Chunk("text", row, []) for row in self.chunks])
         words = ["--spec", spec.make("model.manifest", {}, {}), "--model", model]
@@ -72,7 +72,7 @@ class Bench:
         command = self.command(types, minutes, imatrix)
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        report = json.loads((self.folder / "s.json").read_text())
+        report = json.loads((self.folder / "s.json").read_text("utf-8"))
         return read_damages(self.folder / "s.tsv"), report, done.stderr
 
     def choices(self, types: list[str]) -> list[Choice]:
@@ -158,7 +158,10 @@ def test_the_native_type_s_own_divergence_is_near(llama: Bench, tmp_path: Path) 
 
 
 def test_every_choice_is_measured_and_the_floor_is_zero(llama: Bench) -> None:
-    rows, report = read_damages(llama.folder / "s.tsv"), json.loads((llama.folder / "s.json").read_text())
+    rows, report = (
+        read_damages(llama.folder / "s.tsv"),
+        json.loads((llama.folder / "s.json").read_text("utf-8")),
+    )
     assert {row.how for row in rows} == {"measured"}
     assert len(rows) == report["choices"] == report["probes"] == 2 * report["tensors"] == 32
     assert report["floor"] == {"before": 0.0, "after": 0.0}
@@ -197,7 +200,10 @@ def test_a_small_budget_is_kept_and_the_rest_predicted(llama: Bench, monkeypatch
     words = llama.command(["iq3_s", "q5_K"], minutes=1.5)[3:]
     monkeypatch.setattr(sys, "argv", ["measure", *words])
     measure.command.run(measure.parser(), measure.main)
-    rows, report = read_damages(llama.folder / "s.tsv"), json.loads((llama.folder / "s.json").read_text())
+    rows, report = (
+        read_damages(llama.folder / "s.tsv"),
+        json.loads((llama.folder / "s.json").read_text("utf-8")),
+    )
     hows = [row.how for row in rows]
     assert report["probes"] == hows.count("measured") == 9 and report["seconds"] == 90
     assert report["predicted"] == hows.count("predicted") == 32 - 9
@@ -420,4 +426,4 @@ def test_minutes_are_honoured_and_unused_tensors_left_alone(tmp_path: Path) -> N
     assert len({choice.name for choice in session.asked}) == 7  # the first round: one a tensor
     everything = measure.probe(_Fake(used), todo, table, 1e9, Log(tmp_path / "log"))
     assert len(everything.found) == 2 * len(used)
-    assert "30 of 30 probes" in (tmp_path / "log").read_text()
+    assert "30 of 30 probes" in (tmp_path / "log").read_text("utf-8")

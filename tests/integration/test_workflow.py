@@ -29,7 +29,7 @@ def test_a_lean_config_ends_with_a_card(house: House) -> None:
         "card/withheld.json", "card/Modelfile.Q8_0", "card/plots/bits.svg", "card/plots/bits-dark.svg",
         "card/plots/size.svg", "card/plots/size-dark.svg",
     } == made  # fmt: skip
-    assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text()
+    assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text("utf-8")
     assert house.due() == set()
 
 
@@ -49,8 +49,10 @@ def test_a_second_config_replaces_the_first(house: House) -> None:
 
 
 def test_what_the_stages_warn_of_is_said_at_the_end_of_the_run_that_made_it(house: House) -> None:
-    (house.folder / "kld.csv").write_text("QTYPE,output.weight\nq4_K,0.1\n")
-    (house.folder / "curve.csv").write_text("QTYPE,group0\nq4_K,0.02\nq8_k_r9,0.01\nq8_0,0.001\n")
+    (house.folder / "kld.csv").write_text("QTYPE,output.weight\nq4_K,0.1\n", encoding="utf-8")
+    (house.folder / "curve.csv").write_text(
+        "QTYPE,group0\nq4_K,0.02\nq8_k_r9,0.01\nq8_0,0.001\n", encoding="utf-8"
+    )
     house.configure(
         lambda config: config.update(LEAN, sensitivity={"import": "kld.csv", "curve": "curve.csv"})
     )
@@ -73,11 +75,11 @@ def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: Hou
     model = house.folder / "tiny-llama.gguf"
     house.configure(lambda config: config.update(LEAN))
     house.run("results/tiny/plans/Q8_0.json", "results/tiny/manifest.tsv")
-    whole = house.result("plans/Q8_0.json").read_text()
-    start = json.loads(house.result("model.json").read_text())["metadata_bytes"]
+    whole = house.result("plans/Q8_0.json").read_text("utf-8")
+    start = json.loads(house.result("model.json").read_text("utf-8"))["metadata_bytes"]
     _cut(model, start)
     house.run("plans")
-    assert house.result("plans/Q8_0.json").read_text() == whole
+    assert house.result("plans/Q8_0.json").read_text("utf-8") == whole
     refused = house.snakemake("quants")
     said = {line for line in refused.stderr.splitlines() if line.startswith("error: ")}
     assert refused.returncode == 1
@@ -106,8 +108,8 @@ def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: Hou
     ],
 )
 def test_what_the_card_cannot_say_is_refused_before_work(house: House, card: dict, said: str) -> None:
-    (house.folder / "why.md").write_text("good\n{% if %}")
-    (house.folder / "x.csv").write_text("file,gb,ppl\na,1,9\n")
+    (house.folder / "why.md").write_text("good\n{% if %}", encoding="utf-8")
+    (house.folder / "x.csv").write_text("file,gb,ppl\na,1,9\n", encoding="utf-8")
     house.configure(lambda config: config["models"]["tiny"].update(card=card))
     refused = house.snakemake("--dry-run")
     assert refused.returncode != 0
@@ -118,7 +120,7 @@ def test_what_the_card_cannot_say_is_refused_before_work(house: House, card: dic
 def test_a_manifest_is_planned(house: House) -> None:
     house.configure(lambda config: config.update(LEAN))
     house.run("plans", "results/tiny/manifest.tsv")
-    whole = house.result("plans/Q8_0.tsv").read_text()
+    whole = house.result("plans/Q8_0.tsv").read_text("utf-8")
     kept = house.folder / "kept"
     kept.mkdir()
     for name in ("manifest.tsv", "model.json"):
@@ -128,14 +130,14 @@ def test_a_manifest_is_planned(house: House) -> None:
         lambda config: config.update(LEAN, models={"tiny": {"source": {"path": "kept/manifest.tsv"}}})
     )
     house.run("plans")
-    assert house.result("plans/Q8_0.tsv").read_text() == whole
+    assert house.result("plans/Q8_0.tsv").read_text("utf-8") == whole
 
 
 def test_snakemakes_own_views_need_no_cores(house: House) -> None:
     house.configure(lambda config: config.update(LEAN))
     house.run()
     house.run("--report", "report.html", cores=None)
-    assert "bits.svg" in (house.folder / "report.html").read_text()
+    assert "bits.svg" in (house.folder / "report.html").read_text("utf-8")
     assert "no update" in house.run("--summary", cores=None).stdout
     assert "Congratulations" in house.run("--lint", cores=None).stderr
 
@@ -226,7 +228,7 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
         "lines.txt: line 1: ^sideways$ matches no tensor",
     ),
     "too little text": (
-        lambda house: (house.folder / "two.txt").write_text("Short."),
+        lambda house: (house.folder / "two.txt").write_text("Short.", encoding="utf-8"),
         "results/tiny/corpus/calibration.parquet",
         "two",
     ),
@@ -252,7 +254,9 @@ def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(house: House, c
 def test_tuning_shares_no_row_with_what_comes_before_and_after(house: House, text: str, other: str) -> None:
     """The text of the tuning corpus is calibrated on, or that of the held-out one is tuned on."""
     seen = "one" if text == "four" else "four"
-    (house.folder / f"{text}.txt").write_text((house.folder / f"{seen}.txt").read_text())
+    (house.folder / f"{text}.txt").write_text(
+        (house.folder / f"{seen}.txt").read_text("utf-8"), encoding="utf-8"
+    )
     failed = house.snakemake("results/tiny/corpus/held-out.parquet")
     assert failed.returncode == 1
     assert f"rows with the corpus {other}, the first begins" in failed.stderr
@@ -273,7 +277,9 @@ BEFORE_PROBES: dict[str, tuple[Callable[[House], None], str]] = {
         "recipe fit.types: nothing is known of the type q5_K; leave it out, or add it",
     ),
     "held-out text that is tuned on": (
-        lambda house: (house.folder / "three.txt").write_text((house.folder / "four.txt").read_text()),
+        lambda house: (house.folder / "three.txt").write_text(
+            (house.folder / "four.txt").read_text("utf-8"), encoding="utf-8"
+        ),
         "corpus held-out: shares ",
     ),
 }
@@ -296,13 +302,13 @@ def _fitted(house: House, **fields: Any) -> None:
 
 
 def _scores(house: House, text: str) -> None:
-    (house.folder / "scores.json").write_text(text)
+    (house.folder / "scores.json").write_text(text, encoding="utf-8")
     recipe = {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": {"scores": "scores.json"}}
     field(recipes=[recipe])(house)
 
 
 def _imported(house: House, text: str) -> None:
-    (house.folder / "lines.txt").write_text(text)
+    (house.folder / "lines.txt").write_text(text, encoding="utf-8")
     field(recipes=[{"name": "x", "template": "import", "file": "lines.txt", "form": "regex"}])(house)
 
 

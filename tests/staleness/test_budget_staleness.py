@@ -40,10 +40,10 @@ def fit(**fields: Any) -> Change:
 def swapped(house: House) -> None:
     """The sensitivities of two tensors exchanged."""
     path = house.folder / "kld_results.csv"
-    head, line = path.read_text().splitlines()
+    head, line = path.read_text("utf-8").splitlines()
     cells = line.split(",")
     cells[1], cells[2] = cells[2], cells[1]
-    path.write_text(f"{head}\n{','.join(cells)}\n")
+    path.write_text(f"{head}\n{','.join(cells)}\n", encoding="utf-8")
 
 
 CASES: dict[str, tuple[Change, set[str]]] = {
@@ -77,9 +77,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> House:
     header = read_header(house.folder / "tiny-llama.gguf")
     names = [tensor.name for tensor in header.tensors if len(tensor.shape) > 1]
     values = ",".join(str(0.001 * (number + 1)) for number in range(len(names)))
-    (house.folder / "kld_results.csv").write_text(f"QTYPE,{','.join(names)}\nq2_K,{values}\n")
+    (house.folder / "kld_results.csv").write_text(
+        f"QTYPE,{','.join(names)}\nq2_K,{values}\n", encoding="utf-8"
+    )
     points = "".join(f"{kind},{4 ** (2 - known(kind).bits):.6f}\n" for kind in POOL)
-    (house.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}")
+    (house.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
     house.configure(settled)
     due = house.due()
     assert due > IMPORTED | FIT | CARD and "render_recipe fit" not in due

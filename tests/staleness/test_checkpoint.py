@@ -79,7 +79,10 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "what has no part in it": (with_bench, set()),
     "another weight": (flip, EXPORT),
     "another tokenizer": (lambda h: h.edit("a folder/tokenizer_config.json", "{", "{ "), EXPORT),
-    "a file more": (lambda h: (h.folder / "a folder" / "vocab.txt").write_text("a"), EXPORT),
+    "a file more": (
+        lambda h: (h.folder / "a folder" / "vocab.txt").write_text("a", encoding="utf-8"),
+        EXPORT,
+    ),
     "the version of the stage": (lambda h: h.edit("workflow/quantmill/versions.py", *VERSION), EXPORT),
     "a deleted folder": (lambda h: shutil.rmtree(file(h, "")), EXPORT),
     "a deleted report": (lambda h: file(h, ".json").unlink(), EXPORT),
@@ -95,8 +98,8 @@ def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_pa
     made = {path.name for path in file(house, "").iterdir()}
     source = {path.name for path in (house.folder / "a folder").iterdir()}
     assert made == source | {"hf_quant_config.json", "README.md"}
-    assert "vllm serve ./small-MFP4" in file(house, "/README.md").read_text()
-    assert json.loads(file(house, ".json").read_text())["quant_algo"] == "W4A16_NVFP4"
+    assert "vllm serve ./small-MFP4" in file(house, "/README.md").read_text("utf-8")
+    assert json.loads(file(house, ".json").read_text("utf-8"))["quant_algo"] == "W4A16_NVFP4"
     assert {path.name for path in file(house, "").parent.iterdir()} == {"small-MFP4", "small-MFP4.json"}
     for number, (case, (change, expected)) in enumerate(CASES.items()):
         copy = house.copy(tmp_path / f"copy {number}")
@@ -179,9 +182,11 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
     converting.run()
     assert converting.due() == set()
     source = converting.folder / "results" / "small" / "source"
-    assert json.loads((source / "small.gguf.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((source / "small.gguf.json").read_text("utf-8"))["architectures"] == [
+        "LlamaForCausalLM"
+    ]
     assert (source / "small.gguf").is_file()
-    card = (converting.folder / "results" / "small" / "card" / "README.md").read_text()
+    card = (converting.folder / "results" / "small" / "card" / "README.md").read_text("utf-8")
     assert "`small.gguf` made of the checkpoint a folder by llama.cpp's own converter" in card
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         "touched files": (touch, set()),
@@ -230,11 +235,11 @@ def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: H
     assert {path.name for path in folder.iterdir() if path.name not in ("logs", "benchmarks")} == {
         "activations.json", "checkpoint", "corpus", "source"
     }  # fmt: skip
-    report = json.loads((folder / "checkpoint" / "small-MFP4.json").read_text())
+    report = json.loads((folder / "checkpoint" / "small-MFP4.json").read_text("utf-8"))
     assert report["calibration"] == {"corpus": "calibration", "chunks": 2, "context": 64}
-    card = (folder / "checkpoint" / "small-MFP4" / "README.md").read_text()
+    card = (folder / "checkpoint" / "small-MFP4" / "README.md").read_text("utf-8")
     assert "activations" in card and "2 chunks of 64 tokens of calibration" in card
-    other_card = (folder / "checkpoint" / "small-other" / "README.md").read_text()
+    other_card = (folder / "checkpoint" / "small-other" / "README.md").read_text("utf-8")
     assert "weights only" in other_card and "weights only" not in card
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         "more chunks": (lambda h: ask(h, 3), {"build_corpus calibration", "calibrate_activations"} | EXPORT),

@@ -42,7 +42,7 @@ def touch(house: House) -> None:
 def append(file: str, text: str = "\n") -> Callable[[House], None]:
     def change(house: House) -> None:
         path = house.folder / file
-        path.write_text(path.read_text() + text)
+        path.write_text(path.read_text("utf-8") + text, encoding="utf-8")
 
     return change
 
@@ -73,7 +73,7 @@ def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_pa
     made = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0"}
     assert due(house) == made | CODE | CARD
     house.run()
-    samples = house.result("bench/Q8_0/humaneval.jsonl").read_text()
+    samples = house.result("bench/Q8_0/humaneval.jsonl").read_text("utf-8")
     assert samples.count("\n") == 2 and house.result("bench/source/humaneval.json").is_file()
     for number, (case, (change, expected)) in enumerate(CASES.items()):
         copy = house.copy(tmp_path / f"copy {number}")
@@ -82,7 +82,7 @@ def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_pa
         if case == "time for the tests":  # the answers are kept; their tests alone are run again
             copy.run()
             assert due(copy) == set()
-            log = copy.result("logs/humaneval/Q8_0.log").read_text()
+            log = copy.result("logs/humaneval/Q8_0.log").read_text("utf-8")
             assert log.rstrip().endswith("0 answers generated, 2 reused")
 
 

@@ -43,7 +43,7 @@ def upgrade(engine: str) -> Callable[[House], None]:
 
     def change(house: House) -> None:
         path = house.folder / "workflow/quantmill/engine/library.py"
-        path.write_text(path.read_text() + digest)
+        path.write_text(path.read_text("utf-8") + digest, encoding="utf-8")
 
     return change
 
@@ -91,7 +91,7 @@ def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> 
 
 def test_what_was_measured_is_of_the_files_own_engine(built: House) -> None:
     def measured(row: str, what: str) -> dict[str, Any]:
-        return dict(json.loads(built.result(f"bench/{row}/{what}.json").read_text()))
+        return dict(json.loads(built.result(f"bench/{row}/{what}.json").read_text("utf-8")))
 
     engines = {
         row: {measured(row, what).get("engine") for what in ("kld", "perplexity", "speed")} for row in ROWS
@@ -115,6 +115,6 @@ def test_the_file_has_iks_types_and_says_whose_it_is(built: House) -> None:
     assert {tensor.type_id for tensor in header.tensors if tensor.type == "iq4_ks"} == {144}
     assert header.value("general.file_type") == 145
     assert header.value("quantize.imatrix.file") == "tiny-imatrix.gguf"
-    assert json.loads(built.result("gguf/tiny-IQ4_KS.json").read_text())["engine"] == "ik"
-    plan = json.loads(built.result("plans/IQ4_KS.json").read_text())
+    assert json.loads(built.result("gguf/tiny-IQ4_KS.json").read_text("utf-8"))["engine"] == "ik"
+    plan = json.loads(built.result("plans/IQ4_KS.json").read_text("utf-8"))
     assert plan["engine"] == "ik" and "mainline llama.cpp cannot load this file" in plan["warnings"][-1]

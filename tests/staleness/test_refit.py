@@ -80,9 +80,10 @@ def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> 
 
 
 def test_the_second_round_says_what_it_learned(built: House) -> None:
-    report = json.loads(built.result("recipes/second.json").read_text())
+    report = json.loads(built.result("recipes/second.json").read_text("utf-8"))
     kld = {
-        name: json.loads(built.result(f"bench/{name}/tuning.json").read_text()) for name in ("Q8_0", "first")
+        name: json.loads(built.result(f"bench/{name}/tuning.json").read_text("utf-8"))
+        for name in ("Q8_0", "first")
     }
     assert {name: found["corpus"] for name, found in kld.items()} == {"Q8_0": "tuning", "first": "tuning"}
     told = {entry["recipe"]: entry for entry in report["refit"]["files"]}
@@ -91,4 +92,4 @@ def test_the_second_round_says_what_it_learned(built: House) -> None:
     first = told["first"]
     assert abs(first["now"] / first["measured"] - 1) < abs(first["first"] / first["measured"] - 1) + 1e-9
     assert not built.result("bench/second/tuning.json").exists()
-    assert json.loads(built.result("recipes/first.json").read_text())["refit"] is None
+    assert json.loads(built.result("recipes/first.json").read_text("utf-8"))["refit"] is None

@@ -20,7 +20,9 @@ def configure(house: House, **more: object) -> None:
 def test_what_makes_the_speed_behind_a_server_due(tmp_path: Path) -> None:
     house = House.build(tmp_path / "house")
     binary = house.folder / "llama-server"
-    binary.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "fake_server.py").read_text())
+    binary.write_text(
+        f"#!{sys.executable}\n" + (ROOT / "tests" / "fake_server.py").read_text("utf-8"), encoding="utf-8"
+    )
     binary.chmod(0o755)
     (house.folder / "notes").mkdir()
     (house.folder / "notes" / "mode").touch()
@@ -28,10 +30,10 @@ def test_what_makes_the_speed_behind_a_server_due(tmp_path: Path) -> None:
     house.run()
     os.utime(binary)
     assert house.due() == set()
-    build = binary.read_text()
-    binary.write_text(build + "# another one\n")
+    build = binary.read_text("utf-8")
+    binary.write_text(build + "# another one\n", encoding="utf-8")
     assert house.due() == SERVED | CARD
-    binary.write_text(build)
+    binary.write_text(build, encoding="utf-8")
     configure(house, server="llama-server", repetitions=2)
     assert house.due() == SERVED | CARD
     # llama-cpp-python's own

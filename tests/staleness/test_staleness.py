@@ -57,7 +57,7 @@ def reorder(house: House) -> None:
         )
     )
     path = house.folder / "config.yaml"
-    path.write_text("# a comment\n\n" + path.read_text())
+    path.write_text("# a comment\n\n" + path.read_text("utf-8"), encoding="utf-8")
 
 
 def recipe(**parameters: object) -> Callable[[House], None]:
@@ -96,20 +96,20 @@ def append(file: str, more: str) -> Callable[[House], None]:
 
     def change(house: House) -> None:
         path = house.folder / file
-        path.write_text(path.read_text() + more)
+        path.write_text(path.read_text("utf-8") + more, encoding="utf-8")
 
     return change
 
 
 def text_in_a_file(house: House) -> None:
     """The card's first words from a markdown file."""
-    (house.folder / "why.md").write_text("{{ files }} files of {{ model }}.")
+    (house.folder / "why.md").write_text("{{ files }} files of {{ model }}.", encoding="utf-8")
     section("models", "tiny", "card", about={"file": "why.md"})(house)
 
 
 def figures_of_another(house: House) -> None:
     """A table of published figures beside the model's own."""
-    (house.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n")
+    (house.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n", encoding="utf-8")
     rival = {"name": "Other", "csv": "published.csv", "source": "their card"}
     section("models", "tiny", "card", iso_disk=[rival])(house)
 
@@ -293,7 +293,7 @@ def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None
     profile = house.folder / "profile"
     profile.mkdir()
     (profile / "config.yaml").write_text(
-        "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n"
+        "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n", encoding="utf-8"
     )
     assert house.due("--workflow-profile=profile", cores=2) == set()
 
@@ -310,8 +310,8 @@ def rank(config: dict) -> None:
 
 def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: Path) -> None:
     house = House.build(tmp_path / "house")
-    (house.folder / "scores.json").write_text("[0.5, 1]")
-    (house.folder / "lines.txt").write_text("attn_v=q8_0")
+    (house.folder / "scores.json").write_text("[0.5, 1]", encoding="utf-8")
+    (house.folder / "lines.txt").write_text("attn_v=q8_0", encoding="utf-8")
     house.configure(rank)
     house.run("plans")
     assert "measure_imatrix" not in house.due("results/tiny/plans/Q8_0.tsv", "results/tiny/plans/lines.tsv")
@@ -324,10 +324,10 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
                                     config["recipes"][1]["importance"].update(imatrix=0.75)))  # fmt: skip
     assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
-    (house.folder / "scores.json").write_text("[1, 0.5]")
+    (house.folder / "scores.json").write_text("[1, 0.5]", encoding="utf-8")
     assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
-    (house.folder / "lines.txt").write_text("attn_k=q8_0")
+    (house.folder / "lines.txt").write_text("attn_k=q8_0", encoding="utf-8")
     assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
     touch(house)
     assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}

@@ -105,7 +105,7 @@ def test_problems_are_read_gzipped_or_not(tmp_path: Path) -> None:
 
 
 def without(field: str) -> str:
-    row = json.loads((DATA / "problems.jsonl").read_text().splitlines()[1])
+    row = json.loads((DATA / "problems.jsonl").read_text("utf-8").splitlines()[1])
     del row[field]
     return json.dumps(row)
 
@@ -117,12 +117,15 @@ def without(field: str) -> str:
         (without("task_id"), "line 4: no field task_id; a problem has"),
         ("[1]", "line 4: no field task_id;"),
         ("{", "line 4: no JSON ("),
-        ((DATA / "problems.jsonl").read_text().splitlines()[0], "line 4: own/0 is there twice; remove one"),
+        (
+            (DATA / "problems.jsonl").read_text("utf-8").splitlines()[0],
+            "line 4: own/0 is there twice; remove one",
+        ),
     ],
 )
 def test_a_broken_line_is_refused_by_its_number(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text((DATA / "problems.jsonl").read_text() + line + "\n")
+    path.write_text((DATA / "problems.jsonl").read_text("utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(QuantmillError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: {said}")

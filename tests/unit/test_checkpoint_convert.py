@@ -50,13 +50,15 @@ def test_it_is_the_converters_own_file(tmp_path: Path, source: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a.gguf").read_bytes() == Path(GGUF).read_bytes()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.gguf", "a.json"}
-    facts = json.loads((tmp_path / "out" / "a.json").read_text())
+    facts = json.loads((tmp_path / "out" / "a.json").read_text("utf-8"))
     assert facts == {
         "checkpoint": "a checkpoint", "architectures": ["LlamaForCausalLM"], "dtypes": {"BF16": 21},
         "drafts": False, "to": "bf16", "file": "a.gguf", "bytes": Path(GGUF).stat().st_size, "tensors": 21,
         "types": {"f16": 16, "f32": 5},
     }  # fmt: skip
-    (said,) = (line for line in (tmp_path / "a.log").read_text().splitlines() if line.startswith("said"))
+    (said,) = (
+        line for line in (tmp_path / "a.log").read_text("utf-8").splitlines() if line.startswith("said")
+    )
     words = json.loads(said.removeprefix("said ").replace("'", '"'))
     assert words[:2] == [str(source), "--outfile"] and words[3:] == ["--outtype", "bf16"]
 
@@ -73,7 +75,7 @@ def test_draft_layers_that_are_not_there_are_said(
     source = tmp_path / "model"
     source.mkdir()
     config = checkpoints.LLAMA | {"architectures": [architecture]}
-    (source / "config.json").write_text(json.dumps(config))
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = checkpoints.tensors(checkpoints.LLAMA, "BF16")
     if draft:
         tensors[draft] = tensors["lm_head.weight"]
@@ -113,7 +115,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(
 
 def test_an_architecture_that_the_converter_lacks(tmp_path: Path, source: Path) -> None:
     config = source / "config.json"
-    config.write_text(config.read_text().replace("Llama", "NoSuch"))
+    config.write_text(config.read_text("utf-8").replace("Llama", "NoSuch"), encoding="utf-8")
     said = error(convert(source, converter.build(tmp_path / "e", COPY)), tmp_path)
     assert said == (
         f"{config}: the converter knows no architecture NoSuchForCausalLM; take a GGUF of the model"

@@ -27,7 +27,7 @@ KEPT = sorted([
     *(f"model.layers.{n}.self_attn.{x}_proj" for n in (0, 1) for x in "qkvo"),
 ])  # fmt: skip
 CALIBRATION = {"corpus": "calibration", "chunks": 2, "context": 64}
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "modelopt.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "modelopt.json").read_text("utf-8"))
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     activations = None
     if largest is not None:
         activations = folder / "activations.json"
-        activations.write_text(json.dumps(CALIBRATION | {"largest": largest}))
+        activations.write_text(json.dumps(CALIBRATION | {"largest": largest}), encoding="utf-8")
     args = argparse.Namespace(
         spec={"config": {"recipe": "MFP4", "form": form}},
         source=source,
@@ -77,9 +77,9 @@ def test_the_bytes_and_the_config_are_modelopts(tmp_path: Path, case: str) -> No
     source = checkpoints.write(tmp_path / "source", *checkpoints.CASES[case])
     out = run(source, tmp_path)
     assert digests(out) == GOLDEN[case]["tensors"]
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text("utf-8"))
     assert config.pop("quantization_config") == GOLDEN[case]["quantization_config"]
-    assert config == json.loads((source / "config.json").read_text())
+    assert config == json.loads((source / "config.json").read_text("utf-8"))
     assert VERSIONS["checkpoint.export"] == 3, "the goldens are of version 3: note them anew with another"
 
 
@@ -111,11 +111,11 @@ def test_with_activations_too_they_are_modelopts(tmp_path: Path, case: str) -> N
     assert given == GOLDEN[case]["tensors"]
     assert scales(out, ".input_scale") == GOLDEN[case]["input_scales"]
     assert all(digest.startswith("F32 [] ") for digest in inputs.values())
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["quantization_config"] == GOLDEN[case]["W4A4"]
-    outer = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+    outer = json.loads((out / "hf_quant_config.json").read_text("utf-8"))["quantization"]
     assert outer["quant_algo"] == "NVFP4"
-    facts = json.loads((tmp_path / "new.json").read_text())
+    facts = json.loads((tmp_path / "new.json").read_text("utf-8"))
     assert facts["quant_algo"] == "NVFP4" and facts["calibration"] == CALIBRATION
     assert all(row["input"] > 0 for row in facts["quantized"])
 
@@ -141,9 +141,9 @@ def test_a_weight_that_nothing_was_seen_to_enter_is_refused(tmp_path: Path, valu
 
 def test_what_is_not_mlp_stays_bit_for_bit_and_the_tokenizer_goes_along(tmp_path: Path) -> None:
     source = checkpoints.write(tmp_path / "source", checkpoints.MOE)
-    (source / "README.md").write_text("of the source alone")
+    (source / "README.md").write_text("of the source alone", encoding="utf-8")
     (source / "pytorch_model.bin").write_bytes(b"the same weights again")
-    (source / "LICENSE").write_text("a licence")
+    (source / "LICENSE").write_text("a licence", encoding="utf-8")
     before, after = raw(source), raw(run(source, tmp_path))
     same = {name for name in before if after.get(name) == before[name]}
     assert {name for name in before if "_proj" not in name or "attn" in name} == same
@@ -158,7 +158,7 @@ def test_shards_stay_shards_and_threads_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     sharded = run(checkpoints.write(tmp_path / "sharded", shards=3), tmp_path / "two", threads=3)
     assert digests(sharded) == digests(whole)
-    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index = json.loads((sharded / "model.safetensors.index.json").read_text("utf-8"))
     names = {
         name: path.name
         for path in sharded.glob("*.safetensors")
@@ -192,7 +192,7 @@ def test_fused_experts_come_out_one_by_one(tmp_path: Path) -> None:
 
 def test_the_report_says_what_the_folder_holds(tmp_path: Path) -> None:
     out = run(checkpoints.write(tmp_path / "source"), tmp_path)
-    facts = json.loads((tmp_path / "new.json").read_text())
+    facts = json.loads((tmp_path / "new.json").read_text("utf-8"))
     files = {path.name: path.read_bytes() for path in out.iterdir()}
     assert {f["file"]: (f["bytes"], f["sha256"]) for f in facts["files"]} == {
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
@@ -214,7 +214,7 @@ def test_the_report_says_what_the_folder_holds(tmp_path: Path) -> None:
 
 def test_a_new_export_replaces_the_old_one_whole(tmp_path: Path) -> None:
     out = run(checkpoints.write(tmp_path / "source"), tmp_path)
-    (out / "stale").write_text("")
+    (out / "stale").write_text("", encoding="utf-8")
     run(tmp_path / "source", tmp_path)
     assert not (out / "stale").exists()
 
@@ -231,7 +231,9 @@ def change(name: str, data: np.ndarray, dtype: str = "BF16") -> Callable[[Path],
 
 def configured(**fields: Any) -> Callable[[Path], None]:
     """Other fields of config.json."""
-    return lambda source: (source / "config.json").write_text(json.dumps(checkpoints.LLAMA | fields))
+    return lambda source: (source / "config.json").write_text(
+        json.dumps(checkpoints.LLAMA | fields), encoding="utf-8"
+    )
 
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -320,9 +322,9 @@ def test_the_form_of_compressed_tensors_renames_and_takes_the_reciprocal(tmp_pat
         assert np.frombuffer(other["data"], np.float32) == 1 / np.frombuffer(one["data"], np.float32)
     assert theirs == ours
     assert not (out / "hf_quant_config.json").exists()
-    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    config = json.loads((out / "config.json").read_text("utf-8"))["quantization_config"]
     assert config["quant_method"] == "compressed-tensors" and config["ignore"] == KEPT
-    facts = json.loads((tmp_path / "other" / "new.json").read_text())
+    facts = json.loads((tmp_path / "other" / "new.json").read_text("utf-8"))
     assert facts["form"] == "compressed-tensors" and facts["exclude"] == KEPT
     assert config["config_groups"]["group_0"]["input_activations"] is None
 
@@ -336,7 +338,9 @@ def test_compressed_tensors_has_the_inputs_scale_as_reciprocal_too(tmp_path: Pat
         for name, scale in GOLDEN["llama-BF16"]["input_scales"].items()
     }
     assert scales(out, ".input_global_scale") == expected
-    group = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    group = json.loads((out / "config.json").read_text("utf-8"))["quantization_config"]["config_groups"][
+        "group_0"
+    ]
     assert group["input_activations"] == group["weights"] | {"dynamic": "local", "observer": "static_minmax"}
 
 

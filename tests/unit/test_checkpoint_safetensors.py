@@ -72,9 +72,9 @@ def place(name: str, shard: str) -> Callable[[Path], None]:
     """A tensor that the index places in a shard."""
 
     def change(folder: Path) -> None:
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text("utf-8"))
         index["weight_map"][name] = shard
-        (folder / INDEX).write_text(json.dumps(index))
+        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
     return change
 
@@ -88,8 +88,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         f"lacks lm_head.weight, which {INDEX} places",
     ),
     "a shard elsewhere": (place("lm_head.weight", "../x.safetensors"), "no ../x.safetensors, named by"),
-    "no weight map": (lambda f: (f / INDEX).write_text("{}"), "has no weight_map"),
-    "an index of words": (lambda f: (f / INDEX).write_text("x"), "no valid JSON"),
+    "no weight map": (lambda f: (f / INDEX).write_text("{}", encoding="utf-8"), "has no weight_map"),
+    "an index of words": (lambda f: (f / INDEX).write_text("x", encoding="utf-8"), "no valid JSON"),
     "no index": (lambda f: (f / INDEX).unlink(), "no model.safetensors, and no index"),
 }
 

@@ -38,7 +38,7 @@ def test_an_error_is_one_line_and_exit_code_1(
     line = "error: data.parquet: text: no such column; the columns are: a, b\n"
     assert stop.value.code == 1
     assert capfd.readouterr().err == line
-    assert log.read_text() == line
+    assert log.read_text("utf-8") == line
 
 
 def test_an_interrupt_is_130_and_silent(

@@ -284,10 +284,10 @@ def test_no_mapping_at_all() -> None:
 
 def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("models:\n  a: {source: {path: x.gguf}}\n  b: {}\n  a: {}\n")
+    path.write_text("models:\n  a: {source: {path: x.gguf}}\n  b: {}\n  a: {}\n", encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"config.yaml: line 4: a is there twice; rename or remove one"):
         check_duplicates(path)
-    path.write_text("models:\n  a: {}\n  b: {a: {a: 1}}\n")
+    path.write_text("models:\n  a: {}\n  b: {a: {a: 1}}\n", encoding="utf-8")
     check_duplicates(path)
 
 
@@ -422,14 +422,14 @@ def _at(folder: Path, *changes: Callable[[dict[str, Any]], Any]) -> config.Confi
 
 
 def test_the_shipped_config_is_right_and_names_its_schema() -> None:
-    text = (ROOT / "config.yaml").read_text()
+    text = (ROOT / "config.yaml").read_text("utf-8")
     assert text.startswith("# yaml-language-server: $schema=docs/config.schema.json\n")
     config.parse(yaml.safe_load(text))
     check_duplicates(ROOT / "config.yaml")
 
 
 def test_the_schema_is_in_step() -> None:
-    written = json.loads((ROOT / "docs" / "config.schema.json").read_text())
+    written = json.loads((ROOT / "docs" / "config.schema.json").read_text("utf-8"))
     assert written == config.schema(), "run: python -m quantmill.config.file > docs/config.schema.json"
 
 

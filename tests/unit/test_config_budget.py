@@ -131,7 +131,7 @@ def test_tables_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     files = {"import": "kld_results.csv", "curve": "group0.csv"}
     for name in ("m.gguf", "preset.yaml.j2", *(file for key, file in files.items() if key != missing)):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("", encoding="utf-8")
     with pytest.raises(QuantmillError, match=rf"sensitivity\.{missing}: no such file: {files[missing]}"):
         config.check_files(parsed(), "config.yaml", [tmp_path])
 

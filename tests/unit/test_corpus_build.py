@@ -196,7 +196,7 @@ def test_the_default_corpora_are_built_and_share_no_row(tmp_path):
         assert tokens.shape == (40, 512)
         assert domains == ["code", "prose"] * 20
         assert tokens.min() >= 0 and tokens.max() < 2048
-        report = json.loads((tmp_path / f"{name}.json").read_text())
+        report = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
         assert [source["share_got"] for source in report["sources"]] == [0.5, 0.5]
         assert report["sources"][0]["sha256"] == spec.file_sha256(sources["code"])
     used = [row_digests(tmp_path / f"{name}.parquet") for name in ("calibration", "held-out")]
@@ -220,7 +220,9 @@ def test_all_kinds_of_rows_make_the_same_bytes_every_time(tmp_path):
     pq.write_table(pa.table({"messages": pa.array([chat(i) for i in range(30)], CHAT)}), structs)
     texts = parquet(tmp_path / "json.parquet", [json.dumps(chat(i)) for i in range(30, 60)])
     escaped = parquet(tmp_path / "escaped.parquet", [rf"line {i}\nand \u00fc" for i in range(200)])
-    (tmp_path / "plain.txt").write_text("\n\n".join(f"A paragraph, the {i}th." for i in range(200)))
+    (tmp_path / "plain.txt").write_text(
+        "\n\n".join(f"A paragraph, the {i}th." for i in range(200)), encoding="utf-8"
+    )
     sources = {"s": structs, "j": texts, "e": escaped, "p": tmp_path / "plain.txt"}
     made = []
     for _ in range(2):

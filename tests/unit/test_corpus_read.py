@@ -107,7 +107,7 @@ def test_a_parquet_damaged_further_in_is_a_line_too(tmp_path):
 
 @pytest.mark.parametrize(("name", "what"), [("no.parquet", "no such file"), ("x.csv", "neither")])
 def test_other_files_are_refused(tmp_path, name, what):
-    (tmp_path / "x.csv").write_text("a,b")
+    (tmp_path / "x.csv").write_text("a,b", encoding="utf-8")
     with pytest.raises(QuantmillError, match=what):
         open_source(tmp_path / name)
 
@@ -115,7 +115,7 @@ def test_other_files_are_refused(tmp_path, name, what):
 def test_plain_text_is_cut_at_empty_lines_once_a_row_is_full(tmp_path):
     path = tmp_path / "x.txt"
     paragraphs = [f"paragraph {i}: " + "word " * 100 + "\n\n" for i in range(40)]
-    path.write_text("".join(paragraphs))
+    path.write_text("".join(paragraphs), encoding="utf-8")
     found = rows(path)
     assert "".join(found) == "".join(paragraphs)
     assert all(ROW_CHARACTERS <= len(row) < 2 * ROW_CHARACTERS for row in found[:-1])
@@ -125,16 +125,16 @@ def test_plain_text_is_cut_at_empty_lines_once_a_row_is_full(tmp_path):
 def test_plain_text_without_empty_lines_or_lines_is_cut_all_the_same(tmp_path):
     path = tmp_path / "x.txt"
     for text in ("a line\n" * 5000, "x" * 50_000):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         found = rows(path)
         assert "".join(found) == text
         assert max(map(len, found)) < 4 * ROW_CHARACTERS
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     assert rows(path) == []
 
 
 def test_plain_text_has_no_column(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_text("text")
+    path.write_text("text", encoding="utf-8")
     with pytest.raises(QuantmillError, match="leave `column` out"):
         open_source(path, "content")

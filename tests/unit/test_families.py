@@ -35,7 +35,7 @@ def rendered(header: Header, template: str, name: str, parameters: dict[str, Any
     if template.startswith("contrib"):
         scores = {layer: -float(layer) for layer in main_layers(header)}
         known |= {"importance": scores, "ranked": ranked(scores)}
-    text = (ROOT / "recipes" / f"{template}.yaml.j2").read_text()
+    text = (ROOT / "recipes" / f"{template}.yaml.j2").read_text("utf-8")
     return rules.parse(render(text, parameters, known, f"{template}.yaml.j2"), name)
 
 
@@ -120,7 +120,7 @@ ffn_(down|gate|up)=iq3_k
 
 
 def test_an_imported_mixture_of_ik_has_its_published_size(headers: dict[str, Header], tmp_path: Path) -> None:
-    (tmp_path / "recipe.txt").write_text(OWN_MIXTURE)
+    (tmp_path / "recipe.txt").write_text(OWN_MIXTURE, encoding="utf-8")
     imported = interchange.read(tmp_path / "recipe.txt", "regex", headers["qwen35"])
     assert imported.engine == "ik" and imported.notes == []
     text = json.dumps({"engine": imported.engine, "base": imported.base, "rules": imported.rules})
@@ -143,7 +143,9 @@ UNITS = {"GB": GB, "GiB": GIB, "MiB": 2**20}
 
 def test_the_table_of_the_documentation_is_what_is_planned(headers: dict[str, Header]) -> None:
     _, _, table = (
-        (ROOT / "docs" / "recipes.md").read_text().partition("| model | recipe | published | planned |")
+        (ROOT / "docs" / "recipes.md")
+        .read_text("utf-8")
+        .partition("| model | recipe | published | planned |")
     )
     known = {(row[0], row[2].removeprefix("APEX-")): (row[1], row[2], row[3]) for row in PUBLISHED}
     known |= {("qwen35moe", profile): ("apex", profile, {}) for profile in ROUNDED}
@@ -316,7 +318,7 @@ def test_what_a_template_refuses(template: str, name: str, parameters: dict[str,
 
 def test_a_template_that_ranks_layers_needs_importance() -> None:
     header = read_header(DATA / "tiny-llama.gguf")
-    text = (ROOT / "recipes" / "contrib-dynamic.yaml.j2").read_text()
+    text = (ROOT / "recipes" / "contrib-dynamic.yaml.j2").read_text("utf-8")
     with pytest.raises(QuantmillError, match="needs the layers' importance; say what it is made of, such as"):
         render(text, {}, facts(header) | {"recipe": "CD-Q6_K"}, "t")
 

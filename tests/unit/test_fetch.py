@@ -16,13 +16,13 @@ def test_a_file_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def download(repo: str, file: str, *, revision: str, local_dir: Path) -> str:
         path = local_dir / file
         path.parent.mkdir(parents=True)
-        path.write_text(f"{repo} {revision}")
+        path.write_text(f"{repo} {revision}", encoding="utf-8")
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     out = tmp_path / "source" / "q" / "x.gguf"
     fetch("a/b", "q/x.gguf", COMMIT, out)
-    assert out.read_text() == f"a/b {COMMIT}"
+    assert out.read_text("utf-8") == f"a/b {COMMIT}"
     assert [path.name for path in out.parent.iterdir()] == ["x.gguf"]
 
 

@@ -45,7 +45,7 @@ def test_mode_follows_the_umask(tmp_path: Path) -> None:
 def test_json_is_sorted_and_round_trips(tmp_path: Path) -> None:
     value = {"b": [1, 2.5], "a": "ä"}
     files.write_json(tmp_path / "x.json", value)
-    assert (tmp_path / "x.json").read_text() == '{\n "a": "ä",\n "b": [\n  1,\n  2.5\n ]\n}\n'
+    assert (tmp_path / "x.json").read_text("utf-8") == '{\n "a": "ä",\n "b": [\n  1,\n  2.5\n ]\n}\n'
     assert files.read_json(tmp_path / "x.json") == value
 
 
@@ -57,7 +57,7 @@ def test_no_nan_is_ever_written(tmp_path: Path) -> None:
 
 def test_tables_round_trip(tmp_path: Path) -> None:
     files.write_table(tmp_path / "x.tsv", ["name", "bytes"], [["a", 1], ["b", 2]])
-    assert (tmp_path / "x.tsv").read_text() == "name\tbytes\na\t1\nb\t2\n"
+    assert (tmp_path / "x.tsv").read_text("utf-8") == "name\tbytes\na\t1\nb\t2\n"
     assert files.read_table(tmp_path / "x.tsv") == [{"name": "a", "bytes": "1"}, {"name": "b", "bytes": "2"}]
 
 
@@ -66,7 +66,7 @@ def test_missing_and_empty_files_are_one_line(tmp_path: Path, read: object) -> N
     assert callable(read)
     with pytest.raises(QuantmillError, match="none: no such file"):
         read(tmp_path / "none")
-    (tmp_path / "empty").write_text("")
+    (tmp_path / "empty").write_text("", encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"empty: .*delete it to have it made again"):
         read(tmp_path / "empty")
 

@@ -41,7 +41,7 @@ def listed(model: Path, folder: Path) -> Path:
 
 
 def plan(model: Path, folder: Path, recipe: str) -> subprocess.CompletedProcess[str]:
-    (folder / "r.yaml").write_text(recipe)
+    (folder / "r.yaml").write_text(recipe, encoding="utf-8")
     return subprocess.run(
         [sys.executable, "-m", "quantmill.recipe.plan", "--spec", '{"config":{"recipe":"R","imatrix":null}}',
          "--model", model, "--recipe", folder / "r.yaml", "--plan", folder / "p.tsv",
@@ -126,8 +126,10 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 def manifest(folder: Path, described: Any, row: str | None = None) -> Header:
     row = row or "blk.0.attn_q.weight\tattn_q\t0\t256\t64\t1\t1\tbf16"
-    (folder / "manifest.tsv").write_text(f"name\trole\tlayer\tne0\tne1\tne2\tne3\ttype\n{row}\n")
-    (folder / "model.json").write_text(json.dumps(described))
+    (folder / "manifest.tsv").write_text(
+        f"name\trole\tlayer\tne0\tne1\tne2\tne3\ttype\n{row}\n", encoding="utf-8"
+    )
+    (folder / "model.json").write_text(json.dumps(described), encoding="utf-8")
     return read_manifest(folder / "manifest.tsv", folder / "model.json")
 
 

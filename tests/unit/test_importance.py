@@ -32,7 +32,7 @@ def test_each_expert_counts_by_its_own_count() -> None:
 @pytest.mark.parametrize("given", [{"0": 3, "1": 0.5}, [3, 0.5]])
 def test_scores_of_the_users_own(tmp_path: Path, given: Any) -> None:
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps(given))
+    path.write_text(json.dumps(given), encoding="utf-8")
     assert from_json(path, [0, 1]) == {0: 3.0, 1: 0.5}
 
 
@@ -50,7 +50,7 @@ def test_scores_of_the_users_own(tmp_path: Path, given: Any) -> None:
 )
 def test_wrong_scores_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "scores.json"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(QuantmillError, match=message):
         from_json(path, [0, 1, 2, 3])
 
@@ -60,7 +60,7 @@ def damage(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> 
 
 
 def test_scores_that_are_no_json_are_the_users_to_correct(tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text('{"0": 1')
+    (tmp_path / "scores.json").write_text('{"0": 1', encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"scores.json: no valid JSON .*; correct it"):
         from_json(tmp_path / "scores.json", [0])
 

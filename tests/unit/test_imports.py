@@ -65,18 +65,20 @@ def module_name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_imports_point_down(path: Path) -> None:
-    assert wrong_imports(path.read_text(), module_name(path)) == set()
+    assert wrong_imports(path.read_text(encoding="utf-8"), module_name(path)) == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_ctypes_only_in_the_engine(path: Path) -> None:
     if wing(module_name(path)) != "engine":
-        assert "ctypes" not in {name.split(".")[0] for name in imported(path.read_text(), module_name(path))}
+        assert "ctypes" not in {
+            name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), module_name(path))
+        }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_a_module_is_at_most_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("folder", sorted(set(BELOW) - {"ground"}))

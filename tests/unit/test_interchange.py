@@ -38,7 +38,7 @@ def planned(header: Header, text: str) -> list[PlanRow]:
 
 def imported(path: Path, form: str, header: Header, **parameters: Any) -> str:
     """The recipe that the template makes of a file."""
-    template = (ROOT / "recipes" / "import.yaml.j2").read_text()
+    template = (ROOT / "recipes" / "import.yaml.j2").read_text("utf-8")
     more = {"recipe": "x", "imported": read(path, form, header)}
     return render(template, parameters, facts(header) | more, "import.yaml.j2")
 
@@ -54,10 +54,10 @@ def test_a_round_trip_changes_no_tensor(tmp_path: Path, model: Path, form: str, 
     header = read_header(model)
     rows = planned(header, RULES[engine])
     path = tmp_path / "recipe.txt"
-    path.write_text(written(rows, form))
+    path.write_text(written(rows, form), encoding="utf-8")
     again = imported(path, form, header)
     assert types(planned(header, again)) == types(rows)
-    assert written(planned(header, again), form) == path.read_text()
+    assert written(planned(header, again), form) == path.read_text("utf-8")
     assert rules.parse(again, "r").engine == engine
 
 
@@ -94,7 +94,7 @@ ffn_down=q4_0
 
 def test_lines_as_ggufs_tool_suite_writes_them(tmp_path: Path) -> None:
     path, header = tmp_path / "x.recipe", read_header(LLAMA)
-    path.write_text(SUITE)
+    path.write_text(SUITE, encoding="utf-8")
     found = read(path, "regex", header)
     assert (found.engine, found.base) == ("mainline", "q4_K")
     assert found.notes == [
@@ -122,7 +122,7 @@ def test_patterns_are_searched_for_and_the_first_decides(
     tmp_path: Path, form: str, text: str, kinds: tuple[str, ...]
 ) -> None:
     path, header = tmp_path / "x", read_header(LLAMA)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     rows = types(planned(header, imported(path, form, header, base="q4_K")))
     assert (rows["blk.0.attn_v.weight"], rows["blk.0.ffn_up.weight"], rows["blk.1.ffn_up.weight"]) == kinds
 
@@ -142,14 +142,14 @@ def test_patterns_are_searched_for_and_the_first_decides(
 )
 def test_a_wrong_line_is_refused(tmp_path: Path, form: str, text: str, message: str) -> None:
     path = tmp_path / "x"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(QuantmillError, match=message):
         read(path, form, read_header(LLAMA))
 
 
 def test_a_file_that_leaves_weights_to_a_base_needs_one(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    path.write_text("attn_v=q6_K")
+    path.write_text("attn_v=q6_K", encoding="utf-8")
     with pytest.raises(QuantmillError, match="leaves some weights to a base; give the recipe one"):
         imported(path, "custom-q", read_header(LLAMA))
 
@@ -159,7 +159,7 @@ def test_projections_about_a_convolution_are_weights_like_any_other(tmp_path: Pa
     inner = [(f"blk.0.shortconv.{part}.weight", 1, (256, 256)) for part in ("in_proj", "out_proj")]
     listed = [(t.name, t.type_id, t.shape) for t in header.tensors]
     (tmp_path / "m.gguf").write_bytes(serialize(header.kv, [*listed, *inner]))
-    path.write_text("attn=q6_K,ffn=q4_K,token_embd=q8_0,output=q8_0")
+    path.write_text("attn=q6_K,ffn=q4_K,token_embd=q8_0,output=q8_0", encoding="utf-8")
     assert read(path, "custom-q", header).base == "q6_K"
     assert read(path, "custom-q", read_header(tmp_path / "m.gguf", data=False)).base is None
 
@@ -188,7 +188,7 @@ def test_the_types_of_a_plain_preset_can_be_had_too(tmp_path: Path, preset: str)
     number = {"general.file_type": encode_u32(presets.PRESETS[preset])}
     listed = [(row.name, known(row.type).id, row.shape) for row in rows]
     (tmp_path / "other.gguf").write_bytes(serialize({**other, **number}, listed))
-    (tmp_path / "lines").write_text(written(rows, "regex"))
+    (tmp_path / "lines").write_text(written(rows, "regex"), encoding="utf-8")
     for form, file in (("gguf", "other.gguf"), ("regex", "lines")):
         text = imported(tmp_path / file, form, header, base=preset)
         assert types(planned(header, text)) == types(rows)
@@ -244,8 +244,8 @@ def test_the_commands(tmp_path: Path) -> None:
     words = ("--form", "regex", "--model", LLAMA, "--out", recipe)
     done = command("import", "--file", lines, *words)
     assert done.returncode == 0, done.stderr
-    assert types(planned(header, recipe.read_text())) == types(rows)
-    lines.write_text("(=q4_K")
+    assert types(planned(header, recipe.read_text("utf-8"))) == types(rows)
+    lines.write_text("(=q4_K", encoding="utf-8")
     done = command("import", "--file", lines, *words)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {lines}: line 1: ( is no regular expression")

@@ -22,13 +22,13 @@ def check(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def python_stub(folder: Path, code: int) -> str:
     stub = folder / "python"
-    stub.write_text(f"#!/bin/sh\nexit {code}\n")
+    stub.write_text(f"#!/bin/sh\nexit {code}\n", encoding="utf-8")
     stub.chmod(0o755)
     return f"PYTHON={stub}"
 
 
 def test_all_there(tmp_path: Path) -> None:
-    (tmp_path / "clang++").write_text("#!/bin/sh\n")
+    (tmp_path / "clang++").write_text("#!/bin/sh\n", encoding="utf-8")
     (tmp_path / "clang++").chmod(0o755)
     done = check(str(tmp_path), python_stub(tmp_path, 0))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -57,7 +57,7 @@ def test_no_python_at_all(tmp_path: Path) -> None:
 
 def test_no_file_names_an_index() -> None:
     files = [*(path for path in (ROOT / "envs").iterdir() if path.is_file()), ROOT / "Makefile"]
-    named = [path for path in files if "://" in path.read_text()]
+    named = [path for path in files if "://" in path.read_text("utf-8")]
     assert named == []
 
 
@@ -66,9 +66,9 @@ def test_no_file_names_an_index() -> None:
     [("quantmill", ("requirements", "engine")), ("evals", ("requirements", "engine", "evals"))],
 )
 def test_conda_environments_have_the_versions_of_the_locks(environment: str, locks: tuple[str, ...]) -> None:
-    text = "".join((ROOT / "envs" / f"{name}.lock").read_text() for name in locks)
+    text = "".join((ROOT / "envs" / f"{name}.lock").read_text("utf-8") for name in locks)
     locked = set(re.findall(r"^([a-z0-9-]+==\S+)", text, re.MULTILINE))
-    file = (ROOT / "envs" / f"{environment}.yaml").read_text()
+    file = (ROOT / "envs" / f"{environment}.yaml").read_text("utf-8")
     listed = set(re.findall(r"^ +- ([a-z0-9-]+==\S+)", file, re.MULTILINE))
     assert listed
     assert listed <= locked
@@ -76,7 +76,7 @@ def test_conda_environments_have_the_versions_of_the_locks(environment: str, loc
 
 def test_lm_eval_asks_for_no_other_version_than_a_run() -> None:
     def pins(name: str) -> dict[str, str]:
-        text = (ROOT / "envs" / f"{name}.lock").read_text()
+        text = (ROOT / "envs" / f"{name}.lock").read_text("utf-8")
         return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
     wanted, others = pins("evals"), pins("requirements") | pins("build") | pins("dev")

@@ -283,7 +283,7 @@ def test_a_plan_is_read_back(tmp_path: Path, narrow: Path) -> None:
 
 def command(folder: Path, model: Path, text: str, config: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     recipe, spec = folder / "r.yaml", json.dumps({"config": config})
-    recipe.write_text(text)
+    recipe.write_text(text, encoding="utf-8")
     return subprocess.run(
         [sys.executable, "-m", "quantmill.recipe.plan", "--spec", spec, "--model", model, "--recipe", recipe,
          "--plan", folder / "p.tsv", "--report", folder / "p.json", "--log", folder / "p.log"],
@@ -300,7 +300,7 @@ def test_the_command(tmp_path: Path, narrow: Path) -> None:
         True,
         len(read_plan(tmp_path / "p.tsv")),
     )
-    assert "warning: " in (tmp_path / "p.log").read_text()
+    assert "warning: " in (tmp_path / "p.log").read_text("utf-8")
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:

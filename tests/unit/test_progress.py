@@ -12,7 +12,7 @@ def test_lines_go_to_the_log_alone(tmp_path: Path, capfd: pytest.CaptureFixture[
     log = progress.Log(tmp_path / "logs" / "x.log")
     log.say("one")
     log.say("two")
-    assert (tmp_path / "logs" / "x.log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "logs" / "x.log").read_text("utf-8") == "one\ntwo\n"
     assert capfd.readouterr() == ("", "")
 
 
@@ -25,7 +25,7 @@ def test_a_log_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     progress.Log(path).say("before")
     progress.Log(path).say("after")
-    assert path.read_text() == "after\n"
+    assert path.read_text("utf-8") == "after\n"
 
 
 def test_rate_and_remaining_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,12 +35,12 @@ def test_rate_and_remaining_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with progress.Log(path).progress("imatrix", 40, "chunks") as bar:
         now[0] += 5
         bar.add(10)
-        assert path.read_text() == ""  # a line every ten seconds, not one a unit
+        assert path.read_text("utf-8") == ""  # a line every ten seconds, not one a unit
         now[0] += 5
         bar.add(10)
         now[0] += 10
         bar.add(20)
-    assert path.read_text().splitlines() == [
+    assert path.read_text("utf-8").splitlines() == [
         "imatrix: 20 of 40 chunks, 2 chunks/s, 10 s left",
         "imatrix: 40 of 40 chunks, 2 chunks/s, 0 s left",
         "imatrix: 40 of 40 chunks, 2 chunks/s, in 20.0 s",

@@ -113,7 +113,7 @@ class Publisher:
             if token is not None:
                 patch.setenv("HF_TOKEN", token)
             main(args, Log(log))
-        assert set(out.getvalue().splitlines()) <= set(log.read_text().splitlines())
+        assert set(out.getvalue().splitlines()) <= set(log.read_text("utf-8").splitlines())
         return out.getvalue()
 
     def publish(self, confirm: bool = True, token: str | None = TOKEN, **settings: Any) -> dict[str, str]:
@@ -213,7 +213,7 @@ def test_a_file_over_the_limit_goes_in_parts(publisher: Publisher, hub: Hub) -> 
         assert shard[got.offset : got.offset + got.bytes] == whole[had.offset : had.offset + had.bytes]
     assert {key: joined.kv[key] for key in original.kv} == original.kv
     assert not (publisher.results / ".publish").exists()
-    named = json.loads((publisher.results / "parts.json").read_text())
+    named = json.loads((publisher.results / "parts.json").read_text("utf-8"))
     assert list(named) == ["Q8_0"]
     assert {p["file"]: (p["bytes"], p["sha256"]) for p in named["Q8_0"]} == {
         part: (len(there[part]), hashlib.sha256(there[part]).hexdigest()) for part in parts
@@ -307,7 +307,7 @@ def test_a_rejected_token_is_one_line(publisher: Publisher) -> None:
     (line,) = err.splitlines()
     assert line.startswith("error: me/tiny-GGUF: cannot be read (")
     assert line.endswith("the token is not accepted: run `hf auth login`, or set HF_TOKEN")
-    assert "hf_wrong_one" not in err + (publisher.folder / "publish.log").read_text()
+    assert "hf_wrong_one" not in err + (publisher.folder / "publish.log").read_text("utf-8")
 
 
 def test_a_token_without_the_right_to_write_is_not_shown(publisher: Publisher, hub: Hub) -> None:

@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for stage, (config, options, outputs) in stages.items():
         words = ["--spec", spec.make(stage, config, {}), "--model", str(MODEL), "--log", "log", *options]
         subprocess.run([sys.executable, "-m", f"quantmill.{stage}", *words], cwd=folder, check=True)
-        digests[stage] = spec.digest("".join((folder / name).read_text() for name in outputs))
+        digests[stage] = spec.digest("".join((folder / name).read_text("utf-8") for name in outputs))
     return digests
 
 

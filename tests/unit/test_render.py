@@ -19,7 +19,9 @@ TIED = KNOWN | {"roles": [role for role in KNOWN["roles"] if role != "output"]}
 
 
 def family(name: str, parameters: dict[str, Any], known: dict[str, Any] = KNOWN) -> str:
-    return render((ROOT / "recipes" / f"{name}.yaml.j2").read_text(), parameters, known, f"{name}.yaml.j2")
+    return render(
+        (ROOT / "recipes" / f"{name}.yaml.j2").read_text("utf-8"), parameters, known, f"{name}.yaml.j2"
+    )
 
 
 def test_the_facts() -> None:
@@ -124,7 +126,7 @@ def command(template: Path, out: Path, parameters: str) -> subprocess.CompletedP
 def test_the_engine_is_told_without_the_model(
     template: str, parameters: dict[str, Any], imported: str | None, engine: str
 ) -> None:
-    text = (ROOT / "recipes" / f"{template}.yaml.j2").read_text()
+    text = (ROOT / "recipes" / f"{template}.yaml.j2").read_text("utf-8")
     assert engine_of(text, parameters, imported, template) == engine
 
 
@@ -138,7 +140,7 @@ def test_an_engine_that_hangs_on_the_model_is_refused() -> None:
 def test_the_command(tmp_path: Path) -> None:
     template, out = ROOT / "recipes" / "preset.yaml.j2", tmp_path / "r.yaml"
     assert command(template, out, '{"base":"Q6_K"}').returncode == 0
-    assert rules.parse(out.read_text(), out).base.name == "Q6_K"
+    assert rules.parse(out.read_text("utf-8"), out).base.name == "Q6_K"
     done = command(template, tmp_path / "other.yaml", '{"bse":"Q6_K"}')
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: recipe R ({template}): the template takes no parameter bse; did")

@@ -72,7 +72,7 @@ def test_what_comes_of_it(program: str, kind: str, message: str) -> None:
 
 def test_the_home_and_what_else_is_the_users_are_not_there(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_text("mine")
+    secret.write_text("mine", encoding="utf-8")
     for path in (secret, Path(__file__), Path("/etc/passwd"), Path("/proc/self/environ")):
         if path.exists():
             found = run(f"open({str(path)!r}).read()")
@@ -146,7 +146,9 @@ def test_where_nothing_can_be_confined_it_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_where_the_kernel_forbids_it_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unshare = tmp_path / "unshare"
-    unshare.write_text("#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted' >&2\nexit 1\n")
+    unshare.write_text(
+        "#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted' >&2\nexit 1\n", encoding="utf-8"
+    )
     unshare.chmod(0o755)
     monkeypatch.setattr(sandbox, "_PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(QuantmillError, match="Operation not permitted"):

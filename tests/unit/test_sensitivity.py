@@ -340,7 +340,7 @@ def test_the_log_takes_a_corrected_total(tmp_path):
     with Log(tmp_path / "log").progress("probes", 5, "probes") as progress:
         progress.expect(7)
         progress.add(7)
-    assert "7 of 7 probes" in (tmp_path / "log").read_text()
+    assert "7 of 7 probes" in (tmp_path / "log").read_text("utf-8")
 
 
 def test_the_stage_has_a_version():

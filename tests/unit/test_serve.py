@@ -30,17 +30,17 @@ Fake = Callable[[str], Path]
 def fake(tmp_path: Path) -> Iterator[Fake]:
     """A server that misbehaves in some way; at the end none runs any more."""
     binary, notes = tmp_path / "llama-server", tmp_path / "notes"
-    binary.write_text(f"#!{sys.executable}\n" + FAKE.read_text())
+    binary.write_text(f"#!{sys.executable}\n" + FAKE.read_text("utf-8"), encoding="utf-8")
     binary.chmod(0o755)
     notes.mkdir()
 
     def choose(mode: str) -> Path:
-        (notes / "mode").write_text(mode)
+        (notes / "mode").write_text(mode, encoding="utf-8")
         return binary
 
     yield choose
     if (notes / "pid").exists():
-        assert gone(int((notes / "pid").read_text()))
+        assert gone(int((notes / "pid").read_text("utf-8")))
 
 
 def gone(pid: int) -> bool:
@@ -48,7 +48,7 @@ def gone(pid: int) -> bool:
     for _ in range(100):
         try:
             os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
         except (ProcessLookupError, FileNotFoundError):
             return True
         if state == "Z":  # an orphan that nobody in a container reaps
@@ -61,7 +61,7 @@ def gone(pid: int) -> bool:
 def measure(folder: Path, server: Path, **more: Any) -> subprocess.Popen[str]:
     """The stage, started."""
     spec = {"config": {"workloads": WORKLOADS, "repetitions": 2}}
-    (folder / "facts.json").write_text('{"sha256": "f"}')
+    (folder / "facts.json").write_text('{"sha256": "f"}', encoding="utf-8")
     arguments = {
         "spec": json.dumps(spec), "model": MODEL, "facts": folder / "facts.json", "server": server,
         "out": folder / "served.json", "log": folder / "log",
@@ -78,7 +78,7 @@ def report_of(folder: Path, server: Path) -> dict[str, Any]:
     with measure(folder, server) as running:
         _, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
-    report: dict[str, Any] = json.loads((folder / "served.json").read_text())
+    report: dict[str, Any] = json.loads((folder / "served.json").read_text("utf-8"))
     return report
 
 
@@ -106,10 +106,10 @@ def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.Monkey
         assert 0 < workload["prefill"]["mean"] < wanted["prompt"] / 0.05
         assert 0 < workload["decode"]["mean"] < 1 / 0.005
         assert len(workload["decode"]["samples"]) == 2
-    asked = [json.loads(line) for line in (tmp_path / "notes" / "asked").read_text().splitlines()]
+    asked = [json.loads(line) for line in (tmp_path / "notes" / "asked").read_text("utf-8").splitlines()]
     assert [a["max_tokens"] for a in asked] == [4, 8, 8, 4, 4]
     assert all(a["ignore_eos"] and a["logit_bias"] == {"0": -1000.0, "2": -1000.0} for a in asked)
-    environment = json.loads((tmp_path / "notes" / "environment").read_text())
+    environment = json.loads((tmp_path / "notes" / "environment").read_text("utf-8"))
     assert {"API_KEY", "LLAMA_ARG_CTX_SIZE", "CUDA_VISIBLE_DEVICES"} & set(environment) == {
         "CUDA_VISIBLE_DEVICES"
     }
@@ -151,7 +151,7 @@ def test_a_port_in_use(tmp_path: Path, fake: Fake) -> None:
 
 def test_no_server_at_all(tmp_path: Path) -> None:
     binary = tmp_path / "llama-server"
-    binary.write_text("no program")
+    binary.write_text("no program", encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"cannot be run .*; name a llama-server, or leave `server` out"):
         version_of(binary)
 

@@ -70,7 +70,7 @@ def test_a_torn_note_is_read_anew(tmp_path: Path) -> None:
     memo = spec.DigestMemo(tmp_path / "digests")
     digest = memo.sha256(path)
     (note,) = (tmp_path / "digests").iterdir()
-    note.write_text(digest[:10])
+    note.write_text(digest[:10], encoding="utf-8")
     assert memo.sha256(path) == digest
 
 

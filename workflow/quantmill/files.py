@@ -81,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a QuantmillError that names it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QuantmillError("no such file", path) from None
     except ValueError as error:
@@ -98,7 +98,7 @@ def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a tab-separated table with one header line, a dict a row."""
     try:
-        header, *lines = path.read_text().splitlines()
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise QuantmillError("no such file", path) from None
     except ValueError:

@@ -22,14 +22,14 @@ class Log:
         self.path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
+            path.write_text("", encoding="utf-8")
 
     def say(self, line: str) -> None:
         """Add one line."""
         if self.path is None:
             print(line, file=sys.stderr, flush=True)
         else:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def warn(self, warnings: Iterable[str]) -> None:

@@ -66,7 +66,7 @@ class DigestMemo:
         """
         try:
             note = self._note(path)
-            known = note.read_text() if note.exists() else ""
+            known = note.read_text("utf-8") if note.exists() else ""
             if len(known) == 64:
                 return known
             found = file_sha256(path)

@@ -55,7 +55,7 @@ def told(kind):
     found = {}
     for log in sorted([*RESULTS.glob("*/logs/**/*.log"), *RESULTS.glob("logs/*.log")]):
         if log.stat().st_mtime >= STARTED:
-            for line in log.read_text(errors="replace").splitlines():
+            for line in log.read_text("utf-8", errors="replace").splitlines():
                 if line.startswith(f"{kind}: "):
                     found.setdefault(line, []).append(str(log))
     return found

@@ -74,7 +74,7 @@ def checkpoint_sha256(model):
 def converter():
     """Identity of the converter, whether it is there yet or not: what is pinned of it."""
     locks = (Path(workflow.basedir, "envs", name) for name in ("engine.lock", "converter.lock"))
-    return spec.digest("".join(lock.read_text() for lock in locks))
+    return spec.digest("".join(lock.read_text("utf-8") for lock in locks))
 
 
 @cached
@@ -355,7 +355,7 @@ def sensitivity_plot_spec(model):
 @cache
 def own_version():
     """quantmill's version; it need not be installed."""
-    project = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text())
+    project = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text("utf-8"))
     return project["project"]["version"]
 
 

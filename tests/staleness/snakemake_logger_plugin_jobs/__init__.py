@@ -24,5 +24,5 @@ class LogHandler(LogHandlerBase):
         if getattr(record, "event", None) == LogEvent.JOB_INFO:
             wildcards = dict(getattr(record, "wildcards", None) or {})
             line = {"rule": record.rule_name, "wildcards": wildcards, "reason": record.reason}
-            with Path(os.environ["JOBS"]).open("a") as file:
+            with Path(os.environ["JOBS"]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

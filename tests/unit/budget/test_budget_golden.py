@@ -48,8 +48,8 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
     (tmp_path / "results.csv").write_text(RESULTS.format(
         names=",".join(names), values=",".join(map(str, values)),
         finer=",".join(str(value if value == 404 else round(value / 8, 6)) for value in values),
-    ))  # fmt: skip
-    (tmp_path / "curve.csv").write_text(CURVE)
+    ), encoding="utf-8")  # fmt: skip
+    (tmp_path / "curve.csv").write_text(CURVE, encoding="utf-8")
     fields = {"pin": [{"role": "token_embd", "type": "q6_K"}], "at_least": {"attn_v": "q5_K"}}
     stages: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         "budget.imported": (
@@ -72,7 +72,7 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
         model = DATA / "tiny-llama.gguf"
         words = ["--spec", spec.make(stage, settings, {}), "--model", str(model), "--log", "log", *options]
         subprocess.run([sys.executable, "-m", f"quantmill.{stage}", *words], cwd=tmp_path, check=True)
-        digests[stage] = spec.digest("".join((tmp_path / name).read_text() for name in outputs))
+        digests[stage] = spec.digest("".join((tmp_path / name).read_text("utf-8") for name in outputs))
     return digests
 
 

@@ -131,7 +131,7 @@ def test_a_type_without_a_point_of_the_curve_is_refused() -> None:
     ],
 )
 def test_a_broken_table_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "kld_results.csv").write_text(text)
+    (tmp_path / "kld_results.csv").write_text(text, encoding="utf-8")
     with pytest.raises(QuantmillError) as error:
         read_results(tmp_path / "kld_results.csv")
     assert said in str(error.value) and "kld_results.csv" in str(error.value)
@@ -140,8 +140,8 @@ def test_a_broken_table_is_refused_in_one_line(tmp_path: Path, text: str, said: 
 
 def test_the_command_writes_the_table_of_damages(tmp_path: Path) -> None:
     names = ["token_embd.weight", "output.weight"]
-    (tmp_path / "kld.csv").write_text(f"QTYPE,{','.join(names)}\nq2_K,0.1,404\n")
-    (tmp_path / "curve.csv").write_text("QTYPE,group0\nbf16,0\nq2_K,0.2\nq4_K,0.02\n")
+    (tmp_path / "kld.csv").write_text(f"QTYPE,{','.join(names)}\nq2_K,0.1,404\n", encoding="utf-8")
+    (tmp_path / "curve.csv").write_text("QTYPE,group0\nbf16,0\nq2_K,0.2\nq4_K,0.02\n", encoding="utf-8")
     assert read_curve(tmp_path / "curve.csv") == {"bf16": 0.0, "q2_K": 0.2, "q4_K": 0.02}
     done = subprocess.run(
         [sys.executable, "-m", "quantmill.budget.imported", "--spec", '{"config":{}}', "--model",
@@ -153,6 +153,6 @@ def test_the_command_writes_the_table_of_damages(tmp_path: Path) -> None:
     rows = read_damages(tmp_path / "sensitivity.tsv")
     assert {row.kld for row in rows if row.type == "q2_K"} == {0.1}
     assert len(rows) == 2 * 16
-    report = json.loads((tmp_path / "sensitivity.json").read_text())
+    report = json.loads((tmp_path / "sensitivity.json").read_text("utf-8"))
     assert report["how"] == "imported" and report["tensors"] == 16
     assert any("no column for 14 tensors" in warning for warning in report["warnings"])

@@ -239,7 +239,7 @@ def make(
 
 def edit(path: Path, **fields: Any) -> None:
     """Change fields of a JSON file."""
-    write_json(path, json.loads(path.read_text()) | fields)
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | fields)
 
 
 @pytest.fixture

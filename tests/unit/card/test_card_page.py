@@ -90,7 +90,7 @@ def test_in_a_browser_it_draws_tells_and_filters(full: Results, browser: Any, tm
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
     wait = WebDriverWait(browser, 30)
-    (tmp_path / "index.html").write_text(rendered(full))
+    (tmp_path / "index.html").write_text(rendered(full), encoding="utf-8")
     browser.get(f"file://{tmp_path}/index.html")
     wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "[data-drawn=yes]")) == 5)
     assert browser.get_log("browser") == []

@@ -237,7 +237,7 @@ def test_a_missing_file_is_named(kld_tree: Tree, missing: str) -> None:
 
 def test_a_broken_file_is_named(tree: Tree) -> None:
     folder, config = tree
-    (folder / "imatrix.json").write_text('{"corpus": ')
+    (folder / "imatrix.json").write_text('{"corpus": ', encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"imatrix\.json: no valid JSON"):
         read(folder, config)
 

@@ -229,7 +229,7 @@ def test_names_and_texts_with_markdown_in_them_break_nothing(make_tree: Callable
     path = folder / "model.json"
     write_json(path, read_json(path) | {"name": "a|b *c* <script>"})
     recipe = folder / "recipes" / "my_best_+q.4*.yaml"
-    recipe.write_text("why: |\n  ```\n  a | b\n")
+    recipe.write_text("why: |\n  ```\n  a | b\n", encoding="utf-8")
     plan = folder / "plans" / "my_best_+q.4*.json"
     write_json(plan, read_json(plan) | {"warnings": ["width | of *x*\nis odd"]})
     card = card_of((folder, config | {"card": {"license": "mit", "title": "x | *y* `z`"}}))
@@ -256,7 +256,7 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
                          "confined": True},
         })  # fmt: skip
         lines = (json.dumps({"task_id": str(number), "passed": one}) for number, one in enumerate(passes))
-        (folder / "bench" / name / "humaneval.jsonl").write_text("\n".join(lines))
+        (folder / "bench" / name / "humaneval.jsonl").write_text("\n".join(lines), encoding="utf-8")
         rate = {"mean": 100.0 + place, "sd": 1.5, "samples": [100.0] * 3}
         write_json(folder / "bench" / name / "served.json", {
             "server": "llama-cpp-python 0.3.36", "gpu": None,
@@ -406,7 +406,7 @@ def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_
     assert {"README.md", "index.html", "withheld.json", "Modelfile.Q8_0"} <= {str(file) for file in files}
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-    card = (tmp_path / "a" / "README.md").read_text()
+    card = (tmp_path / "a" / "README.md").read_text("utf-8")
     links = re.findall(r"\]\(([^):]+)\)|(?:src|srcset)=\"([^\"]+)\"", card)
     assert len(links) > 4
     for link in (one or other for one, other in links):
@@ -416,14 +416,14 @@ def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_
 def test_the_modelfile_of_a_recipe_that_is_gone_goes(tree: Tree, tmp_path: Path) -> None:
     folder, config = tree
     (tmp_path / "card").mkdir()
-    (tmp_path / "card" / "Modelfile.Q1_0").write_text("FROM ./old.gguf")
+    (tmp_path / "card" / "Modelfile.Q1_0").write_text("FROM ./old.gguf", encoding="utf-8")
     assert run((folder, config | {"recipes": ["Q8_0"]}), tmp_path / "card").returncode == 0
     assert [path.name for path in (tmp_path / "card").glob("Modelfile*")] == ["Modelfile.Q8_0"]
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path) -> None:
     folder, _ = tree
-    (folder / "bench" / "Q6_K" / "speed.json").write_text("{")
+    (folder / "bench" / "Q6_K" / "speed.json").write_text("{", encoding="utf-8")
     done = run(tree, tmp_path / "card")
     assert done.returncode == 1
     assert re.fullmatch(r"error: .*Q6_K/speed\.json: no valid JSON .*\n", done.stderr)
@@ -435,7 +435,7 @@ def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     head = f"<!-- card.write {VERSIONS['card.write']} -->\n"
     card = head + card_of(kld_tree)
     if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(card)
-    assert card == GOLDEN.read_text(), (
+        GOLDEN.write_text(card, encoding="utf-8")
+    assert card == GOLDEN.read_text("utf-8"), (
         'the card changed: raise VERSIONS["card.write"], then make the golden file again with UPDATE_GOLDEN=1'
     )

@@ -40,7 +40,7 @@ def test_a_verdict_needs_an_interval_on_both_sides() -> None:
 
 def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    path.write_text("file,gb,humaneval,kld\nIQ4_XS,12.5,0.61,\nQ8_0,27,,0.002\n")
+    path.write_text("file,gb,humaneval,kld\nIQ4_XS,12.5,0.61,\nQ8_0,27,,0.002\n", encoding="utf-8")
     one, two = disk.read_csv(path)
     assert (one.name, one.bytes, one.kld) == ("IQ4_XS", 12_500_000_000, None)
     assert one.score is not None and one.score.value == 0.61
@@ -66,7 +66,7 @@ def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "x.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(QuantmillError, match=said):
         disk.read_rival(path)
 
@@ -82,7 +82,7 @@ def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> 
     write_json(other / "gguf" / "other-Q4_K_M.json", {"file": "x.gguf", "bytes": 9 << 20, "sha256": ""})
     write_json(other / "bench" / "Q4_K_M" / "kld.json", {"kld": {"mean": 0.125}})
     csv = tmp_path / "x.csv"
-    csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n")
+    csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n", encoding="utf-8")
     rivals = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
     config["card"]["iso_disk"] = rivals
     card = write.render(read(folder, config), config, rivals=[disk.read_rival(p) for p in (other, csv)])

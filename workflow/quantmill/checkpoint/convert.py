@@ -80,7 +80,7 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
                     done = size
             finally:
                 process.kill()
-        return process.returncode, said.read_text(errors="replace")
+        return process.returncode, said.read_text(errors="replace", encoding="utf-8")
     finally:
         said.unlink(missing_ok=True)
 

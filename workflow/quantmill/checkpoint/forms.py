@@ -104,7 +104,7 @@ def write_configs(form: Form, folder: Path, config: dict[str, Any], ignore: list
     """config.json with its quantization_config; modelopt's loaders look at hf_quant_config.json too."""
     quantization = (_compressed if form.reciprocal else _modelopt)(form, ignore)
     text = json.dumps(config | {"quantization_config": quantization}, indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n")
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     if not form.reciprocal:
         outer = {
             "quant_algo": form.algorithm,

@@ -129,7 +129,7 @@ class Publish(Strict):
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise QuantmillError(f"cannot be read ({error})", path, "give a markdown file in UTF-8") from None
     if len(text) > _LONGEST_TEXT:

@@ -55,7 +55,7 @@ def explain(error: ValidationError, file: str, hints: dict[str, str]) -> Quantmi
 def check_duplicates(path: Path) -> None:
     """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
     try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise QuantmillError(f"no valid YAML ({error})", path, "put it right") from None
     nodes = [root] if root is not None else []

@@ -67,7 +67,9 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
         str(int(imatrix)),
     ]
     quiet = os.environ | {"GGML_NO_BACKTRACE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace", env=quiet)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=quiet, check=False
+    )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = lines[0 if done.returncode < 0 else -1] if lines else f"exit code {done.returncode}"

@@ -93,7 +93,7 @@ def marked() -> dict[str, str]:
 
 def instruction_sets() -> frozenset[str]:
     """The flags of this processor, as Linux lists them."""
-    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
     return frozenset(flags.split())
 

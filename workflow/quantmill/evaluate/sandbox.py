@@ -108,7 +108,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
     """
     work = json.dumps(asdict(limits) | {"program": program})
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-        command = [sys.executable, "-s", "-c", JUDGE.read_text()]
+        command = [sys.executable, "-s", "-c", JUDGE.read_text("utf-8")]
         command = _confined(command, folder, limits) if confined else command
         home = "/scratch" if confined else folder
         environment = {
@@ -116,7 +116,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
             "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",
         }  # fmt: skip
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
             cwd=folder, env=environment, start_new_session=True,
         ) as process:  # fmt: skip
             try:

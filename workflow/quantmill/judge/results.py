@@ -236,7 +236,7 @@ def scored(
     if humaneval:
         low, high = humaneval["interval"]
         words = f"{humaneval['passed']} of {humaneval['problems']}"
-        lines = samples.read_text().splitlines() if samples and samples.exists() else []
+        lines = samples.read_text("utf-8").splitlines() if samples and samples.exists() else []
         passes = tuple(bool(json.loads(line)["passed"]) for line in lines)
         found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words, passes)
     for name, task in by_name(tasks):
@@ -317,6 +317,6 @@ def _tensor(row: dict[str, str]) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise QuantmillError("no such file", path) from None

@@ -97,7 +97,7 @@ def read_sums(data: bytes) -> dict[str, str]:
 
 def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
     """The card, its pictures, the page and the Modelfiles; not what an older config left there."""
-    text = (card / "README.md").read_text()
+    text = (card / "README.md").read_text("utf-8")
     pictures = (path for path in sorted(card.glob("plots/*")) if f"plots/{path.name}" in text)
     modelfiles = (card / f"Modelfile.{recipe}" for recipe in recipes)
     for path in (card / "README.md", card / "index.html", card / WITHHELD, *pictures, *modelfiles):

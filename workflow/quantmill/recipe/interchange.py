@@ -239,7 +239,9 @@ def engine_of(path: Path, form: str) -> str:
     """The engine whose types the file has, told without the model: `ik` where one is its own."""
     if form == "gguf":
         return _engine(tensor.type for tensor in read_header(path, data=False).tensors)
-    kinds = (named(line.rpartition("=")[2].strip()) for _, line in _lines(path.read_text(), form))
+    kinds = (
+        named(line.rpartition("=")[2].strip()) for _, line in _lines(path.read_text(encoding="utf-8"), form)
+    )
     return _engine(kind for kind in kinds if kind is not None)
 
 

@@ -70,7 +70,12 @@ def version_of(binary: Path | None) -> str:
         return f"llama-cpp-python {version('llama-cpp-python')}"
     try:
         said = subprocess.run(
-            [binary.absolute(), "--version"], capture_output=True, text=True, timeout=60, check=False
+            [binary.absolute(), "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise QuantmillError(
