@@ -8,6 +8,8 @@ ROWS ?=
 MODEL ?=
 
 BIN := .venv/bin
+# What environment modules set for another Python would change what is imported here.
+unexport PYTHONPATH PYTHONHOME
 # Wheels only, and only those that the locks name by their hashes; the one pure-Python sdist is built with the
 # pinned setuptools of build.lock. Where they come from is the user's own pip configuration.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --require-hashes --no-deps \

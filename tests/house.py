@@ -130,6 +130,6 @@ class House:
 
     def made(self, results: str = "results") -> set[Path]:
         """The files below a model's results; logs, benchmarks and the store left out."""
-        skipped = {"logs", "benchmarks", ".store"}
+        skipped = {"logs", "benchmarks", ".store", ".specs"}
         files = (path for path in (self.folder / results).rglob("*") if path.is_file())
         return {path for path in files if not skipped & set(path.relative_to(self.folder / results).parts)}

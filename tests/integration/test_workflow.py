@@ -1,6 +1,8 @@
 """Snakemake itself, over a tiny model: what is built, what is refused, and what a second config does."""
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,68 @@ def test_a_lean_config_ends_with_a_card(house: House) -> None:
     } == made  # fmt: skip
     assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text("utf-8")
     assert house.due() == set()
+
+
+def test_paths_with_a_tilde_spaces_quotes_and_other_alphabets(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = house.folder / "my home"
+    (home / "模型 'q' $x").mkdir(parents=True)
+    (house.folder / "tiny-llama.gguf").rename(home / "模型 'q' $x" / "größe.gguf")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LC_ALL", "C")
+    source = {"path": "~/模型 'q' $x/größe.gguf"}
+    card = {"about": "schön", "title": "größe"}
+    house.configure(
+        lambda config: config.update(
+            LEAN, models={"tiny": {"source": source, "card": card}}, results="~/ergebnisse ä"
+        )
+    )
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    refused = house.snakemake()
+    assert refused.returncode == 1
+    assert "cannot be named in the locale's ascii; export PYTHONUTF8=1" in refused.stderr.splitlines()[-1]
+    monkeypatch.setenv("PYTHONUTF8", "1")
+    house.run()
+    written = (home / "ergebnisse ä" / "tiny" / "card" / "README.md").read_text("utf-8")
+    assert "schön" in written
+    assert "# größe" in written
+    assert not (house.folder / "~").exists()
+    assert house.due() == set()
+
+
+def test_a_spec_that_no_command_line_can_hold(house: House) -> None:
+    def long(config: dict[str, Any]) -> None:
+        rules = [
+            {"match": rf"blk\.0\.attn_q\.weight|{i}", "type": "q8_0", "optional": True} for i in range(2100)
+        ]
+        recipe = {"name": "long", "template": "custom", "base": "Q8_0", "rules": rules}
+        config.update(LEAN, recipes=[recipe])
+        config["models"]["tiny"]["card"]["about"] = "A text of thirty characters. " * 2000
+
+    house.configure(long)
+    house.run()
+    assert house.due() == set()
+    house.configure(lambda config: (long(config), config["recipes"][0]["rules"][-1].update(type="q6_K")))
+    assert house.due() >= {"render_recipe long", "plan_types long", "quantize long", CARD}
+    assert "list_tensors" not in house.due()
+    house.configure(
+        lambda config: (long(config), config["models"]["tiny"]["card"].update(about="A new text. " * 5000))
+    )
+    assert house.due() == {CARD}
+
+
+def test_a_python_path_with_other_packages_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = house.folder / "theirs"
+    (theirs / "pyarrow").mkdir(parents=True)
+    (theirs / "pyarrow" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(theirs))
+    refused = house.snakemake("-n")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"error: PYTHONPATH: {theirs} holds a pyarrow of its own"
+    )
 
 
 def test_a_second_config_replaces_the_first(house: House) -> None:
@@ -179,6 +243,14 @@ REFUSED: dict[str, tuple[Callable[[House], None], str]] = {
     "a pool with a type that the engine lacks": (
         lambda house: house.configure(lambda c: c["sensitivity"].update(types=["q4_K", "iq4_ks"])),
         "config.yaml: field sensitivity.types[1]: ",
+    ),
+    "a source of tomorrow": (
+        lambda house: os.utime(house.folder / "tiny-llama.gguf", (time.time() + 86400,) * 2),
+        "config.yaml: models.tiny.source: tiny-llama.gguf was last changed 24.0 h in the future;",
+    ),
+    "braces in a path": (
+        lambda house: house.configure(lambda c: c["models"]["tiny"].update(source={"path": "a{b}/m.gguf"})),
+        'config.yaml: models.tiny.source.path: "a{b}/m.gguf" is not allowed',
     ),
     "an unknown template": (
         field(recipes=[{"name": "x", "template": "presett"}]),

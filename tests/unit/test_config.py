@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from quantmill.config import file as config
-from quantmill.config.refusal import check_duplicates
+from quantmill.config.refusal import check_duplicates, check_input
 from quantmill.config.source import exports, of_ggufs
 from quantmill.errors import QuantmillError
 
@@ -262,7 +264,17 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("sensitivity.minuts", 3), "sensitivity.minuts: unknown field; did you mean minutes?"),
     (put("sensitivity.types", []), "sensitivity.types: is empty; give at least one"),
     (put("sensitivity.types.+", "q3_K"), "sensitivity.types[2]: q3_K is there twice"),
-    (put("results", "a{b}"), 'results: "a{b}" is not allowed; give a folder'),
+    (put("results", "a{b}"), 'results: "a{b}" is not allowed; give a path without braces'),
+    (
+        put("models.m.source.path", "a{b}/m.gguf"),
+        'models.m.source.path: "a{b}/m.gguf" is not allowed; a .gguf',
+    ),
+    (
+        put("corpora.tuning.sources.0.path", "a{b}.txt"),
+        'corpora.tuning.sources[0].path: "a{b}.txt" is not allowed; give a path without braces',
+    ),
+    (put("store", {"path": "a\nb"}), 'store.path: "a\\nb" is not allowed; give a path without braces'),
+    (put("results", "~nobody-of-this-name/x"), "results: ~nobody-of-this-name is no user's home folder"),
     (put("store", {"max": "50 gb"}), 'store.max: "50 gb" is not allowed; a size is a number and its unit'),
 ]
 
@@ -409,6 +421,71 @@ def test_files_that_do_not_exist(tmp_path: Path) -> None:
     other = _at(tmp_path, change, put("models.m.bench", {"served": {"server": "nowhere"}}))
     with pytest.raises(QuantmillError, match=r"models\.m\.bench\.served\.server: no such file: nowhere"):
         config.check_files(other, "config.yaml", templates)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = copy.deepcopy(BASE) | {"results": "~/results", "store": {"path": "~/store"}}
+    data["models"]["m"]["source"]["path"] = "~/m.gguf"
+    found = config.parse(data)
+    assert (found.results, str(found.store_path)) == ("/home/me/results", "/home/me/store")
+    assert found.source_files("m") == [Path("/home/me/m.gguf")]
+    assert parsed(put("results", "./~/x")).results == "./~/x"
+
+
+def test_every_field_that_names_a_file_or_folder_is_a_path() -> None:
+    """A field that a user gives a path in expands `~` and takes no braces: found by its name."""
+    names = {
+        "path",
+        "file",
+        "csv",
+        "results",
+        "server",
+        "problems",
+        "include",
+        "import",
+        "curve",
+        "checkpoint",
+    }
+    plain = {"GgufFile", "PackageSource.file", "HubSource.file", "Publish.include"}
+    found = {}
+    for title, part in config.schema()["$defs"].items():
+        for field, what in part.get("properties", {}).items():
+            if field in names and f"{title}.{field}" not in plain:
+                patterns = [one.get("pattern", "") for one in [what, *what.get("anyOf", [])]]
+                found[f"{title}.{field}"] = any("{}" in pattern for pattern in patterns)
+    assert len(found) > 10
+    assert [field for field, is_path in found.items() if not is_path] == []
+
+
+def test_a_path_that_looks_like_an_option_is_made_absolute() -> None:
+    assert parsed(put("models.m.source.path", "-m.gguf")).source_files("m") == [Path.cwd() / "-m.gguf"]
+
+
+def test_an_input_from_the_future_is_refused_and_one_of_the_next_seconds_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, slept = tmp_path / "my model.gguf", []
+    monkeypatch.setattr("time.sleep", slept.append)
+    path.touch()
+    check_input(path, "here")
+    assert slept == []
+    os.utime(path, (time.time() + 5, time.time() + 5))
+    check_input(path, "here")
+    assert len(slept) == 1
+    assert 3 < slept[0] <= 5
+    assert capsys.readouterr().err.startswith("waiting ")
+    os.utime(path, (time.time() + 86400, time.time() + 86400))
+    with pytest.raises(
+        QuantmillError, match=r"^here: .* was last changed 24.0 h in the future; .*touch '.*my"
+    ):
+        check_input(path, "here")
+
+
+def test_braces_that_come_with_a_folder_are_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "a{b}").touch()
+    with pytest.raises(QuantmillError, match=r"has braces, .*; rename it, or link to it"):
+        check_input(tmp_path / "a{b}", "here")
 
 
 def _at(folder: Path, *changes: Callable[[dict[str, Any]], Any]) -> config.Config:

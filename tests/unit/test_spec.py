@@ -45,6 +45,30 @@ def test_make_holds_stage_version_config_and_origins() -> None:
     }
 
 
+def test_a_long_spec_is_a_file_by_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "specs"
+    short, long, other = (
+        spec.make("card.write", {"about": text}, {}) for text in ("ü", "ü" * 9999, "u" * 50000)
+    )
+    assert spec.argument(short, folder) == short
+    assert not folder.exists()
+    assert spec.argument(long, folder) == f"@{spec.digest(long)}" != spec.argument(other, folder)
+    for one in (short, long, other):
+        assert spec.read_argument(spec.argument(one, folder), folder) == json.loads(one)
+    # It is written again where it was deleted, and a damaged one is not taken.
+    (folder / spec.digest(long)).unlink()
+    argument = spec.argument(long, folder)
+    (folder / spec.digest(long)).write_text("{", encoding="utf-8")
+    with pytest.raises(QuantmillError, match="no such spec, or not whole; delete it"):
+        spec.read_argument(argument, folder)
+
+
+@pytest.mark.parametrize("argument", ["", "x", "[]", "3", '{"a": 1}', "null"])
+def test_what_is_no_spec_is_refused(argument: str, tmp_path: Path) -> None:
+    with pytest.raises(QuantmillError, match="no canonical JSON"):
+        spec.read_argument(argument, tmp_path)
+
+
 def test_memo_reads_a_file_once_and_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"one")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quantmill import spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 
@@ -66,8 +67,6 @@ def first_part(model: Path) -> Path:
 
 def _spec(text: str) -> dict[str, Any]:
     try:
-        spec = json.loads(text)
-        spec["config"]
-    except (ValueError, TypeError, KeyError):
-        raise argparse.ArgumentTypeError("no canonical JSON with a field `config`") from None
-    return dict(spec)
+        return spec.read_argument(text, Path(os.environ.get("QUANTMILL_SPECS", "")))
+    except QuantmillError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from quantmill.files import write_atomically
 from quantmill.versions import VERSIONS
 
 _BLOCK = 1 << 20
+_LONGEST_ARGUMENT = 16 << 10  # characters; quoting for a shell may double them
 
 
 def canonical(value: Any) -> str:
@@ -40,6 +42,36 @@ def make(stage: str, config: Any, made_from: dict[str, Any], **more: Any) -> str
     """
     spec = {"stage": stage, "version": VERSIONS[stage], "config": config, "from": made_from}
     return canonical(spec | more)
+
+
+def argument(spec: str, folder: Path) -> str:
+    """A spec as one word of a command line: itself, or `@` and its sha256 where it is long.
+
+    The long one is written to `folder` under that name: Linux takes no word of
+    over 128 KiB, and a shell's whole command is one. Equal specs have equal
+    arguments, and others have others.
+    """
+    if len(spec) <= _LONGEST_ARGUMENT:
+        return spec
+    name = digest(spec)
+    if not (folder / name).is_file():
+        write_atomically(folder / name, spec.encode(), durable=False)
+    return f"@{name}"
+
+
+def read_argument(argument: str, folder: Path) -> dict[str, Any]:
+    """The spec of an `argument`. QuantmillError for what is none, and where its file is not whole."""
+    if argument.startswith("@"):
+        path = folder / argument.removeprefix("@")
+        text = path.read_text("utf-8") if path.is_file() else ""
+        if digest(text) != path.name:
+            raise QuantmillError("no such spec, or not whole", path, "delete it and run snakemake again")
+        argument = text
+    with suppress(ValueError):
+        spec = json.loads(argument)
+        if isinstance(spec, dict) and "config" in spec:
+            return spec
+    raise QuantmillError("no canonical JSON with a field `config`")
 
 
 def file_sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ rule measure_divergence:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 3000),
     params:
-        spec=lambda w: divergence_spec(w.model, w.row),
+        spec=lambda w: argument(divergence_spec(w.model, w.row)),
     message:
         "{wildcards.model}: KL divergence of {wildcards.row}"
     shell:
@@ -54,7 +54,7 @@ rule measure_perplexity:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 2000),
     params:
-        spec=lambda w: perplexity_spec(w.model, w.row),
+        spec=lambda w: argument(perplexity_spec(w.model, w.row)),
     message:
         "{wildcards.model}: perplexity of {wildcards.row}"
     shell:
@@ -81,7 +81,7 @@ rule measure_speed:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 2000),
     params:
-        spec=lambda w: speed_spec(w.model, w.row),
+        spec=lambda w: argument(speed_spec(w.model, w.row)),
     message:
         "{wildcards.model}: speed of {wildcards.row}"
     shell:
@@ -107,7 +107,7 @@ rule measure_served:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
     params:
-        spec=lambda w: served_spec(w.model, w.row),
+        spec=lambda w: argument(served_spec(w.model, w.row)),
     message:
         "{wildcards.model}: speed of {wildcards.row} behind a server"
     shell:

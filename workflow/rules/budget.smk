@@ -23,7 +23,7 @@ rule import_sensitivity:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: import_spec(w.model),
+        spec=lambda w: argument(import_spec(w.model)),
     message:
         "{wildcards.model}: imported sensitivity"
     shell:
@@ -51,7 +51,7 @@ rule check_budget:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: reach_spec(w.model, w.recipe),
+        spec=lambda w: argument(reach_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: what {wildcards.recipe} can reach"
     shell:
@@ -82,7 +82,7 @@ rule allocate_recipe:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: allocate_spec(w.model, w.recipe),
+        spec=lambda w: argument(allocate_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: recipe {wildcards.recipe}, allocated"
     shell:
@@ -112,7 +112,7 @@ rule measure_first_round:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 3000),
     params:
-        spec=lambda w: tuning_spec(w.model, w.recipe),
+        spec=lambda w: argument(tuning_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: KL divergence of {wildcards.recipe} on the corpus of the probes"
     shell:

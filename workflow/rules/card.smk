@@ -40,7 +40,7 @@ rule write_card:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: card_spec(w.model),
+        spec=lambda w: argument(card_spec(w.model)),
     message:
         "{wildcards.model}: model card"
     shell:
@@ -69,7 +69,7 @@ rule draw_sensitivity:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: sensitivity_plot_spec(w.model),
+        spec=lambda w: argument(sensitivity_plot_spec(w.model)),
     message:
         "{wildcards.model}: heat map of the sensitivity"
     shell:

@@ -21,7 +21,7 @@ rule calibrate_activations:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.2, 2000),
     params:
-        spec=lambda w: activations_spec(w.model),
+        spec=lambda w: argument(activations_spec(w.model)),
     message:
         "{wildcards.model}: the largest inputs of the MLP weights"
     shell:
@@ -52,7 +52,7 @@ rule export_checkpoint:
     resources:
         mem_mb=4000,
     params:
-        spec=lambda w: export_spec(w.model, w.recipe),
+        spec=lambda w: argument(export_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: NVFP4 checkpoint {wildcards.recipe}"
     shell:
@@ -80,7 +80,7 @@ rule write_checkpoint_card:
     resources:
         mem_mb=500,
     params:
-        spec=lambda w: checkpoint_card_spec(w.model, w.recipe),
+        spec=lambda w: argument(checkpoint_card_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: card of the checkpoint {wildcards.recipe}"
     shell:

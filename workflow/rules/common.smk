@@ -13,20 +13,8 @@ from pathlib import Path
 LIBRARY = os.path.join(workflow.basedir, "workflow")
 sys.path.insert(0, LIBRARY)
 
-from quantmill import spec
-from quantmill.budget import choices
-from quantmill.config import file as user
-from quantmill.card import texts
-from quantmill.engine import library
+from quantmill import environment
 from quantmill.errors import QuantmillError
-from quantmill.evaluate import problems
-from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
-from quantmill.judge import disk
-from quantmill.recipe import interchange
-from quantmill.recipe.render import engine_of as engine_of_template
-from quantmill.recipe.render import read_template
-from quantmill.recipe.rules import known_type
-from quantmill.config.refusal import check_duplicates
 
 
 @contextmanager
@@ -37,6 +25,25 @@ def refusing():
     except QuantmillError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+# Before anything is imported that a PYTHONPATH may have replaced.
+with refusing():
+    environment.check_python_path(os.getenv("PYTHONPATH", ""))
+
+from quantmill import spec
+from quantmill.budget import choices
+from quantmill.config import file as user
+from quantmill.card import texts
+from quantmill.engine import library
+from quantmill.evaluate import problems
+from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
+from quantmill.judge import disk
+from quantmill.recipe import interchange
+from quantmill.recipe.render import engine_of as engine_of_template
+from quantmill.recipe.render import read_template
+from quantmill.recipe.rules import known_type
+from quantmill.config.refusal import check_duplicates
 
 
 def cached(find):
@@ -115,14 +122,15 @@ STARTED = time.time()
 RESULTS = Path(cfg.results)
 RESULTS_WORD = shlex.quote(str(RESULTS))  # as a word of a command line
 STORE = cfg.store_path
+SPECS = RESULTS / ".specs"  # those too long for a command line
 MEMO = spec.DigestMemo(STORE / "digests")
 # Stages run in this very interpreter's environment and need no installation. The
 # store reaches them here too: in a rule's command or params, a larger cap or
 # another place would make everything stale.
 os.environ.update(
-    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.getenv("PATH", "")]),
-    PYTHONPATH=os.pathsep.join(filter(None, [LIBRARY, os.getenv("PYTHONPATH")])),
+    environment.of_stages(LIBRARY),
     QUANTMILL_STORE=str(STORE),
+    QUANTMILL_SPECS=str(SPECS),
     QUANTMILL_CONVERTER=os.getenv("QUANTMILL_CONVERTER") or os.path.join(workflow.basedir, ".converter"),
     QUANTMILL_STORE_MAX=str(cfg.store.max_bytes),
 )
@@ -147,7 +155,8 @@ def of(model, name):
 def source_of(model):
     """The source's files, all parts of a split one; relative where they lie below the working directory."""
     files = [os.path.abspath(file) for file in cfg.source_files(model)]
-    return [os.path.relpath(f) if f.startswith(os.path.join(os.getcwd(), "")) else f for f in files]
+    here = os.path.join(os.getcwd(), "")
+    return [os.path.relpath(f) if f.startswith(here) and f[len(here)] != "-" else f for f in files]
 
 
 def imatrix_of(model):

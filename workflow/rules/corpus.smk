@@ -21,7 +21,7 @@ rule build_corpus:
     resources:
         mem_mb=2000,
     params:
-        spec=lambda w: corpus_spec(w.model, w.corpus),
+        spec=lambda w: argument(corpus_spec(w.model, w.corpus)),
     message:
         "{wildcards.model}: corpus {wildcards.corpus}"
     shell:

@@ -19,7 +19,7 @@ rule evaluate_code:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
     params:
-        spec=lambda w: humaneval_spec(w.model, w.row),
+        spec=lambda w: argument(humaneval_spec(w.model, w.row)),
     message:
         "{wildcards.model}: HumanEval of {wildcards.row}"
     shell:
@@ -47,7 +47,7 @@ rule evaluate_tasks:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
     params:
-        spec=lambda w: tasks_spec(w.model, w.row),
+        spec=lambda w: argument(tasks_spec(w.model, w.row)),
     message:
         "{wildcards.model}: tasks of {wildcards.row}"
     shell:

@@ -20,7 +20,7 @@ rule measure_imatrix:
     resources:
         mem_mb=lambda w: megabytes(w.model, 1.2, 2000),
     params:
-        spec=lambda w: imatrix_spec(w.model),
+        spec=lambda w: argument(imatrix_spec(w.model)),
     message:
         "{wildcards.model}: importance matrix"
     shell:

@@ -14,7 +14,7 @@ rule name_parts:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: parts_spec(w.model),
+        spec=lambda w: argument(parts_spec(w.model)),
     message:
         "{wildcards.model}: names of the files in the repository"
     shell:
@@ -35,7 +35,7 @@ rule publish:
     conda:
         "../../envs/quantmill.yaml"
     params:
-        spec=lambda w: publish_spec(),
+        spec=lambda w: argument(publish_spec()),
     message:
         "publishing"
     shell:

@@ -24,7 +24,7 @@ rule quantize:
     resources:
         mem_mb=4000,
     params:
-        spec=lambda w: quantize_spec(w.model, w.recipe),
+        spec=lambda w: argument(quantize_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: quantizing {wildcards.recipe}"
     shell:

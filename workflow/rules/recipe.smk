@@ -29,7 +29,7 @@ rule render_recipe:
     resources:
         mem_mb=500,
     params:
-        spec=lambda w: render_spec(w.model, w.recipe),
+        spec=lambda w: argument(render_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: recipe {wildcards.recipe}"
     shell:
@@ -57,7 +57,7 @@ rule plan_types:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: plan_spec(w.model, w.recipe),
+        spec=lambda w: argument(plan_spec(w.model, w.recipe)),
     message:
         "{wildcards.model}: plan of {wildcards.recipe}"
     shell:
@@ -82,7 +82,7 @@ rule tabulate_memory:
     resources:
         mem_mb=500,
     params:
-        spec=lambda w: memory_spec(w.model),
+        spec=lambda w: argument(memory_spec(w.model)),
     message:
         "{wildcards.model}: memory tables"
     shell:

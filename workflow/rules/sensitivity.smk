@@ -25,7 +25,7 @@ rule measure_sensitivity:
     resources:
         mem_mb=lambda w: megabytes(w.model, 4.0, 4000),
     params:
-        spec=lambda w: sensitivity_spec(w.model),
+        spec=lambda w: argument(sensitivity_spec(w.model)),
     message:
         "{wildcards.model}: sensitivity"
     shell:

@@ -14,7 +14,7 @@ rule fetch_source:
     conda:
         "../../envs/quantmill.yaml"
     params:
-        spec=lambda w: fetch_spec(w.model, w.file),
+        spec=lambda w: argument(fetch_spec(w.model, w.file)),
     message:
         "{wildcards.model}: fetching {wildcards.file}"
     shell:
@@ -42,7 +42,7 @@ rule convert_checkpoint:
     resources:
         mem_mb=8000,
     params:
-        spec=lambda w: convert_spec(w.model),
+        spec=lambda w: argument(convert_spec(w.model)),
     message:
         "{wildcards.model}: converting the checkpoint to GGUF"
     shell:
@@ -75,7 +75,7 @@ rule list_tensors:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: manifest_spec(w.model),
+        spec=lambda w: argument(manifest_spec(w.model)),
     message:
         "{wildcards.model}: listing the source's tensors"
     shell:

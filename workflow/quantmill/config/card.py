@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from quantmill.config.fields import (
     Count,
-    Folder,
+    FilePath,
     Name,
     PublishedRepository,
     Size,
@@ -28,7 +28,7 @@ _LONGEST_TEXT = 1 << 16
 class TextFile(Strict):
     """A text of the card in a markdown file of its own."""
 
-    file: Text
+    file: FilePath
 
 
 def _kind_of_words(given: Any) -> str:
@@ -45,8 +45,8 @@ class IsoDisk(Strict):
 
     name: Text
     model: Name | None = Field(default=None, description="a model of this file")
-    results: Folder | None = Field(default=None, description="folder of a model's results, finished ones")
-    csv: Text | None = Field(
+    results: FilePath | None = Field(default=None, description="folder of a model's results, finished ones")
+    csv: FilePath | None = Field(
         default=None, description="columns: file, one of bytes, gib and gb, humaneval (a share) or kld"
     )
     source: Text | None = Field(default=None, description="where the figures of the csv are from")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from quantmill.config.fields import Count, Name, Positive, Strict, Text
+from quantmill.config.fields import Count, FilePath, Name, Positive, Strict, Text
 from quantmill.config.refusal import refuse_twice
 
 
@@ -14,7 +14,7 @@ class CorpusSource(Strict):
     """One parquet or plain .txt file of a corpus."""
 
     name: Name
-    path: Text
+    path: FilePath
     column: Text | None = Field(
         default=None, description="default: content, text, messages or the only text column"
     )

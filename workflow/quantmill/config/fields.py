@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from quantmill.config.refusal import refuse
 
@@ -25,35 +27,52 @@ _NO_SECRETS = (
 # Names become the names of files: no separators, no spaces, no `..`.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
 _PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_GGUF = r"^.+\.(gguf|tsv)$"
+_FILE = r"^[^{}\x00-\x1f]+$"  # braces would be Snakemake's wildcards
+_GGUF = r"^[^{}\x00-\x1f]+\.(gguf|tsv)$"
 _INSIDE = r"^[^/].*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _PUBLISHED = r"^[\w.-]+/([\w.-]|\{model\})+$"
 _COMMIT = r"^[0-9a-f]{40}$"
-_FOLDER = r"^[^{}]+$"  # braces would be Snakemake's wildcards
 _SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
 HINTS = {
     _NAME: "names become file names: letters, digits and . _ + - between them",
     _PACKAGE: "give the name by which the package is imported",
-    _GGUF: "a .gguf file is expected, or a manifest.tsv to plan from",
+    _FILE: "give a path without braces and line breaks; a link to it with another name will do",
+    _GGUF: "a .gguf file is expected, or a manifest.tsv to plan from, and no braces in its path",
     _INSIDE: "a .gguf file is expected, relative to the package or repository",
     _REPOSITORY: "a repository is organisation/name",
     _PUBLISHED: "a repository is organisation/name; {model} in the name stands for the model's",
     _COMMIT: "give the whole commit, 40 hexadecimal digits",
-    _FOLDER: "give a folder's name without braces",
     _SIZE: "a size is a number and its unit, such as 50 GiB",
 }
+
+
+def expand(path: str) -> str:
+    """`path` with `~` as the home folder; absolute where it would look like a command's option."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not path.isascii():
+        text = f"{path} cannot be named in the locale's {encoding}; export PYTHONUTF8=1"
+        raise refuse("no_utf8", text)
+    if path.startswith("-"):
+        return str(Path.cwd() / path)
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        user = path.split("/")[0]
+        text = f"{user} is no user's home folder; write ./{user} for a folder of that name"
+        raise refuse("no_home", text) from None
+
 
 Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1)]
 Package = Annotated[str, StringConstraints(pattern=_PACKAGE)]
-GgufPath = Annotated[str, StringConstraints(pattern=_GGUF)]
+FilePath = Annotated[str, StringConstraints(pattern=_FILE), AfterValidator(expand)]
+GgufPath = Annotated[str, StringConstraints(pattern=_GGUF), AfterValidator(expand)]
 GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
 Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
 PublishedRepository = Annotated[str, StringConstraints(pattern=_PUBLISHED)]
 Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]
-Folder = Annotated[str, StringConstraints(pattern=_FOLDER)]
 Size = Annotated[str, StringConstraints(pattern=_SIZE)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

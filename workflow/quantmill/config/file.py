@@ -20,9 +20,9 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 from quantmill.config.bench import Bench, Probes
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus
-from quantmill.config.fields import HINTS, Count, Folder, Name, Size, Strict, Text, size_bytes
+from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Split
-from quantmill.config.refusal import explain, refuse
+from quantmill.config.refusal import check_input, explain, refuse
 from quantmill.config.source import (
     CheckpointSource,
     HubSource,
@@ -63,7 +63,7 @@ class Model(Strict):
 class Store(Strict):
     """The content-addressed store of finished work."""
 
-    path: Text | None = Field(default=None, description="default: .store in the results")
+    path: FilePath | None = Field(default=None, description="default: .store in the results")
     max: Size | Count = "50 GiB"
 
     @property
@@ -83,7 +83,7 @@ class Config(Strict):
     split: Split | None = Field(default=None, description="of every recipe that says nothing of it")
     bench: Bench = Bench()
     publish: Publish = Publish()
-    results: Folder = "results"
+    results: FilePath = "results"
     store: Store = Store()
 
     @model_validator(mode="after")
@@ -324,7 +324,10 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
             continue
         for named in recipe.files:
             _check_file(Path(named), f"{file}: recipe {recipe.name}")
-        if template_file(recipe.template, templates) is None:
+        template = template_file(recipe.template, templates)
+        if template is not None:
+            check_input(template, f"{file}: recipe {recipe.name}")
+        else:
             known = sorted(
                 {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
             )
@@ -357,6 +360,7 @@ def _check_evaluations(bench: Bench, where: str) -> None:
 def _check_file(path: Path, where: str) -> None:
     if not path.is_file():
         raise QuantmillError(f"no such file: {path}", where, "check the path")
+    check_input(path, where)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from quantmill.config.fields import Count, Name, Positive, Size, Strict, Text, size_bytes
+from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
 
@@ -19,7 +19,7 @@ _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 class Scored(Strict):
     """A file that layers are scored by."""
 
-    path: Text
+    path: FilePath
     weight: Positive = 1.0
 
 
@@ -82,7 +82,7 @@ class Recipe(Strict):
     name: Name
     template: Name = "preset"
     importance: Importance | None = Field(default=None, description="of the layers, for templates by rank")
-    file: Text | None = Field(default=None, description="a recipe of the field's, for template import")
+    file: FilePath | None = Field(default=None, description="a recipe of the field's, for template import")
     form: Form | None = Field(
         default=None, description="the form of that file; of template mfp4: what a checkpoint becomes"
     )
@@ -144,8 +144,8 @@ class Recipe(Strict):
 class ImportedSensitivity(Strict):
     """Sensitivities in the published form of GGUF-Tool-Suite: two tables of comma-separated values."""
 
-    results: Text = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
-    curve: Text = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
+    results: FilePath = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
+    curve: FilePath = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
 
 
 class MemoryBudget(Strict):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from quantmill.errors import QuantmillError
+from quantmill.text import duration
+
+# A file server whose clock runs ahead by less than this is waited for.
+_PATIENCE_SECONDS: Final = 10.0
 
 
 def refuse(kind: str, text: str, field: str = "") -> PydanticCustomError:
@@ -70,6 +77,30 @@ def check_duplicates(path: Path) -> None:
                 nodes.append(value)
         elif isinstance(node, yaml.SequenceNode):
             nodes.extend(node.value)
+
+
+def check_input(path: Path, where: str) -> None:
+    """Refuse a file that would fail the jobs that read it.
+
+    Snakemake removes outputs that are older than an input, so that a file from
+    the future would undo all that is made of it; and it reads braces in a path
+    as wildcards. A file of the next few seconds is waited for.
+    """
+    if "{" in str(path) or "}" in str(path):
+        cure = "rename it, or link to it under another name"
+        raise QuantmillError(f"{path} has braces, which Snakemake would read as wildcards", where, cure)
+    ahead = _seconds_ahead(path)
+    if ahead > _PATIENCE_SECONDS:
+        what = f"{path} was last changed {duration(ahead)} in the future"
+        raise QuantmillError(what, where, f"set the clock right, or run: touch {shlex.quote(str(path))}")
+    if ahead > 0:
+        print(f"waiting {ahead:.0f} s: {path} was last changed in the future", file=sys.stderr, flush=True)
+        time.sleep(ahead)
+
+
+def _seconds_ahead(path: Path) -> float:
+    """How far the file's time is ahead of the clock; of a link its own time counts too, as in Snakemake."""
+    return max(path.stat().st_mtime, path.lstat().st_mtime) - time.time()
 
 
 def _split(field: str) -> list[str]:
