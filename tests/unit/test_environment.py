@@ -16,6 +16,7 @@ def test_a_python_path_with_packages_of_its_own_is_refused(tmp_path: Path) -> No
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.py").touch()
+    (other / "numpy").mkdir()  # only of that name: Python takes the real one
     environment.check_python_path("")
     environment.check_python_path(os.pathsep.join([str(other), str(tmp_path / "missing"), ""]))
     environment.check_python_path(next(folder for folder in sys.path if folder.endswith("site-packages")))

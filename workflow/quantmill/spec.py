@@ -20,7 +20,7 @@ from quantmill.files import write_atomically
 from quantmill.versions import VERSIONS
 
 _BLOCK = 1 << 20
-_LONGEST_ARGUMENT = 16 << 10  # characters; quoting for a shell may double them
+_LONGEST_ARGUMENT = 120 << 10  # characters, all ASCII; whatever a command line can hold stays on it
 
 
 def canonical(value: Any) -> str:
@@ -48,8 +48,9 @@ def argument(spec: str, folder: Path) -> str:
     """A spec as one word of a command line: itself, or `@` and its sha256 where it is long.
 
     The long one is written to `folder` under that name: Linux takes no word of
-    over 128 KiB, and a shell's whole command is one. Equal specs have equal
-    arguments, and others have others.
+    over 128 KiB. (A shell's whole command would be one as well; Snakemake puts
+    those of over 64 KiB into a script.) Equal specs have equal arguments, and
+    others have others.
     """
     if len(spec) <= _LONGEST_ARGUMENT:
         return spec
