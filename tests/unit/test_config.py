@@ -468,10 +468,10 @@ def test_an_input_from_the_future_is_refused_and_one_of_the_next_seconds_waited_
     path, slept = tmp_path / "my model.gguf", []
     monkeypatch.setattr("time.sleep", slept.append)
     path.touch()
-    check_input(path, "here")
+    check_input(path, "here", tmp_path / "results")
     assert slept == []
     os.utime(path, (time.time() + 5, time.time() + 5))
-    check_input(path, "here")
+    check_input(path, "here", tmp_path / "results")
     assert len(slept) == 1
     assert 3 < slept[0] <= 5
     assert capsys.readouterr().err.startswith("waiting ")
@@ -479,13 +479,13 @@ def test_an_input_from_the_future_is_refused_and_one_of_the_next_seconds_waited_
     with pytest.raises(
         QuantmillError, match=r"^here: .* was last changed 24.0 h in the future; .*touch '.*my"
     ):
-        check_input(path, "here")
+        check_input(path, "here", tmp_path / "results")
 
 
 def test_braces_that_come_with_a_folder_are_refused_too(tmp_path: Path) -> None:
     (tmp_path / "a{b}").touch()
     with pytest.raises(QuantmillError, match=r"has braces, .*; rename it, or link to it"):
-        check_input(tmp_path / "a{b}", "here")
+        check_input(tmp_path / "a{b}", "here", tmp_path)
 
 
 def _at(folder: Path, *changes: Callable[[dict[str, Any]], Any]) -> config.Config:

@@ -58,7 +58,7 @@ def test_a_long_spec_is_a_file_by_its_content(tmp_path: Path) -> None:
     # It is written again where it was deleted, and a damaged one is not taken.
     (folder / spec.digest(long)).unlink()
     argument = spec.argument(long, folder)
-    (folder / spec.digest(long)).write_text("{", encoding="utf-8")
+    (folder / spec.digest(long)).write_bytes(b"\xff")
     with pytest.raises(QuantmillError, match="no such spec, or not whole; delete it"):
         spec.read_argument(argument, folder)
 

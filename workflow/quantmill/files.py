@@ -22,9 +22,9 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     removed and what stood under `path` stays. `durable` flushes to the disk
     first. A full disk is a QuantmillError that names the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
             yield file
             file.flush()

@@ -64,10 +64,10 @@ def read_argument(argument: str, folder: Path) -> dict[str, Any]:
     """The spec of an `argument`. QuantmillError for what is none, and where its file is not whole."""
     if argument.startswith("@"):
         path = folder / argument.removeprefix("@")
-        text = path.read_text("utf-8") if path.is_file() else ""
-        if digest(text) != path.name:
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != path.name:
             raise QuantmillError("no such spec, or not whole", path, "delete it and run snakemake again")
-        argument = text
+        argument = data.decode()
     with suppress(ValueError):
         spec = json.loads(argument)
         if isinstance(spec, dict) and "config" in spec:

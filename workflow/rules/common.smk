@@ -43,7 +43,7 @@ from quantmill.recipe import interchange
 from quantmill.recipe.render import engine_of as engine_of_template
 from quantmill.recipe.render import read_template
 from quantmill.recipe.rules import known_type
-from quantmill.config.refusal import check_duplicates
+from quantmill.config.refusal import check_duplicates, check_input
 
 
 def cached(find):

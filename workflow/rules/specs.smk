@@ -41,12 +41,15 @@ def source_sha256(model):
         return spec.digest(source.model_dump())
     if isinstance(source, user.CheckpointSource):
         return spec.digest(convert_spec(model))
-    digests = [MEMO.sha256(Path(file)) for file in source_of(model)]
+    digests = [file_sha256(file) for file in source_of(model)]
     return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
 
 
 @cached
 def file_sha256(path):
+    """Identity of an input's bytes; one that would fail the jobs that read it is refused."""
+    if os.path.exists(path):
+        check_input(Path(path), config_file, RESULTS)
     return MEMO.sha256(Path(path))
 
 

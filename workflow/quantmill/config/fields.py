@@ -29,7 +29,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*$"
 _PACKAGE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _FILE = r"^[^{}\x00-\x1f]+$"  # braces would be Snakemake's wildcards
 _GGUF = r"^[^{}\x00-\x1f]+\.(gguf|tsv)$"
-_INSIDE = r"^[^/].*\.gguf$"
+_INSIDE = r"^[^/{}\x00-\x1f][^{}\x00-\x1f]*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _PUBLISHED = r"^[\w.-]+/([\w.-]|\{model\})+$"
 _COMMIT = r"^[0-9a-f]{40}$"
@@ -39,7 +39,7 @@ HINTS = {
     _PACKAGE: "give the name by which the package is imported",
     _FILE: "give a path without braces and line breaks; a link to it with another name will do",
     _GGUF: "a .gguf file is expected, or a manifest.tsv to plan from, and no braces in its path",
-    _INSIDE: "a .gguf file is expected, relative to the package or repository",
+    _INSIDE: "a .gguf file is expected, relative to the package or repository, and no braces in its path",
     _REPOSITORY: "a repository is organisation/name",
     _PUBLISHED: "a repository is organisation/name; {model} in the name stands for the model's",
     _COMMIT: "give the whole commit, 40 hexadecimal digits",

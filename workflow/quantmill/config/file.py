@@ -22,7 +22,7 @@ from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus
 from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Split
-from quantmill.config.refusal import check_input, explain, refuse
+from quantmill.config.refusal import explain, refuse
 from quantmill.config.source import (
     CheckpointSource,
     HubSource,
@@ -324,10 +324,7 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
             continue
         for named in recipe.files:
             _check_file(Path(named), f"{file}: recipe {recipe.name}")
-        template = template_file(recipe.template, templates)
-        if template is not None:
-            check_input(template, f"{file}: recipe {recipe.name}")
-        else:
+        if template_file(recipe.template, templates) is None:
             known = sorted(
                 {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
             )
@@ -360,7 +357,6 @@ def _check_evaluations(bench: Bench, where: str) -> None:
 def _check_file(path: Path, where: str) -> None:
     if not path.is_file():
         raise QuantmillError(f"no such file: {path}", where, "check the path")
-    check_input(path, where)
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -79,17 +81,21 @@ def check_duplicates(path: Path) -> None:
             nodes.extend(node.value)
 
 
-def check_input(path: Path, where: str) -> None:
+def check_input(path: Path, where: str, results: Path) -> None:
     """Refuse a file that would fail the jobs that read it.
 
     Snakemake removes outputs that are older than an input, so that a file from
     the future would undo all that is made of it; and it reads braces in a path
-    as wildcards. A file of the next few seconds is waited for.
+    as wildcards. A file of the next few seconds is waited for. The time that
+    counts is that of the file system of the results, whose server may have
+    another clock than this machine.
     """
     if "{" in str(path) or "}" in str(path):
         cure = "rename it, or link to it under another name"
         raise QuantmillError(f"{path} has braces, which Snakemake would read as wildcards", where, cure)
-    ahead = _seconds_ahead(path)
+    ahead = _changed(path) - time.time()
+    if ahead > 0:
+        ahead = _changed(path) - _now_in(results)
     if ahead > _PATIENCE_SECONDS:
         what = f"{path} was last changed {duration(ahead)} in the future"
         raise QuantmillError(what, where, f"set the clock right, or run: touch {shlex.quote(str(path))}")
@@ -98,9 +104,19 @@ def check_input(path: Path, where: str) -> None:
         time.sleep(ahead)
 
 
-def _seconds_ahead(path: Path) -> float:
-    """How far the file's time is ahead of the clock; of a link its own time counts too, as in Snakemake."""
-    return max(path.stat().st_mtime, path.lstat().st_mtime) - time.time()
+def _changed(path: Path) -> float:
+    """When a file was last changed; of a link its own time counts too, as in Snakemake."""
+    return max(path.stat().st_mtime, path.lstat().st_mtime)
+
+
+def _now_in(folder: Path) -> float:
+    """The time that a file made now in the folder, or in what is there of the folders above it, gets."""
+    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # it cannot be written to, which is told elsewhere
+        return time.time()
 
 
 def _split(field: str) -> list[str]:

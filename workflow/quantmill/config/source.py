@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from quantmill.config.fields import Commit, FilePath, GgufFile, GgufPath, Package, Repository, Strict, Text
-from quantmill.config.refusal import check_input, refuse
+from quantmill.config.refusal import refuse
 from quantmill.errors import QuantmillError
 
 _SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
@@ -141,8 +141,6 @@ def check_folders(models: Mapping[str, Any], file: str) -> None:
         if isinstance(source, CheckpointSource) and not (Path(source.checkpoint) / "config.json").is_file():
             what = f"no config.json in {source.checkpoint}"
             raise QuantmillError(what, f"{file}: models.{name}.source.checkpoint", "check the path")
-        for path in source.files if isinstance(source, CheckpointSource) else ():
-            check_input(path, f"{file}: models.{name}.source.checkpoint")
 
 
 def of_ggufs(config: ConfigT) -> ConfigT:
