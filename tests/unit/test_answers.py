@@ -104,6 +104,18 @@ def test_problems_are_read_gzipped_or_not(tmp_path: Path) -> None:
     assert AREA.preamble == "import math\n\n\n" and FOUR.preamble.startswith("def twice")
 
 
+def test_problems_may_hold_line_separators_and_be_in_utf16(tmp_path: Path) -> None:
+    row = json.loads((DATA / "problems.jsonl").read_text("utf-8").split("\n")[0])
+    row["prompt"] = row["prompt"].replace('"""', '"""a\u2028b\x85c', 1)
+    path = tmp_path / "p.jsonl"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode(encoding))
+        assert [problem.prompt for problem in read(path)] == [row["prompt"]]
+    path.write_bytes(json.dumps(row).encode("utf-16-le"))
+    with pytest.raises(QuantmillError, match="UTF-16 without a byte order mark"):
+        read(path)
+
+
 def without(field: str) -> str:
     row = json.loads((DATA / "problems.jsonl").read_text("utf-8").splitlines()[1])
     del row[field]

@@ -13,6 +13,11 @@ MODULES = [
     *sorted((ROOT / "examples").rglob("*.py")),
 ]
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+# What a program said on its way, and files of the kernel: no line of them holds data of ours.
+_SPLIT_LINES_OF_PROGRAMS = {
+    "checkpoint/convert", "corpus/chunks", "engine/dryrun", "engine/library", "evaluate/sandbox",
+    "measure/speed", "model/fetch", "serve/server",
+}  # fmt: skip
 _ENCODING_AT = {"read_text": 0, "write_text": 1}
 _OF_BYTES = {"tarfile", "zipfile", "os"}  # modules whose `open` is of no text
 
@@ -49,6 +54,17 @@ def test_text_is_read_and_written_as_utf8(path: Path) -> None:
 def test_rules_read_text_as_utf8(path: Path) -> None:
     text = path.read_text("utf-8")
     assert ".read_text()" not in text and "read_text(errors" not in text
+
+
+def test_data_is_never_split_at_unicodes_line_separators() -> None:
+    """`splitlines` cuts JSON lines and tables at U+2028, U+0085 and more; `files.split_lines` does not."""
+    package = ROOT / "workflow" / "quantmill"
+    using = {
+        path.relative_to(package).with_suffix("").as_posix()
+        for path in package.rglob("*.py")
+        if ".splitlines(" in path.read_text("utf-8")
+    }
+    assert using <= _SPLIT_LINES_OF_PROGRAMS
 
 
 @pytest.mark.parametrize(

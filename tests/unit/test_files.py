@@ -61,6 +61,68 @@ def test_tables_round_trip(tmp_path: Path) -> None:
     assert files.read_table(tmp_path / "x.tsv") == [{"name": "a", "bytes": "1"}, {"name": "b", "bytes": "2"}]
 
 
+def test_only_a_line_feed_ends_a_line() -> None:
+    inner = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
+    assert files.split_lines(f"{inner}\r\n\n{inner}\n") == [inner, "", inner]
+    assert files.split_lines(inner) == [inner]
+    assert files.split_lines("") == []
+
+
+def test_a_cell_of_a_table_may_hold_what_splitlines_splits_at(tmp_path: Path) -> None:
+    names = [f"a{end}b" for end in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"]
+    files.write_table(tmp_path / "x.tsv", ["name", "bytes"], [[name, 1] for name in names])
+    assert [row["name"] for row in files.read_table(tmp_path / "x.tsv")] == names
+
+
+TEXT = "Äpfel, 漢字 and 😀\nsecond line\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_users_text_is_read_as_its_byte_order_mark_says(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(TEXT.replace("\n", "\r\n").encode(encoding))
+    assert files.read_user_text(path) == TEXT
+
+
+@pytest.mark.parametrize("order", ["utf-16-be", "utf-32-be"])
+def test_either_byte_order_is_read(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(("\ufeff" + TEXT).encode(order))
+    assert files.read_user_text(path) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (TEXT.encode("utf-16-le"), "full of NUL bytes: .* UTF-16 without .*; save .* -f UTF-16LE"),
+        ("plain".encode("utf-16-be"), "UTF-16 without .* -f UTF-16BE"),
+        ("plain".encode("utf-32-le"), "UTF-32 without .* -f UTF-32LE"),
+        ("plain".encode("utf-32-be"), "UTF-32 without .* -f UTF-32BE"),
+        ("Ä".encode("latin-1") * 9, "is not UTF-8; save it as UTF-8, such as by `iconv -f ISO-8859-1 -t"),
+        ("Ä plain text".encode("latin-1"), r"is not UTF-8 \(at byte 0\)"),
+        (TEXT.encode("utf-16")[:-1], "no whole UTF-16 text"),
+        (b"text" * 100 + b"\0", "holds NUL characters"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused_with_a_cure(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    with pytest.raises(QuantmillError, match=f"^{path}: .*{said}"):
+        files.read_user_text(path)
+
+
+def test_a_missing_text_names_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(QuantmillError, match="none: no such file; say which"):
+        files.read_user_text(tmp_path / "none", "say which")
+    with pytest.raises(QuantmillError, match="cannot be read \\(Is a directory"):
+        files.read_user_text(tmp_path)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes('{"0": 1.5}'.encode("utf-16"))
+    assert files.read_json(tmp_path / "x.json") == {"0": 1.5}
+
+
 @pytest.mark.parametrize("read", [files.read_json, files.read_table])
 def test_missing_and_empty_files_are_one_line(tmp_path: Path, read: object) -> None:
     assert callable(read)

@@ -101,6 +101,9 @@ def test_lines_as_ggufs_tool_suite_writes_them(tmp_path: Path) -> None:
         "line 10 of the imported file is shadowed by earlier ones and left out: "
         r"^blk\.0\.ffn_down\.weight$=q8_0"
     ]
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(SUITE.encode(encoding))
+        assert read(path, "regex", header) == found
     rows = types(planned(header, imported(path, "regex", header)))
     assert rows["blk.0.ffn_down.weight"] == "q4_0"
     assert rows["blk.1.attn_k.weight"] == "q5_K"

@@ -145,4 +145,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: recipe R ({template}): the template takes no parameter bse; did")
     assert not (tmp_path / "other.yaml").exists()
-    assert "no such template" in command(tmp_path / "none.j2", tmp_path / "other.yaml", "{}").stderr
+    said = command(tmp_path / "none.j2", tmp_path / "other.yaml", "{}").stderr
+    assert "no such file; check the recipe's field `template`" in said

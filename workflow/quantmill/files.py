@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import secrets
@@ -9,9 +10,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from quantmill.errors import QuantmillError
+
+# The longer ones first: UTF-32's begins with UTF-16's.
+_BYTE_ORDER_MARKS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+SNIFFED: Final = 1 << 20
+"""The bytes of a text by which its encoding is told."""
+_NULS_OF_TEXT: Final = 0.01
+"""The largest share of NUL bytes in what may be text of one byte a letter: of UTF-16 they are far more."""
 
 
 @contextmanager
@@ -81,9 +95,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a QuantmillError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise QuantmillError("no such file", path) from None
+        return json.loads(read_user_text(path, cure=None))
     except ValueError as error:
         cure = "correct it, or delete it to have it made again"
         raise QuantmillError(f"no valid JSON ({error})", path, cure) from None
@@ -98,10 +110,83 @@ def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a tab-separated table with one header line, a dict a row."""
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise QuantmillError("no such file", path) from None
-    except ValueError:
-        raise QuantmillError("an empty table", path, "delete it to have it made again") from None
+    if not text:
+        raise QuantmillError("an empty table", path, "delete it to have it made again")
+    header, *rows = split_lines(text)
     columns = header.split("\t")
-    return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
+    return [dict(zip(columns, row.split("\t"), strict=True)) for row in rows]
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of `text`, without their ends.
+
+    Unlike `splitlines` it ends a line at a line feed alone: U+2028, U+0085, form
+    feeds and the like may stand in the JSON or in the cell that a line holds.
+    """
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def text_encoding(start: bytes, path: object) -> str:
+    """The encoding of a text that begins with the bytes `start`: as its byte order mark says, else UTF-8.
+
+    QuantmillError for UTF-16 or UTF-32 without such a mark, and for what is
+    plainly text of one byte a letter, such as Latin-1. A few bytes that are
+    no UTF-8 among letters of it are left to the reader.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    if start.count(0) > _NULS_OF_TEXT * len(start):
+        width = 32 if start.count(0) > len(start) / 2 else 16
+        raise QuantmillError(
+            f"is full of NUL bytes: no text, or UTF-{width} without a byte order mark",
+            path,
+            _saved_as_utf8(f"UTF-{width}{'LE' if start[0] else 'BE'}"),
+        )
+    known = start.decode("utf-8", errors="ignore")
+    # a letter may be cut off where `start` ends
+    if len(known.encode()) < len(start) - 3 and known.isascii():
+        raise _no_utf8(path)
+    return "utf-8"
+
+
+def read_user_text(path: Path, cure: str | None = "check the path") -> str:
+    r"""The text of a file that a user gives, line ends as `\n`.
+
+    QuantmillError for a missing file, where `cure` says what to do, and for what
+    is no text in UTF-8 or with the byte order mark of UTF-16 or UTF-32.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise QuantmillError("no such file", path, cure) from None
+    except OSError as error:
+        raise QuantmillError(f"cannot be read ({error.strerror or error})", path, cure) from None
+    return decode_user_text(data, path)
+
+
+def decode_user_text(data: bytes, path: object) -> str:
+    """As `read_user_text`, of bytes that were read already; `path` is named in errors."""
+    encoding = text_encoding(data[:SNIFFED], path)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding.startswith("utf-8"):
+            raise _no_utf8(path, error.start) from None
+        raise QuantmillError(f"no whole {encoding.upper()} text, though it begins as one", path,
+                             "save it again, as UTF-8") from None  # fmt: skip
+    if "\0" in text:
+        raise QuantmillError("holds NUL characters", path, "remove them, or save it as UTF-8 text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _no_utf8(path: object, at: int | None = None) -> QuantmillError:
+    where = "" if at is None else f" (at byte {at})"
+    return QuantmillError(f"is not UTF-8{where}", path, _saved_as_utf8("ISO-8859-1"))
+
+
+def _saved_as_utf8(encoding: str) -> str:
+    return f"save it as UTF-8, such as by `iconv -f {encoding} -t UTF-8`"

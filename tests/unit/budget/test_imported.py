@@ -98,6 +98,8 @@ def test_a_type_that_the_curve_has_not_measured_is_no_choice() -> None:
 def test_a_table_from_a_spreadsheet_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "kld.csv").write_bytes(b"\xef\xbb\xbfQTYPE,a\r\nq2_K,0.1\r\n")
     assert read_results(tmp_path / "kld.csv") == {"q2_K": {"a": 0.1}}
+    (tmp_path / "kld.csv").write_bytes("QTYPE,a\u2028b\r\nq2_K,0.1\r\n".encode("utf-16"))
+    assert read_results(tmp_path / "kld.csv") == {"q2_K": {"a\u2028b": 0.1}}
 
 
 def test_the_imported_rows_are_choices() -> None:

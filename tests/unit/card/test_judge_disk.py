@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.judge import compare, disk
 from quantmill.judge.disk import Entry
-from quantmill.judge.results import read
+from quantmill.judge.results import HUMANEVAL, read, scored
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -38,10 +39,20 @@ def test_a_verdict_needs_an_interval_on_both_sides() -> None:
     assert [band.verdict for band in disk.bands([ours], [measured])] == ["better"]
 
 
+def test_answers_with_line_separators_are_a_line_each(tmp_path: Path) -> None:
+    answers = [{"answer": "x = 'a\u2028b\x85c'", "passed": True}, {"answer": "y", "passed": False}]
+    path = tmp_path / "humaneval.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers), encoding="utf-8")
+    measured = {"interval": [0.1, 0.9], "passed": 1, "problems": 2, "pass_at_1": 0.5}
+    assert scored(measured, None, path)[HUMANEVAL].passes == (True, False)
+
+
 def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("file,gb,humaneval,kld\nIQ4_XS,12.5,0.61,\nQ8_0,27,,0.002\n", encoding="utf-8")
     one, two = disk.read_csv(path)
+    path.write_bytes(path.read_text("utf-8").encode("utf-16"))  # as a spreadsheet saves "Unicode text"
+    assert disk.read_csv(path) == [one, two]
     assert (one.name, one.bytes, one.kld) == ("IQ4_XS", 12_500_000_000, None)
     assert one.score is not None and one.score.value == 0.61
     assert (two.score, two.kld) == (None, 0.002)

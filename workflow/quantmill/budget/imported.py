@@ -15,6 +15,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -22,7 +23,7 @@ from typing import Final
 from quantmill import command
 from quantmill.budget.choices import Tensor
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.files import read_user_text, write_json
 from quantmill.model.header import read_source
 from quantmill.model.types import IK_TYPES, fallback, is_quantized, known, named, tensor_bytes
 from quantmill.progress import Log
@@ -170,12 +171,8 @@ def _some(names: Sequence[str], one: str, many: str) -> str:
 
 def _read(path: Path) -> list[list[str]]:
     """The cells of a table whose first column is `QTYPE`, all rows of one length."""
-    try:
-        lines = [line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if line]
-    except FileNotFoundError:
-        raise QuantmillError("no such file", path, "check sensitivity.import and sensitivity.curve") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuantmillError(f"cannot be read ({error})", path) from None
+    text = read_user_text(path, "check sensitivity.import and sensitivity.curve")
+    lines = [line for line in csv.reader(StringIO(text, newline="")) if line]
     if len(lines) < 2 or lines[0][0].strip().lower() != "qtype" or len(lines[0]) < 2:
         raise QuantmillError(
             "no table of sensitivities",

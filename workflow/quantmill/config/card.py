@@ -20,6 +20,7 @@ from quantmill.config.fields import (
 )
 from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.errors import QuantmillError
+from quantmill.files import read_user_text
 
 _LEAST_SPLIT = 10**6
 _LONGEST_TEXT = 1 << 16
@@ -128,10 +129,7 @@ class Publish(Strict):
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise QuantmillError(f"cannot be read ({error})", path, "give a markdown file in UTF-8") from None
+    text = read_user_text(path, "give a markdown file")
     if len(text) > _LONGEST_TEXT:
         raise QuantmillError("longer than 64 KiB", path, "a card is read for a minute; shorten it")
     return text

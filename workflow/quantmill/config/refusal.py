@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from quantmill.errors import QuantmillError
+from quantmill.files import read_user_text
 from quantmill.text import duration
 
 # A file server whose clock runs ahead by less than this is waited for.
@@ -64,8 +65,8 @@ def explain(error: ValidationError, file: str, hints: dict[str, str]) -> Quantmi
 def check_duplicates(path: Path) -> None:
     """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        root = yaml.compose(read_user_text(path), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
         raise QuantmillError(f"no valid YAML ({error})", path, "put it right") from None
     nodes = [root] if root is not None else []
     while nodes:

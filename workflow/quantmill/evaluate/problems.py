@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from quantmill.errors import QuantmillError
+from quantmill.files import decode_user_text, split_lines
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ def read(path: Path, limit: int | None = None) -> list[Problem]:
     problems: dict[str, Problem] = {}
     try:
         data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+        text = decode_user_text(gzip.decompress(data) if path.suffix == ".gz" else data, path)
     except FileNotFoundError:
         raise QuantmillError("no such file", path, "check the path") from None
     except (OSError, EOFError, ValueError) as error:
         raise QuantmillError(f"cannot be read ({error})", path, "give JSON lines, or those gzipped") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"

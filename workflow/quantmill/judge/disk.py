@@ -12,11 +12,12 @@ import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
+from quantmill.files import read_json, read_user_text
 from quantmill.judge import compare, frontier
 from quantmill.judge.results import HUMANEVAL, Results, scored
 from quantmill.text import GIB
@@ -79,11 +80,7 @@ def read_rival(path: Path) -> list[Entry]:
 
 def read_csv(path: Path) -> list[Entry]:
     """Published figures. QuantmillError for unknown or missing columns, and for what is no number."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise QuantmillError(f"cannot be read ({error})", path, "give a CSV of text") from None
-    rows = csv.DictReader(lines)
+    rows = csv.DictReader(StringIO(read_user_text(path), newline=""))
     columns = rows.fieldnames or []
     known = ("file", *UNITS, *FIGURES)
     if unknown := [column for column in columns if column not in known]:

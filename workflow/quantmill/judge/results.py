@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, read_table
+from quantmill.files import read_json, read_table, split_lines
 from quantmill.judge import compare, sanity
 from quantmill.judge.fits import Fit, fitted
 
@@ -236,8 +236,8 @@ def scored(
     if humaneval:
         low, high = humaneval["interval"]
         words = f"{humaneval['passed']} of {humaneval['problems']}"
-        lines = samples.read_text("utf-8").splitlines() if samples and samples.exists() else []
-        passes = tuple(bool(json.loads(line)["passed"]) for line in lines)
+        answers = split_lines(samples.read_text("utf-8")) if samples and samples.exists() else []
+        passes = tuple(bool(json.loads(answer)["passed"]) for answer in answers)
         found[HUMANEVAL] = compare.Score(humaneval["pass_at_1"], low, high, words, passes)
     for name, task in by_name(tasks):
         if task["stderr"] is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
+from quantmill.files import read_json, split_lines
 from quantmill.spec import file_sha256
 
 SUMS: Final = "SHA256SUMS"
@@ -89,10 +89,10 @@ def sums_of(items: Iterable[Item], earlier: dict[str, str]) -> Item:
 
 def read_sums(data: bytes) -> dict[str, str]:
     """The digests by path that `sums_of` wrote; none where something else wrote the list."""
-    first, *lines = data.decode(errors="replace").splitlines() or [""]
+    first, *rest = split_lines(data.decode(errors="replace")) or [""]
     if first != _MARK:
         return {}
-    return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+    return {path: digest for digest, _, path in (line.partition("  ") for line in rest)}
 
 
 def _card(card: Path, recipes: list[str]) -> Iterator[Item]:

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_text
+from quantmill.files import read_user_text, split_lines, write_text
 from quantmill.model.ggufio import Header, read_header
 from quantmill.model.header import read_source
 from quantmill.model.roles import CLASSES, GROUPS, layer_of, role_of
@@ -44,6 +44,8 @@ _BLOCK: Final = re.compile(r"^(.*?blk\.)(\d+)(\..*)$")
 _MAY_BE_KEPT: Final = frozenset(
     role for group in ("norm", "other", "router", "convolution", "unknown") for role in GROUPS[group]
 )
+
+_NO_FILE: Final = "check the recipe's field `file`"
 
 
 class Place(NamedTuple):
@@ -80,22 +82,16 @@ def read(path: Path, form: str, header: Header) -> Imported:
         raise QuantmillError(f"unknown form {form}", path, f"it is one of {', '.join(FORMS)}")
     if form == "gguf":
         return clone(header, read_header(path, data=False))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise QuantmillError("no such file", path, "check the recipe's field `file`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuantmillError(f"cannot be read ({error})", path, "is it of another form?") from None
-    return of_lines(_lines(text, form), header, path)
+    return of_lines(_lines(read_user_text(path, _NO_FILE), form), header, path)
 
 
 def _lines(text: str, form: str) -> list[tuple[str, str]]:
     """(place, `pattern=type`) of each entry."""
     if form == "tensor-types":
         return [(f"entry {number}", _lowered(word)) for number, word in enumerate(text.split(), start=1)]
-    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     if form == "regex":
-        return [(place, line) for place, line in lines if line and not line.startswith("#")]
+        stripped = [(f"line {n}", line.strip()) for n, line in enumerate(split_lines(text), start=1)]
+        return [(place, line) for place, line in stripped if line and not line.startswith("#")]
     entries = (part.strip() for part in text.replace("\n", ",").split(","))
     return [(f"entry {n}", entry) for n, entry in enumerate(filter(None, entries), start=1)]
 
@@ -239,9 +235,8 @@ def engine_of(path: Path, form: str) -> str:
     """The engine whose types the file has, told without the model: `ik` where one is its own."""
     if form == "gguf":
         return _engine(tensor.type for tensor in read_header(path, data=False).tensors)
-    kinds = (
-        named(line.rpartition("=")[2].strip()) for _, line in _lines(path.read_text(encoding="utf-8"), form)
-    )
+    entries = _lines(read_user_text(path, _NO_FILE), form)
+    kinds = (named(line.rpartition("=")[2].strip()) for _, line in entries)
     return _engine(kind for kind in kinds if kind is not None)
 
 

@@ -38,7 +38,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_text
+from quantmill.files import read_user_text, write_text
 from quantmill.model.ggufio import Header
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
@@ -204,12 +204,7 @@ def _check_parameters(parameters: Mapping[str, Any], taken: set[str], where: obj
 
 def read_template(path: Path) -> str:
     """The template's text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise QuantmillError("no such template", path, "check the recipe's field `template`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuantmillError(f"cannot be read ({error})", path) from None
+    return read_user_text(path, "check the recipe's field `template`")
 
 
 def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: Header) -> dict[str, Any]:
