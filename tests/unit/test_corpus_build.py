@@ -14,6 +14,8 @@ import pytest
 from quantmill import spec
 from quantmill.corpus import build
 from quantmill.corpus.chunks import read_chunks, row_digests
+from quantmill.corpus.decode import Document
+from quantmill.corpus.messages import BrokenRowError
 from quantmill.corpus.read import open_source
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
@@ -28,8 +30,10 @@ def fake_tokenize(text, parse_special):
     return np.array([ord(c) + (100_000 if parse_special else 0) for c in text], np.int32)
 
 
-def render(messages):
-    return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+def render(messages, tools):
+    if messages[0]["role"] == "critic":
+        raise BrokenRowError("refused by the chat template (no critics)")
+    return Document("".join(f"<{m['role']}>{m['content']}" for m in messages), chat=True)
 
 
 def take(values, **options):
@@ -97,6 +101,40 @@ def test_too_little_text_is_refused_with_what_there_is():
         take([], chunks=1)
 
 
+CRITIC = [{"role": "critic", "content": "No."}]
+
+
+def test_too_little_text_for_what_could_not_be_read_says_why():
+    with pytest.raises(QuantmillError) as error:
+        take([CRITIC] * 90, chunks=1)
+    assert str(error.value) == (
+        "source x: 0 tokens in 0 rows, and 1 chunks of 8 need 8; all 90 rows are left out: 90 refused by the "
+        "chat template (no critics), such as row 1; choose a file or a `column` whose rows can be read, or ask "
+        "for fewer chunks"
+    )
+    with pytest.raises(QuantmillError, match=r"7 tokens in 1 rows.*; 5 of 6 rows are left out: 4 .*; 1 not"):
+        take(["row 01", *[CRITIC] * 4, b"\xff"], chunks=1)
+
+
+def test_the_most_common_reasons_are_said():
+    rows = [b"\xff", 7, "\0", "\0", CRITIC, [], *ROWS]
+    part = take(rows, chunks=1)
+    assert build._left_out(part.selection, "rows of x") == (
+        "6 of 106 rows of x are left out: 2 with NUL characters, such as row 3; 1 not UTF-8, such as row 1; "
+        "1 neither text nor messages, such as row 2; and more"
+    )
+
+
+def test_a_row_that_no_tokenizer_can_take_is_cut(tmp_path):
+    settings = config(a=1) | {"chunks": 10, "context": 40_000}
+    _, parts, report = built(tmp_path, settings, ["words " * 3 + "-" * 500_000])
+    assert [row.document.text for row in parts[0].rows] == ["words " * 3 + "-" * 400_000]
+    assert report["sources"][0]["rows_cut"] == 1
+    assert report["warnings"] == [
+        "a: 1 row of 0.parquet cut short, for over 400,000 characters without a break cannot be tokenized"
+    ]
+
+
 def config(**sources):
     return {
         "corpus": "mixed", "seed": 1, "context": 8, "chunks": 20,
@@ -139,11 +177,17 @@ def test_the_report_counts_what_became_of_the_rows(tmp_path):
     _, _, report = built(tmp_path, config(a=1, tiny=0.001), rows, ROWS)
     found = report["sources"][0]
     assert {key: found[key] for key in found if key.startswith("rows")} == {
-        "rows_read": 64, "rows_used": 20, "rows_broken": 2, "rows_duplicate": 20, "rows_empty": 2
+        "rows_read": 64, "rows_used": 20, "rows_broken": 2, "rows_duplicate": 20, "rows_empty": 2,
+        "rows_joined": 0, "rows_cut": 0,
     }  # fmt: skip
     assert (found["file"], found["column"], found["characters"]) == ("0.parquet", "content", 140)
+    assert found["broken"] == [
+        {"reason": "not valid JSON", "rows": 1, "first": 63},
+        {"reason": "with a lone surrogate", "rows": 1, "first": 64},
+    ]
     assert report["warnings"] == [
-        "a: 2 of 64 rows are broken and left out",
+        "a: 2 of 64 rows of 0.parquet are left out: 1 not valid JSON, such as row 63; "
+        "1 with a lone surrogate, such as row 64",
         "tiny: its weight is too low for one of 20 chunks",
     ]
 
@@ -282,3 +326,44 @@ def test_a_model_without_a_chat_template_cannot_read_chat_rows(tmp_path):
     chat = parquet(tmp_path / "x.parquet", [json.dumps([{"role": "user", "content": "Hi"}])])
     done = run(tmp_path, "bad", {"x": chat}, model=without_template(tmp_path / "plain.gguf"))
     assert "has no chat template, and a source has chat rows; choose" in refused(tmp_path, done)
+
+
+# What overflowed the stack of llama.cpp's tokenizer.
+
+
+def with_pre_tokenizer(path, name):
+    """The model with another pre-tokenizer, whose name is as long, so that all else stays where it is."""
+    was = b"\x05\0\0\0\0\0\0\0qwen2"
+    data = MODEL.read_bytes()
+    assert data.count(was) == 1
+    path.write_bytes(data.replace(was, was[:8] + name.encode()))
+    return path
+
+
+def test_a_long_run_of_one_character_is_tokenized_as_any_text(tmp_path):
+    model = with_pre_tokenizer(tmp_path / "x.gguf", "bloom")  # one that finds words by std::regex
+    code = (
+        "import sys; from pathlib import Path; from quantmill.engine.mainline import Vocabulary\n"
+        "with Vocabulary(Path(sys.argv[1])) as vocabulary:\n"
+        "    few, many = (vocabulary.tokenize('a b' + '-' * n) for n in (3200, 64000))\n"
+        "    assert many[: len(few) - 1].tolist() == few[:-1].tolist()\n"
+        "    print(len(many) / len(few))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 15 < float(done.stdout) < 25
+
+
+@pytest.mark.parametrize("kind", ["-", " ", "\n", "漢", "word ", "a b "])
+def test_what_can_be_tokenized_ends_where_a_stretch_is_too_long(kind):
+    before = "A line.\n" * 60_000
+    endless = (kind * 500_000)[:500_000]
+    room = build.tokenizable(before + endless)
+    assert room - len(before) in (399_999, 400_000)
+    assert build.tokenizable(endless[:400_000]) == 400_000
+    assert build.tokenizable(before * 2) == len(before) * 2
+
+
+def test_what_cannot_be_tokenized_is_refused():
+    with build.Vocabulary(MODEL) as vocabulary, pytest.raises(QuantmillError, match="over 400,000 char"):
+        vocabulary.tokenize("-" * 400_001)

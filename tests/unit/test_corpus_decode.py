@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from quantmill.corpus.decode import BrokenRowError, Document, checked_messages, decode, decode_text
+from quantmill.corpus.decode import Document, checked_messages, decode, decode_text
+from quantmill.corpus.messages import BrokenRowError, Conversation, tools_of
 
 
-def render(messages):
-    return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+def render(messages, tools):
+    said = "".join(f"<{m['role']}>{m['content']}" for m in messages)
+    return Document(said if tools is None else f"{json.dumps(tools)}{said}", chat=True)
 
 
 ESCAPED = {
@@ -108,27 +110,113 @@ def test_text_is_text_and_null_is_empty():
     assert decode(None, render).text == decode(" \n", render, messages=True).text == ""
 
 
+def test_conversations_of_sharegpt_become_messages():
+    shared = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": r"Hi\nthere", "weight": None},
+        {"from": "gpt", "value": "Yes?"},
+        {"from": "function", "value": "{}"},
+        {"from": "Observation", "value": "7"},
+    ]
+    wanted = "<system>Be brief.<user>Hi\nthere<assistant>Yes?<tool>{}<tool>7"
+    assert decode(shared, render) == decode(json.dumps(shared), render) == Document(wanted, chat=True)
+    # data that merely begins as such is text
+    flights = '[{"from": "Paris", "to": "Rome"}]'
+    assert decode(flights, render) == Document(flights, chat=False)
+
+
 @pytest.mark.parametrize(
-    ("value", "messages"),
+    ("role", "known"),
+    [("Human", "user"), ("USER", "user"), ("model", "assistant"), ("critic", "critic"), ("function",) * 2],
+)  # fmt: skip
+def test_roles_have_the_names_that_templates_know(role, known):
+    assert checked_messages([{"role": role, "content": "x"}])[0]["role"] == known
+
+
+def test_a_function_call_of_sharegpt_is_a_tool_call():
+    (found,) = checked_messages([{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}])
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert found == {"role": "assistant", "content": "", "tool_calls": [call]}
+    (prose,) = checked_messages([{"from": "function_call", "value": "f(1)"}])
+    assert prose == {"role": "assistant", "content": "f(1)"}
+
+
+@pytest.mark.parametrize("given", ['{"a": 1}', {"a": 1}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_arguments_are_a_mapping_that_prints_as_json(given, whole):
+    calls = [{"function": {"name": "f", "arguments": given}}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls if whole else json.dumps(calls)}
+    found = checked_messages([message])[0]["tool_calls"][0]["function"]["arguments"]
+    assert found == {"a": 1} and f"{found}" == '{"a": 1}' and "x" + found + "y" == 'x{"a": 1}y'
+    assert calls[0]["function"]["arguments"] == given
+
+
+def test_arguments_that_are_no_json_of_a_mapping_stay():
+    for given in ("f(", "[1]", ""):
+        call = {"name": "f", "arguments": given}
+        assert checked_messages([{"role": "assistant", "tool_calls": [call]}])[0]["tool_calls"] == [call]
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "tools"),
     [
-        (b"\xff\xfe", False),
-        (b"CESU \xed\xa0\xbd", False),
-        ("lone \ud83d", False),
-        (r"lone \ud83d escaped", False),
-        (7, False),
-        (UnicodeDecodeError("utf-8", b"", 0, 1, "no"), False),
-        ([], False),
-        (["Hi"], False),
-        ([{"content": "Hi"}], False),
-        ([{"role": "user", "content": None}], False),
-        ([{"role": "user", "content": 7}], False),
-        ('[{"role": "user", "content": "cut o', False),
-        ('[{"role": "user", "content": "a "b" c"}]', False),
-        ("no messages at all", True),
-        ('{"role": "user"}', True),
-        ("[" * 100_000, True),
+        (None, None),
+        ("", None),
+        ("[]", None),
+        ([], None),
+        ("a hammer", None),
+        (["search"], None),
+        ([TOOL], [TOOL]),
+        (json.dumps([TOOL]), [TOOL]),
+        ([json.dumps(TOOL)], [TOOL]),
+        (TOOL, [TOOL]),
     ],
 )
-def test_a_broken_row_is_broken(value, messages):
-    with pytest.raises(BrokenRowError):
+def test_tools_are_a_list_of_schemas_or_none(value, tools):
+    assert tools_of(value) == tools
+
+
+def test_a_conversation_is_rendered_with_its_tools():
+    wanted = json.dumps([TOOL]) + "<user>Hi<assistant>Yes?"
+    for tools in ([TOOL], json.dumps([TOOL]).encode()):
+        assert decode(Conversation(MESSAGES, tools), render).text == wanted
+    assert decode(Conversation(MESSAGES, None), render) == decode(MESSAGES, render)
+    assert decode(Conversation(b"text", [TOOL]), render) == Document("text", chat=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "messages", "why"),
+    [
+        (b"\xff\xfe", False, "not UTF-8"),
+        (b"CESU \xed\xa0\xbd", False, "not UTF-8"),
+        ("caf\udce9", False, "not UTF-8"),
+        ("lone \ud83d", False, "with a lone surrogate"),
+        (r"lone \ud83d escaped", False, "with a lone surrogate"),
+        ("a\0b", False, "with NUL characters"),
+        ([{"role": "user", "content": "a\0b"}], False, "with NUL characters"),
+        (7, False, "neither text nor messages"),
+        ({"a": 1}, False, "neither text nor messages"),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "no"), False, "not UTF-8"),
+        (BrokenRowError("not valid JSON"), False, "not valid JSON"),
+        ([], False, "without messages"),
+        (["Hi"], False, "with a message that has no role"),
+        ([{"content": "Hi"}], False, "with a message that has no role"),
+        ([{"from": "gpt", "value": None}], False, "with a message that has no content"),
+        ([{"role": "user", "content": None}], False, "with a message that has no content"),
+        ([{"role": "user", "content": 7}], False, "with a message that has no content"),
+        ([{"role": "assistant", "tool_calls": "f()"}], False, "not valid JSON"),
+        ([{"role": "assistant", "tool_calls": {"a": 1}}], False, "with tool calls that are no list"),
+        ('[{"role": "user", "content": "cut o', False, "not valid JSON"),
+        ('[{"role": "user", "content": "a "b" c"}]', False, "not valid JSON"),
+        ("no messages at all", True, "not valid JSON"),
+        ('{"role": "user"}', True, "without messages"),
+        ("[" * 100_000, True, "not valid JSON"),
+    ],
+)
+def test_a_broken_row_says_why(value, messages, why):
+    with pytest.raises(BrokenRowError) as error:
         decode(value, render, messages=messages)
+    assert str(error.value) == why

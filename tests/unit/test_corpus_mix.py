@@ -4,13 +4,14 @@ import random
 
 import pytest
 
-from quantmill.corpus.decode import BrokenRowError, Document
-from quantmill.corpus.mix import apportion, interleave, select, text_digest
+from quantmill.corpus.decode import Document
+from quantmill.corpus.messages import BrokenRowError
+from quantmill.corpus.mix import Broken, apportion, interleave, select, text_digest
 
 
 def decode(value):
-    if value == "broken":
-        raise BrokenRowError("so it is")
+    if value.startswith("broken"):
+        raise BrokenRowError(value)
     return Document(value, chat=False)
 
 
@@ -54,8 +55,17 @@ def test_every_row_is_as_likely():
 def test_what_is_not_used_is_counted():
     values = ["a", "broken", "b", "a", "", " \n", "a", "c"]
     found = select(values, decode, seed=1, characters=100, taken={text_digest("c")})
-    assert (found.read, found.broken, found.empty, found.taken, found.all) == (8, 1, 2, 1, True)
+    assert (found.read, found.rows_broken, found.empty, found.taken, found.all) == (8, 1, 2, 1, True)
     assert {row.document.text: row.copies for row in found.rows} == {"a": 2, "b": 0}
+
+
+def test_broken_rows_are_counted_by_their_reasons():
+    found = select(["a", "broken", "b", "broken it is", "broken"], decode, seed=1, characters=100)
+    assert found.broken == {"broken": Broken(rows=2, first=2), "broken it is": Broken(rows=1, first=4)}
+    assert {row.document.text: row.number for row in found.rows} == {"a": 1, "b": 3}
+    many = select([f"broken {i}" for i in range(1000)], decode, seed=1, characters=100)
+    assert many.rows_broken == 1000 and len(many.broken) == 13
+    assert many.broken["for other reasons"] == Broken(rows=988, first=13)
 
 
 def test_a_copy_is_counted_wherever_it_stands():

@@ -1,12 +1,16 @@
 """Rows out of parquet and text files, and files that give none."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from quantmill.corpus.messages import BrokenRowError, Conversation
 from quantmill.corpus.read import ROW_CHARACTERS, open_source, read_rows
 from quantmill.errors import QuantmillError
 
+OTHER = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
@@ -47,6 +51,89 @@ def test_chat_rows_are_lists_of_messages(tmp_path):
 def test_a_column_of_the_name_messages_holds_messages_though_they_are_text(tmp_path):
     assert open_source(parquet(tmp_path, messages=["[]"])).messages
     assert not open_source(parquet(tmp_path, content=["[]"])).messages
+
+
+@pytest.mark.parametrize("column", ["conversations", "conversation", "chat", "dialogue"])
+def test_conversations_of_sharegpt_are_found_by_their_form(tmp_path, column):
+    chat = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+    path = parquet(tmp_path, id=["x"], **{column: pa.array([chat], OTHER)})
+    source = open_source(path)
+    assert (source.column, source.messages, source.tools) == (column, True, None)
+    assert rows(path) == [chat]
+
+
+def test_columns_of_json_hold_what_the_json_says(tmp_path):
+    chat = [{"role": "user", "content": "hi", "name": None}]
+    texts = [json.dumps(chat), '"text"', None, "[{", "[" * 100_000]
+    path = parquet(tmp_path, messages=pa.array(texts, pa.json_()))
+    assert open_source(path).messages
+    found = rows(path)
+    assert found[:3] == [chat, "text", None]
+    assert [str(error) for error in found[3:] if isinstance(error, BrokenRowError)] == ["not valid JSON"] * 2
+
+
+def test_lists_of_json_are_messages(tmp_path):
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "extra": [1]}]
+    items = pa.array([json.dumps(message) for message in said], pa.json_())
+    path = parquet(tmp_path, chats=pa.ListArray.from_arrays([0, 1, 2], items))
+    assert open_source(path).messages
+    assert rows(path) == [[said[0]], [said[1]]]
+
+
+def test_nulls_that_a_struct_has_for_other_rows_are_left_out_at_any_depth(tmp_path):
+    arguments = pa.struct([("a", pa.int64()), ("b", pa.int64())])
+    calls = pa.list_(pa.struct([("name", pa.string()), ("arguments", arguments)]))
+    type = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", calls)]))
+    said = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"b": 2}}]}
+    path = parquet(tmp_path, messages=pa.array([[said], [{"role": "user", "content": "x"}]], type))
+    assert rows(path) == [[said], [{"role": "user", "content": "x"}]]
+
+
+def test_a_column_of_tools_comes_with_the_messages_and_is_never_the_text(tmp_path):
+    chat = [{"role": "user", "content": "hi"}]
+    tools = ['[{"name": "f"}]', None]
+    path = parquet(tmp_path, messages=pa.array([chat, chat], CHAT), tools=tools)
+    assert rows(path) == [Conversation(chat, tools[0].encode()), Conversation(chat, None)]
+    path = parquet(tmp_path, prompt=["x"], tools=pa.array([[{"name": "f"}]]))
+    assert rows(path) == [Conversation(b"x", [{"name": "f"}])]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_plain_text_is_read_as_its_byte_order_mark_says(tmp_path, encoding):
+    path = tmp_path / "x.txt"
+    text = "Ein Satz über 漢字 und 😀.\n\n" * 1000
+    path.write_bytes(text.encode(encoding))
+    assert "".join(rows(path)) == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16-le", "UTF-16 without a byte order mark; save it as UTF-8, such as by `iconv -f UTF-16LE"),
+        ("utf-16-be", "iconv -f UTF-16BE"),
+        ("latin-1", "is not UTF-8; save it as UTF-8, such as by `iconv -f ISO-8859-1"),
+    ],
+)
+def test_plain_text_in_another_encoding_is_refused_at_once(tmp_path, encoding, said):
+    path = tmp_path / "x.txt"
+    path.write_bytes(("Ein Satz über Bücher.\n\n" * 1000).encode(encoding))
+    with pytest.raises(QuantmillError, match=f"{path}: .*{said}"):
+        open_source(path)
+
+
+def test_a_few_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path):
+    path = tmp_path / "x.txt"
+    good = ("Ein Satz über Bücher. " * 200 + "\n\n").encode()
+    path.write_bytes(good + b"caf\xe9 " * 800 + b"\n\n" + good)
+    found = rows(path)
+    assert [not any("\udc80" <= c <= "\udcff" for c in row) for row in found] == [True, False, True]
+
+
+def test_utf16_that_ends_in_mid_letter_is_a_line(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("some text\n".encode("utf-16")[:-1])
+    with pytest.raises(QuantmillError, match="no whole UTF-16 text; save it again, as UTF-8"):
+        rows(path)
 
 
 def test_one_row_that_is_no_utf8_costs_no_other(tmp_path):

@@ -21,18 +21,21 @@ import numpy as np
 from quantmill import command
 from quantmill.corpus.chat import ChatTemplate
 from quantmill.corpus.chunks import Chunk, Tokens, row_digests, write_chunks
-from quantmill.corpus.decode import Messages, Render, decode
-from quantmill.corpus.mix import Row, Selection, apportion, interleave, select
+from quantmill.corpus.decode import Document, Render, decode
+from quantmill.corpus.messages import Messages, Tools
+from quantmill.corpus.mix import Broken, Row, Selection, apportion, interleave, select
 from quantmill.corpus.read import Source, open_source, read_rows
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.mainline import LONGEST_STRETCH, Vocabulary, tokenizable
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, writing
 from quantmill.model.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
+from quantmill.text import plural
 
 Tokenize = Callable[[str, bool], Tokens]
 
+_REASONS_SAID: Final = 3
 CHARACTERS_A_TOKEN: Final = 8
 """A generous guess of how much text to keep; where it is too little, more is kept and read again."""
 
@@ -68,7 +71,7 @@ def take(
     characters = needed * CHARACTERS_A_TOKEN
     taken = set(taken)
     while True:
-        decoded = partial(decode, render=render, messages=messages)
+        decoded = partial(_document, render=render, messages=messages)
         selection = select(values(), decoded, seed=seed, characters=characters, rows=rows, taken=taken)
         pieces = list(_tokenized(selection.rows, tokenize, needed))
         had = sum(map(len, pieces))
@@ -76,11 +79,8 @@ def take(
             used = selection.rows[: len(pieces)]
             return Part(cut(pieces, [row.digest for row in used], domain, chunks, context), used, selection)
         if selection.all:
-            raise QuantmillError(
-                f"{had} tokens in {len(pieces)} rows, and {chunks} chunks of {context} need {needed}",
-                f"source {domain}",
-                "give it more text or a lower weight, raise its `rows`, or ask for fewer chunks",
-            )
+            need = f"{chunks} chunks of {context} need {needed}"
+            raise _too_little(f"{had} tokens in {len(pieces)} rows, and {need}", selection, domain)
         characters *= 4
 
 
@@ -154,9 +154,15 @@ def report(
                 "column": source.column,
                 "rows_read": selection.read,
                 "rows_used": len(part.rows),
-                "rows_broken": selection.broken,
+                "rows_broken": selection.rows_broken,
                 "rows_duplicate": selection.taken + sum(row.copies for row in part.rows),
                 "rows_empty": selection.empty,
+                "rows_joined": sum(row.document.joined for row in part.rows),
+                "rows_cut": sum(row.document.cut for row in part.rows),
+                "broken": [
+                    {"reason": reason, "rows": broken.rows, "first": broken.first}
+                    for reason, broken in _by_rows(selection)
+                ],
                 "characters": sum(len(row.document.text) for row in part.rows),
                 "tokens": count * config["context"],
                 "chunks": count,
@@ -165,7 +171,12 @@ def report(
             }
         )
         if selection.broken:
-            warnings.append(f"{name}: {selection.broken} of {selection.read} rows are broken and left out")
+            warnings.append(f"{name}: {_left_out(selection, f'rows of {source.path.name}')}")
+        if cut := sum(row.document.cut for row in part.rows):
+            warnings.append(
+                f"{name}: {plural(cut, 'row')} of {source.path.name} cut short, for over "
+                f"{LONGEST_STRETCH:,} characters without a break cannot be tokenized"
+            )
         if not count:
             warnings.append(f"{name}: its weight is too low for one of {config['chunks']} chunks")
     total = config["chunks"] * config["context"]
@@ -173,12 +184,41 @@ def report(
     return own | {"tokens": total, "sources": entries, "warnings": warnings}
 
 
+def _document(value: object, render: Render, messages: bool) -> Document:
+    """The document in one row, cut before what no tokenizer's stack suffices for."""
+    document = decode(value, render, messages=messages)
+    room = tokenizable(document.text)
+    return document if room == len(document.text) else document._replace(text=document.text[:room], cut=True)
+
+
+def _by_rows(selection: Selection) -> list[tuple[str, Broken]]:
+    """The reasons for which rows are broken, the most common first."""
+    return sorted(selection.broken.items(), key=lambda item: (-item[1].rows, item[1].first))
+
+
+def _left_out(selection: Selection, rows: str) -> str:
+    """`3 of 9 rows are left out: 2 not UTF-8, such as row 4; ...`."""
+    reasons = [f"{found.rows} {reason}, such as row {found.first}" for reason, found in _by_rows(selection)]
+    if len(reasons) > _REASONS_SAID:
+        reasons[_REASONS_SAID:] = ["and more"]
+    share = "all" if selection.rows_broken == selection.read else f"{selection.rows_broken} of"
+    return f"{share} {selection.read} {rows} are left out: {'; '.join(reasons)}"
+
+
+def _too_little(what: str, selection: Selection, domain: str) -> QuantmillError:
+    cure = "give it more text or a lower weight, raise its `rows`, or ask for fewer chunks"
+    if selection.broken:
+        what = f"{what}; {_left_out(selection, 'rows')}"
+        cure = "choose a file or a `column` whose rows can be read, or ask for fewer chunks"
+    return QuantmillError(what, f"source {domain}", cure)
+
+
 def _tokenized(rows: Iterable[Row], tokenize: Tokenize, needed: int) -> Iterator[Tokens]:
     """The tokens of row after row, until there are as many as needed."""
     had = 0
     for row in rows:
-        text, chat = row.document
-        piece = tokenize(text if text.endswith("\n") else text + "\n", chat)
+        text = row.document.text
+        piece = tokenize(text if text.endswith("\n") else text + "\n", row.document.chat)
         yield piece
         had += len(piece)
         if had >= needed:
@@ -210,8 +250,9 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
             raise QuantmillError(f"its chat template is no valid Jinja ({error})", model,
                                  "choose a column of plain text") from None  # fmt: skip
 
-    def render(messages: Messages) -> str:
-        return template().render(messages)
+    def render(messages: Messages, tools: Tools | None) -> Document:
+        text = template().render(messages, tools)
+        return Document(text, chat=True, joined=template().joins_system(messages))
 
     return render
 
@@ -238,7 +279,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         check_disjoint(config["corpus"], (row for part in parts for row in part.rows), other, known)
     with writing(args.corpus) as file:
         write_chunks(file, chunks)
-    write_json(args.report, report(config, sources, digests, parts))
+    found = report(config, sources, digests, parts)
+    write_json(args.report, found)
+    log.warn(found["warnings"])
     log.say(f"{len(chunks)} chunks of {config['context']} tokens from {sum(len(p.rows) for p in parts)} rows")
 
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Messages = list[dict[str, Any]]
-Render = Callable[[Messages], str]
+from quantmill.corpus.messages import (
+    BrokenRowError,
+    Conversation,
+    Messages,
+    Tools,
+    messages_of,
+    parsed,
+    tools_of,
+)
+
+Render = Callable[[Messages, Tools | None], "Document"]
 
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _EVIDENCE = re.compile(r'\\(?:[ntr"]|u[0-9a-fA-F]{4})')
@@ -28,50 +37,70 @@ _LATEX = re.compile(
 )
 # A drive, then a step that is no line end; or two steps from a usual drive: `Q:\nYes\nA:` is a dialogue.
 _WINDOWS_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:\\[a-zA-Z](?<![nu])|[CDEcde]:\\\w+\\\w)")
-_JSON_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content)"\s*:')
-
-
-class BrokenRowError(ValueError):
-    """A row that is neither text nor messages, whatever is tried."""
+_JSON_MESSAGES = re.compile(
+    r'\s*\[\s*\{\s*"(?:role"\s*:|content"\s*:|from"\s*:\s*"(?:system|human|gpt|user|assistant|chatgpt)")'
+)
 
 
 class Document(NamedTuple):
-    """The text of one row; `chat`: its control tokens (`<|...|>`) are meant as such."""
+    """The text of one row; `chat`: its control tokens (`<|...|>`) are meant as such.
+
+    `joined`: its system message stands in its first user turn, as the chat
+    template has no system role; `cut`: it is the beginning of a longer row.
+    """
 
     text: str
     chat: bool
+    joined: bool = False
+    cut: bool = False
 
 
 def decode(value: object, render: Render, *, messages: bool = False) -> Document:
     """The document in one row; empty text for null.
 
-    `value` is str, UTF-8 bytes, None or a list of {role, content}; `messages`
-    says that the column holds nothing but messages, so that text which is not
-    JSON of them is broken rather than text. Raises BrokenRowError, also for a lone
-    surrogate, which no UTF-8 can hold.
+    `value` is str, UTF-8 bytes, None, a list of messages, or a Conversation of
+    such a value and its tools; `messages` says that the column holds nothing
+    but messages, so that text which is not JSON of them is broken rather than
+    text. Raises BrokenRowError, also for a NUL and for a lone surrogate, which no
+    UTF-8 can hold.
     """
-    if value is None:
+    given = value if isinstance(value, Conversation) else Conversation(value, None)
+    value, tools = _text(given.messages), _text(given.tools)
+    if value is None or (isinstance(value, str) and not value.strip()):
         return Document("", chat=False)
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            raise BrokenRowError("no UTF-8") from None
+    if isinstance(value, str) and (messages or _JSON_MESSAGES.match(value)):
+        value = parsed(value)
+        if not isinstance(value, list):
+            raise BrokenRowError("without messages")
     if isinstance(value, list):
-        document = Document(render(checked_messages(value)), chat=True)
-    elif not isinstance(value, str):
-        raise BrokenRowError(f"a row of type {type(value).__name__}")
-    elif not value.strip():
-        return Document("", chat=False)
-    elif messages or _JSON_MESSAGES.match(value):
-        document = Document(render(checked_messages(_parsed(value))), chat=True)
-    else:
+        document = render(checked_messages(value), tools_of(tools))
+    elif isinstance(value, str):
         document = Document(decode_text(value), chat=False)
+    else:
+        raise BrokenRowError("neither text nor messages")
     try:
         document.text.encode()
-    except UnicodeEncodeError:
-        raise BrokenRowError("a lone surrogate") from None
+    except UnicodeEncodeError as error:
+        # `surrogateescape` has bytes that are no UTF-8 as U+DC80 to U+DCFF
+        escaped = "\udc80" <= document.text[error.start] <= "\udcff"
+        raise BrokenRowError("not UTF-8" if escaped else "with a lone surrogate") from None
+    if "\0" in document.text:
+        raise BrokenRowError("with NUL characters")
     return document
+
+
+def _text(value: object) -> object:
+    """Bytes as the text that they are; an error that reading met as a broken row."""
+    if isinstance(value, BrokenRowError):
+        raise value
+    if isinstance(value, UnicodeDecodeError):
+        raise BrokenRowError("not UTF-8")
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BrokenRowError("not UTF-8") from None
 
 
 def decode_text(text: str) -> str:
@@ -100,35 +129,12 @@ def decode_text(text: str) -> str:
 
 
 def checked_messages(value: object) -> Messages:
-    """`value` as messages: {role: str, content: str or list of parts}, in text that was meant.
-
-    Fields that are null, as a parquet struct has them for what a row lacks, are
-    left out, since templates ask whether they are defined. Raises BrokenRowError.
-    """
-    if not isinstance(value, list) or not value:
-        raise BrokenRowError("no list of messages")
-    found = []
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BrokenRowError("a message without a role")
-        kept = {key: field for key, field in message.items() if field is not None}
-        content = kept.setdefault("content", "" if kept.get("tool_calls") else None)
-        if not isinstance(content, str | list):
-            raise BrokenRowError("a message without content")
-        if isinstance(content, str):
-            kept["content"] = decode_text(content)
-        found.append(kept)
+    """`value` as messages, each with the text that was meant. Raises BrokenRowError."""
+    found = messages_of(value)
+    for message in found:
+        if isinstance(message["content"], str):
+            message["content"] = decode_text(message["content"])
     return found
-
-
-def _parsed(text: str) -> object:
-    try:
-        # strict=False: real line ends within JSON strings are common, and clear.
-        parsed = json.loads(text, strict=False)
-        # Encoded twice: the JSON text of a JSON string.
-        return json.loads(parsed, strict=False) if isinstance(parsed, str) else parsed
-    except (ValueError, RecursionError):
-        raise BrokenRowError("no valid JSON") from None
 
 
 def _unwrapped(text: str) -> tuple[str, bool]:

@@ -7,34 +7,58 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from quantmill.corpus.decode import BrokenRowError, Document
+from quantmill.corpus.decode import Document
+from quantmill.corpus.messages import BrokenRowError
 
 _DIGEST_BYTES = 8
+_MOST_REASONS = 12
+_OTHER_REASONS = "for other reasons"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A chosen row: its digest, and how often the same text was met again."""
+    """A chosen row: its digest, how often the same text was met again, its number in the source from 1."""
 
     document: Document
     digest: int
     copies: int
+    number: int
+
+
+@dataclass
+class Broken:
+    """How many rows are broken for one reason, and the number of the first of them."""
+
+    rows: int
+    first: int
 
 
 @dataclass
 class Selection:
     """The rows chosen, in their shuffled order, and what became of the others.
 
-    `taken` counts rows left out because another source has them; `all`: no row
-    was left out for want of room.
+    `broken` are those that could not be read, by the reason; `taken` counts rows
+    left out because another source has them; `all`: no row was left out for want
+    of room.
     """
 
     rows: list[Row] = field(default_factory=list)
     read: int = 0
-    broken: int = 0
+    broken: dict[str, Broken] = field(default_factory=dict)
     empty: int = 0
     taken: int = 0
     all: bool = True
+
+    @property
+    def rows_broken(self) -> int:
+        """How many rows could not be read."""
+        return sum(broken.rows for broken in self.broken.values())
+
+    def add_broken(self, reason: str) -> None:
+        """Count the row that was read last as broken."""
+        if reason not in self.broken and len(self.broken) >= _MOST_REASONS:
+            reason = _OTHER_REASONS
+        self.broken.setdefault(reason, Broken(0, self.read)).rows += 1
 
 
 def text_digest(text: str) -> int:
@@ -61,7 +85,7 @@ def select(
     `taken` are left out.
     """
     found = Selection()
-    kept: dict[int, tuple[Document, int]] = {}
+    kept: dict[int, tuple[Document, int, int]] = {}
     heap: list[tuple[int, int]] = []  # (-key, digest): the row to go first is on top
     limit = float("inf") if rows is None else rows
     held = 0
@@ -70,8 +94,8 @@ def select(
         found.read += 1
         try:
             document = decode(value)
-        except BrokenRowError:
-            found.broken += 1
+        except BrokenRowError as error:
+            found.add_broken(str(error))
             continue
         if not document.text.strip():
             found.empty += 1
@@ -81,18 +105,20 @@ def select(
             found.taken += 1
             continue
         if digest in kept:
-            first, copies = kept[digest]
-            kept[digest] = first, copies + 1
+            first, copies, number = kept[digest]
+            kept[digest] = first, copies + 1, number
             continue
         heapq.heappush(heap, (-_key(salt, digest), digest))
-        kept[digest] = document, 0
+        kept[digest] = document, 0, found.read
         held += len(document.text)
         while len(heap) > limit or held - len(kept[heap[0][1]][0].text) >= characters:
             found.all &= len(heap) > limit
             _, last = heapq.heappop(heap)
             held -= len(kept.pop(last)[0].text)
     ordered = sorted(heap, reverse=True)
-    found.rows = [Row(kept[digest][0], digest, kept[digest][1]) for _, digest in ordered]
+    for _, digest in ordered:
+        document, copies, number = kept[digest]
+        found.rows.append(Row(document, digest, copies, number))
     return found
 
 

@@ -5,16 +5,23 @@ Both are read as a stream, so that memory stays flat whatever the file's size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
+from quantmill.corpus.messages import BrokenRowError, Conversation
 from quantmill.errors import QuantmillError
+from quantmill.files import SNIFFED, text_encoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS: Final = ("content", "text", "messages")
+COLUMNS: Final = (
+    "content", "text", "messages", "conversations", "conversation", "chat", "dialogue", "dialog",
+)  # fmt: skip
+"""Names of columns that are plainly the text or the chats, the first wins."""
+TOOLS: Final = "tools"
 ROW_CHARACTERS: Final = 4000
 """Where plain text may be cut: at the first empty line after so many characters, and
 at the first line end after twice as many. A longer line is cut there itself."""
@@ -24,33 +31,41 @@ _READ_BYTES = 1 << 20
 
 
 class Source(NamedTuple):
-    """A file that can be read as rows. `column` is None for plain text; `messages`:
-    the column holds chat messages; `rows` is their number, None where it is unknown."""
+    """A file that can be read as rows. `column` is None for plain text, which is in
+    `encoding`; `messages`: the column holds chat messages, and `tools` names that of
+    their tools, where there is one; `rows` is their number, None where it is unknown."""
 
     path: Path
     column: str | None
     messages: bool
     rows: int | None
+    tools: str | None = None
+    encoding: str = "utf-8"
 
 
 def open_source(path: Path, column: str | None = None) -> Source:
     """Look at a `.parquet` or `.txt` file; of a parquet file, the footer alone is read.
 
-    Without `column` it is the first of `content`, `text` and `messages` that
-    there is, or the only column that holds text. Raises QuantmillError for a
-    missing or truncated file and for a missing or unfit column.
+    Without `column` it is the first of COLUMNS that there is, or the only column
+    that holds text or messages. Raises QuantmillError for a missing or truncated
+    file, for text in another encoding, and for a missing or unfit column.
     """
     if not path.is_file():
         raise QuantmillError("no such file", path, "check the path of the source")
     if path.suffix == ".txt":
         if column is not None:
             raise QuantmillError(f"plain text has no column {column}", path, "leave `column` out")
-        return Source(path, None, messages=False, rows=None)
+        with path.open("rb") as text:
+            return Source(path, None, False, None, encoding=text_encoding(text.read(SNIFFED), path))
     if path.suffix != ".parquet":
         raise QuantmillError("neither .parquet nor .txt", path, "convert it, or give it its right name")
     with _parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-    kinds = {field.name: kind for field in schema if (kind := _kind(field.type)) is not None}
+    kinds = {
+        field.name: kind
+        for field in schema
+        if field.name != TOOLS and (kind := _kind(field.type)) is not None
+    }
     chosen = column or _guess(kinds)
     if chosen not in kinds:
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
@@ -58,30 +73,37 @@ def open_source(path: Path, column: str | None = None) -> Source:
         if column in schema.names:
             what = f"the column {column} is neither text nor messages"
         raise QuantmillError(what, path, f"set `column` to one of those it has: {' '.join(listed.split())}")
-    return Source(path, chosen, messages=kinds[chosen] == "messages" or chosen == "messages", rows=rows)
+    messages = kinds[chosen] == "messages" or chosen == "messages"
+    return Source(path, chosen, messages, rows, TOOLS if TOOLS in schema.names else None)
 
 
 def read_rows(source: Source) -> Iterator[object]:
-    """The rows, one by one, for `decode`: text, its UTF-8, or a list of messages.
+    """The rows, one by one, for `decode`: text, its UTF-8, a list of messages, or those and their tools.
 
     A row that cannot be read as such (no UTF-8) is handed on as the error that
     it raised. Raises QuantmillError where the file is damaged further in.
     """
     if source.column is None:
-        yield from _text_rows(source.path)
+        yield from _text_rows(source.path, source.encoding)
         return
+    columns = [name for name in (source.column, source.tools) if name is not None]
     with _parquet(source.path) as file:
-        batches = file.iter_batches(_BATCH_ROWS, columns=[source.column], use_threads=False)
+        batches = file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
         while (batch := _next(batches, source.path)) is not None:
-            yield from _values(batch.column(source.column))
+            values = _values(batch.column(source.column))
+            if source.tools is None:
+                yield from values
+            else:
+                yield from map(Conversation, values, _values(batch.column(source.tools)))
 
 
-def _text_rows(path: Path) -> Iterator[str]:
-    # What is no UTF-8 becomes a lone surrogate, and the row it stands in counts as broken.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+def _text_rows(path: Path, encoding: str) -> Iterator[str]:
+    # What is no text in this encoding becomes a lone surrogate, and the row it stands in counts as broken.
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
+    with path.open(encoding=encoding, errors=errors) as file:
         lines: list[str] = []
         length = 0
-        while line := file.readline(2 * ROW_CHARACTERS):
+        while line := _line(file, path, encoding):
             lines.append(line)
             length += len(line)
             if length >= 2 * ROW_CHARACTERS or (length >= ROW_CHARACTERS and not line.strip()):
@@ -89,6 +111,13 @@ def _text_rows(path: Path) -> Iterator[str]:
                 lines, length = [], 0
         if lines:
             yield "".join(lines)
+
+
+def _line(file: IO[str], path: Path, encoding: str) -> str:
+    try:
+        return file.readline(2 * ROW_CHARACTERS)
+    except UnicodeDecodeError:
+        raise QuantmillError(f"no whole {encoding.upper()} text", path, "save it again, as UTF-8") from None
 
 
 def _parquet(path: Path) -> Any:
@@ -116,18 +145,20 @@ def _damaged(path: Path, error: Exception) -> QuantmillError:
 
 
 def _kind(type: pa.DataType) -> str | None:
-    """`text` for strings and bytes, `messages` for a list of structs with role and content."""
+    """`text` for strings, bytes and JSON, `messages` for a list of messages, in either form or as JSON."""
+    import pyarrow as pa
     from pyarrow import types
 
     if types.is_dictionary(type):
         type = type.value_type
     texts = types.is_string, types.is_large_string, types.is_string_view
     blobs = types.is_binary, types.is_large_binary, types.is_binary_view
-    if any(fits(type) for fits in (*texts, *blobs)):
+    if isinstance(type, pa.JsonType) or any(fits(type) for fits in (*texts, *blobs)):
         return "text"
     if types.is_list(type) or types.is_large_list(type):
         item = type.value_type
-        if types.is_struct(item) and {"role", "content"} <= {field.name for field in item}:
+        names = {field.name for field in item} if types.is_struct(item) else set()
+        if isinstance(item, pa.JsonType) or {"role", "content"} <= names or {"from", "value"} <= names:
             return "messages"
     return None
 
@@ -142,15 +173,45 @@ def _values(column: pa.Array) -> Iterator[object]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not pa.types.is_nested(column.type):
+    if not pa.types.is_nested(column.type) and not isinstance(column.type, pa.JsonType):
         # Bytes, for pyarrow would fail a whole batch over one row that is no UTF-8.
         yield from column.cast(pa.large_binary()).to_pylist()
         return
     try:
-        yield from column.to_pylist()
+        values = column.to_pylist()
     except UnicodeDecodeError:
-        for scalar in column:
-            try:
-                yield scalar.as_py()
-            except UnicodeDecodeError as error:
-                yield error
+        values = [_read(scalar) for scalar in column]
+    for value in values:
+        try:
+            yield _plain(value, column.type)
+        except BrokenRowError as error:
+            yield error
+
+
+def _read(scalar: pa.Scalar) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _plain(value: Any, type: pa.DataType) -> Any:
+    """A nested value, its JSON parsed; without the nulls that a struct has for what a row lacks."""
+    import pyarrow as pa
+
+    if value is None or isinstance(value, UnicodeDecodeError):
+        return value
+    if isinstance(type, pa.JsonType):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise BrokenRowError("not valid JSON") from None
+    if pa.types.is_struct(type):
+        return {
+            field.name: _plain(value[field.name], field.type)
+            for field in type
+            if value[field.name] is not None
+        }
+    if pa.types.is_list(type) or pa.types.is_large_list(type):
+        return [_plain(item, type.value_type) for item in value]
+    return value

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from quantmill.corpus.chat import ChatTemplate
-from quantmill.corpus.decode import BrokenRowError
+from quantmill.corpus.messages import BrokenRowError
 from quantmill.engine.generate import Answer, Generator, Tokens
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
@@ -68,7 +68,7 @@ class Asker:
         try:
             return self._template.render(messages, answer=answer, **self._variables)
         except BrokenRowError as error:
-            raise QuantmillError(str(error), self._path, _CURE) from None
+            raise QuantmillError(f"a question is {error}", self._path, _CURE) from None
 
     def with_bos(self, tokens: Tokens) -> Tokens:
         """The tokens with a BOS before them, where the vocabulary wants one and they have none."""
