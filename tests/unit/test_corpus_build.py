@@ -109,8 +109,8 @@ def test_too_little_text_for_what_could_not_be_read_says_why():
         take([CRITIC] * 90, chunks=1)
     assert str(error.value) == (
         "source x: 0 tokens in 0 rows, and 1 chunks of 8 need 8; all 90 rows are left out: 90 refused by the "
-        "chat template (no critics), such as row 1; choose a file or a `column` whose rows can be read, or ask "
-        "for fewer chunks"
+        "chat template (no critics), such as row 1; choose a file or a `column` whose rows can be read, or "
+        "ask for fewer chunks"
     )
     with pytest.raises(QuantmillError, match=r"7 tokens in 1 rows.*; 5 of 6 rows are left out: 4 .*; 1 not"):
         take(["row 01", *[CRITIC] * 4, b"\xff"], chunks=1)

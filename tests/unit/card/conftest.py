@@ -94,6 +94,7 @@ def corpus(name: str) -> dict[str, Any]:
         return {
             "name": source, "file": f"{source}.parquet", "sha256": sha(source), "column": "content",
             "rows_read": 1200, "rows_used": 300, "rows_broken": 3, "rows_duplicate": 7, "rows_empty": 1,
+            "rows_joined": 0, "rows_cut": 0, "broken": [{"reason": "not UTF-8", "rows": 3, "first": 9}],
             "characters": 90_000, "tokens": 512 * chunks, "chunks": chunks,
             "share_wanted": wanted, "share_got": got,
         }  # fmt: skip
@@ -101,7 +102,7 @@ def corpus(name: str) -> dict[str, Any]:
     return {
         "corpus": name, "seed": 1, "context": 512, "chunks": 40, "tokens": 512 * 40,
         "sources": [source("code", 20, 0.5, 0.5), source("prose", 20, 0.5, 0.5)],
-        "warnings": ["prose: 3 of 1200 rows are broken and were left out"],
+        "warnings": ["prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9"],
     }  # fmt: skip
 
 

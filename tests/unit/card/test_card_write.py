@@ -430,6 +430,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path
     assert [path.name for path in (tmp_path / "card").iterdir()] == ["log"]
 
 
+def test_what_a_corpus_left_out_and_changed_is_said(tree: Tree) -> None:
+    folder, _ = tree
+    path = folder / "corpus" / "held-out.json"
+    report = read_json(path)
+    report["sources"][0] |= {"rows_broken": 1080, "rows_joined": 120}
+    write_json(path, report)
+    card = card_of(tree)
+    assert [row["broken"] for row in table(card, "Source of held-out")] == ["1,080", "3"]
+    joined = "in 120 rows the system message stands in the first user turn"
+    assert card.count(f"the chat template has no system role: {joined}") == 1
+    said = "- prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9 ("
+    assert card.count(said) == 1
+
+
 def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     """Made again by `UPDATE_GOLDEN=1 pytest tests/unit/card`, with the version raised if cards exist."""
     head = f"<!-- card.write {VERSIONS['card.write']} -->\n"
