@@ -315,7 +315,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, problem):
         assert "no whole parquet file" in refused(tmp_path, run_bad({"x": path}))
     elif problem == "column":
         pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), path)
-        assert "set `column` to one of those it has: a (string), b (string)" in refused(
+        assert "set `column` to one of those that are: a (string), b (string)" in refused(
             tmp_path, run_bad({"x": path})
         )
     else:

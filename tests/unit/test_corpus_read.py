@@ -153,6 +153,8 @@ def test_one_row_that_is_no_utf8_costs_no_other(tmp_path):
         (["messages", "text"], "text"),
         (["id", "messages", "prompt"], "messages"),
         (["prompt"], "prompt"),
+        (["tools", "prompt"], "prompt"),
+        (["conversations", "chat", "id"], "conversations"),
     ],
 )
 def test_the_column_is_guessed(tmp_path, names, wanted):
@@ -164,16 +166,25 @@ def test_the_column_is_guessed(tmp_path, names, wanted):
     ("column", "what"),
     [
         ("prose", "no column prose"),
-        ("id", "column id is neither text nor messages"),
-        (None, "no column that is plainly the text"),
+        ("id", r"column id \(int64\) is neither text nor chats"),
+        (None, "no column that is plainly the text or the chats"),
     ],
 )
-def test_a_missing_column_is_refused_with_those_there_are(tmp_path, column, what):
+def test_a_missing_column_is_refused_with_those_that_fit(tmp_path, column, what):
     path = parquet(tmp_path, id=[1], left=["x"], right=["y"])
     with pytest.raises(QuantmillError, match=what) as error:
         open_source(path, column)
     assert str(path) in str(error.value)
-    assert "id (int64), left (string), right (string)" in str(error.value)
+    assert str(error.value).endswith("set `column` to one of those that are: left (string), right (string)")
+
+
+def test_the_only_chats_beside_texts_are_found_and_what_has_neither_is_refused(tmp_path):
+    chat = [{"role": "user", "content": "Hi"}]
+    assert (
+        open_source(parquet(tmp_path, id=["x"], source=["y"], turns=pa.array([chat], CHAT))).column == "turns"
+    )
+    with pytest.raises(QuantmillError, match="the chats; give a file with a column of either"):
+        open_source(parquet(tmp_path, id=[1], score=[0.5]))
 
 
 def test_a_truncated_parquet_is_refused_before_a_row_is_read(tmp_path):

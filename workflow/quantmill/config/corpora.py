@@ -16,7 +16,8 @@ class CorpusSource(Strict):
     name: Name
     path: FilePath
     column: Text | None = Field(
-        default=None, description="default: content, text, messages or the only text column"
+        default=None,
+        description="default: content, text, messages, conversations, ... or the only one that fits",
     )
     rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
     weight: Positive = Field(default=1.0, description="share of the tokens")

@@ -61,20 +61,20 @@ def open_source(path: Path, column: str | None = None) -> Source:
         raise QuantmillError("neither .parquet nor .txt", path, "convert it, or give it its right name")
     with _parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-    kinds = {
-        field.name: kind
-        for field in schema
-        if field.name != TOOLS and (kind := _kind(field.type)) is not None
-    }
+    kinds = {field.name: kind for field in schema if (kind := _kind(field.type)) is not None}
     chosen = column or _guess(kinds)
     if chosen not in kinds:
-        listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        what = f"no column {column}" if column else "no column that is plainly the text"
+        what = f"no column {column}" if column else "no column that is plainly the text or the chats"
         if column in schema.names:
-            what = f"the column {column} is neither text nor messages"
-        raise QuantmillError(what, path, f"set `column` to one of those it has: {' '.join(listed.split())}")
+            what = f"the column {column} ({schema.field(column).type}) is neither text nor chats"
+        fit = ", ".join(f"{name} ({schema.field(name).type})" for name in kinds)
+        cure = (
+            f"set `column` to one of those that are: {fit}" if fit else "give a file with a column of either"
+        )
+        raise QuantmillError(what, path, cure)
     messages = kinds[chosen] == "messages" or chosen == "messages"
-    return Source(path, chosen, messages, rows, TOOLS if TOOLS in schema.names else None)
+    tools = TOOLS if TOOLS in schema.names and chosen != TOOLS else None
+    return Source(path, chosen, messages, rows, tools)
 
 
 def read_rows(source: Source) -> Iterator[object]:
@@ -165,7 +165,9 @@ def _kind(type: pa.DataType) -> str | None:
 
 def _guess(kinds: dict[str, str]) -> str | None:
     named = [name for name in COLUMNS if name in kinds]
-    return named[0] if named else next(iter(kinds)) if len(kinds) == 1 else None
+    others = [name for name in kinds if name != TOOLS]
+    chats = [name for name in others if kinds[name] == "messages"]
+    return next((names[0] for names in (named[:1], others, chats) if len(names) == 1), None)
 
 
 def _values(column: pa.Array) -> Iterator[object]:
