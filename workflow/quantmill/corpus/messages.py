@@ -100,17 +100,15 @@ def parsed(text: str) -> Any:
 
 
 def _message(value: object) -> dict[str, Any]:
-    given = (
-        {key: field for key, field in value.items() if field is not None} if isinstance(value, dict) else {}
-    )
-    shared = "role" not in given and "from" in given
+    fields = value.items() if isinstance(value, dict) else ()
+    message = {key: field for key, field in fields if field is not None}
+    shared = "role" not in message and "from" in message
     if shared:
-        given = {"role": given.pop("from"), "content": given.pop("value", None)} | given
-    role = given.get("role")
+        message = {"role": message.pop("from"), "content": message.pop("value", None)} | message
+    role = message.get("role")
     if not isinstance(role, str):
         raise BrokenRowError("with a message that has no role")
-    known = "tool" if shared and role == "function" else ROLES.get(role.lower(), role)
-    message = given | {"role": known}
+    message["role"] = "tool" if shared and role == "function" else ROLES.get(role.lower(), role)
     if role == "function_call" and (calls := _written_calls(message.get("content"))):
         message |= {"content": "", "tool_calls": calls}
     if message.get("tool_calls"):

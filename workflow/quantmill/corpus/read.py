@@ -6,7 +6,7 @@ Both are read as a stream, so that memory stays flat whatever the file's size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -183,9 +183,13 @@ def _values(column: pa.Array) -> Iterator[object]:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = [_read(scalar) for scalar in column]
+    plain = _plainer(column.type)
     for value in values:
+        if value is None or plain is None or isinstance(value, UnicodeDecodeError):
+            yield value
+            continue
         try:
-            yield _plain(value, column.type)
+            yield plain(value)
         except BrokenRowError as error:
             yield error
 
@@ -197,23 +201,27 @@ def _read(scalar: pa.Scalar) -> object:
         return error
 
 
-def _plain(value: Any, type: pa.DataType) -> Any:
-    """A nested value, its JSON parsed; without the nulls that a struct has for what a row lacks."""
+def _plainer(type: pa.DataType) -> Callable[[Any], Any] | None:
+    """What makes a value plain: its JSON parsed, no nulls that a struct has for what a row lacks; or None."""
     import pyarrow as pa
 
-    if value is None or isinstance(value, UnicodeDecodeError):
-        return value
     if isinstance(type, pa.JsonType):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise BrokenRowError("not valid JSON") from None
+        return _parsed
     if pa.types.is_struct(type):
-        return {
-            field.name: _plain(value[field.name], field.type)
-            for field in type
-            if value[field.name] is not None
+        fields = [(field.name, _plainer(field.type)) for field in type]
+        return lambda row: {
+            name: value if plain is None else plain(value)
+            for name, plain in fields
+            if (value := row[name]) is not None
         }
     if pa.types.is_list(type) or pa.types.is_large_list(type):
-        return [_plain(item, type.value_type) for item in value]
-    return value
+        item = _plainer(type.value_type)
+        return item and (lambda row: [value if value is None else item(value) for value in row])
+    return None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BrokenRowError("not valid JSON") from None
