@@ -177,7 +177,7 @@ def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: Hou
             "models.tiny.card.about: broken template: 'modle' is undefined; known are",
         ),
         ({"about": {"file": "why.md"}}, "why.md: broken template, line 2: "),
-        ({"about": {"file": "gone.md"}}, "gone.md: no such file; give a markdown file"),
+        ({"about": {"file": "gone.md"}}, "gone.md: no such file; give a markdown file in UTF-8"),
         (
             {"iso_disk": [{"name": "x", "csv": "x.csv", "source": "there"}]},
             "x.csv: line 1: unknown column ppl; known are file, bytes, gib, gb, humaneval, kld",

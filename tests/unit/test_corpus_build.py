@@ -112,6 +112,8 @@ def test_too_little_text_for_what_could_not_be_read_says_why():
         "chat template (no critics), such as row 1; choose a file or a `column` whose rows can be read, or "
         "ask for fewer chunks"
     )
+    with pytest.raises(QuantmillError, match=r"800 tokens .*; 1 of 101 rows are left out.*; give it"):
+        take([CRITIC, *ROWS], chunks=101)
     with pytest.raises(QuantmillError, match=r"7 tokens in 1 rows.*; 5 of 6 rows are left out: 4 .*; 1 not"):
         take(["row 01", *[CRITIC] * 4, b"\xff"], chunks=1)
 

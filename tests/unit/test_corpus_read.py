@@ -96,6 +96,7 @@ def test_a_column_of_tools_comes_with_the_messages_and_is_never_the_text(tmp_pat
     assert rows(path) == [Conversation(chat, tools[0].encode()), Conversation(chat, None)]
     path = parquet(tmp_path, prompt=["x"], tools=pa.array([[{"name": "f"}]]))
     assert rows(path) == [Conversation(b"x", [{"name": "f"}])]
+    assert rows(parquet(tmp_path, prompt=["x"], tools=[3])) == [b"x"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])

@@ -99,6 +99,7 @@ def test_either_byte_order_is_read(tmp_path: Path, order: str) -> None:
         ("plain".encode("utf-32-le"), "UTF-32 without .* -f UTF-32LE"),
         ("plain".encode("utf-32-be"), "UTF-32 without .* -f UTF-32BE"),
         ("Ä".encode("latin-1") * 9, "is not UTF-8; save it as UTF-8, such as by `iconv -f ISO-8859-1 -t"),
+        ("漢字和文字都是字".encode("gbk"), "is not UTF-8; save"),
         ("Ä plain text".encode("latin-1"), r"is not UTF-8 \(at byte 0\)"),
         (TEXT.encode("utf-16")[:-1], "no whole UTF-16 text"),
         (b"text" * 100 + b"\0", "holds NUL characters"),

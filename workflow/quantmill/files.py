@@ -132,9 +132,9 @@ def split_lines(text: str) -> list[str]:
 def text_encoding(start: bytes, path: object) -> str:
     """The encoding of a text that begins with the bytes `start`: as its byte order mark says, else UTF-8.
 
-    QuantmillError for UTF-16 or UTF-32 without such a mark, and for what is
-    plainly text of one byte a letter, such as Latin-1. A few bytes that are
-    no UTF-8 among letters of it are left to the reader.
+    QuantmillError for UTF-16 or UTF-32 without such a mark, and for text in
+    another encoding, such as Latin-1 or GBK. A few bytes that are no UTF-8 among
+    more letters of it are left to the reader.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
@@ -147,8 +147,9 @@ def text_encoding(start: bytes, path: object) -> str:
             _saved_as_utf8(f"UTF-{width}{'LE' if start[0] else 'BE'}"),
         )
     known = start.decode("utf-8", errors="ignore")
-    # a letter may be cut off where `start` ends
-    if len(known.encode()) < len(start) - 3 and known.isascii():
+    unknown = len(start) - len(known.encode())
+    # a letter of up to 3 bytes may be cut off where `start` ends
+    if unknown > 3 and unknown > len(known) - len(known.encode("ascii", errors="ignore")):
         raise _no_utf8(path)
     return "utf-8"
 

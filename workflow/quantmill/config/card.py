@@ -129,7 +129,7 @@ class Publish(Strict):
 
 
 def _read(path: Path) -> str:
-    text = read_user_text(path, "give a markdown file")
+    text = read_user_text(path, "give a markdown file in UTF-8")
     if len(text) > _LONGEST_TEXT:
         raise QuantmillError("longer than 64 KiB", path, "a card is read for a minute; shorten it")
     return text

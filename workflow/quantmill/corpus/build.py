@@ -209,6 +209,7 @@ def _too_little(what: str, selection: Selection, domain: str) -> QuantmillError:
     cure = "give it more text or a lower weight, raise its `rows`, or ask for fewer chunks"
     if selection.broken:
         what = f"{what}; {_left_out(selection, 'rows')}"
+    if 2 * selection.rows_broken > selection.read:
         cure = "choose a file or a `column` whose rows can be read, or ask for fewer chunks"
     return QuantmillError(what, f"source {domain}", cure)
 

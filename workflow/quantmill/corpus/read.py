@@ -73,7 +73,7 @@ def open_source(path: Path, column: str | None = None) -> Source:
         )
         raise QuantmillError(what, path, cure)
     messages = kinds[chosen] == "messages" or chosen == "messages"
-    tools = TOOLS if TOOLS in schema.names and chosen != TOOLS else None
+    tools = TOOLS if chosen != TOOLS and any(map(_is_tools, schema)) else None
     return Source(path, chosen, messages, rows, tools)
 
 
@@ -161,6 +161,13 @@ def _kind(type: pa.DataType) -> str | None:
         if isinstance(item, pa.JsonType) or {"role", "content"} <= names or {"from", "value"} <= names:
             return "messages"
     return None
+
+
+def _is_tools(field: pa.Field) -> bool:
+    from pyarrow import types
+
+    fits = _kind(field.type) == "text" or types.is_list(field.type) or types.is_large_list(field.type)
+    return field.name == TOOLS and fits
 
 
 def _guess(kinds: dict[str, str]) -> str | None:
