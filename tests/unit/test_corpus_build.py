@@ -37,7 +37,7 @@ def render(messages, tools):
 
 
 def take(values, **options):
-    options = {"domain": "x", "chunks": 2, "context": 8, "seed": 1} | options
+    options = {"domain": "x", "file": "x.txt", "chunks": 2, "context": 8, "seed": 1} | options
     return build.take(lambda: iter(values), render, fake_tokenize, **options)
 
 
@@ -83,7 +83,16 @@ def test_where_the_guess_of_the_text_needed_is_short_more_is_read():
 
     long = [row + "x" * 20 for row in ROWS]
     parts = [
-        build.take(lambda: values() and iter(long), render, sparse, domain="x", chunks=n, context=10, seed=1)
+        build.take(
+            lambda: values() and iter(long),
+            render,
+            sparse,
+            domain="x",
+            file="x.txt",
+            chunks=n,
+            context=10,
+            seed=1,
+        )
         for n in (1, 9)
     ]
     assert [len(part.rows) for part in parts] == [10, 90]
@@ -108,20 +117,24 @@ def test_too_little_text_for_what_could_not_be_read_says_why():
     with pytest.raises(QuantmillError) as error:
         take([CRITIC] * 90, chunks=1)
     assert str(error.value) == (
-        "source x: 0 tokens in 0 rows, and 1 chunks of 8 need 8; all 90 rows are left out: 90 refused by the "
-        "chat template (no critics), such as row 1; choose a file or a `column` whose rows can be read, or "
-        "ask for fewer chunks"
+        "source x: 0 tokens in 0 rows, and 1 chunks of 8 need 8; all 90 rows of x.txt are left out: "
+        "90 refused by the chat template (no critics), such as row 1; "
+        "choose a file or a `column` whose rows can be read, or ask for fewer chunks"
     )
-    with pytest.raises(QuantmillError, match=r"800 tokens .*; 1 of 101 rows are left out.*; give it"):
+    with pytest.raises(
+        QuantmillError, match=r"800 tokens .*; 1 of 101 rows of x.txt are left out.*; give it"
+    ):
         take([CRITIC, *ROWS], chunks=101)
-    with pytest.raises(QuantmillError, match=r"7 tokens in 1 rows.*; 5 of 6 rows are left out: 4 .*; 1 not"):
+    with pytest.raises(
+        QuantmillError, match=r"7 tokens in 1 rows.*; 5 of 6 rows of x.txt are left out: 4 .*; 1 not"
+    ):
         take(["row 01", *[CRITIC] * 4, b"\xff"], chunks=1)
 
 
 def test_the_most_common_reasons_are_said():
     rows = [b"\xff", 7, "\0", "\0", CRITIC, [], *ROWS]
     part = take(rows, chunks=1)
-    assert build._left_out(part.selection, "rows of x") == (
+    assert build._left_out(part.selection, "x") == (
         "6 of 106 rows of x are left out: 2 with NUL characters, such as row 3; 1 not UTF-8, such as row 1; "
         "1 neither text nor messages, such as row 2; and more"
     )

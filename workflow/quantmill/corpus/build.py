@@ -55,6 +55,7 @@ def take(
     tokenize: Tokenize,
     *,
     domain: str,
+    file: str,
     chunks: int,
     context: int,
     seed: int,
@@ -65,7 +66,8 @@ def take(
     """`chunks` chunks of `context` tokens from the rows that `values()` reads.
 
     The rows used are the first in the seed's order that suffice, however many
-    passes that takes. Raises QuantmillError where all rows together are too few.
+    passes that takes. Raises QuantmillError where all rows together are too few,
+    which names the `file`.
     """
     needed = chunks * context
     characters = needed * CHARACTERS_A_TOKEN
@@ -80,7 +82,7 @@ def take(
             return Part(cut(pieces, [row.digest for row in used], domain, chunks, context), used, selection)
         if selection.all:
             need = f"{chunks} chunks of {context} need {needed}"
-            raise _too_little(f"{had} tokens in {len(pieces)} rows, and {need}", selection, domain)
+            raise _too_little(f"{had} tokens in {len(pieces)} rows, and {need}", selection, domain, file)
         characters *= 4
 
 
@@ -115,8 +117,8 @@ def build(
             continue
         part = take(
             partial(_watched, source, log), render, tokenize, messages=source.messages, taken=taken,
-            domain=settings["name"], chunks=count, context=config["context"], seed=config["seed"],
-            rows=settings.get("rows"),
+            domain=settings["name"], file=source.path.name, chunks=count, context=config["context"],
+            seed=config["seed"], rows=settings.get("rows"),
         )  # fmt: skip
         taken |= {row.digest for row in part.rows}
         parts.append(part)
@@ -171,7 +173,7 @@ def report(
             }
         )
         if selection.broken:
-            warnings.append(f"{name}: {_left_out(selection, f'rows of {source.path.name}')}")
+            warnings.append(f"{name}: {_left_out(selection, source.path.name)}")
         if cut := sum(row.document.cut for row in part.rows):
             warnings.append(
                 f"{name}: {plural(cut, 'row')} of {source.path.name} cut short, for over "
@@ -196,19 +198,19 @@ def _by_rows(selection: Selection) -> list[tuple[str, Broken]]:
     return sorted(selection.broken.items(), key=lambda item: (-item[1].rows, item[1].first))
 
 
-def _left_out(selection: Selection, rows: str) -> str:
-    """`3 of 9 rows are left out: 2 not UTF-8, such as row 4; ...`."""
+def _left_out(selection: Selection, file: str) -> str:
+    """`3 of 9 rows of x.txt are left out: 2 not UTF-8, such as row 4; ...`."""
     reasons = [f"{found.rows} {reason}, such as row {found.first}" for reason, found in _by_rows(selection)]
     if len(reasons) > _REASONS_SAID:
         reasons[_REASONS_SAID:] = ["and more"]
     share = "all" if selection.rows_broken == selection.read else f"{selection.rows_broken} of"
-    return f"{share} {selection.read} {rows} are left out: {'; '.join(reasons)}"
+    return f"{share} {selection.read} rows of {file} are left out: {'; '.join(reasons)}"
 
 
-def _too_little(what: str, selection: Selection, domain: str) -> QuantmillError:
+def _too_little(what: str, selection: Selection, domain: str, file: str) -> QuantmillError:
     cure = "give it more text or a lower weight, raise its `rows`, or ask for fewer chunks"
     if selection.broken:
-        what = f"{what}; {_left_out(selection, 'rows')}"
+        what = f"{what}; {_left_out(selection, file)}"
     if 2 * selection.rows_broken > selection.read:
         cure = "choose a file or a `column` whose rows can be read, or ask for fewer chunks"
     return QuantmillError(what, f"source {domain}", cure)
