@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
 _F16, _BF16 = 1, 32  # LLAMA_FTYPE_MOSTLY_*
@@ -104,7 +105,7 @@ def _run(path: str, file_type: int, imatrix: bool) -> tuple[dict[str, str], dict
     """One native dry run, in this process."""
     import ctypes
 
-    from llama_cpp import llama_cpp as native
+    native = library.bindings("mainline")
 
     log: list[str] = []
     errors: list[str] = []

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
 from quantmill.engine import library
@@ -18,7 +17,7 @@ from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
 from quantmill.engine.graph import MatMul, Node, Weights, op_number
 from quantmill.errors import QuantmillError
 
-library.use("mainline")
+native = library.bindings("mainline")
 
 Observer = Callable[[MatMul], bool]
 
