@@ -59,6 +59,7 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
     QuantmillError with llama.cpp's own words where it refuses the model; `where` is
     named in it, by default the path.
     """
+    library.check("mainline")
     command = [
         sys.executable,
         "-m",

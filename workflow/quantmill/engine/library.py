@@ -111,6 +111,17 @@ def folder(engine: str) -> Path:
 
     QuantmillError where it is not installed, or its self-test failed.
     """
+    libraries = installed(engine)
+    fault = Build.read(libraries / BUILD).fault
+    if fault is not None:
+        cure = "run `make env` again" if engine == "mainline" else "use recipes of engine mainline"
+        what = f"{ENGINES[engine].package} {fault} (the self-test of `make env`)"
+        raise QuantmillError(what, f"engine {engine}", cure)
+    return libraries
+
+
+def installed(engine: str) -> Path:
+    """The folder of an engine's shared libraries, working or not; QuantmillError where there is none."""
     found = importlib.util.find_spec(ENGINES[engine].module)
     package = ENGINES[engine].package
     if found is None or found.origin is None:
@@ -119,12 +130,7 @@ def folder(engine: str) -> Path:
             else "it exists for Linux on x86-64, where `make` installs it; or use recipes of engine mainline"
         )  # fmt: skip
         raise QuantmillError(f"{package} is not installed", f"engine {engine}", cure)
-    libraries = Path(found.origin).parent / "lib"
-    fault = Build.read(libraries / BUILD).fault
-    if fault is not None:
-        cure = "run `make env` again" if engine == "mainline" else "use recipes of engine mainline"
-        raise QuantmillError(f"{package} {fault} (the self-test of `make env`)", f"engine {engine}", cure)
-    return libraries
+    return Path(found.origin).parent / "lib"
 
 
 @cache
