@@ -251,7 +251,9 @@ def _version(variable: str, *usual: str) -> str:
     named = shlex.split(os.environ.get(variable, ""))
     found = named or [name for name in usual if shutil.which(name)][:1]
     try:
-        done = subprocess.run([*found, "--version"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*found, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     except OSError:
         return ""
     return (done.stdout.splitlines() or [""])[0]
