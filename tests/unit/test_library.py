@@ -84,6 +84,7 @@ def test_an_engine_that_is_not_installed(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_a_processor_that_it_was_not_built_for(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    know(fresh)
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu sse4_2 avx f16c\n", encoding="utf-8")
     fresh.setattr(library, "_CPUINFO", tmp_path / "cpuinfo")
     with pytest.raises(
