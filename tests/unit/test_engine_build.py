@@ -233,6 +233,18 @@ def test_what_is_not_the_engines_fault_decides_nothing(
         engine.test("mainline")
 
 
+def test_a_build_that_cannot_be_loaded_here(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine.sys, "executable", stub(tmp_path, "echo 'no libcuda.so.1'; exit 4"))
+    with pytest.raises(engine.UndecidedError, match=r"could not be run: no libcuda.so.1; see"):
+        engine.test("mainline")
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    assert engine.test("mainline") is None
+    line = "llama.cpp is not tested, since it cannot be loaded here: no libcuda.so.1\n"
+    assert capsys.readouterr().out == line
+
+
 def test_an_ik_that_fails_is_said_once_and_refused_from_then_on(
     engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
