@@ -121,16 +121,19 @@ def prove(way: Way, attempt: Callable[[Way], Build]) -> None:
         newest = None if way.portable else _next(way, build.needs)
         if newest is None:
             tried = f", also without {' and '.join(way.without)}" if way.without else ""
-            cure = "" if way.portable else ", or `make env PORTABLE=1`"
-            _refuse(
-                f"llama.cpp, built by {build.compiler or 'this compiler'}, {build.fault}{tried}; try another "
-                f"compiler (CC=... CXX=... make env){cure}; see {_log('mainline')}"
-            )
+            built = f"llama.cpp, built by {build.compiler or 'this compiler'}"
+            _refuse(f"{built}, {build.fault}{tried}; {_cure(way, build)}")
         print(
             f"llama.cpp with {newest}, built by {build.compiler}, {build.fault}; going on without {newest}",
             flush=True,
         )
         way = way.leaving_out(newest, build.needs)
+
+
+def _cure(way: Way, build: Build) -> str:
+    if library.lacking(build.needs):
+        return "run `make env PORTABLE=0`" if way.portable else "CMAKE_ARGS or CFLAGS ask for it"
+    return "try another compiler (CC=... CXX=... make env)" + ("" if way.portable else " or PORTABLE=1")
 
 
 def _next(way: Way, needs: frozenset[str]) -> str | None:
@@ -283,7 +286,7 @@ def _build(way: Way, kept: Path) -> tuple[Path, Build]:
         if built != 0:
             tail = "".join(log.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)[-20:])
             sys.exit(f"{tail}error: the engine's build failed; see {log}")
-        build = compiled(Path(folder))._replace(options=f"{way.cmake} {way.flags}".strip())
+        build = compiled(Path(folder))._replace(cmake=way.cmake, flags=way.flags)
         build.write(kept / library.BUILD)
         wheel = next(Path(wheels).glob("*.whl"))
         return wheel.replace(kept / wheel.name), build

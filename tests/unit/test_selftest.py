@@ -70,6 +70,14 @@ def test_one_product_in_32_is_missed(
     assert tried[-1].startswith(f"{type_name} weights, ")
 
 
+def test_a_quantizer_that_loses_too_much_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "generate", lambda *names, **more: replace(generate(*names, **more), lost=0.5))
+    with pytest.raises(
+        run.WrongValuesError, match=r"^q8_0 weights, dense: quantizing loses 0\.50 of a weight"
+    ):
+        run.examine("mainline", "q8_0", False, lambda tried: None)
+
+
 def test_wrong_token_by_token_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = run._one_by_one
     monkeypatch.setattr(run, "_one_by_one", lambda *arguments: right(*arguments) * np.float32(1.2))

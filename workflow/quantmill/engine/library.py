@@ -51,14 +51,15 @@ class Build(NamedTuple):
     """What `make env` knows of an installed engine.
 
     `needs`: the instruction sets that it was compiled for, as /proc/cpuinfo names
-    them. `fault`: what its self-test found, None where it passed. `compiler` and
-    `options` are for people.
+    them. `fault`: what its self-test found, None where it passed. `cmake` and
+    `flags`: the options that `make env` gave CMake and the compilers.
     """
 
     needs: frozenset[str] = frozenset()
     fault: str | None = None
     compiler: str = ""
-    options: str = ""
+    cmake: str = ""
+    flags: str = ""
 
     def write(self, path: Path) -> None:
         """Keep it, as JSON."""

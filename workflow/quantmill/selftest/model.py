@@ -40,12 +40,16 @@ _SEED: Final = 11
 
 @dataclass(frozen=True)
 class Model:
-    """Weights by name, without `.weight`: as the type holds them, and in its own bytes."""
+    """Weights by name, without `.weight`: as the type holds them, and in its own bytes.
+
+    `lost` is the most that quantizing took of a weight: the error's length relative to its own.
+    """
 
     type_name: str
     experts: bool
     values: dict[str, Values]
     stored: dict[str, NDArray]
+    lost: float
 
     def write(self, path: Path) -> None:
         """Write the model as a GGUF without a tokenizer."""
@@ -96,10 +100,12 @@ def generate(type_name: str, *, experts: bool) -> Model:
     shapes |= {f"blk.0.ffn_down{suffix}": ((*stack, WIDTH, ffn), 2.0 * ffn**-0.5)}
     values: dict[str, Values] = {}
     stored: dict[str, NDArray] = {}
+    lost: list[float] = []
     with ThreadPoolExecutor(2) as pool:
         for name, (shape, deviation) in shapes.items():
             drawn = random.standard_normal(shape, np.float32) * np.float32(deviation)
             values[name], stored[name] = _as_type(pool, drawn, type_name)
+            lost.append(float(np.linalg.norm(values[name] - drawn) / np.linalg.norm(drawn)))
     small = {"blk.0.attn_norm": WIDTH, "blk.0.ffn_norm": WIDTH, "output_norm": WIDTH}
     for name, width in small.items():
         values[name] = random.uniform(0.5, 1.5, width).astype(np.float32)
@@ -108,7 +114,8 @@ def generate(type_name: str, *, experts: bool) -> Model:
     if experts:
         router = random.standard_normal((EXPERTS, WIDTH), np.float32)
         values["blk.0.ffn_gate_inp"] = router * np.float32(WIDTH**-0.5)
-    return Model(type_name, experts, values, {name: stored.get(name, data) for name, data in values.items()})
+    stored = {name: stored.get(name, data) for name, data in values.items()}
+    return Model(type_name, experts, values, stored, max(lost))
 
 
 def _as_type(pool: ThreadPoolExecutor, drawn: Values, type_name: str) -> tuple[Values, NDArray]:
