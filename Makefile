@@ -2,6 +2,10 @@
 
 PYTHON ?= python3.11
 CORES ?= all
+# `make env PORTABLE=1`: the engine for all machines of a kind; PORTABLE=0: for this one, as at first. An
+# environment stays what it is until told otherwise.
+MADE := $(shell cat .venv/ready 2>/dev/null)
+KIND := $(if $(PORTABLE),$(if $(filter 0,$(PORTABLE)),native,portable),$(or $(MADE),native))
 JOBS ?= auto
 REPEAT ?= 5
 ROWS ?=
@@ -31,6 +35,9 @@ check:
 		echo "error: no C++ compiler (c++, g++ or clang++), llama.cpp is built here; install one" \
 			"(Debian: apt-get install g++) or name one: CXX=/path/to/compiler make" >&2; exit 1
 
+ifneq ($(KIND),$(or $(MADE),$(KIND)))
+.PHONY: .venv/ready
+endif
 .venv/ready: envs/build.lock envs/requirements.lock envs/engine.lock envs/models.lock envs/engine.py pyproject.toml
 	@$(MAKE) --no-print-directory check
 	@echo "building the environment in .venv"
@@ -38,10 +45,10 @@ check:
 	@$(PYTHON) -m venv .venv
 	@$(PIP) -r envs/build.lock
 	@$(PIP) -r envs/requirements.lock -r envs/models.lock
-	@$(BIN)/python envs/engine.py
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --no-index \
 		--no-build-isolation --editable .
-	@touch $@
+	@$(BIN)/python envs/engine.py $(KIND)
+	@echo $(KIND) >$@
 
 # Only for checkpoints that are to be converted: torch is large, and nothing else needs it.
 converter: .converter/ready
@@ -103,7 +110,7 @@ clean:
 
 help:
 	@echo "make                 the environment, then every card of config.yaml (CORES=all)"
-	@echo "make env             the environment alone, in .venv"
+	@echo "make env             the environment alone, in .venv (PORTABLE=1: an engine for all x86-64-v3 machines)"
 	@echo "make evals           lm-eval as well, for bench.tasks"
 	@echo "make converter       what converts Hugging Face checkpoints, in .converter (torch for the CPU, 1.2 GB)"
 	@echo "make test            lint, types, tests (JOBS=auto)"

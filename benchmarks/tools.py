@@ -9,12 +9,15 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from quantmill.engine import library
+from quantmill.engine.library import Build
+
 HERE = Path(__file__).parent
 NAMES = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-bench")
-# As the sdist's own build has them (native instruction sets, OpenMP), less what the tools do not need.
+# As the sdist's own build has them (OpenMP), less what the tools do not need. The instruction sets are those
+# that the installed engine was built for.
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
-    "GGML_NATIVE": "ON",
     "LLAMA_BUILD_TOOLS": "ON",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
@@ -52,7 +55,9 @@ def _sources(folder: Path) -> Path:
 
 def _build(sources: Path, folder: Path) -> None:
     cmake = _program("cmake")
+    engine = Build.read(library.installed("mainline") / library.BUILD)
     options = [f"-D{name}={value}" for name, value in OPTIONS.items()]
+    options += [*engine.cmake.split(), f"-DCMAKE_C_FLAGS={engine.flags}", f"-DCMAKE_CXX_FLAGS={engine.flags}"]
     _run(
         cmake,
         "-S",

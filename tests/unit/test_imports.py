@@ -25,6 +25,7 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"engine", "model", "corpus", "measure"},
     "checkpoint": {"engine", "model", "corpus", "recipe", "quantize", "measure", "nvfp4"},
     "publish": {"engine", "model", "recipe", "quantize"},
+    "selftest": {"engine"},
     "judge": set(),
     "card": {"judge"},
 }

@@ -84,3 +84,34 @@ def test_lm_eval_asks_for_no_other_version_than_a_run() -> None:
     assert {name: others[name] for name in wanted.keys() & others} == {
         name: wanted[name] for name in wanted.keys() & others
     }
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "kind"),
+    [
+        ("", [], "native"),
+        ("", ["PORTABLE=1"], "portable"),
+        ("native", [], None),
+        ("native", ["PORTABLE=0"], None),
+        ("native", ["PORTABLE=1"], "portable"),
+        ("portable", [], None),
+        ("portable", ["PORTABLE=1"], None),
+        ("portable", ["PORTABLE=0"], "native"),
+    ],
+)
+def test_an_environment_is_made_anew_for_another_kind_of_engine(
+    tmp_path: Path, made: str, asked: list[str], kind: str | None
+) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "envs", tmp_path / "envs")
+    (tmp_path / "pyproject.toml").write_text("", encoding="utf-8")
+    if made:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / "ready").write_text(f"{made}\n", encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PORTABLE", "MAKEFLAGS")}
+    command = [make, "--dry-run", "-C", str(tmp_path), "env", *asked]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert re.findall(r"envs/engine.py (\w+)", done.stdout) == ([] if kind is None else [kind]), done.stderr

@@ -7,11 +7,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line also for what is refused while a stage is imported, as an engine of another processor is."""
+    if isinstance(error, QuantmillError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _one_line
 
 
 def parser(description: str | None, *, threads: bool = False, store: bool = False) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
 _F16, _BF16 = 1, 32  # LLAMA_FTYPE_MOSTLY_*
@@ -58,6 +59,7 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
     QuantmillError with llama.cpp's own words where it refuses the model; `where` is
     named in it, by default the path.
     """
+    library.check("mainline")
     command = [
         sys.executable,
         "-m",
@@ -104,7 +106,7 @@ def _run(path: str, file_type: int, imatrix: bool) -> tuple[dict[str, str], dict
     """One native dry run, in this process."""
     import ctypes
 
-    from llama_cpp import llama_cpp as native
+    native = library.bindings("mainline")
 
     log: list[str] = []
     errors: list[str] = []

@@ -20,11 +20,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
+from quantmill.engine import library
 from quantmill.engine.mainline import _load
 from quantmill.errors import QuantmillError
+
+native = library.bindings("mainline")
 
 Tokens = NDArray[np.int32]
 

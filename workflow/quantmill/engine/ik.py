@@ -13,14 +13,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from ik_llama_cpp import _ctypes_api as native
 from numpy.typing import NDArray
 
 from quantmill.engine import library
 from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
 from quantmill.errors import QuantmillError
 
-library.use("ik")
+native = library.bindings("ik")
 
 _LOG_CALLBACK = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
 

@@ -8,14 +8,17 @@ says otherwise by `use`, before anything is loaded.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
+import json
 import mmap
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from quantmill.errors import QuantmillError
+from quantmill.files import write_json
 from quantmill.spec import digest as digest_of
 
 
@@ -23,27 +26,61 @@ class Engine(NamedTuple):
     """A package with an engine: its module, and of its libraries those that decide a result.
 
     These are the quantizers, the CPU kernels, the graphs. A build with another
-    compiler or flags gives other bytes for the k-quants. `needs` are the
-    instruction sets that a ready-made library was built for.
+    compiler or flags gives other bytes for the k-quants. `declarations` is the
+    submodule with its functions and structs. `needs` are the instruction sets
+    that a ready-made library was built for.
     """
 
     package: str
     module: str
+    declarations: str
     libraries: tuple[str, ...]
     needs: frozenset[str] = frozenset()
 
 
 ENGINES: Final = {
-    "mainline": Engine("llama-cpp-python", "llama_cpp", ("ggml-base", "ggml-cpu", "llama")),
+    "mainline": Engine("llama-cpp-python", "llama_cpp", "llama_cpp", ("ggml-base", "ggml-cpu", "llama")),
     "ik": Engine(
-        "ik-llama-cpp-python", "ik_llama_cpp", ("ggml", "llama"), frozenset(("avx2", "fma", "f16c"))
+        "ik-llama-cpp-python", "ik_llama_cpp", "_ctypes_api", ("ggml", "llama"),
+        frozenset(("avx2", "fma", "f16c")),
     ),
-}
+}  # fmt: skip
+
+
+class Build(NamedTuple):
+    """What `make env` knows of an installed engine.
+
+    `needs`: the instruction sets that it was compiled for, as /proc/cpuinfo names
+    them. `fault`: what its self-test found, None where it passed. `cmake` and
+    `flags`: the options that `make env` gave CMake and the compilers.
+    """
+
+    needs: frozenset[str] = frozenset()
+    fault: str | None = None
+    compiler: str = ""
+    cmake: str = ""
+    flags: str = ""
+
+    def write(self, path: Path) -> None:
+        """Keep it, as JSON."""
+        write_json(path, self._asdict() | {"needs": sorted(self.needs)})
+
+    @classmethod
+    def read(cls, path: Path) -> Build:
+        """What was kept; nothing is known where there is no such file."""
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls()
+        return cls(**kept | {"needs": frozenset(kept["needs"])})
+
 
 # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ggml-backend.h.
 _GPU = (1, 2)
 
 _CPUINFO = Path("/proc/cpuinfo")
+
+BUILD: Final = "quantmill.json"  # beside an engine's libraries: its `Build`
 
 _in_use: list[str] = []
 
@@ -52,7 +89,7 @@ def use(engine: str) -> None:
     """Decide which engine this process has. QuantmillError where it cannot be had here."""
     if _in_use and _in_use[0] != engine:
         raise RuntimeError(f"this process has the engine {_in_use[0]}, and cannot have {engine} too")
-    folder(engine)
+    check(engine)
     _in_use[:] = [engine]
 
 
@@ -63,27 +100,61 @@ def in_use() -> str:
     return _in_use[0]
 
 
+def bindings(engine: str) -> Any:
+    """The module with an engine's functions and structs. It loads the library, so `use` comes first."""
+    use(engine)
+    return importlib.import_module(f"{ENGINES[engine].module}.{ENGINES[engine].declarations}")
+
+
 @cache
 def folder(engine: str) -> Path:
     """The folder of an engine's shared libraries.
 
-    QuantmillError where it is not installed, or this processor lacks what it was built for.
+    QuantmillError where it is not installed, or its self-test failed.
     """
-    package, module, _, needs = ENGINES[engine]
-    found = importlib.util.find_spec(module)
+    libraries = installed(engine)
+    fault = Build.read(libraries / BUILD).fault
+    if fault is not None:
+        cure = "run `make env` again" if engine == "mainline" else "use recipes of engine mainline"
+        what = f"{ENGINES[engine].package} {fault} (the self-test of `make env`)"
+        raise QuantmillError(what, f"engine {engine}", cure)
+    return libraries
+
+
+def installed(engine: str) -> Path:
+    """The folder of an engine's shared libraries, working or not; QuantmillError where there is none."""
+    found = importlib.util.find_spec(ENGINES[engine].module)
+    package = ENGINES[engine].package
     if found is None or found.origin is None:
         cure = (
             "run `make` to build the environment" if engine == "mainline"
             else "it exists for Linux on x86-64, where `make` installs it; or use recipes of engine mainline"
         )  # fmt: skip
         raise QuantmillError(f"{package} is not installed", f"engine {engine}", cure)
-    missing = sorted(needs - instruction_sets()) if needs else []
-    if missing:
-        raise QuantmillError(
-            f"{package} needs a processor with {', '.join(missing)}, which this one has not",
-            f"engine {engine}", "use another machine, or recipes of engine mainline",
-        )  # fmt: skip
     return Path(found.origin).parent / "lib"
+
+
+@cache
+def check(engine: str) -> None:
+    """QuantmillError where this processor lacks what an engine was built for: it would die by a signal."""
+    package, needs = ENGINES[engine].package, ENGINES[engine].needs
+    needs |= Build.read(folder(engine) / BUILD).needs
+    if missing := lacking(needs):
+        cure = (
+            "build it here (`make -B env`), or once for all machines (`make env PORTABLE=1`)"
+            if engine == "mainline" else "use another machine, or recipes of engine mainline"
+        )  # fmt: skip
+        raise QuantmillError(
+            f"{package} needs a processor with {missing}, which this one has not", f"engine {engine}", cure
+        )
+
+
+def lacking(needs: frozenset[str]) -> str:
+    """Which of the instruction sets this processor lacks, in words; none where it does not tell."""
+    there = instruction_sets()
+    missing = sorted(needs - there) if there else []
+    more = len(missing) - 3
+    return ", ".join(missing[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def marked() -> dict[str, str]:
@@ -92,10 +163,13 @@ def marked() -> dict[str, str]:
 
 
 def instruction_sets() -> frozenset[str]:
-    """The flags of this processor, as Linux lists them."""
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
-    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.split())
+    """The flags of this processor, as Linux lists them (on arm64 `Features`); elsewhere none."""
+    try:
+        with _CPUINFO.open(encoding="utf-8") as lines:  # of the first core alone: there may be hundreds
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return frozenset()
+    return frozenset(flags.partition(":")[2].split())
 
 
 def path(name: str, engine: str) -> Path:

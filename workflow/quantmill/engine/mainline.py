@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
-from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
 from quantmill.engine import library
@@ -22,7 +21,7 @@ from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
 from quantmill.engine.graph import MatMul, Node, Weights, op_number
 from quantmill.errors import QuantmillError
 
-library.use("mainline")
+native = library.bindings("mainline")
 
 Observer = Callable[[MatMul], bool]
 
@@ -102,12 +101,12 @@ class Evaluator:
     `decode` computes at once. `observe` sees every matrix multiplication whose
     weight is a tensor of the model before it is computed (`ask`, whether it is
     wanted) and after (its input); see `MatMul`. What it raises is raised by
-    `decode`.
+    `decode`. Without `gpus` everything is computed on the CPU.
     """
 
     def __init__(
         self, path: Path, *, context: int, batch: int, threads: int, observe: Observer | None = None,
-        writable: bool = False,
+        writable: bool = False, gpus: bool = True,
     ) -> None:  # fmt: skip
         self._observe = observe
         self._raised: BaseException | None = None
@@ -115,6 +114,9 @@ class Evaluator:
         self._aborts = observe is not None and library.backend() == "CPU"
         self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
         loading = native.llama_model_default_params()
+        if not gpus:
+            self._no_devices = (c.c_void_p * 1)()  # kept alive: a list that ends with its first entry
+            loading.devices = c.addressof(self._no_devices)
         if writable:
             # Weights lie in memory of their own, as they stand in the file: neither
             # mapped (load_mode), nor read on demand (lazy_mode), nor repacked.
