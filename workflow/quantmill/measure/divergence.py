@@ -234,7 +234,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     ours, theirs = read_json(args.facts)["sha256"], read_json(args.reference_facts)["sha256"]
     model = Model(args.model, {"engine": engine, "model": ours})
     source = Model(args.reference, {"engine": engine, "model": theirs})
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     values, seconds = measure(model, source, chunks, threads=args.threads, store=store, log=log)
     written = {
         "corpus": config["corpus"],

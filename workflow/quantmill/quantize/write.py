@@ -228,7 +228,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     most = spec["config"].get("split")
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,
