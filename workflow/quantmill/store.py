@@ -105,13 +105,11 @@ class Store:
         return self.units / key[0] / key
 
     def _warn(self, reason: str) -> None:
-        """Say once that units are not kept; the same text in every stage, for a run repeats each text once."""
+        """Say once that units are not kept. The text names no unit: a run repeats each text once."""
         with self._lock:
             if not self._warned:
-                self._log.warn([
-                    f"{self.folder}: the store cannot be written ({reason}), so that finished work is not kept; "
-                    "free some space, or name another folder under `store: {path}`"
-                ])  # fmt: skip
+                what = f"{self.folder}: the store cannot be written ({reason}), finished work is not kept"
+                self._log.warn([f"{what}; free some space, or give `store: {{path}}` another folder"])
             self._warned = True
 
     def _trim(self) -> None:
