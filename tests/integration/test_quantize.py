@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import limits
+import models
 import native
-from quantmill import spec
+from quantmill import files, spec
 from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
@@ -279,6 +281,35 @@ def test_what_a_plan_may_have_without_importance_values_is_quantized(name: str) 
     source.tensors[other.name], source.sha256[other.name] = source.tensors[name], ""
     with pytest.raises(QuantmillError, match=r"attn_q\.weight: iq2_s needs an importance matrix"):
         write.tasks([other], source, None)
+
+
+def test_thousands_of_tensors_in_many_files_need_few_open_files(tmp_path):
+    models.write_llama(tmp_path / "m.gguf", width=32, layers=300, split_max_tensors=20)
+    first = min(tmp_path.glob("m-*.gguf"))
+    header = ggufio.read_header(first)
+    seen = formats.Entry(np.ones((1, 32), np.float32), np.ones(1, np.float32))
+    inputs = {t.name: seen for t in header.tensors if t.shape[:2] == (32, 32)}
+    formats.write_gguf(tmp_path / "i.gguf", formats.Imatrix("text.txt", 12, 128, inputs))
+    assert (len(header.tensors), len(header.shards), len(inputs)) == (2702, 136, 1201)
+    with limits.few_files():
+        bench = Bench(tmp_path, first, tmp_path / "i.gguf")
+        bench.plan("x", "q4_0")
+        made, _ = bench.quantize("x")
+        os.unlink(tmp_path / "x.gguf")
+        assert bench.quantize("x") == (0, made) and made > 2000
+    assert len(ggufio.read_header(tmp_path / "x.gguf").tensors) == 2702
+
+
+def test_a_plan_of_many_nvfp4_weights_holds_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAPPED_ABOVE", 0)  # as large ones are, each with an open file
+    bench = Bench(tmp_path, models.write_llama(tmp_path / "m.gguf", width=64, layers=20))
+    bench.plan("x", "nvfp4")
+    with limits.few_files():
+        source = write.Source(bench.model, bench / "m.tsv")
+        todo = write.tasks(write.read_plan(bench / "x.tsv"), source, None)
+        assert sum(len(task.together) for task in todo) > 200
+        weight = todo[-1].together[0]
+        assert weight.data().nbytes == source.tensors[weight.name].bytes
 
 
 def split(bench: Bench, name: str, most: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import safetensors
 
 import checkpoints
+import limits
 from quantmill.checkpoint.safetensors import Checkpoint, Tensor, Writer, read_header
 from quantmill.errors import QuantmillError
 
@@ -136,3 +138,17 @@ def test_the_writer_notices_what_is_missing_or_too_long(tmp_path: Path) -> None:
         Writer(path, [Tensor("a", "U8", (2,), path)]) as writer,
     ):
         writer.put("a", np.zeros(3, np.uint8))
+
+
+def test_any_number_of_files_is_written_and_read_at_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{n}.safetensors" for n in range(200)]
+    with limits.few_files(), ExitStack() as stack:
+        writers = [stack.enter_context(Writer(file, [Tensor(file.stem, "U8", (4,), file)])) for file in files]
+        for n, writer in enumerate(writers):
+            writer.put(str(n), np.full(4, n, np.uint8))
+    index = {file.stem: file.name for file in files}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    with limits.few_files():
+        checkpoint = Checkpoint(tmp_path)
+        data = {name: checkpoint.data(tensor) for name, tensor in checkpoint.tensors.items()}
+    assert {name: values.tolist() for name, values in data.items()} == {str(n): [n] * 4 for n in range(200)}

@@ -6,11 +6,18 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import limits
+from quantmill import files
 from quantmill.measure import divergence, reference
 from quantmill.measure.reference import Values, compare, keep
+from quantmill.measure.score import cut, unit_key
+from quantmill.progress import Log
+from quantmill.store import Store
 from quantmill.versions import VERSIONS
 
 VOCABULARY = 2048
@@ -220,3 +227,16 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
             "1/nll": ("<f4", ()), "1/whole": ("<f4", (VOCABULARY,)),
         },
     ), "the kept form changed: raise its version in versions.py, then note both here"  # fmt: skip
+
+
+def test_predictions_that_the_store_has_are_not_all_held(
+    tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MAPPED_ABOVE", 0)  # as large ones are, each with an open file
+    source = divergence.Model(tmp_path / "none.gguf", {"engine": "e", "model": "m"})
+    parts, store = cut(np.arange(8 * 200).reshape(-1, 1)), Store(tmp_path)
+    for part in parts:
+        store.put(unit_key(reference.STAGE, part, source.identity), b"predictions")
+    with limits.few_files():
+        kept = divergence._references(source, parts, None, pool, store, Log())
+    assert (kept, store.reused) == ({}, 200)

@@ -159,6 +159,33 @@ def test_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     assert [entry.name for entry in small_disk.iterdir()] == ["x.gguf"]
 
 
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(QuantmillError, match=r"y\.txt: cannot be written"):
+        files.write_text(tmp_path / "x" / "y.txt", "text")
+
+
+@pytest.mark.parametrize("mapped_above", [0, 1 << 20])
+def test_a_part_of_a_file_read_or_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped_above: int
+) -> None:
+    monkeypatch.setattr(files, "_MAPPED_ABOVE", mapped_above)
+    path, data = tmp_path / "x", bytes(range(256)) * 40
+    path.write_bytes(data)
+    for offset, size in ((0, None), (0, 10), (5, 4096), (4096, 1), (9000, None), (10240, 0)):
+        found = files.part_of(path, offset, size)
+        assert found == (data[offset:] if size is None else data[offset : offset + size])
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        files.part_of(path)
+
+
+def test_a_part_past_the_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(100))
+    with pytest.raises(QuantmillError, match="x: has become shorter since its header was read"):
+        files.part_of(tmp_path / "x", 90, 11)
+
+
 def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(QuantmillError, match="x: cannot be written"):

@@ -97,6 +97,16 @@ def test_a_dry_run_in_parts_is_that_of_the_whole(tmp_path: Path, monkeypatch: py
         monkeypatch.undo()
 
 
+def test_the_files_of_a_dry_run_are_few_however_many_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headers, "PART", 2)
+    monkeypatch.setattr(headers, "_PARTS", 10)
+    header = read_source(shapes.qwen35(tmp_path / "qwen.gguf"))
+    with for_dry_run(header) as path:
+        assert len(read_header(path).shards) == len(list(path.parent.iterdir())) == 10
+
+
 def test_a_split_source_is_planned_as_the_whole(tmp_path: Path) -> None:
     whole = models.write_llama(tmp_path / "m.gguf", width=256, layers=8)
     models.write_llama(tmp_path / "s.gguf", width=256, layers=8, split_max_tensors=5)

@@ -1,9 +1,12 @@
 """What the quantizers are given of an importance matrix: the means, but for starved experts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from quantmill.model.imatrix import STARVED, Entry
+import limits
+from quantmill.model.imatrix import STARVED, Entry, Imatrix, read_gguf, write_gguf
 
 
 def entry(sums: list[list[float]], counts: list[float]) -> Entry:
@@ -32,3 +35,14 @@ def test_a_dense_tensor_and_experts_that_were_all_seen_are_as_llama_cpp_takes_th
 
 def test_where_no_expert_was_seen_nothing_is_made_up() -> None:
     assert entry([[0.0], [0.0]], [0, 0]).fed().mean().tolist() == [[1.0], [1.0]]
+
+
+def test_any_number_of_entries_holds_one_file_open(tmp_path: Path) -> None:
+    written = {f"blk.{n}.x.weight": entry([[n, 1.0, 2.0]], [n + 1]) for n in range(200)}
+    write_gguf(tmp_path / "i.gguf", Imatrix("d", 1, 8, written))
+    with limits.few_files():
+        read = read_gguf(tmp_path / "i.gguf").entries
+    assert read.keys() == written.keys()
+    for name, found in read.items():
+        assert np.array_equal(found.in_sum2, written[name].in_sum2)
+        assert np.array_equal(found.counts, written[name].counts)

@@ -106,6 +106,25 @@ def test_remembered_digest_is_believed(tmp_path: Path) -> None:
     assert memo.sha256(path) == "0" * 64
 
 
+@pytest.mark.parametrize("harm", ["no folder", "no text", "no file"])
+def test_notes_that_cannot_be_used_only_cost_time(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"one")
+    memo = spec.DigestMemo(tmp_path / "digests")
+    if harm == "no folder":
+        memo.folder.touch()
+    else:
+        memo.sha256(path)
+        (note,) = memo.folder.iterdir()
+        note.unlink()
+        if harm == "no text":
+            note.write_bytes(b"\xff" * 64)
+        else:
+            (note / "x").mkdir(parents=True)
+    for _ in range(2):
+        assert memo.sha256(path) == hashlib.sha256(b"one").hexdigest()
+
+
 def test_missing_file_and_folder_are_one_line(tmp_path: Path) -> None:
     memo = spec.DigestMemo(tmp_path / "digests")
     with pytest.raises(QuantmillError, match=r"none\.gguf: no such file; check the path"):

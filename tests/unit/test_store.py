@@ -1,12 +1,19 @@
 """The content-addressed store: found again, checked, capped, shared."""
 
 import os
+import resource
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import limits
+from quantmill.progress import Log
 from quantmill.store import Store
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"
@@ -143,3 +150,123 @@ def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     sizes = [path.stat().st_size for path in (tmp_path / "units").glob("*/*")]
     assert sum(sizes) <= 400_000 + 2 * 8100
     assert not list((tmp_path / "units").glob("*/.*"))
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may enter, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_another_user(folder: Path, code: str) -> tuple[list[str], list[str]]:
+    """What `code` prints and what is warned of, where it may not write to `store`, a Store in `folder`."""
+    folders = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    for path in folders:
+        path.chmod(path.stat().st_mode & 0o555)
+    imports = "import sys\nfrom pathlib import Path\nfrom quantmill.store import Store\n"
+    done = limits.without_rights(imports, f"store = Store(Path(sys.argv[1]), 1000)\n{code}", folder)
+    for path in folders:
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_units_of_another_user_are_used(shared: Path) -> None:
+    Store(shared).put("a" * 64, b"theirs")
+    code = "print(bytes(store.get_or_make('a' * 64, None)), store.reused)"
+    assert as_another_user(shared, code) == (["b'theirs' 1"], [])
+
+
+@pytest.mark.parametrize("harm", ["closed unit", "damaged unit", "closed folder", "no unit", "no folder"])
+def test_where_a_store_cannot_be_written_work_is_done_and_not_kept(shared: Path, harm: str) -> None:
+    store = Store(shared)
+    store.put("a" * 64, b"theirs")
+    path = unit_file(store, "a" * 64)
+    if harm == "closed unit":
+        path.chmod(0)
+    elif harm == "damaged unit":
+        path.write_bytes(b"damaged")
+    elif harm == "closed folder":
+        path.parent.chmod(0)
+    elif harm == "no unit":
+        path.unlink()
+    else:
+        shutil.rmtree(store.units)
+    code = """
+for _ in range(2):
+    print(bytes(store.get_or_make('a' * 64, lambda: b'ours')), store.made)
+"""
+    warning = (
+        f"warning: {shared}: the store cannot be written (Permission denied), finished work is not kept; "
+        "free some space, or give `store: {path}` another folder"
+    )
+    assert as_another_user(shared, code) == (["b'ours' 1", "b'ours' 2"], [warning])
+
+
+def test_a_file_in_the_place_of_the_store_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    store = Store(tmp_path / "store", log=Log(tmp_path / "log"))
+    for key in ("a" * 64, "b" * 64):
+        assert store.get_or_make(key, lambda: b"ours") == b"ours"
+    (line,) = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert line.startswith(f"warning: {tmp_path}/store: the store cannot be written (")
+
+
+def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a full disk: the limit on a file's size stops it in the middle."""
+    store = Store(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        assert store.get_or_make("a" * 64, lambda: bytes(1 << 20)) == bytes(1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "(File too large), finished work is not kept" in capsys.readouterr().err
+    assert list((store.units / "a").iterdir()) == []
+    assert store.get_or_make("a" * 64, lambda: b"now") == b"now"
+    assert store.get("a" * 64) == b"now"
+
+
+def test_what_may_not_be_deleted_stays_and_counts(shared: Path) -> None:
+    store = Store(shared)
+    store.put("a" * 64, bytes(900))
+    (store.units / "a").chmod(0o555)
+    (store.units / "b").mkdir(mode=0)
+    (store.units / "c").mkdir()
+    (store.units / "c").chmod(0o777)
+    code = """
+store = Store(Path(sys.argv[1]), 1000)
+store.put('c' * 64, bytes(500))
+print(sorted(path.name[0] for path in store.units.glob('?/?*')))
+"""
+    done = limits.without_rights(
+        "import sys\nfrom pathlib import Path\nfrom quantmill.store import Store\n", code, shared
+    )
+    for name in "ab":
+        (store.units / name).chmod(0o755)
+    assert (done.stdout, done.stderr) == ("['a']\n", "")
+
+
+def test_folders_and_units_follow_umask_and_group(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)
+    old = os.umask(0o002)
+    try:
+        store = Store(tmp_path / "store")
+        store.put("a" * 64, b"x")
+    finally:
+        os.umask(old)
+    unit = unit_file(store, "a" * 64)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (unit, unit.parent, store.units, store.folder)]
+    assert modes == [0o664, 0o2775, 0o2775, 0o2775]
+
+
+def test_any_number_of_small_units_is_held_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [Store.key("x", number) for number in range(200)]
+    for key in keys:
+        store.put(key, key.encode())
+    with limits.few_files():
+        assert [bytes(unit or b"").decode() for unit in [store.get(key) for key in keys]] == keys

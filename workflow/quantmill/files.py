@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -27,6 +28,28 @@ SNIFFED: Final = 1 << 20
 _NULS_OF_TEXT: Final = 0.01
 """The largest share of NUL bytes in what may be text of one byte a letter: of UTF-16 they are far more."""
 
+# Up to here reading is as fast as mapping, and each map holds an open file.
+_MAPPED_ABOVE = 1 << 20
+
+
+def part_of(path: Path, offset: int = 0, size: int | None = None) -> memoryview:
+    """`size` bytes of a file from `offset`, or all that follow: few are read, many are mapped and not copied.
+
+    A small part holds no file open, so that there may be any number of them. An
+    OSError is the caller's; a file that ends too early is a QuantmillError.
+    """
+    with path.open("rb") as file:
+        rest = os.fstat(file.fileno()).st_size - offset
+        size = rest if size is None else size
+        if size > rest:
+            raise QuantmillError("has become shorter since its header was read", path, "start again")
+        if size <= _MAPPED_ABOVE:
+            file.seek(offset)
+            return memoryview(file.read(size))
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_READ, offset=offset - before)
+        return memoryview(mapped)[before:]
+
 
 @contextmanager
 def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
@@ -34,7 +57,8 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
     Until then it is a hidden temporary file beside it; on an error it is
     removed and what stood under `path` stays. `durable` flushes to the disk
-    first. A full disk is a QuantmillError that names the file.
+    first. A full disk, or a folder that cannot be written to, is a QuantmillError
+    that names the file.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

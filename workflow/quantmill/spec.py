@@ -86,7 +86,8 @@ class DigestMemo:
 
     One small file per digest under `folder`, each written atomically, so that
     any number of processes can share it. It is what keeps parsing a workflow
-    over terabytes of models fast.
+    over terabytes of models fast. Where notes cannot be read or written, the
+    files are read again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,11 +100,13 @@ class DigestMemo:
         """
         try:
             note = self._note(path)
-            known = note.read_text("utf-8") if note.exists() else ""
-            if len(known) == 64:
-                return known
+            with suppress(OSError, ValueError):
+                known = note.read_text("utf-8")
+                if len(known) == 64:
+                    return known
             found = file_sha256(path)
-            self.remember(path, found)
+            with suppress(QuantmillError):
+                self.remember(path, found)
             return found
         except FileNotFoundError:
             raise QuantmillError("no such file", path, "check the path") from None
@@ -112,7 +115,6 @@ class DigestMemo:
 
     def remember(self, path: Path, sha256: str) -> None:
         """Note the digest of a file just written, to spare reading it again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._note(path), sha256.encode(), durable=False)
 
     def _note(self, path: Path) -> Path:

@@ -106,7 +106,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     found = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     facts = {key: config[key] for key in ("corpus", "chunks", "context")}
     write_json(args.activations, facts | {"largest": found})

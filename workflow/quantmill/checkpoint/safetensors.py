@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
+from quantmill.files import part_of, read_json
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -121,14 +121,15 @@ class Checkpoint:
                 raise QuantmillError(f"lacks {name}, which {INDEX} places there", folder / shard, _CURE)
 
     def data(self, tensor: Tensor) -> Bytes:
-        """A tensor's bytes, by a memory map of its own: its pages go with it."""
-        if not tensor.bytes:
-            return np.empty(0, np.uint8)
-        return np.memmap(tensor.file, np.uint8, "r", tensor.offset, tensor.bytes)
+        """A tensor's bytes; of a large one by a memory map of its own: its pages go with it."""
+        return np.frombuffer(part_of(tensor.file, tensor.offset, tensor.bytes), np.uint8)
 
 
 class Writer:
-    """A new file whose tensors are known before their data: the header first, then each in any order."""
+    """A new file whose tensors are known before their data: the header first, then each in any order.
+
+    Between its tensors it is closed: a checkpoint may have a thousand of them.
+    """
 
     def __init__(self, path: Path, tensors: list[Tensor]) -> None:
         # Widest elements first, as the reference library lays them out: so each is aligned.
@@ -143,26 +144,26 @@ class Writer:
             }  # fmt: skip
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text = text.ljust(-(-len(text) // 8) * 8)
-        self._data = 8 + len(text)
-        self._file = path.open("xb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._file.truncate(self._data + end)
+        self._path, self._data = path, 8 + len(text)
+        with path.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(self._data + end)
 
     def put(self, name: str, data: npt.NDArray[Any]) -> None:
         """Write the data of one tensor: an array of exactly its bytes."""
         start, end = self._places.pop(name)
         if data.nbytes != end - start:
             raise ValueError(f"{name}: {data.nbytes} bytes for a place of {end - start}")
-        self._file.seek(self._data + start)
-        self._file.write(np.ascontiguousarray(data).data)
+        with self._path.open("r+b") as file:
+            file.seek(self._data + start)
+            file.write(np.ascontiguousarray(data).data)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                if self._places:
-                    raise ValueError(f"never written: {min(self._places)}")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+        if kind is None:
+            if self._places:
+                raise ValueError(f"never written: {min(self._places)}")
+            with self._path.open("r+b") as file:
+                os.fsync(file.fileno())

@@ -120,7 +120,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if trained is not None and most > trained:
         what = f"{most} tokens of prompt and answer pass the model's context of {trained}"
         raise QuantmillError(what, "bench.humaneval.max_tokens", f"lower it by {most - trained}")
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
     settings = {name: config[name] for name in ("max_tokens", "stop", "parallel")}
     answers = generated(STAGE, args.model, prompts, settings, identity=identity, threads=args.threads,

@@ -190,7 +190,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config, facts = args.spec["config"], read_json(args.facts)
     log.path = log.path and log.path.resolve()
     model, out = args.model.resolve(), args.out.resolve()
-    store = Store(args.store.resolve(), args.store_max)
+    store = Store(args.store.resolve(), args.store_max, log)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
     context = min(config["context"], trained_context(model) or config["context"])
     with ExitStack() as stack:

@@ -76,7 +76,9 @@ def measure(
         def make(part: Tokens) -> bytes:
             start = time.monotonic()
             key = unit_key(reference.STAGE, part, source.identity)
-            stored = store.get(key) if itself else kept.pop(key, None) or predicted([part])[key]
+            stored = kept.pop(key, None) or store.get(key)
+            if stored is None and not itself:  # evicted since
+                stored = predicted([part])[key]
             pieces = [] if stored is None else reference.from_bytes(stored)
             _check_vocabulary(loaded(), pieces, model.path)
             found: list[Values] = []
@@ -106,7 +108,7 @@ def _references(
     source: Model, parts: list[Tokens], load: Load, pool: ThreadPoolExecutor,
     store: Store, log: Log,
 ) -> dict[str, bytes | memoryview]:  # fmt: skip
-    """The source's predictions of each part, by their keys; those that the store lacks are made."""
+    """Make the source's predictions of those parts for which the store has none; these by their keys."""
     with ExitStack() as stack:
 
         @cache
@@ -121,10 +123,13 @@ def _references(
                     pieces.append(_kept(logits, targets, pool, source.path))
             return reference.to_bytes(pieces)
 
-        keys = [unit_key(reference.STAGE, part, source.identity) for part in parts]
-        return {
-            key: store.get_or_make(key, partial(make, part)) for key, part in zip(keys, parts, strict=True)
-        }
+        kept = {}
+        for part in parts:
+            key, made = unit_key(reference.STAGE, part, source.identity), store.made
+            payload = store.get_or_make(key, partial(make, part))
+            if store.made > made:  # what was found is got again in its turn: held, each may hold a file open
+                kept[key] = payload
+        return kept
 
 
 def _kept(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Path) -> Reference:
@@ -234,7 +239,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     ours, theirs = read_json(args.facts)["sha256"], read_json(args.reference_facts)["sha256"]
     model = Model(args.model, {"engine": engine, "model": ours})
     source = Model(args.reference, {"engine": engine, "model": theirs})
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     values, seconds = measure(model, source, chunks, threads=args.threads, store=store, log=log)
     written = {
         "corpus": config["corpus"],

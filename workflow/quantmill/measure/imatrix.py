@@ -141,7 +141,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     chunks = load_chunks(args.corpus, config)
     header = ggufio.read_header(args.model)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     shard = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     found = entries(shard, {tensor.name for tensor in header.tensors})
     broken = [name for name, entry in found.items() if not np.isfinite(entry.in_sum2).all()]

@@ -85,7 +85,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     chunks = load_chunks(args.corpus, config)
     facts = read_json(args.facts)
     identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     nll, seconds = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     if not np.isfinite(nll).all():
         cure = "the file is damaged, or its types are too small for it"

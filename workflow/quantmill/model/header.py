@@ -34,7 +34,9 @@ from quantmill.model.types import known, named, tensor_bytes
 
 FACTS: Final = "model.json"
 PART: Final = 1000
-"""Most tensors of a file for the dry run."""
+"""Most tensors of a file for the dry run, as long as these are no more than `_PARTS` files."""
+
+_PARTS: Final = 100  # llama.cpp holds them all open
 
 _U16, _I32, _F32, _BOOL = 2, 5, 6, 7
 _FILLER: Final = "quantmill.filler"
@@ -95,7 +97,8 @@ def for_dry_run(header: Header) -> Iterator[Path]:
         return
     by_name = {tensor.name: tensor for tensor in header.tensors}
     names = llama_order(by_name)
-    parts = [names[at : at + PART] for at in range(0, len(names), PART)]
+    most = max(PART, -(-len(names) // _PARTS))
+    parts = [names[at : at + most] for at in range(0, len(names), most)]
     kv = {key: value for key, value in header.kv.items() if not key.startswith("split.")}
     kv.pop("general.alignment", None)
     with TemporaryDirectory(prefix="quantmill-") as folder:

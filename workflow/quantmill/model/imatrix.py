@@ -130,15 +130,16 @@ def _calls(entry: Entry, context: int) -> int:
 def read_gguf(path: Path) -> Imatrix:
     """Read the GGUF form. QuantmillError where it is no importance matrix."""
     header = ggufio.read_header(path)
+    file = np.memmap(path, np.uint8, "r")  # one map: each would hold a file open
     if header.value("general.type") != "imatrix":
         raise QuantmillError("is a GGUF, but no importance matrix", path, "make it with llama-imatrix")
     arrays = {}
     for tensor in header.tensors:
         columns, rows = (*tensor.shape, 1)[:2]
-        data = np.memmap(path, "<f4", "r", tensor.offset, (rows, columns)) if rows * columns else None
-        if tensor.type != "f32" or data is None:
+        if tensor.type != "f32" or not rows * columns:
             raise QuantmillError(f"{tensor.name} is not f32 values", path, "make the file again")
-        arrays[tensor.name] = data
+        values = np.frombuffer(file, "<f4", rows * columns, tensor.offset)
+        arrays[tensor.name] = values.reshape(rows, columns)
     sums = [name.removesuffix(".in_sum2") for name in arrays if name.endswith(".in_sum2")]
     entries = {}
     for name in sums:

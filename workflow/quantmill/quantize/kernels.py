@@ -115,7 +115,7 @@ class Quantizer:
         scales = nvfp4.scales([self._largest_of(weight) for weight in task.together])
         if task.type == "f32":
             return scales.view(np.uint8)
-        weight = nvfp4.Weight(task.name, task.sha256, task.source_type, task.shape, source)
+        weight = nvfp4.Weight(task.name, task.sha256, task.source_type, task.shape, lambda: source)
         return nvfp4.quantize(weight, scales, self._workers, self.threads)
 
     def _largest_of(self, weight: nvfp4.Weight) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ same arithmetic as checkpoints are, not by ggml's, which knows no second scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -26,13 +26,16 @@ _PLAIN = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of the source: `sha256` is of its data, `shape` has the row's width first."""
+    """A weight of the source: `sha256` is of its data, `shape` has the row's width first.
+
+    `data` gets its bytes: a plan's weights are all listed, and few of them held at once.
+    """
 
     name: str
     sha256: str
     type: str
     shape: tuple[int, ...]
-    data: Bytes
+    data: Callable[[], Bytes]
 
 
 def largest(weight: Weight, pool: Executor, threads: int) -> Floats:
@@ -59,7 +62,7 @@ def quantize(weight: Weight, scales: Floats, pool: Executor, threads: int) -> By
 def _matrices(weight: Weight, pool: Executor, threads: int) -> Iterator[tuple[values.Bits, str]]:
     """Each matrix [rows, columns] as bits, with its dtype; of a quantized source as float32."""
     columns, rows, matrices = weight.shape[0], weight.shape[1], math.prod(weight.shape[2:])
-    for data in np.split(weight.data, matrices):
+    for data in np.split(weight.data(), matrices):
         kind = weight.type
         if kind not in _PLAIN:
             shape = columns, rows

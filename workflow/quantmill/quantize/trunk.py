@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
-from quantmill.files import writing
+from quantmill.files import part_of, writing
 from quantmill.model.ggufio import (
     ARRAY,
     Header,
@@ -55,12 +53,11 @@ def evaluable(path: Path) -> Iterator[Path]:
 def _write(header: Header, kept: int, copy: Path) -> None:
     """The first `kept` layers, and what stands outside the layers."""
     tensors = [tensor for tensor in header.tensors if layer_of(tensor.name) < kept]
-    maps = [np.memmap(shard, np.uint8, "r") for shard in header.shards]
     listed = [(tensor.name, tensor.type_id, tensor.shape) for tensor in tensors]
     with writing(copy, durable=False) as file:
         file.write(serialize(_kv(header, kept), listed))
         for tensor in tensors:
-            file.write(maps[tensor.shard][tensor.offset : tensor.offset + tensor.bytes].data)
+            file.write(part_of(header.shards[tensor.shard], tensor.offset, tensor.bytes))
             file.write(bytes(padded(tensor.bytes) - tensor.bytes))
 
 

@@ -22,7 +22,7 @@ from quantmill import spec as specs
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
-from quantmill.files import building, read_json, read_table, write_json, writing
+from quantmill.files import building, part_of, read_json, read_table, write_json, writing
 from quantmill.model import ggufio, types
 from quantmill.model.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.nvfp4.gguf import together, weights_only
@@ -39,7 +39,7 @@ _AHEAD_BYTES = 32 << 20
 
 
 class Source:
-    """The source's tensors: the table of its header, the digests of its manifest, its data by memory map."""
+    """The source's tensors: the table of its header, the digests of its manifest, its data when asked for."""
 
     def __init__(self, path: Path, manifest: Path) -> None:
         self.header = ggufio.read_header(path)
@@ -49,19 +49,18 @@ class Source:
             raise QuantmillError(
                 f"lists other tensors than {path.name}", manifest, "delete it to have it made again"
             )
-        self._maps = [np.memmap(shard, np.uint8, "r") for shard in self.header.shards]
 
     def weight(self, name: str) -> Weight:
         """A tensor, to be quantized to nvfp4 with others."""
         tensor = self.tensors[name]
-        return Weight(name, self.sha256[name], tensor.type, tensor.shape, self.data(name))
+        return Weight(name, self.sha256[name], tensor.type, tensor.shape, partial(self.data, name))
 
     def data(self, name: str) -> Bytes:
         """A tensor's bytes; none of a second scale that the source has not."""
         if name not in self.tensors:
             return np.empty(0, np.uint8)
         tensor = self.tensors[name]
-        return self._maps[tensor.shard][tensor.offset : tensor.offset + tensor.bytes]
+        return np.frombuffer(part_of(self.header.shards[tensor.shard], tensor.offset, tensor.bytes), np.uint8)
 
 
 def tasks(
@@ -228,7 +227,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     most = spec["config"].get("split")
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,

@@ -179,7 +179,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     mixture = presets.mixture(source.header, presets.resolve("Q8_0"), imatrix=imatrix is not None)
     todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max)
+    store = Store(args.store, args.store_max, log)
     with (
         ThreadPoolExecutor(args.threads) as pool,
         Quantizer(args.spec["engine"], store, args.threads) as quantizer,
