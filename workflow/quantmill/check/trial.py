@@ -54,7 +54,7 @@ def warnings(said: Iterable[str]) -> list[str]:
     lines: list[str] = []
     for text in (" ".join(_PREFIX.sub("", line).split()) for line in said):
         if lines and re.fullmatch(r"[^a-z]*[A-Z][^a-z]*", text):
-            lines[-1] += f". {text}"
+            lines[-1] += f" {text}" if lines[-1].endswith("!") else f". {text}"
         elif re.search(r"\w", text):
             lines.append(text)
     alike: dict[str, list[str]] = {}
