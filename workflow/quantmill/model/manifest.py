@@ -164,8 +164,8 @@ class _Broken:
         if self._count and self._tensor is not None:
             what = "values" if self._tensor.type in _INFINITY else "blocks"
             raise QuantmillError(
-                f"{self._count:,} of the {self._seen:,} {what} of {self._tensor.name} are NaN or infinite, the"
-                f" first at {self._first:,}", path,
+                f"{self._count:,} of the {self._seen:,} {what} of {self._tensor.name} are NaN or infinite,"
+                f" the first at {self._first:,}", path,
                 "the file is damaged: download it again, or convert it anew",
             )  # fmt: skip
 
