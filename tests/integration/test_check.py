@@ -47,8 +47,8 @@ def quantize(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     assert planned.returncode == 0, planned.stderr
     return stage(
         "quantize.write", {"imatrix": None}, "--model", source, "--manifest", at["m.tsv"], "--plan",
-        at["p.tsv"], "--report", at["p.json"], "--gguf", at["q.gguf"], "--facts", at["q.json"], "--store", at["store"],
-        "--log", folder / "log",
+        at["p.tsv"], "--report", at["p.json"], "--gguf", at["q.gguf"], "--facts", at["q.json"],
+        "--store", at["store"], "--log", folder / "log",
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ rule check_source:
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: check_spec(w.model),
+        spec=lambda w: argument(check_spec(w.model)),
     message:
         "{wildcards.model}: checking that llama.cpp loads the source"
     shell:

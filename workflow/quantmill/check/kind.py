@@ -54,7 +54,7 @@ KINDS: Final = {kind.name: kind for kind in (
          answers="logits"),
     Kind("text-encoder", "the encoder of an encoder-decoder model", "it predicts no next token, and "
          "llama.cpp collects no importance values of it", answers="embeddings"),
-    Kind("vocoder", "a vocoder", "it makes sound of codes", answers="embeddings"),
+    Kind("speech", "a model of speech", "it predicts sound and no text"),
     Kind("draft", "a draft model", "it only works beside the model that it drafts for"),
     Kind("projector", "a multimodal projector", "it only works beside a language model", loads=False),
     Kind("adapter", "a LoRA adapter", loads=False,
@@ -75,7 +75,7 @@ _ARCHITECTURES: Final = {
     **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), "draft"),
     "t5": "encoder-decoder",
     "t5encoder": "text-encoder",
-    "wavtokenizer-dec": "vocoder",
+    **dict.fromkeys(("wavtokenizer-dec", "pockettts"), "speech"),
     "clip": "projector",
 }  # fmt: skip
 _TYPES: Final = {"adapter": "adapter", "mmproj": "projector", "imatrix": "imatrix", "vocab": "vocabulary"}
