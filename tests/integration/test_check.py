@@ -80,6 +80,17 @@ def test_a_source_that_does_not_load_is_refused_before_anything_is_made(
     assert not (tmp_path / "check.json").exists()
 
 
+def test_what_a_fetched_source_cannot_have_is_refused_by_its_check(tmp_path: Path) -> None:
+    """Where the config was read the file was not there yet."""
+    asked = {"file": "c.yaml", "models": {"m": [["imatrix", "imatrix", 32], ["bench.kld", "bench.kld", 32]]}}
+    refused = stage(
+        "check.source", {"model": "m"}, "--model", models.write_bert(tmp_path / "m.gguf"),
+        "--asked", json.dumps(asked), "--out", tmp_path / "check.json",
+    )  # fmt: skip
+    assert refused.returncode == 1 and not (tmp_path / "check.json").exists()
+    assert refused.stderr.startswith("error: c.yaml: bench.kld: m is an embedding model")
+
+
 def test_values_that_come_to_nothing_are_an_error(tmp_path: Path) -> None:
     data = bytearray(LLAMA.read_bytes())
     tensor = next(t for t in read_header(LLAMA).tensors if t.name == "output_norm.weight")

@@ -79,6 +79,7 @@ _ARCHITECTURES: Final = {
     "clip": "projector",
 }  # fmt: skip
 _TYPES: Final = {"adapter": "adapter", "mmproj": "projector", "imatrix": "imatrix", "vocab": "vocabulary"}
+_POOLED: Final = (1, 2, 3)  # LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST
 _RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
 
 _TEXT: Final = frozenset(
@@ -93,10 +94,10 @@ def kind_of(header: Header) -> Kind:
     named = _TYPES.get(str(header.value("general.type", "model"))) or _ARCHITECTURES.get(arch)
     if named is None and not header.tensors:
         named = "vocabulary"
-    pooling = int(header.value(f"{arch}.pooling_type", 0))
+    pooling = header.value(f"{arch}.pooling_type", 0)
     if named in (None, "encoder") and pooling == _RANK:
         return KINDS["reranker"]
-    if named is None and (pooling > 0 or header.value(f"{arch}.attention.causal", True) is False):
+    if named is None and (pooling in _POOLED or header.value(f"{arch}.attention.causal", True) is False):
         return KINDS["encoder"]
     return KINDS[named or "decoder"]
 
@@ -128,7 +129,7 @@ def refuse(header: Header, model: str, asked: Iterable[Asked], where: str) -> No
         cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
         raise QuantmillError(f"{words}: {kind.why}", f"{where}: {wrong[0].place}", cure)
     _refuse_without_tokenizer(header, model, asked, where)
-    positions = next((t.shape[1] for t in header.tensors if t.name == "position_embd.weight"), None)
+    positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
     for one in asked:
         if positions is not None and one.context > positions:
             what = f"{one.context} tokens, and {model} has {positions} positions"
@@ -136,7 +137,7 @@ def refuse(header: Header, model: str, asked: Iterable[Asked], where: str) -> No
 
 
 def _refuse_without_tokenizer(header: Header, model: str, asked: list[Asked], where: str) -> None:
-    if header.value("tokenizer.ggml.model") != "none" or header.data == "none":
+    if header.value("tokenizer.ggml.model") != "none":
         return
     for one in asked:
         if one.field in _TEXT:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantmill import command
 from quantmill import spec as specs
 from quantmill.check import trial
-from quantmill.check.kind import Kind, kind_of
+from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
@@ -32,7 +32,7 @@ from quantmill.progress import Log, Progress
 from quantmill.quantize import split
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
-from quantmill.quantize.trunk import evaluable
+from quantmill.quantize.trunk import has_drafts
 from quantmill.recipe.table import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.store import Store
 
@@ -233,26 +233,29 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
         raise QuantmillError(what, largest.name, "use a larger machine")
 
 
-def how_tried(kind: Kind, engine: str) -> str:
-    """How far a written file can be tried: `answered`, `loaded`, or `read` where no engine loads its kind."""
-    if not kind.loads:
+def how_tried(header: ggufio.Header, engine: str) -> str:
+    """How far a file of the model can be tried: `answered`, `loaded`, or `read` where its engine loads no such
+    file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
+    """
+    kind = kind_of(header)
+    if not kind.loads or (engine == "ik" and has_drafts(header)):
         return "read"
     return "answered" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
 
 
-def try_out(path: Path, kind: Kind, recipe: str, threads: int) -> None:
-    """Load a written file in this process's engine and have it answer, as far as its kind can.
+def try_out(path: Path, header: ggufio.Header, recipe: str, threads: int) -> None:
+    """Load a written file of the model in this process's engine and have it answer, as far as it can.
 
     QuantmillError, with the engine's own words, where it does not.
     """
     engine = library.in_use()
-    how = how_tried(kind, engine)
+    how = how_tried(header, engine)
     if how == "read":
-        ggufio.read_header(path)
+        ggufio.read_header(path, data=False)
         return
+    answers = kind_of(header).answers if how == "answered" else ""
     try:
-        with evaluable(path) as file:
-            trial.file(file, kind.answers if how == "answered" else "", engine=engine, threads=threads)
+        trial.file(path, answers, engine=engine, threads=threads)
     except QuantmillError as error:
         raise QuantmillError(
             f"its file was written and does not work ({error})", f"recipe {recipe}",
@@ -282,8 +285,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max)
     most = spec["config"].get("split")
-    kind = kind_of(source.header)
-    tried = partial(try_out, kind=kind, recipe=args.plan.stem, threads=args.threads)
+    tried = partial(try_out, header=source.header, recipe=args.plan.stem, threads=args.threads)
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
@@ -295,7 +297,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         else:
             files = split.files(args.gguf.name, kv, rows, most)
             facts = write_parts(args.gguf, files, tensors, progress, tried)
-    facts |= {"tensors": len(rows), "tried": how_tried(kind, engine)}
+    facts |= {"tensors": len(rows), "tried": how_tried(source.header, engine)}
     write_json(args.facts, facts | library.marked())
     log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 
