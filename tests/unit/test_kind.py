@@ -15,6 +15,7 @@ from quantmill.check.kind import Asked, kind_of, refuse
 from quantmill.errors import QuantmillError
 from quantmill.model.ggufio import ARRAY, Header, Tensor, Value, encode_string, encode_u32
 from quantmill.model.header import hyperparameters, not_finite
+from quantmill.quantize.write import how_tried
 
 DATA = Path(__file__).parents[1] / "data"
 FALSE: Value = (7, b"\0")
@@ -59,6 +60,22 @@ def test_the_kind_is_told_from_the_metadata(made: Header, name: str) -> None:
 def test_only_language_models_are_measured_by_the_next_token() -> None:
     assert {name for name, each in kind.KINDS.items() if each.predicts} == {"decoder"}
     assert all(each.why or each.refused or each.predicts for each in kind.KINDS.values())
+
+
+@pytest.mark.parametrize(
+    ("made", "engine", "how"),
+    [
+        (header(), "mainline", "answered"),
+        (header(), "ik", "answered"),
+        (header("bert"), "mainline", "answered"),
+        (header("bert"), "ik", "loaded"),
+        (header("eagle3"), "mainline", "loaded"),
+        (header("clip"), "mainline", "read"),
+        (header(llama__block_count=encode_u32(3), llama__nextn_predict_layers=encode_u32(1)), "ik", "read"),
+    ],
+)  # fmt: skip
+def test_how_far_a_written_file_can_be_tried(made: Header, engine: str, how: str) -> None:
+    assert how_tried(made, engine) == how
 
 
 KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.imatrix", 512)

@@ -234,8 +234,8 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
 
 
 def how_tried(header: ggufio.Header, engine: str) -> str:
-    """How far a file of the model can be tried: `answered`, `loaded`, or `read` where its engine loads no such
-    file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
+    """How far a file of the model can be tried: `answered`, `loaded`, or `read` where its engine loads no
+    such file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
     """
     kind = kind_of(header)
     if not kind.loads or (engine == "ik" and has_drafts(header)):
