@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from quantmill.measure import divergence, reference
+from quantmill.errors import QuantmillError
+from quantmill.measure import divergence, reference, score
 from quantmill.measure.reference import Values, compare, keep
 from quantmill.versions import VERSIONS
 
@@ -220,3 +221,8 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
             "1/nll": ("<f4", ()), "1/whole": ("<f4", (VOCABULARY,)),
         },
     ), "the kept form changed: raise its version in versions.py, then note both here"  # fmt: skip
+
+
+def test_predictions_that_are_not_finite_have_no_perplexity() -> None:
+    with pytest.raises(QuantmillError, match="predictions are NaN or infinite"):
+        score.perplexity(np.array([1.0, np.nan, 2.0], np.float32))

@@ -204,8 +204,13 @@ def perplexity(values: NDArray[np.float32]) -> dict[str, float]:
     """Perplexity of the nll of n tokens, and its error.
 
     exp(m) and exp(m) * sqrt((mean of squares - m^2) / (n - 1)), with m the mean
-    nll, as llama-perplexity prints them.
+    nll, as llama-perplexity prints them. QuantmillError where a prediction is not finite.
     """
+    if not np.isfinite(values).all():
+        raise QuantmillError(
+            "the model's predictions are NaN or infinite",
+            cure="it is damaged, or overflows: take another file of it",
+        )
     nats = values.astype(np.float64)
     mean = float(nats.mean())
     variance = max(0.0, float((nats**2).mean()) - mean**2)
