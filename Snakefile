@@ -30,6 +30,7 @@ rule cards:
 
 rule quants:
     input:
+        every(checks_of),
         every(quants_of),
 
 
@@ -45,11 +46,13 @@ rule checkpoints:
 
 rule imatrices:
     input:
+        every(checks_of),
         every(imatrices_of),
 
 
 rule sensitivities:
     input:
+        every(checks_of),
         every(sensitivities_of),
 
 

@@ -58,3 +58,105 @@ def write_coarse(source: Path, path: Path) -> Path:
             data[start : start + 2 * count] = (bits & 0xFF80).tobytes()
     path.write_bytes(data)
     return path
+
+
+def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 64) -> Path:
+    """A BERT of random weights with a vocabulary of a few letters, which predicts no next token."""
+    writer = gguf.GGUFWriter(path, "bert")
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefgh",
+        *(f"\u2581{letter}" for letter in "abcdefgh"),
+    ]
+    writer.add_block_count(layers)
+    writer.add_context_length(context)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_token_type_count(2)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 5 + [1] * (len(tokens) - 5))
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_eos_token_id(3)
+    writer.add_mask_token_id(4)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (len(tokens), width), "position_embd.weight": (context, width),
+        "token_types.weight": (2, width),
+        "token_embd_norm.weight": (width,), "token_embd_norm.bias": (width,),
+    }  # fmt: skip
+    for block in (f"blk.{layer}" for layer in range(layers)):
+        square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "output")]
+        for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:
+            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (rows,)}
+        for name in ("attn_output_norm", "layer_output_norm"):
+            shapes |= {f"{block}.{name}.weight": (width,), f"{block}.{name}.bias": (width,)}
+    return _filled(writer, shapes)
+
+
+def write_t5(path: Path, *, width: int = 64) -> Path:
+    """A T5 of random weights, a layer on each side, with a vocabulary of a few letters."""
+    writer = gguf.GGUFWriter(path, "t5")
+    tokens = ["<pad>", "</s>", "<unk>", *"abcdefgh", *(f"\u2581{letter}" for letter in "abcdefgh")]
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(4)
+    writer.add_key_length(width // 4)
+    writer.add_value_length(width // 4)
+    writer.add_layer_norm_eps(1e-6)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_relative_attn_buckets_count(32)
+    writer.add_decoder_start_token_id(0)
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    writer.add_token_types([3, 3, 2] + [1] * (len(tokens) - 3))
+    writer.add_eos_token_id(1)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (len(tokens), width),
+        "output.weight": (len(tokens), width),
+    }
+    for side, attentions in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
+        block = f"{side}.blk.0"
+        shapes |= {f"{side}.output_norm.weight": (width,), f"{block}.ffn_norm.weight": (width,)}
+        shapes |= {f"{block}.attn_rel_b.weight": (32, 4)}
+        for attention in attentions:
+            shapes |= {f"{block}.{attention}_{x}.weight": (width, width) for x in ("q", "k", "v", "o")}
+            shapes |= {f"{block}.{attention}_norm.weight": (width,)}
+        shapes |= {f"{block}.ffn_{x}.weight": (2 * width, width) for x in ("gate", "up")}
+        shapes |= {f"{block}.ffn_down.weight": (width, 2 * width)}
+    return _filled(writer, shapes)
+
+
+def _filled(writer: gguf.GGUFWriter, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """Random values for all tensors, f16 for the layers' matrices; written to the writer's own path."""
+    random = np.random.default_rng(1)
+    for name, shape in shapes.items():
+        plain = len(shape) < 2 or "blk." not in name or "rel_b" in name
+        data = np.ones(shape) if name.endswith("norm.weight") else 0.05 * random.standard_normal(shape)
+        writer.add_tensor(name, data.astype(np.float32 if plain else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(writer.path)
+
+
+def renamed(source: Path, path: Path, old: str, new: str) -> Path:
+    """A GGUF in which one tensor has another name of the same length."""
+    data = source.read_bytes()
+    assert len(old) == len(new) and data.count(old.encode()) == 1
+    path.write_bytes(data.replace(old.encode(), new.encode()))
+    return path

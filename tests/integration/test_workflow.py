@@ -123,7 +123,8 @@ def test_a_second_config_replaces_the_first(house: House) -> None:
     house.configure(other, "other.yaml")
     due = house.due("--configfile=other.yaml")
     assert due == {
-        "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0", CARD
+        "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
+        "quantize Q8_0", CARD,
     }  # fmt: skip
     assert "results/tiny" not in house.run("-n", "--configfile=other.yaml").stdout
     # Single values still override the default config.

@@ -119,8 +119,8 @@ def test_beside_a_gguf_both_are_made(house: House) -> None:
     )
     due = house.due()
     assert due == EXPORT | {
-        "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0",
-        "write_card",
+        "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
+        "quantize Q8_0", "write_card",
     }  # fmt: skip
     assert house.due("checkpoints") == EXPORT
 
@@ -152,7 +152,7 @@ def test_the_example_is_what_the_tests_make_and_builds(house: House, tmp_path: P
 
 GGUF = {"source": {"checkpoint": "a folder"}, "recipes": ["Q8_0"]}
 CONVERT = "convert_checkpoint"
-HEADER = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory"}
+HEADER = {"check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory"}
 REST = HEADER | {"quantize Q8_0", "write_card"}
 
 

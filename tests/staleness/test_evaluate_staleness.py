@@ -15,6 +15,10 @@ from house import ROOT, House
 CODE = {"evaluate_code source", "evaluate_code Q8_0"}
 TASKS = {"evaluate_tasks source", "evaluate_tasks Q8_0"}
 CARD = {"write_card"}
+REST = {
+    "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
+    "quantize Q8_0",
+}  # fmt: skip
 HUMANEVAL = {"problems": "problems.jsonl", "max_tokens": 4, "limit": 2, "accept_unsandboxed": True}
 TASK = {"names": ["everyday"], "include": "tasks", "limit": 2, "context": 256}
 
@@ -70,8 +74,7 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
 
 def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
     configure(house, humaneval=HUMANEVAL)
-    made = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0"}
-    assert due(house) == made | CODE | CARD
+    assert due(house) == REST | CODE | CARD
     house.run()
     samples = house.result("bench/Q8_0/humaneval.jsonl").read_text("utf-8")
     assert samples.count("\n") == 2 and house.result("bench/source/humaneval.json").is_file()
@@ -113,8 +116,7 @@ def test_tasks_are_made_again_when_they_must(house: House, tmp_path: Path) -> No
     if find_spec("lm_eval") is None:
         pytest.skip("no lm-eval")
     configure(house, tasks=TASK)
-    rest = {"list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory", "quantize Q8_0"}
-    assert due(house) - rest == TASKS | CARD
+    assert due(house) - REST == TASKS | CARD
     house.run()
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         "nothing": (lambda h: None, set()),

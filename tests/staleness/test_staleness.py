@@ -9,6 +9,7 @@ import pytest
 
 from house import House
 
+CHECKED = {"check_source"}
 LISTED = {"list_tensors"}
 MEMORY = {"tabulate_memory"}
 PLANS = {"plan_types Q8_0", "plan_types mix"} | MEMORY
@@ -24,7 +25,7 @@ SPEEDS = {f"measure_speed {row}" for row in ("source", "Q8_0", "mix")}
 SOURCE = {"measure_divergence source", "measure_perplexity source", "measure_speed source"}
 BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
-ALL = LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
+ALL = CHECKED | LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
 MIX = {
     "render_recipe mix", "plan_types mix", "tabulate_memory", "quantize mix",
     "measure_divergence mix", "measure_perplexity mix", "measure_speed mix",
@@ -212,7 +213,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
     "the version of a stage": (
-        edit(VERSIONS, '"quantize.write": 2', '"quantize.write": 9'),
+        edit(VERSIONS, '"quantize.write": 3', '"quantize.write": 9'),
         QUANTS | BENCH - SOURCE | CARD,
     ),
     "every file touched": (touch, set()),

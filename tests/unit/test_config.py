@@ -233,6 +233,10 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "models.m.bench.kld.corpus: no corpus named held_out; did you mean held-out?",
     ),
     (
+        put("imatrix", {"corpus": "calibration", "chunks": 4, "context": 15}),
+        "imatrix.context: inputs of under 16 tokens enter no imatrix; give 16 or more",
+    ),
+    (
         put("bench.kld", {"corpus": "held-out", "chunks": 4, "context": 256}),
         "bench.perplexity.context: held-out is cut to chunks of 256 elsewhere under bench",
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 
 import limits
 from quantmill import files
-from quantmill.measure import divergence, reference
+from quantmill.errors import QuantmillError
+from quantmill.measure import divergence, reference, score
 from quantmill.measure.reference import Values, compare, keep
 from quantmill.measure.score import cut, unit_key
 from quantmill.progress import Log
@@ -240,3 +240,8 @@ def test_predictions_that_the_store_has_are_not_all_held(
     with limits.few_files():
         kept = divergence._references(source, parts, None, pool, store, Log())
     assert (kept, store.reused) == ({}, 200)
+
+
+def test_predictions_that_are_not_finite_have_no_perplexity() -> None:
+    with pytest.raises(QuantmillError, match="predictions are NaN or infinite"):
+        score.perplexity(np.array([1.0, np.nan, 2.0], np.float32))

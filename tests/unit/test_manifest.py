@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import models
+from quantmill.engine import ggml
 from quantmill.files import read_json, read_table
-from quantmill.model import manifest
+from quantmill.model import manifest, types
 from quantmill.model.ggufio import read_header
 
 MOE = Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
@@ -78,3 +80,51 @@ def test_a_truncated_source_is_refused_and_nothing_written(tmp_path: Path) -> No
     assert "truncated: 100,000 of" in done.stderr
     assert not (tmp_path / "manifest.tsv").exists()
     assert not (tmp_path / "model.json").exists()
+
+
+@pytest.mark.parametrize(("name", "infinity"), [("f32", 0x7F800000), ("f16", 0x7C00), ("bf16", 0x7F80)])
+def test_whatever_is_no_finite_float_is_found(name: str, infinity: int) -> None:
+    width = {"f32": 4}.get(name, 2)
+    values = np.zeros(1000, f"<u{width}")
+    sign = 1 << (8 * width - 1)
+    values[::2], values[1::2] = infinity - 1, sign | (infinity - 1)  # the largest of either sign
+    assert not manifest.non_finite(name, values.tobytes()).size
+    for place, bits in ((3, infinity), (500, sign | infinity), (999, infinity + 1)):
+        values[place] = bits
+    assert manifest.non_finite(name, values.tobytes()).tolist() == [3, 500, 999]
+
+
+@pytest.mark.parametrize("name", sorted(set(types.WRITABLE) - {"f32", "f16", "bf16", "nvfp4"}))
+def test_of_each_quantized_type_ggml_itself_finds_the_same(name: str) -> None:
+    """The middle one of three blocks with any two bytes, then all, of an infinite f16 or of ones."""
+    kind, size = types.TYPES[name], types.TYPES[name].block_bytes
+    changes = [
+        (place, bits * count)
+        for bits in (b"\x00\x7c", b"\xff\xff")
+        for place, count in [*((place, 1) for place in range(size - 1)), (0, size // 2)]
+    ]
+    refused = 0
+    for place, change in changes:
+        data = bytearray(3 * size)
+        data[size + place : size + place + len(change)] = change
+        sound = ggml._lib().ggml_validate_row_data(kind.id, bytes(data), len(data))
+        assert manifest.non_finite(name, bytes(data)).tolist() == ([] if sound else [1]), (place, change)
+        refused += not sound
+    assert refused
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_weight_that_is_no_number_is_refused_by_its_tensor(tmp_path: Path, threads: int) -> None:
+    source = tmp_path / "nan.gguf"
+    data = bytearray(MOE.read_bytes())
+    tensor = next(t for t in read_header(MOE).tensors if t.name == "blk.1.attn_qkv.weight" or t.type == "f16")
+    at = tensor.offset + 2 * 7
+    data[at : at + 2] = b"\x00\x7e"
+    source.write_bytes(data)
+    done = run(source, tmp_path, threads)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (
+        f"1 of the {tensor.elements:,} values of {tensor.name} are NaN or infinite, the first at 7;"
+        in done.stderr
+    )
+    assert not (tmp_path / "manifest.tsv").exists()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 VERSIONS: Final[dict[str, int]] = {
+    "check.source": 1,
     "model.fetch": 1,
     "model.manifest": 2,
     "model.memory": 1,
@@ -21,7 +22,7 @@ VERSIONS: Final[dict[str, int]] = {
     "budget.allocate": 2,
     "recipe.render": 3,
     "recipe.plan": 4,
-    "quantize.write": 2,
+    "quantize.write": 3,
     "measure.perplexity": 1,
     "measure.reference": 1,
     "measure.divergence": 1,

@@ -1,4 +1,5 @@
 # What the rules share: the user's config, the files of each model, the names that wildcards may take.
+import json
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ with refusing():
 
 from quantmill import spec
 from quantmill.budget import choices
+from quantmill.check import kind
 from quantmill.config import file as user
 from quantmill.card import texts
 from quantmill.engine import library
@@ -104,6 +106,13 @@ with refusing():
         for name, model in given.models.items()
         if isinstance(model.source, user.CheckpointSource)
     }
+    # What a model's kind cannot have is refused here where its file is there, else by its check.
+    ASKED = {model: [kind.Asked(*one) for one in cfg.asked_of(model)] for model in cfg.models}
+    UNCHECKED = {
+        model: asked
+        for model, asked in ASKED.items()
+        if not kind.refuse_early(cfg.source_files(model)[0], model, asked, config_file)
+    }
     for model in cfg.models:
         if (asked := cfg.bench_of(model).humaneval) is not None:
             problems.read(asked.file())
@@ -133,6 +142,8 @@ os.environ.update(
     QUANTMILL_SPECS=str(SPECS),
     QUANTMILL_CONVERTER=os.getenv("QUANTMILL_CONVERTER") or os.path.join(workflow.basedir, ".converter"),
     QUANTMILL_STORE_MAX=str(cfg.store.max_bytes),
+    # Nor is a check stale where something else is asked of the model: it is the same file.
+    QUANTMILL_ASKED=json.dumps({"file": config_file, "models": UNCHECKED}),
 )
 # One native stage at a time, on all cores: a measured speed must not be shared,
 # and the kernels' threads would only fight. Never part of a spec.
@@ -433,6 +444,11 @@ def plans_of(model):
     return [*tables, of(model, "memory.json")]
 
 
+def checks_of(model):
+    """What stands before all else that is made of a model: a word on whether it can be."""
+    return [of(model, "check.json")]
+
+
 def quants_of(model):
     return [
         file
@@ -474,7 +490,7 @@ def described_in(model):
     """All that a card is written from, the GGUFs' own facts instead of the GGUFs."""
     recipes, corpora = cfg.recipes_of(model), cfg.corpora_of(model)
     return [
-        *(of(model, name) for name in ("manifest.tsv", "model.json")),
+        *(of(model, name) for name in ("check.json", "manifest.tsv", "model.json")),
         *(of(model, f"corpus/{corpus}.json") for corpus in corpora),
         *(of(model, "imatrix.json") for _ in imatrix_of(model)),
         *(of(model, f"recipes/{recipe}.yaml") for recipe in recipes),

@@ -59,6 +59,30 @@ use rule convert_checkpoint as convert_checkpoint_for_now with:
         model=names(model for model in CONVERTED if not CHECKPOINTS[model].keep),
 
 
+# First of all, from the header: it takes less than a second, and what it refuses need not be begun.
+rule check_source:
+    input:
+        model=lambda w: from_source(w.model),
+    output:
+        f"{RESULTS}/{{model}}/check.json",
+    log:
+        f"{RESULTS}/{{model}}/logs/check.log",
+    benchmark:
+        f"{RESULTS}/{{model}}/benchmarks/check.tsv"
+    priority: 100
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        spec=lambda w: argument(check_spec(w.model)),
+    message:
+        "{wildcards.model}: checking that llama.cpp loads the source"
+    shell:
+        "python -m quantmill.check.source --spec {params.spec:q} --model {input.model[0]:q}"
+        ' --asked "$QUANTMILL_ASKED" --out {output:q} --log {log:q}'
+
+
 rule list_tensors:
     input:
         model=lambda w: from_source(w.model),
@@ -69,6 +93,7 @@ rule list_tensors:
         f"{RESULTS}/{{model}}/logs/manifest.log",
     benchmark:
         f"{RESULTS}/{{model}}/benchmarks/manifest.tsv"
+    priority: 50
     conda:
         "../../envs/quantmill.yaml"
     threads: CORES

@@ -102,6 +102,11 @@ def manifest_spec(model):
 
 
 @cached
+def check_spec(model):
+    return spec.make("check.source", {"model": model}, {"model": source_sha256(model)}, engine=engine())
+
+
+@cached
 def corpus_spec(model, corpus):
     used = cfg.corpora_of(model)
     if corpus not in used:
@@ -457,6 +462,7 @@ def card_spec(model):
         settings["toolchain"]["ik-llama-cpp-python"] = version("ik-llama-cpp-python")
     made_from = {
         "template": file_sha256(CARD_TEMPLATE),
+        "check": spec.digest(check_spec(model)),
         "manifest": spec.digest(manifest_spec(model)),
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],
         "imatrix": [spec.digest(imatrix_spec(model)) for _ in imatrix_of(model)],

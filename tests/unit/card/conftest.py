@@ -191,6 +191,7 @@ def make(
         "types": {"f16": 7 * layers + 1, "f32": 2 * layers + 1}, "quantized": False, "quantized_types": [],
         "tokenizer": "gpt2", "chat_template": "{{ messages }}", "licence": "apache-2.0",
     })  # fmt: skip
+    write_json(folder / "check.json", {"kind": "decoder", "words": "a language model", "warnings": []})
     for name in ("calibration", "held-out"):
         write_json(folder / "corpus" / f"{name}.json", corpus(name))
     write_json(folder / "imatrix.json", {
@@ -215,6 +216,7 @@ def make(
             "bytes": described["file_bytes"],
             "sha256": sha(name),
             "tensors": len(rows),
+            "tried": "answered",
         }
         write_json(folder / "gguf" / f"tiny-{name}.json", file)
         added = exactly(n, recipe[3], recipe[4], name)

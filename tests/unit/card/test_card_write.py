@@ -444,6 +444,33 @@ def test_what_a_corpus_left_out_and_changed_is_said(tree: Tree) -> None:
     assert card.count(said) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "used"),
+    [
+        ("projector", "a multimodal projector", "llama-server -m MODEL.gguf --mmproj tiny-Q8_0.gguf"),
+        ("encoder", "an embedding model", "llama-server -m tiny-Q8_0.gguf --embeddings --port 8080"),
+        ("encoder-decoder", "an encoder-decoder model", "llama-completion -m tiny-Q8_0.gguf"),
+        ("draft", "a draft model", "llama-server -m MODEL.gguf --model-draft tiny-Q8_0.gguf"),
+    ],
+)  # fmt: skip
+def test_a_card_says_how_a_file_of_another_kind_is_used(
+    tree: Tree, tmp_path: Path, kind: str, words: str, used: str
+) -> None:
+    """By its own commands: it has no chat, no context, and Ollama has no use for it."""
+    folder, config = tree
+    edit(folder / "check.json", kind=kind, words=words, warnings=["it is old"])
+    edit(folder / "gguf" / "tiny-Q8_0.json", tried="read")
+    write_json(folder / "memory.json", {"contexts": [4096], "recipes": {"Q8_0": {"rows": [], "fits": []}}})
+    config = config | {"recipes": ["Q8_0"], "perplexity": False, "speed": False, "imatrix": False}
+    assert run((folder, config), tmp_path / "card").returncode == 0
+    card = (tmp_path / "card" / "README.md").read_text("utf-8")
+    assert used in card and f"This is {words}" in card and "- it is old (source)" in card
+    assert "| Checked | the header of each file was read back" in card
+    for other in ("llama-cli", "ollama", "Modelfile", "## Memory", "HumanEval", "KL divergence", "context"):
+        assert other not in card, other
+    assert not list((tmp_path / "card").glob("Modelfile*"))
+
+
 def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     """Made again by `UPDATE_GOLDEN=1 pytest tests/unit/card`, with the version raised if cards exist."""
     head = f"<!-- card.write {VERSIONS['card.write']} -->\n"

@@ -196,6 +196,8 @@ def uneven(quant: Quant) -> tuple[list[str], list[str]]:
 def warnings(results: Results) -> list[tuple[str, list[str]]]:
     """All warnings of all stages: the text, and what said it; one that many say stands once."""
     said: dict[str, list[str]] = defaultdict(list)
+    for warning in results.check["warnings"]:
+        said[warning].append("source")
     for name, corpus in results.corpora.items():
         for warning in corpus["warnings"]:
             said[warning].append(f"corpus {name}")
@@ -212,6 +214,15 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
         for warning in quant.plan["warnings"]:
             said[warning].append(quant.name)
     return list(said.items())
+
+
+def tried(quants: Iterable[Quant]) -> str:
+    """How far all files were tried after they were written, in words."""
+    how = {quant.tried for quant in quants}
+    if "read" in how:
+        return "the header of each file was read back after it was written"
+    loaded = "each file was loaded by its engine after it was written"
+    return loaded if "loaded" in how else f"{loaded}, and evaluated a few tokens"
 
 
 def machines(results: Results) -> list[tuple[str, list[str]]]:

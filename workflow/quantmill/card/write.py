@@ -21,7 +21,7 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
 from quantmill.judge import advice, disk, fits, frontier, memory
 from quantmill.judge.frontier import Verdict
-from quantmill.judge.results import HUMANEVAL, Quant, Results, read
+from quantmill.judge.results import DECODER, HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def render(
         absolute=f"https://huggingface.co/{repo}/resolve/main/" if repo else "",
         base_models=listed(card.get("base_model")),
         source=config["source"],
+        kind=measured.kind,
         toolchain=sorted(config["toolchain"].items()),
         results=measured,
         offered=kept.quants,
@@ -157,7 +158,8 @@ def render(
         pick=pick,
         native=pick if not _foreign(pick) else next((q for q in results.quants if not _foreign(q)), None),
         foreign=foreign,
-        loadable=next((q for q in [pick, *results.quants] if _loadable(q)), None),
+        loadable=next((q for q in [pick, *results.quants] if _loadable(q, results)), None),
+        tried=tables.tried(results.quants),
         context=_context(results),
         chat=bool(results.facts["chat_template"]),
         ollama=_chat(results),
@@ -233,7 +235,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     modelfiles = {
         f"Modelfile.{quant.name}": ollama.modelfile(quant.file, _context(results), results.facts)
         for quant in results.quants
-        if _loadable(quant)
+        if _loadable(quant, results)
     }
     plots.sizes(measured, args.plots / "size.svg")
     drawn = results if results.quants else measured
@@ -298,9 +300,9 @@ def download(quant: Quant) -> str:
     return f"--include '{quant.file.rsplit('-00001-of-', 1)[0]}-*.gguf'"
 
 
-def _loadable(quant: Quant) -> bool:
-    """Whether Ollama can have it: of llama.cpp's types, and one file."""
-    return not _foreign(quant) and not quant.parts
+def _loadable(quant: Quant, results: Results) -> bool:
+    """Whether Ollama can have it: a language model of llama.cpp's types, and one file."""
+    return results.kind == DECODER and not _foreign(quant) and not quant.parts
 
 
 def _foreign(quant: Quant) -> bool:

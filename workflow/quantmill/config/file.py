@@ -36,6 +36,9 @@ from quantmill.config.source import (
 )  # fmt: skip
 from quantmill.errors import QuantmillError
 
+LEAST_ROWS = 16
+"""Inputs of fewer rows enter no importance matrix: `measure.collect`, after llama-imatrix."""
+
 
 def _kind_of_sensitivity(given: Any) -> str:
     imported = isinstance(given, ImportedSensitivity) or (isinstance(given, dict) and "import" in given)
@@ -198,6 +201,9 @@ class Config(Strict):
             if used is None:
                 continue
             at = f"{where if own else ''}{purpose}"
+            if purpose == "imatrix" and used.context < LEAST_ROWS:
+                text = f"inputs of under {LEAST_ROWS} tokens enter no imatrix; give {LEAST_ROWS} or more"
+                raise refuse("few_rows", text, f"{at}.context")
             if used.corpus not in self.corpora:
                 near = difflib.get_close_matches(used.corpus, self.corpora, 1)
                 cure = f"did you mean {near[0]}?" if near else "define it under corpora"
@@ -215,6 +221,21 @@ class Config(Strict):
         """The model's own imatrix section, if it has one, else the file's."""
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
+
+    def asked_of(self, model: str) -> list[tuple[str, str, int]]:
+        """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""
+        own, bench = self.models[model].model_fields_set, self.bench_of(model)
+        used: dict[str, Any] = {"imatrix": self.imatrix_of(model), "sensitivity": self.probes_of(model)}
+        used |= {f"bench.{field}": getattr(bench, field) for field in Bench.model_fields}
+        return [
+            (
+                field,
+                f"models.{model}.{field}" if field.partition(".")[0] in own else field,
+                asked.context if isinstance(asked, Chunks) else 0,
+            )
+            for field, asked in used.items()
+            if asked is not None
+        ]
 
     def sensitivity_of(self, model: str) -> Sensitivity | None:
         """The model's own sensitivity section, if it has one, else the file's."""

@@ -18,6 +18,7 @@ from quantmill.engine import library
 Tokens = NDArray[np.int32]
 
 _WARNING: Final = 3  # GGML_LOG_LEVEL_WARN
+_CONTINUED: Final = 5  # GGML_LOG_LEVEL_CONT: the dots of a load's progress
 
 
 class Evaluator(Protocol):
@@ -86,6 +87,9 @@ def view(pointer: Any, count: int) -> NDArray[Any]:
     return np.ctypeslib.as_array(pointer, (count,))
 
 
+_KEPT: Final = 200  # lines
+
+
 class Listener:
     """Hears a library's log, and remembers its last warnings and errors: they explain a failure."""
 
@@ -94,11 +98,16 @@ class Listener:
 
     def __call__(self, level: int, text: bytes, _: Any) -> None:
         """The library's log callback."""
-        if level >= _WARNING and text.strip():
+        if _WARNING <= level < _CONTINUED and text.strip():
             self._said.append(text.decode(errors="replace").strip())
-            del self._said[:-8]
+            del self._said[:-_KEPT]
 
     def last_words(self, about: str = "") -> str:
         """What was said last; of a load, `about` marks the line that says why it failed."""
-        marked = (line for line in self._said if about and about in line)
+        marked = (line for line in reversed(self._said) if about and about in line)
         return next(marked, self._said[-1] if self._said else "no reason given")
+
+    @property
+    def said(self) -> list[str]:
+        """The warnings and errors, oldest first."""
+        return list(self._said)

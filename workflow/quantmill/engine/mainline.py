@@ -271,6 +271,60 @@ def _on_deep_stack(call: Callable[[], Tokens]) -> Tokens:
         threading.stack_size(usual)
 
 
+def probe(path: Path, answers: str, *, tokens: int, threads: int) -> list[str]:
+    """Load a GGUF and evaluate a few tokens; what llama.cpp warned of. For a process of its own.
+
+    `answers` is what they give: `logits`, `embeddings`; or empty, and nothing but the header is read.
+    QuantmillError where it does not load, fails, or gives what is not finite.
+    """
+    loading = native.llama_model_default_params()
+    # On the CPU and mapped, without copies of the weights: it may be larger than any memory.
+    loading.n_gpu_layers, loading.load_mode, loading.use_extra_bufts = 0, 1, False
+    if not answers:
+        loading.no_alloc, loading.load_mode, loading.load_mtp = True, 0, True
+    model = _load(path, loading)
+    if answers:
+        found = _first_answer(model, answers == "embeddings", tokens, threads)
+        if not np.isfinite(found).all():
+            raise QuantmillError(f"llama.cpp computes {answers} of it that are not finite")
+    native.llama_model_free(model)
+    return _listener.said
+
+
+def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDArray[np.float32]:
+    """The embedding, or the logits, of the last of `count` tokens; of an encoder-decoder of its first."""
+    params = native.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = count
+    params.n_threads = params.n_threads_batch = threads
+    params.embeddings, params.no_perf = embeddings, True
+    if embeddings:
+        params.pooling_type = 0  # of each token, whatever the model would make of them
+    context = native.llama_init_from_model(model, params)
+    if not context:
+        raise QuantmillError(f"llama.cpp makes no context of it ({_listener.last_words()})")
+    vocab = native.llama_model_get_vocab(model)
+    words = native.llama_vocab_n_tokens(vocab)
+    tokens = np.linspace(0, words - 1, count).astype(np.int32)
+    tokens[0] = max(native.llama_vocab_bos(vocab), 0)
+    steps = [(native.llama_decode, tokens)]
+    if native.llama_model_has_encoder(model):
+        start = max(native.llama_model_decoder_start_token(model), 0)
+        steps = [(native.llama_encode, tokens), (native.llama_decode, np.array([start], np.int32))]
+        del steps[1 + native.llama_model_has_decoder(model) :]
+    for compute, given in steps:
+        pointer = given.ctypes.data_as(c.POINTER(c.c_int32))
+        status = compute(context, native.llama_batch_get_one(pointer, len(given)))
+        if status != 0:
+            raise QuantmillError(f"llama.cpp cannot evaluate it: {status} ({_listener.last_words()})")
+    last = (native.llama_get_embeddings_ith if embeddings else native.llama_get_logits_ith)(context, -1)
+    if not last:
+        raise QuantmillError(f"llama.cpp gives no {'embeddings' if embeddings else 'logits'} of it")
+    size = native.llama_model_n_embd_out(model) if embeddings else words
+    found = logits_at(last, 1, size).copy()
+    native.llama_free(context)
+    return found
+
+
 _listener = Listener()
 _log_callback = native.llama_log_callback(_listener)  # kept alive
 

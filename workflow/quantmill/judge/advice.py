@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from quantmill.judge import compare, frontier
-from quantmill.judge.results import Quant, Results
+from quantmill.judge.results import DECODER, Quant, Results
 from quantmill.text import code, nats, percent, plural, size
 
 NEAR_PERCENT = 2.0
@@ -103,7 +103,8 @@ def _by_size(results: Results) -> list[str]:
     else:
         sentences = [
             f"The files go from {_named(smallest)} to {_named(largest)}. Their {unknown} was not measured: "
-            "as a rule, take the largest that fits your memory with room left for the context."
+            "as a rule, take the largest that fits your memory"
+            + (" with room left for the context." if results.kind == DECODER else ".")
         ]
     return sentences + _no_smaller(sum(quant.bytes >= results.facts["bytes"] for quant in sound))
 

@@ -16,6 +16,7 @@ from quantmill.judge.fits import Fit, fitted
 
 SOURCE = "source"
 MAINLINE = "mainline"
+DECODER = "decoder"
 HUMANEVAL = "HumanEval"
 
 MEASURED: Final = ("kld", "perplexity", "speed", "served", "humaneval", "tasks")
@@ -36,8 +37,9 @@ class Quant:
     `scores` are the evaluations that tell files apart, by name. `tensors` are
     the rows of the plan with `parameters` and `bytes` as numbers. `fit` is the
     report of the allocation, and its `gate`, where the recipe was fitted to a budget;
-    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`; `origin` the
-    source's perplexity.json in the file's own engine.
+    `memory` its tables in memory.json; `parts` the files of a split one, whose first is `file`; `tried`
+    how far it was tried once it was written, `answered`, `loaded` or `read`; `origin` the source's
+    perplexity.json in the file's own engine.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Quant:
     fit: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     parts: list[dict[str, Any]] = field(default_factory=list)
+    tried: str = "answered"
     origin: dict[str, Any] | None = None
 
     @property
@@ -107,7 +110,7 @@ class Quant:
 
 @dataclass(frozen=True)
 class Results:
-    """All measurements of one model; `quants` stand largest first."""
+    """All measurements of one model; `quants` stand largest first; `check` is check.json."""
 
     facts: dict[str, Any]
     manifest: list[dict[str, str]]
@@ -122,6 +125,7 @@ class Results:
     corpora: dict[str, dict[str, Any]]
     sensitivities: list[dict[str, str]]
     sensitivity: dict[str, Any] | None = None
+    check: dict[str, Any] = field(default_factory=lambda: {"kind": DECODER, "warnings": []})
     doubts: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
     withheld: list[Quant] = field(default_factory=list)
@@ -135,6 +139,11 @@ class Results:
     def rejected(self) -> dict[str, Fit]:
         """Those of them that are not recommended, by name."""
         return {fit.quant.name: fit for fit in self.fits if fit.rejected}
+
+    @property
+    def kind(self) -> str:
+        """What kind of model it is, such as `decoder`: it decides how a file is used."""
+        return str(self.check["kind"])
 
     @property
     def bpw(self) -> float:
@@ -184,7 +193,9 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
     imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
     doubts = _doubts(folder, config, source)
     quants = [_quant(folder, name, config, sources, doubts) for name in config["recipes"]]
-    if (folder / "memory.json").exists():
+    check = read_json(folder / "check.json")
+    # The tables are of a context that is kept in a cache, which other kinds have not.
+    if check["kind"] == DECODER and (folder / "memory.json").exists():
         tables = read_json(folder / "memory.json")["recipes"]
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
     sensitivity = read_json(folder / "sensitivity.json") if config["sensitivity"] else None
@@ -199,6 +210,7 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
         corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(names)},
         sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
         sensitivity=sensitivity,
+        check=check,
         doubts=doubts,
         withheld=[],
         scores=scored(source["humaneval"], source["tasks"], folder / "bench" / SOURCE / "humaneval.jsonl"),
@@ -280,6 +292,7 @@ def _quant(
         difference=difference,
         scores={name: score for name, score in scores.items() if name not in doubts},
         parts=parts,
+        tried=facts["tried"],
         origin=source["perplexity"],
         fit=read_json(folder / "recipes" / f"{name}.json") | gate[name] if name in gate else None,
     )

@@ -55,7 +55,9 @@ def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None
     return float(a @ b) / norm if norm > 0 else None
 
 
-def report(imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any], seconds: float) -> dict[str, Any]:
+def report(
+    imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any] | None, seconds: float
+) -> dict[str, Any]:
     """The JSON beside the imatrix files: an entry's statistics each, coverage, warnings."""
     by_place = {(roles.role_of(name), roles.layer_of(name)): entry for name, entry in imatrix.entries.items()}
     rows = []
@@ -98,7 +100,7 @@ def unseen(imatrix: Imatrix, header: ggufio.Header) -> list[str]:
     return [t.name for t in matrices if t.name not in imatrix.entries and (plain or t.type != "f32")]
 
 
-def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, Any]) -> list[str]:
+def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, Any] | None) -> list[str]:
     """What a reader of the card must know, a sentence each."""
     found = []
     if missing:
@@ -120,7 +122,7 @@ def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, 
                 f"{starved} of them saw fewer than {STARVED}: quantizing makes up what they lack with the "
                 "mean over their tensor's experts (the imatrix files hold what was measured)"
             )
-    if sample["perplexity"] > 1000:
+    if sample and sample["perplexity"] > 1000:
         found.append(
             f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "
             "the corpus does not suit the model, or the source is damaged"

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
+from quantmill.check.kind import kind_of
 from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.measure import coverage
-from quantmill.measure.collect import Collector, Sums
+from quantmill.measure.collect import ROWS_AT_LEAST, Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
@@ -30,8 +31,10 @@ from quantmill.store import Store
 STAGE = "measure.imatrix"
 
 # The sampled chunks, whose logits are wanted, go in smaller batches: a batch's
-# logits are in memory twice, and the halves that nobody scores need no head.
+# logits are in memory twice, and the halves that nobody scores need no head. No batch is
+# of fewer rows than are collected.
 _SAMPLE_PARTS = 2
+_BATCH = 512
 
 
 @dataclass
@@ -72,49 +75,68 @@ class Shard:
         self.seconds += other.seconds
 
 
+def batch_of(context: int, *, whole: bool) -> int:
+    """Tokens that are evaluated at once, so that a chunk is cut evenly: what is left of it at the end would
+    have too few rows to be collected. `whole` chunks are not cut, whatever their length.
+    """
+    return context if whole else -(-context // -(-context // _BATCH))
+
+
 def collect(
-    model: Evaluator, collector: Collector, chunks: Tokens, pool: ThreadPoolExecutor, progress: Progress
+    model: Evaluator,
+    collector: Collector,
+    chunks: Tokens,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+    *,
+    sampled: bool = True,
 ) -> Shard:
     """Evaluate `chunks` [n, context] into one shard; the first chunk's perplexity is taken as a sample.
 
     Every token asks for its logits, or the last layer's inputs would be
     collected for some tokens only; the head itself is computed for the sampled
-    half chunk alone.
-    """
+    half chunk alone. A model that is not `sampled` predicts nothing, and is given each chunk whole.
+    """  # fmt: skip
     start = time.monotonic()
-    collector.sums, sampled = {}, []
+    collector.sums, found = {}, [np.empty(0, np.float32)]
     for index, chunk in enumerate(chunks):
         chunk = with_bos(chunk, model.bos)
         model.clear()
-        batch = model.batch if index else -(-model.batch // _SAMPLE_PARTS)
+        halved = sampled and not index and model.batch >= _SAMPLE_PARTS * ROWS_AT_LEAST
+        batch = -(-model.batch // _SAMPLE_PARTS) if halved else model.batch
         for tokens, first, targets in parts(len(chunk), batch):
-            sample = index == 0 and first < tokens.stop - tokens.start
+            sample = sampled and index == 0 and first < tokens.stop - tokens.start
             collector.begin(head=sample)
             model.decode(chunk[tokens], tokens.start, discard=not sample and tokens.stop == len(chunk))
             if sample:
                 logits = model.logits(tokens.stop - tokens.start)[first:]
-                sampled.append(nll(logits, chunk[targets], pool))
+                found.append(nll(logits, chunk[targets], pool))
         progress.add(1)
-    return Shard(collector.sums, dict(collector.leader), np.concatenate(sampled), time.monotonic() - start)
+    return Shard(collector.sums, dict(collector.leader), np.concatenate(found), time.monotonic() - start)
 
 
 def measure(
-    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
-) -> Shard:
+    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log,
+    sampled: bool = True,
+) -> Shard:  # fmt: skip
     """All chunks [n, context] as one shard, merged in order from the units of the store.
 
-    The model is loaded only if a unit is missing.
+    The model is loaded only if a unit is missing. `sampled` as in `collect`.
     """
     collector = Collector()
     merged: Shard | None = None
+    batch = batch_of(chunks.shape[1], whole=not sampled)
+    if batch != min(_BATCH, chunks.shape[1]) or not sampled:
+        identity = identity | {"batch": batch, "sampled": sampled}
     with ThreadPoolExecutor(threads) as pool:
 
         def make(model: Evaluator, part: Tokens, progress: Progress) -> bytes:
-            return collect(model, collector, part, pool, progress).to_bytes()
+            return collect(model, collector, part, pool, progress, sampled=sampled).to_bytes()
 
         for unit in observed(
-            STAGE, "imatrix", path, chunks, collector, identity, make, threads=threads, store=store, log=log
-        ):
+            STAGE, "imatrix", path, chunks, collector, identity, make,
+            threads=threads, store=store, log=log, batch=batch,
+        ):  # fmt: skip
             shard = Shard.from_bytes(unit)
             if merged is None:
                 merged = shard
@@ -140,28 +162,34 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     header = ggufio.read_header(args.model)
+    kind = kind_of(header)
+    if not kind.observed:
+        what = f"is {kind.words}, of which no importance matrix can be collected"
+        raise QuantmillError(what, args.model, "leave imatrix out for it")
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = Store(args.store, args.store_max, log)
-    shard = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    shard = measure(
+        args.model, chunks, identity=identity, threads=args.threads, store=store, log=log,
+        sampled=kind.predicts,
+    )  # fmt: skip
     found = entries(shard, {tensor.name for tensor in header.tensors})
     broken = [name for name, entry in found.items() if not np.isfinite(entry.in_sum2).all()]
     if broken:
         raise QuantmillError(f"non-finite activations in {broken[0]}", args.model, "the source is damaged")
     imatrix = formats.Imatrix(config["corpus"], config["chunks"], config["context"], found)
-    sample = {
-        "chunks": -(-len(chunks) // CHUNKS_A_UNIT),
-        "tokens": int(shard.nll.size),
-        **perplexity(shard.nll),
-    }
+    sample: dict[str, Any] | None = None
+    if kind.predicts:
+        scored = {"chunks": -(-len(chunks) // CHUNKS_A_UNIT), "tokens": int(shard.nll.size)}
+        sample = scored | perplexity(shard.nll)
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
     report = coverage.report(imatrix, header, sample, shard.seconds)
     write_json(args.report, report)
     log.warn(report["warnings"])
-    log.say(
-        f"{len(found)} entries; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}; "
-        f"{store.made} units made, {store.reused} reused"
-    )
+    said = f"{len(found)} entries; {store.made} units made, {store.reused} reused"
+    if sample:
+        said += f"; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}"
+    log.say(said)
 
 
 if __name__ == "__main__":

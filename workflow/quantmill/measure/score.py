@@ -55,10 +55,12 @@ def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Ev
 def observed(
     stage: str, what: str, path: Path, chunks: Tokens, observe: Observer, identity: dict[str, Any],
     make: Callable[[mainline.Evaluator, Tokens, Progress], bytes], *, threads: int, store: Store, log: Log,
+    batch: int | None = None,
 ) -> Iterator[bytes | memoryview]:  # fmt: skip
     """The `units` of a run over `chunks` [n, context] that `observe` watches, under the name `what`.
 
-    `make(model, part, progress)` makes one; the model is loaded only if one is missing.
+    `make(model, part, progress)` makes one; the model is loaded only if one is missing. `batch` is the
+    most tokens that are evaluated at once; default: 512.
     """
     from quantmill.engine import mainline
 
@@ -68,7 +70,7 @@ def observed(
         @cache
         def model() -> mainline.Evaluator:
             made = mainline.Evaluator(
-                path, context=context, batch=min(_BATCH, context), threads=threads, observe=observe
+                path, context=context, batch=min(batch or _BATCH, context), threads=threads, observe=observe
             )
             stack.enter_context(made).reserve()
             return made
@@ -202,8 +204,13 @@ def perplexity(values: NDArray[np.float32]) -> dict[str, float]:
     """Perplexity of the nll of n tokens, and its error.
 
     exp(m) and exp(m) * sqrt((mean of squares - m^2) / (n - 1)), with m the mean
-    nll, as llama-perplexity prints them.
+    nll, as llama-perplexity prints them. QuantmillError where a prediction is not finite.
     """
+    if not np.isfinite(values).all():
+        raise QuantmillError(
+            "the model's predictions are NaN or infinite",
+            cure="it is damaged, or overflows: take another file of it",
+        )
     nats = values.astype(np.float64)
     mean = float(nats.mean())
     variance = max(0.0, float((nats**2).mean()) - mean**2)

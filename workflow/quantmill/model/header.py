@@ -8,6 +8,7 @@ in parts, within which alone it searches.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ PART: Final = 1000
 _PARTS: Final = 100  # llama.cpp holds them all open
 
 _U16, _I32, _F32, _BOOL = 2, 5, 6, 7
+_FLOATS: Final = (_F32, 12)  # and f64
 _FILLER: Final = "quantmill.filler"
 
 
@@ -79,14 +81,26 @@ def read_manifest(path: Path, facts: Path) -> Header:
 
 
 def hyperparameters(header: Header) -> dict[str, Any]:
-    """The values below `{architecture}.` by their keys' ends, but for long ones: `model.json`'s."""
+    """The values below `{architecture}.` by their keys' ends, but for long ones and what JSON has no word
+    for, NaN and infinity: `model.json`'s.
+    """
     prefix = f"{header.architecture}."
     found = {
         key.removeprefix(prefix): header.value(key)
         for key in header.kv
         if key.startswith(prefix) and len(header.kv[key][1]) < 1 << 16
     }
-    return {key: value for key, value in found.items() if not isinstance(value, float) or value == value}
+    return {key: value for key, value in found.items() if _finite(value)}
+
+
+def not_finite(header: Header) -> dict[str, str]:
+    """The keys of the metadata that hold NaN or infinity, and which of them."""
+    found: dict[str, str] = {}
+    for key, (kind, raw) in header.kv.items():
+        if (kind if kind != ARRAY else raw[0]) in _FLOATS and not _finite(value := header.value(key)):
+            values = value if isinstance(value, list) else [value]
+            found[key] = "NaN" if any(map(math.isnan, values)) else "infinite"
+    return found
 
 
 @contextmanager
@@ -133,6 +147,12 @@ def split_kv(number: int, count: int, tensors: int) -> dict[str, Value]:
         "split.tensors.count": (_I32, struct.pack("<i", tensors)),
         "split.count": (_U16, struct.pack("<H", count)),
     }
+
+
+def _finite(value: Any) -> bool:
+    """Whether a value's numbers are all finite; a text has none."""
+    values = value if isinstance(value, list) else [value]
+    return all(math.isfinite(each) for each in values if isinstance(each, float))
 
 
 def _rows(tensors: list[Tensor]) -> list[tuple[str, int, tuple[int, ...]]]:

@@ -2,7 +2,8 @@
 
 One pass over the data, in which one thread hashes the file and another the
 tensors (hashlib releases the GIL). A tensor's digest is of its data alone, so
-that the same tensor in another file has the same units in the store.
+that the same tensor in another file has the same units in the store. The same
+pass looks for NaN and infinity, which quantizers turn into zeros or noise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.errors import QuantmillError
@@ -21,18 +25,61 @@ from quantmill.files import write_json, write_table
 from quantmill.model.ggufio import Header, Tensor, read_header
 from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import is_quantized
+from quantmill.model.types import is_quantized, known
 from quantmill.progress import Log
 
 COLUMNS = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]
 
 _BLOCK = 4 << 20
 
+# A float's bytes, and the bits of infinity: what is larger, the sign left out, is no number.
+_INFINITY: Final = {
+    "f64": (8, 0x7FF0 << 48), "f32": (4, 0x7F80 << 16), "f16": (2, 0x7C00), "bf16": (2, 0x7F80),
+}  # fmt: skip
+# Where a block has its f16 scales, in bytes from its start: ggml-common.h.
+_SCALES: Final[dict[str, tuple[int, ...]]] = {
+    **dict.fromkeys(
+        ("q4_0", "q5_0", "q8_0", "q1_0", "q2_0", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s",
+         "iq4_nl", "iq4_xs"), (0,),
+    ),
+    **dict.fromkeys(("q4_1", "q5_1", "q4_K", "q5_K"), (0, 2)),
+    "q2_K": (80, 82), "q3_K": (108,), "q6_K": (208,), "tq1_0": (52,), "tq2_0": (64,),
+}  # fmt: skip
+
+
+def non_finite(type_name: str, data: bytes) -> NDArray[np.int64]:
+    """Which elements of whole blocks of a type are NaN or infinite; of a quantized type which blocks are,
+    by their scales. By bits alone: two maxima, unless there is one.
+    """
+    size = known(type_name).block_bytes
+    if type_name in _INFINITY:
+        return _beyond(type_name, data, 0, size)
+    if type_name in _SCALES:
+        found = [_beyond("f16", data, place, size) for place in _SCALES[type_name]]
+        return np.unique(np.concatenate(found))
+    if type_name == "mxfp4":  # an exponent, whose largest is NaN
+        return np.flatnonzero(np.frombuffer(data, np.uint8)[::size] == 0xFF)
+    if type_name == "iq1_m":  # an f16 whose quarters are the upper bits of four words
+        words = np.frombuffer(data, "<u2").reshape(-1, size // 2)[:, -4:] >> 12
+        scales = (words << np.array([0, 4, 8, 12], np.uint16)).sum(axis=1, dtype=np.uint16)
+        return _beyond("f16", scales.tobytes(), 0, 2)
+    return np.empty(0, np.int64)
+
+
+def _beyond(kind: str, data: bytes, place: int, step: int) -> NDArray[np.int64]:
+    """Which of the floats at `place`, `place + step`, ... are NaN or infinite."""
+    width, infinity = _INFINITY[kind]
+    bits = np.ndarray((len(data) // step,), f"<u{width}", data, place, (step,))
+    negative = infinity | 1 << (8 * width - 1)
+    if not bits.size or (bits.view(f"<i{width}").max() < infinity and bits.max() < negative):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(bits & bits.dtype.type(infinity) == infinity)
+
 
 def digests(header: Header, threads: int, done: Callable[[int], None]) -> tuple[dict[str, str], list[str]]:
     """(sha256 (hex) of each tensor's data by name, sha256 of each shard's bytes).
 
-    `done` is told the bytes that have been read.
+    `done` is told the bytes that have been read. QuantmillError for a tensor with NaN or infinity.
     """
     tensors, files = {}, []
     with ThreadPoolExecutor(min(2, threads)) as pool:
@@ -40,13 +87,15 @@ def digests(header: Header, threads: int, done: Callable[[int], None]) -> tuple[
             whole = hashlib.sha256()
             with shard.open("rb", buffering=0) as file:
                 for tensor, size in _parts(header, number):
-                    digest = hashlib.sha256()
-                    for block in _blocks(file, size):
-                        hashing = [pool.submit(each.update, block) for each in (whole, digest)]
-                        for future in hashing:
+                    digest, broken = hashlib.sha256(), _Broken(tensor)
+                    for block in _blocks(file, size, broken.unit):
+                        work = [pool.submit(each.update, block) for each in (whole, digest)]
+                        broken.look(block)
+                        for future in work:
                             future.result()
                         done(len(block))
                     if tensor is not None:
+                        broken.refuse(header.shards[number])
                         tensors[tensor.name] = digest.hexdigest()
             files.append(whole.hexdigest())
     return tensors, files
@@ -90,6 +139,37 @@ def facts(header: Header, files: list[str], size: int) -> dict[str, Any]:
     }
 
 
+class _Broken:
+    """What of a tensor is NaN or infinite, told a part at a time; None: what lies between tensors."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self._tensor = tensor
+        self._type = known(tensor.type) if tensor is not None else None
+        self.unit = self._type.block_bytes if self._type else 1
+        self._seen = self._count = 0
+        self._first = -1
+
+    def look(self, block: bytes) -> None:
+        """Look at the next bytes, whole blocks of its type."""
+        if self._type is None:
+            return
+        found = non_finite(self._type.name, block)
+        if found.size and self._first < 0:
+            self._first = self._seen + int(found[0])
+        self._count += found.size
+        self._seen += len(block) // self.unit
+
+    def refuse(self, path: Path) -> None:
+        """QuantmillError where there was something."""
+        if self._count and self._tensor is not None:
+            what = "values" if self._tensor.type in _INFINITY else "blocks"
+            raise QuantmillError(
+                f"{self._count:,} of the {self._seen:,} {what} of {self._tensor.name} are NaN or infinite,"
+                f" the first at {self._first:,}", path,
+                "the file is damaged: download it again, or convert it anew",
+            )  # fmt: skip
+
+
 def _parts(header: Header, shard: int) -> Iterator[tuple[Tensor | None, int]]:
     """(tensor, bytes) of a file from its start to its end; None for what lies between tensors."""
     at = 0
@@ -101,9 +181,14 @@ def _parts(header: Header, shard: int) -> Iterator[tuple[Tensor | None, int]]:
     yield None, header.shards[shard].stat().st_size - at
 
 
-def _blocks(file: IO[bytes], size: int) -> Iterator[bytes]:
+def _blocks(file: IO[bytes], size: int, unit: int) -> Iterator[bytes]:
+    """The next `size` bytes, each time a multiple of `unit`."""
+    most = _BLOCK // unit * unit
     while size > 0:
-        block = file.read(min(_BLOCK, size))
+        block = file.read(min(most, size))
+        while block and len(block) % unit:  # a read may give less than was asked for
+            more = file.read(unit - len(block) % unit)
+            block = block + more if more else b""
         if not block:
             raise QuantmillError(f"{size:,} bytes are missing", file.name, "it changed while it was read")
         size -= len(block)

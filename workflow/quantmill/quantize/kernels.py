@@ -18,9 +18,12 @@ from quantmill.errors import QuantmillError
 from quantmill.model.types import writable
 from quantmill.quantize import nvfp4
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 STAGE = "quantize.write"
+
+# Of the units, apart from the stage's: the bytes of a tensor may stay the same where what is
+# written of its file changes.
+_UNITS = 2
 
 # Tensors in hand at once: while one is converted, another is read or kept.
 _KEEPERS = 3
@@ -51,7 +54,7 @@ class Task:
         importance = self.importance
         shared = {"together": [weight.sha256 for weight in self.together]} if self.together else {}
         return Store.key(
-            STAGE, VERSIONS[STAGE], engine=engine, source=self.sha256, source_type=self.source_type,
+            STAGE, _UNITS, engine=engine, source=self.sha256, source_type=self.source_type,
             type=self.type, shape=list(self.shape),
             importance=None if importance is None else hashlib.sha256(importance.data).hexdigest(),
             **shared,

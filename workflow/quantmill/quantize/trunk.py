@@ -39,15 +39,24 @@ def evaluable(path: Path) -> Iterator[Path]:
         yield path
         return
     header = read_header(path, data=False)
-    kept = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
-    if not 0 < kept < header.layers:
+    if not has_drafts(header):
         yield path
         return
+    kept = _kept(header)
     with tempfile.TemporaryDirectory() as folder:
         _refuse_if_short(Path(folder), header, path)
         copy = Path(folder) / "trunk.gguf"
         _write(header, kept, copy)
         yield copy
+
+
+def has_drafts(header: Header) -> bool:
+    """Whether the model has layers of multi-token prediction beside others."""
+    return 0 < _kept(header) < header.layers
+
+
+def _kept(header: Header) -> int:
+    return header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
 
 
 def _write(header: Header, kept: int, copy: Path) -> None:

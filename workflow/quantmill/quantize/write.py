@@ -12,13 +12,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill import spec as specs
+from quantmill.check import trial
+from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
@@ -30,12 +32,15 @@ from quantmill.progress import Log, Progress
 from quantmill.quantize import split
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
+from quantmill.quantize.trunk import has_drafts
 from quantmill.recipe.table import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.store import Store
 
 # Tensors are begun ahead of the one being written while their sources are
 # together smaller than this: memory is bounded by it, or by the largest tensor.
 _AHEAD_BYTES = 32 << 20
+
+Trial = Callable[[Path], None]
 
 
 class Source:
@@ -143,34 +148,54 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[b
 
 
 def write(
-    path: Path, header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress
+    path: Path, header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress, tried: Trial
 ) -> tuple[int, str]:
-    """Stream a header and the tensors, each padded, into `path`; its bytes and sha256 (hex)."""
-    digest, size = hashlib.sha256(header), len(header)
+    """Stream a model into one file; its bytes and sha256 (hex).
+
+    `tried` is given the whole file before it has its name, and raises what speaks against it.
+    """
     with writing(path) as file:
-        file.write(header)
-        for data in tensors:
-            padding = bytes(-len(data) % ggufio.ALIGNMENT)
-            for part in (data, padding):
-                file.write(part)
-                digest.update(part)
-            size += len(data) + len(padding)
-            progress.add((len(data) + len(padding)) / 2**20)
+        size, sha256 = _stream(file, header, tensors, progress)
+        tried(Path(file.name))
+    return size, sha256
+
+
+def _stream(
+    file: IO[bytes], header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress
+) -> tuple[int, str]:
+    """Stream a header and the tensors, each padded, into a file; its bytes and sha256 (hex)."""
+    digest, size = hashlib.sha256(header), len(header)
+    file.write(header)
+    for data in tensors:
+        padding = bytes(-len(data) % ggufio.ALIGNMENT)
+        for part in (data, padding):
+            file.write(part)
+            digest.update(part)
+        size += len(data) + len(padding)
+        progress.add((len(data) + len(padding)) / 2**20)
+    file.flush()
     return size, digest.hexdigest()
 
 
 def write_parts(
-    folder: Path, files: list[split.File], tensors: Iterator[bytes | memoryview], progress: Progress
+    folder: Path,
+    files: list[split.File],
+    tensors: Iterator[bytes | memoryview],
+    progress: Progress,
+    tried: Trial,
 ) -> dict[str, Any]:
     """Stream a model into the files of a new folder; what `facts` say of them.
 
     The sha256 of several files is that of theirs, joined by newlines, as of a split source.
+    `tried` is given the first of them, all written, before the folder has its name.
     """
     parts: list[dict[str, Any]] = []
     with building(folder) as made:
         for name, header, count in files:
-            size, sha256 = write(made / name, header, islice(tensors, count), progress)
+            with writing(made / name) as file:
+                size, sha256 = _stream(file, header, islice(tensors, count), progress)
             parts.append({"file": f"{folder.name}/{name}", "bytes": size, "sha256": sha256})
+        tried(made / files[0][0])
     digests = [part["sha256"] for part in parts]
     return {
         "file": parts[0]["file"],
@@ -207,6 +232,36 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
         raise QuantmillError(what, largest.name, "use a larger machine")
 
 
+def how_tried(header: ggufio.Header, engine: str) -> str:
+    """How far a file of the model can be tried: `answered`, `loaded`, or `read` where its engine loads no
+    such file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
+    """
+    kind = kind_of(header)
+    if not kind.loads or (engine == "ik" and has_drafts(header)):
+        return "read"
+    return "answered" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
+
+
+def try_out(path: Path, header: ggufio.Header, recipe: str, threads: int) -> None:
+    """Load a written file of the model in this process's engine and have it answer, as far as it can.
+
+    QuantmillError, with the engine's own words, where it does not.
+    """
+    engine = library.in_use()
+    how = how_tried(header, engine)
+    if how == "read":
+        ggufio.read_header(path, data=False)
+        return
+    answers = kind_of(header).answers if how == "answered" else ""
+    try:
+        trial.file(path, answers, engine=engine, threads=threads)
+    except QuantmillError as error:
+        raise QuantmillError(
+            f"its file was written and does not work ({error})", f"recipe {recipe}",
+            "no file was kept, what was quantized is in the store: change the recipe or the source",
+        ) from None  # fmt: skip
+
+
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
     spec, plan = args.spec, read_json(args.report)
@@ -229,18 +284,20 @@ def main(args: argparse.Namespace, log: Log) -> None:
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max, log)
     most = spec["config"].get("split")
+    tried = partial(try_out, header=source.header, recipe=args.plan.stem, threads=args.threads)
     with (
         Quantizer(spec["engine"], store, args.threads) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
         tensors = pieces(todo, source, quantizer)
         if most is None:
-            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress)
+            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried)
             facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256}
         else:
             files = split.files(args.gguf.name, kv, rows, most)
-            facts = write_parts(args.gguf, files, tensors, progress)
-    write_json(args.facts, facts | {"tensors": len(rows)} | library.marked())
+            facts = write_parts(args.gguf, files, tensors, progress, tried)
+    facts |= {"tensors": len(rows), "tried": how_tried(source.header, engine)}
+    write_json(args.facts, facts | library.marked())
     log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 
 

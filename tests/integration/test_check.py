@@ -1,0 +1,136 @@
+"""Sources and files are loaded and answer before anything is called done; imatrices of encoders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from quantmill import spec
+from quantmill.check import kind, trial
+from quantmill.errors import QuantmillError
+from quantmill.measure import imatrix
+from quantmill.model.ggufio import read_header
+from quantmill.progress import Log
+from quantmill.store import Store
+
+DATA = Path(__file__).parents[1] / "data"
+LLAMA = DATA / "tiny-llama.gguf"
+
+
+def stage(name: str, config: dict, *arguments: object) -> subprocess.CompletedProcess[str]:
+    made = spec.make(name, config, {}, engine="e")
+    command = [sys.executable, "-m", f"quantmill.{name}", "--spec", made, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+def quantize(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A source to q8_0 by its stages, the last of which is returned."""
+    at = {
+        name: folder / name
+        for name in ("m.tsv", "m.json", "r.yaml", "p.tsv", "p.json", "q.gguf", "q.json", "store")
+    }
+    at["r.yaml"].write_text("base: q8_0\n", encoding="utf-8")
+    listed = stage(
+        "model.manifest", {}, "--model", source, "--manifest", at["m.tsv"], "--facts", at["m.json"]
+    )
+    assert listed.returncode == 0, listed.stderr
+    planned = stage(
+        "recipe.plan", {"recipe": "p", "imatrix": None}, "--model", source, "--recipe", at["r.yaml"],
+        "--plan", at["p.tsv"], "--report", at["p.json"],
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    return stage(
+        "quantize.write", {"imatrix": None}, "--model", source, "--manifest", at["m.tsv"], "--plan",
+        at["p.tsv"], "--report", at["p.json"], "--gguf", at["q.gguf"], "--facts", at["q.json"],
+        "--store", at["store"], "--log", folder / "log",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def unloadable(tmp_path: Path) -> Path:
+    """A source of llama's architecture, of which llama.cpp misses a tensor."""
+    return models.renamed(LLAMA, tmp_path / "old.gguf", "blk.1.ffn_down.weight", "blk.1.ffn_d0wn.weight")
+
+
+def test_a_file_that_does_not_load_is_never_called_done(unloadable: Path, tmp_path: Path) -> None:
+    done = quantize(unloadable, tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(
+        "error: recipe p: its file was written and does not work (llama.cpp cannot load it ("
+    )
+    assert "'blk.1.ffn_down.weight' not found" in done.stderr and ".part" not in done.stderr
+    assert not (tmp_path / "q.json").exists() and not list(tmp_path.glob("*q.gguf*"))
+    assert list((tmp_path / "store").glob("units/*/*"))
+
+
+def test_a_source_that_does_not_load_is_refused_before_anything_is_made(
+    unloadable: Path, tmp_path: Path
+) -> None:
+    refused = stage("check.source", {"model": "m"}, "--model", unloadable, "--out", tmp_path / "check.json")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert (
+        "old.gguf: llama.cpp cannot load it (" in refused.stderr and "not found); convert" in refused.stderr
+    )
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_what_a_fetched_source_cannot_have_is_refused_by_its_check(tmp_path: Path) -> None:
+    """Where the config was read the file was not there yet."""
+    asked = {"file": "c.yaml", "models": {"m": [["imatrix", "imatrix", 32], ["bench.kld", "bench.kld", 32]]}}
+    refused = stage(
+        "check.source", {"model": "m"}, "--model", models.write_bert(tmp_path / "m.gguf"),
+        "--asked", json.dumps(asked), "--out", tmp_path / "check.json",
+    )  # fmt: skip
+    assert refused.returncode == 1 and not (tmp_path / "check.json").exists()
+    assert refused.stderr.startswith("error: c.yaml: bench.kld: m is an embedding model")
+
+
+def test_values_that_come_to_nothing_are_an_error(tmp_path: Path) -> None:
+    data = bytearray(LLAMA.read_bytes())
+    tensor = next(t for t in read_header(LLAMA).tensors if t.name == "output_norm.weight")
+    data[tensor.offset : tensor.offset + 4] = b"\0\0\xc0\x7f"
+    (tmp_path / "nan.gguf").write_bytes(data)
+    with pytest.raises(QuantmillError, match="logits of it that are not finite"):
+        trial.file(tmp_path / "nan.gguf", "logits")
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(models.write_bert, "encoder"), (models.write_t5, "encoder-decoder")]
+)
+def test_files_of_other_kinds_answer_too(write, name: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "m.gguf")
+    checked = stage("check.source", {"model": "m"}, "--model", source, "--out", tmp_path / "check.json")
+    assert checked.returncode == 0, checked.stderr
+    assert json.loads((tmp_path / "check.json").read_text("utf-8"))["kind"] == name
+    done = quantize(source, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "q.json").read_text("utf-8"))["tried"] == "answered"
+
+
+def collected(source: Path, folder: Path, context: int, vocabulary: int) -> imatrix.Shard:
+    tokens = np.random.default_rng(0).integers(5, vocabulary, (3, context), dtype=np.int32)
+    return imatrix.measure(
+        source, tokens, identity={}, threads=1, store=Store(folder / "store"), log=Log(folder / "log"),
+        sampled=kind.kind_of(read_header(source)).predicts,
+    )  # fmt: skip
+
+
+def test_the_imatrix_of_an_encoder_has_every_weight_and_no_perplexity(tmp_path: Path) -> None:
+    source = models.write_bert(tmp_path / "m.gguf")
+    shard = collected(source, tmp_path, 64, 21)
+    weights = {t.name for t in read_header(source).tensors if t.type == "f16"}
+    assert shard.leader.keys() == weights and not shard.nll.size
+    assert {int(entry.counts[0]) for entry in shard.sums.values()} == {3 * 64}
+
+
+@pytest.mark.parametrize("context", [16, 24, 520])
+def test_no_token_of_a_chunk_is_lost_whatever_its_length(context: int, tmp_path: Path) -> None:
+    """Inputs of under 16 rows are not collected: no batch may be as short."""
+    shard = collected(LLAMA, tmp_path, context, 2048)
+    assert {int(entry.counts[0]) for entry in shard.sums.values()} == {3 * context}

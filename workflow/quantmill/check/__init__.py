@@ -1,0 +1,1 @@
+"""What a model is good for, whether an engine loads it, and whether it answers."""

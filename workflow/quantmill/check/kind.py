@@ -1,0 +1,147 @@
+"""What kind of model a GGUF holds, told from its metadata, and what can be measured of each kind.
+
+Sources: `llm_arch`, `llama_model_has_encoder` and `llama_model::create_memory` of llama.cpp's src/
+(llama-cpp-python 0.3.36), and `general.type` of gguf-py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from quantmill.errors import QuantmillError
+from quantmill.model.ggufio import Header
+from quantmill.model.header import read_source
+
+
+class Kind(NamedTuple):
+    """A kind of model: `words` as in "this is ..."; `why` is what it lacks, and what follows.
+
+    `predicts`: it predicts the next token, so that its divergence, perplexity and text can be measured.
+    `observed`: an importance matrix can be collected. `answers`: what it computes of a few tokens,
+    `logits` or `embeddings`; empty where llama.cpp evaluates it only with another model, or not at all.
+    `loads`: llama.cpp loads it by itself. `refused`: no source at all, with the cure.
+    """
+
+    name: str
+    words: str
+    why: str = ""
+    predicts: bool = False
+    observed: bool = False
+    answers: str = ""
+    loads: bool = True
+    refused: str = ""
+
+
+class Asked(NamedTuple):
+    """What the config asks of a model: `field` such as `bench.kld`, `place` where that stands in the
+    config, and the tokens of a chunk (0: it has none).
+    """
+
+    field: str
+    place: str
+    context: int = 0
+
+
+KINDS: Final = {kind.name: kind for kind in (
+    Kind("decoder", "a language model", predicts=True, observed=True, answers="logits"),
+    Kind("encoder", "an embedding model", "it predicts no next token", observed=True, answers="embeddings"),
+    Kind("reranker", "a reranker", "it predicts no next token", observed=True, answers="embeddings"),
+    Kind("diffusion", "a diffusion language model", "it predicts no next token",
+         observed=True, answers="logits"),
+    Kind("encoder-decoder", "an encoder-decoder model", "quantmill evaluates none",
+         answers="logits"),
+    Kind("text-encoder", "the encoder of an encoder-decoder model", "it predicts no next token, and "
+         "llama.cpp collects no importance values of it", answers="embeddings"),
+    Kind("speech", "a model of speech", "it predicts sound and no text"),
+    Kind("draft", "a draft model", "it only works beside the model that it drafts for"),
+    Kind("projector", "a multimodal projector", "it only works beside a language model", loads=False),
+    Kind("adapter", "a LoRA adapter", loads=False,
+         refused="merge it into its model (llama-export-lora) and take that as the source"),
+    Kind("imatrix", "an importance matrix and no model", loads=False,
+         refused="name the model as the source, and this file under imatrix"),
+    Kind("vocabulary", "a vocabulary without weights", loads=False, refused="take the model's own file"),
+)}  # fmt: skip
+"""All kinds, by name."""
+
+# By architecture; all others are decoders.
+_ARCHITECTURES: Final = {
+    **dict.fromkeys(
+        ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
+         "eurobert", "gemma-embedding", "llama-embed"), "encoder",
+    ),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), "diffusion"),
+    **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), "draft"),
+    "t5": "encoder-decoder",
+    "t5encoder": "text-encoder",
+    **dict.fromkeys(("wavtokenizer-dec", "pockettts"), "speech"),
+    "clip": "projector",
+}  # fmt: skip
+_TYPES: Final = {"adapter": "adapter", "mmproj": "projector", "imatrix": "imatrix", "vocab": "vocabulary"}
+_POOLED: Final = (1, 2, 3)  # LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST
+_RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
+
+_TEXT: Final = frozenset(
+    ("imatrix", "sensitivity", "bench.kld", "bench.perplexity", "bench.humaneval", "bench.tasks")
+)
+"""What needs a tokenizer."""
+
+
+def kind_of(header: Header) -> Kind:
+    """The kind of the model with that header."""
+    arch = header.architecture
+    named = _TYPES.get(str(header.value("general.type", "model"))) or _ARCHITECTURES.get(arch)
+    if named is None and not header.tensors:
+        named = "vocabulary"
+    pooling = header.value(f"{arch}.pooling_type", 0)
+    if named in (None, "encoder") and pooling == _RANK:
+        return KINDS["reranker"]
+    if named is None and (pooling in _POOLED or header.value(f"{arch}.attention.causal", True) is False):
+        return KINDS["encoder"]
+    return KINDS[named or "decoder"]
+
+
+def refuse_early(path: Path, model: str, asked: Iterable[Asked], where: str) -> bool:
+    """`refuse` where the model's file can be read already; whether it could."""
+    try:
+        header = read_source(path)
+    except QuantmillError:  # not there yet, or damaged, of which its own stages say more
+        return False
+    refuse(header, model, asked, where)
+    return True
+
+
+def refuse(header: Header, model: str, asked: Iterable[Asked], where: str) -> None:
+    """QuantmillError where the model `model` (its name in the config) is no source, or cannot have all
+    that is asked of it; `where` is the config's file.
+    """
+    kind, asked = kind_of(header), list(asked)
+    words = f"{model} is {kind.words} (architecture {header.architecture or 'not named'})"
+    if kind.refused:
+        raise QuantmillError(words, f"{where}: models.{model}.source", kind.refused)
+    wrong = [one for one in asked if not (kind.observed if one.field == "imatrix" else kind.predicts)]
+    if wrong:
+        sections = dict.fromkeys(one.field.partition(".")[0] for one in wrong)
+        empty = ", ".join(f"{section}: {'{}' if section == 'bench' else 'null'}" for section in sections)
+        fields = [one.field for one in wrong]
+        named = " and ".join([", ".join(fields[:-1]), fields[-1]] if fields[1:] else fields)
+        cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
+        raise QuantmillError(f"{words}: {kind.why}", f"{where}: {wrong[0].place}", cure)
+    _refuse_without_tokenizer(header, model, asked, where)
+    positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
+    for one in asked:
+        if positions is not None and one.context > positions:
+            what = f"{one.context} tokens, and {model} has {positions} positions"
+            raise QuantmillError(what, f"{where}: {one.place}", f"give {positions} or fewer")
+
+
+def _refuse_without_tokenizer(header: Header, model: str, asked: list[Asked], where: str) -> None:
+    if header.value("tokenizer.ggml.model") != "none":
+        return
+    for one in asked:
+        if one.field in _TEXT:
+            raise QuantmillError(
+                f"{model} has no tokenizer, so that no text can be cut to tokens", f"{where}: {one.place}",
+                "leave it out, or take a file of the model that has one",
+            )  # fmt: skip

@@ -1,0 +1,125 @@
+"""Whether an engine loads a GGUF, and answers: tried in a process of its own, for native code may abort.
+
+`python -m quantmill.check.trial` is that process: it takes one line of JSON and gives one back. Files are
+mapped and not read ahead, weights are not repacked, and a context is a few tokens long, so that trying a
+file costs no more memory than any reader of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from quantmill.errors import QuantmillError
+
+TOKENS: Final = 8
+"""How many tokens are evaluated."""
+
+_ASSERTION: Final = re.compile(r"GGML_ASSERT\(.*|GGML_ABORT.*|.*: fatal error.*")
+_PREFIX: Final = re.compile(r"^[\w:~]+:(\s+|$)")  # the function that says it
+_SHOWN: Final = 8
+
+
+def header(path: Path) -> list[str]:
+    """Load all of a GGUF in llama.cpp but its weights' data: what llama.cpp warned of.
+
+    QuantmillError, with llama.cpp's own words, where it does not load.
+    """
+    return warnings(_run(path, answers=""))
+
+
+def file(path: Path, answers: str, *, engine: str = "mainline", threads: int = 1) -> None:
+    """Load a GGUF (the first part of a split one) in an engine and evaluate a few tokens.
+
+    `answers` is what must come of them: `logits` or `embeddings`; where it is empty the header is loaded
+    and no more. QuantmillError, with the engine's own words, where it does not load, fails, or gives what is
+    not finite.
+    """
+    _run(path, answers=answers, engine=engine, threads=threads)
+
+
+def warnings(said: Iterable[str]) -> list[str]:
+    """What llama.cpp warned of, each once: banners joined to what they are about, and of lines that differ
+    in numbers and quoted words alone the first.
+    """
+    lines: list[str] = []
+    for text in (" ".join(_PREFIX.sub("", line).split()) for line in said):
+        if lines and re.fullmatch(r"[^a-z]*[A-Z][^a-z]*", text):
+            lines[-1] += f" {text}" if lines[-1].endswith("!") else f". {text}"
+        elif re.search(r"\w", text):
+            lines.append(text)
+    alike: dict[str, list[str]] = {}
+    for text in lines:
+        alike.setdefault(re.sub(r"'[^']*'|\S*\d\S*", "#", text), []).append(text)
+    return [
+        same[0] + (f" (and {len(same) - 1} more like it)" if same[1:] else "") for same in alike.values()
+    ][:_SHOWN]
+
+
+def _run(path: Path, **asked: Any) -> list[str]:
+    """The lines that the engine warned with, of a trial in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "quantmill.check.trial"], input=json.dumps({"path": str(path), **asked}),
+        capture_output=True, encoding="utf-8", errors="replace",
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"}, check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        answer = json.loads(done.stdout)
+        if "error" in answer:
+            raise QuantmillError(answer["error"])
+        return list(answer["warnings"])
+    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    said = next((line for line in reversed(lines) if _ASSERTION.search(line)), lines[-1])
+    ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"code {done.returncode}"
+    name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[asked.get("engine", "mainline")]
+    raise QuantmillError(f"{name} died of it with {ended} ({said.strip()})")
+
+
+def _answer_ik(path: Path, answers: str, threads: int) -> None:
+    """Load a file in ik_llama.cpp, and evaluate a few tokens where logits are wanted."""
+    from quantmill.engine import evaluator
+
+    with evaluator.load(path, context=TOKENS, batch=TOKENS, threads=threads) as model:
+        if not answers:
+            return
+        tokens = np.linspace(0, model.vocab_size - 1, TOKENS).astype(np.int32)
+        tokens[0] = model.bos or 0
+        model.decode(tokens, 0, TOKENS - 1)
+        if not np.isfinite(model.logits(1)).all():
+            raise QuantmillError("ik_llama.cpp computes logits of it that are not finite")
+
+
+def main() -> None:
+    """The process of one trial."""
+    from quantmill.engine import library
+
+    asked = json.loads(sys.stdin.read())
+    path, answers, threads = Path(asked["path"]), asked["answers"], asked.get("threads", 1)
+    library.use(asked.get("engine", "mainline"))
+    said: list[str] = []
+    try:
+        if library.in_use() == "ik":
+            _answer_ik(path, answers, threads)
+        else:
+            from quantmill.engine import mainline
+
+            said = mainline.probe(path, answers, tokens=TOKENS, threads=threads)
+    except QuantmillError as error:
+        # Without the file, which may have a name for now, and without a cure, which the caller knows better.
+        text = str(error).removeprefix(f"{path}: ").removesuffix("; check the file")
+        json.dump({"error": text}, sys.stdout)
+    else:
+        json.dump({"warnings": said}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
