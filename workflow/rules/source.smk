@@ -19,7 +19,7 @@ rule fetch_source:
         "{wildcards.model}: fetching {wildcards.file}"
     shell:
         "python -m quantmill.model.fetch --spec {params.spec:q}"
-        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 rule convert_checkpoint:
@@ -48,7 +48,7 @@ rule convert_checkpoint:
     shell:
         "python -m quantmill.checkpoint.convert --spec {params.spec:q}"
         ' --source "$(dirname {input.config:q})" --converter "$QUANTMILL_CONVERTER"'
-        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 use rule convert_checkpoint as convert_checkpoint_for_now with:
@@ -80,4 +80,5 @@ rule list_tensors:
         "{wildcards.model}: listing the source's tensors"
     shell:
         "python -m quantmill.model.manifest --spec {params.spec:q} --model {input.model[0]:q}"
-        " --manifest {output.manifest:q} --facts {output.facts:q} --log {log:q} --threads {threads}"
+        " --manifest {output.manifest:q} --facts {output.facts:q}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
