@@ -42,47 +42,44 @@ def main(command: list[str]) -> int:
     return 128 - code
 
 
-def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: int | None) -> QuantmillError:
+def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: str | None) -> QuantmillError:
     """The one line on a stage that the signal `number` ended.
 
-    `taken` is the most memory that it had, `asked` what its job had asked for
-    (None where that is not known); bytes.
+    `taken` is the most memory that it had in bytes, `asked` what its job had
+    asked for in MB, None where that is not known.
     """
     what, cure = ended.how(-number), ended.cure(-number)
+    if left.doing:
+        what += f" at {left.doing}"
     if number == signal.SIGILL:
         what += ", an instruction that this processor does not have"
     if number == signal.SIGKILL:
-        what, cure = f"{what}, most likely for memory: {_memory(taken, asked)}", (
-            "free some, allow it more, or use a larger machine"
-        )  # fmt: skip
-    if left.doing:
-        what += f", at {left.doing}"
-        cure = "leave that out, or report this line" if number == signal.SIGSEGV else cure
+        what += f", most likely for memory: {_memory(taken, asked)}"
+        cure = "free some, allow it more, or use a larger machine"
+    if number == signal.SIGSEGV and left.doing:
+        cure = "leave that out, or report this line"
     if said := ended.last_words(left.printed) or left.heard:
         what += f" (last said: {said})"
     return QuantmillError(what, stage, cure)
 
 
-def _memory(taken: int, asked: int | None) -> str:
+def _memory(taken: int, asked: str | None) -> str:
+    """`it had taken 3.91 GiB, its job had asked for 2.10 GiB, and this machine has 4.00 GiB`."""
     from quantmill.machine import memory
     from quantmill.text import size
 
     there = memory()
-    wanted = f", its job had asked for {size(asked)}" if asked else ""
+    wanted = f", its job had asked for {size(int(asked) * 1e6)}" if asked and asked.isdecimal() else ""
     return f"it had taken {size(taken)}{wanted}, and {there.where} has {size(there.total)}"
 
 
 def _tell(command: list[str], number: int, left: recorder.Record, taken: int) -> None:
     """Say the line on stderr and in the stage's log, there after all that native code printed."""
     stage = next((word for word in command if word.startswith("quantmill.")), command[0])
-    asked, log = _argument(command, "--memory"), _argument(command, "--log")
-    megabytes = int(asked) if asked is not None and asked.isdecimal() else None
-    error = explain(
-        stage.removeprefix("quantmill."), number, left, taken, megabytes and megabytes * 1_000_000
-    )
+    error = explain(stage.removeprefix("quantmill."), number, left, taken, _argument(command, "--memory"))
     line = f"error: {error}\n"
     sys.stderr.write(line)
-    if log is not None:
+    if log := _argument(command, "--log"):
         with suppress(OSError), Path(log).open("a", encoding="utf-8") as file:
             file.write("".join(f"{said}\n" for said in left.printed.splitlines()) + line)
 
@@ -92,7 +89,7 @@ def _argument(command: list[str], name: str) -> str | None:
 
 
 def _pass_on(child: int) -> None:
-    """Hand on to the child what asks this process to end. SIGINT it has itself: a terminal sends it to all."""
+    """Hand on to the child what asks this process to end. SIGINT it has too: a terminal sends it to all."""
 
     def kill(number: int, _: object) -> None:
         with suppress(ProcessLookupError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import mmap
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,8 @@ def use(engine: str) -> None:
         raise RuntimeError(f"this process has the engine {_in_use[0]}, and cannot have {engine} too")
     folder(engine)
     _in_use[:] = [engine]
+    if engine == "ik":  # where it aborts it starts a debugger, found by PATH, whatever GGML_NO_BACKTRACE says
+        os.environ["PATH"] = os.devnull
 
 
 def in_use() -> str:
