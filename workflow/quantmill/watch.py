@@ -75,7 +75,7 @@ def _memory(taken: int, asked: str | None) -> str:
 
 def _tell(command: list[str], number: int, left: recorder.Record, taken: int) -> None:
     """Say the line on stderr and in the stage's log, there after all that native code printed."""
-    stage = next((word for word in command if word.startswith("quantmill.")), command[0])
+    stage = _argument(command, "-m") or command[0]
     error = explain(stage.removeprefix("quantmill."), number, left, taken, _argument(command, "--memory"))
     line = f"error: {error}\n"
     sys.stderr.write(line)

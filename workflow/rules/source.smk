@@ -19,7 +19,7 @@ rule fetch_source:
         "{wildcards.model}: fetching {wildcards.file}"
     shell:
         "python -m quantmill.model.fetch --spec {params.spec:q}"
-        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q} --memory {resources.mem_mb}"
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
 
 
 rule convert_checkpoint:

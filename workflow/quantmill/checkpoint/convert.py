@@ -89,7 +89,7 @@ def failure(code: int, said: str, source: Path) -> QuantmillError:
     """What the converter's failure means, in one line."""
     if code < 0:
         last = ended.last_words(said)
-        what = f"the converter {ended.how(code)}" + (f" ({last})" if last else "")
+        what = f"the converter was {ended.how(code)}" + (f" ({last})" if last else "")
         return QuantmillError(what, source, ended.cure(code))
     if found := _UNSUPPORTED.search(said):
         what = f"the converter knows no architecture {found[1]}"
