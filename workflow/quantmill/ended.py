@@ -25,22 +25,16 @@ _CURES: Final = {
 _AGAIN: Final = "run it again: what was finished is kept"
 
 
-def signal_of(code: int) -> int:
-    """The number of the signal behind an exit code of a child or of a shell; 0 where it ended by itself."""
-    number = -code if code < 0 else code - _SHELL
-    return number if number in {one.value for one in signal.Signals} else 0
-
-
 def how(code: int) -> str:
-    """`ended by SIGKILL`, or `ended with code 3`."""
-    number = signal_of(code)
-    return f"ended by {signal.Signals(number).name}" if number else f"ended with code {code}"
+    """`ended by SIGKILL`, or `ended with code 3`, of the exit code of a child or a shell."""
+    number = _signal(code)
+    return f"ended by {number.name}" if number else f"ended with code {code}"
 
 
 def cure(code: int) -> str:
     """What helps where a signal is behind the exit code."""
-    number = signal_of(code)
-    return _CURES.get(signal.Signals(number), _AGAIN) if number else _AGAIN
+    number = _signal(code)
+    return _CURES.get(number, _AGAIN) if number else _AGAIN
 
 
 def last_words(said: str) -> str:
@@ -50,3 +44,11 @@ def last_words(said: str) -> str:
     reasons = (line for reason in _REASONS for line in lines if reason.search(line))
     line = _BUILT_AT.sub("", next(reasons, lines[-1] if lines else ""))
     return line if len(line) <= _SAID_MAX else f"{line[: _SAID_MAX - 3]}..."
+
+
+def _signal(code: int) -> signal.Signals | None:
+    """The signal behind an exit code; None where there is none, or one without a name."""
+    try:
+        return signal.Signals(-code if code < 0 else code - _SHELL)
+    except ValueError:
+        return None

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -90,7 +91,8 @@ def failure(code: int, said: str, source: Path) -> QuantmillError:
     if code < 0:
         last = ended.last_words(said)
         what = f"the converter was {ended.how(code)}" + (f" ({last})" if last else "")
-        return QuantmillError(what, source, ended.cure(code))
+        cure = ended.cure(code) if code == -signal.SIGKILL else "the log has all that it said"
+        return QuantmillError(what, source, cure)
     if found := _UNSUPPORTED.search(said):
         what = f"the converter knows no architecture {found[1]}"
         return QuantmillError(what, source / "config.json", "take a GGUF of the model")
