@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import sysconfig
@@ -12,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantmill import spec
+from quantmill import machine, spec
 from quantmill.config.bench import HumanEval
 from quantmill.engine import library
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = 512
-THREADS = os.cpu_count() or 1
+THREADS = machine.cores()
 Command = list[str | Path]
 
 

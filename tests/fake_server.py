@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
             if MODE == "dying" and number == 2:
                 print("out of memory", file=sys.stderr, flush=True)
                 os._exit(9)
+            if MODE == "killed" and number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
             while MODE == "silent" and number == 2:
                 time.sleep(1)
             time.sleep(0.005)

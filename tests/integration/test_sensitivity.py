@@ -375,7 +375,7 @@ def test_too_little_memory_is_refused_with_what_is_needed(
         session.floor()
     assert re.fullmatch(
         r".*tiny-llama\.gguf: needs [\d,]+ bytes of memory to be probed \([\d,]+ for its weights, [\d,]+ for "
-        r"its predictions\), and 10,000,000 are left; use a larger machine, or fewer chunks",
+        r"its predictions\), and this machine has 10,000,000 left; use a larger machine, or fewer chunks",
         str(refused.value),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -314,6 +315,15 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
         "plans",
         "lines.txt: line 1: ^sideways$ matches no tensor",
     ),
+    "a kill": (
+        lambda house: house.edit(
+            "workflow/quantmill/model/manifest.py",
+            "    command.run(arguments, main)",
+            "    command.run(arguments, lambda *_: __import__('os').kill(__import__('os').getpid(), 9))",
+        ),
+        "results/tiny/manifest.tsv",
+        "error: model.manifest: ended by SIGKILL, most likely for memory: it had taken ",
+    ),
     "too little text": (
         lambda house: (house.folder / "two.txt").write_text("Short.", encoding="utf-8"),
         "results/tiny/corpus/calibration.parquet",
@@ -335,6 +345,14 @@ def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(house: House, c
     assert word in said[0]
     assert "Traceback" not in failed.stderr
     assert not [path for path in house.made() if path.suffix != ".yaml"]
+
+
+def test_all_cores_are_those_of_the_cgroup(house: House) -> None:
+    house.edit(
+        "workflow/quantmill/machine.py", "return max(1, min([allowed, *map(int, quotas)]))", "return 2"
+    )
+    said = house.run("-n", cores=64).stdout
+    assert set(re.findall(r"threads: (\d+)", said)) == {"2"}
 
 
 @pytest.mark.parametrize(("text", "other"), [("four", "calibration"), ("three", "tuning")])

@@ -100,7 +100,7 @@ def test_a_pre_tokenizer_is_taken_for_the_checkpoints(tmp_path: Path, source: Pa
         ("print('tokenizing'); raise ValueError('Can not map tensor x')",
          "a checkpoint: the converter failed (ValueError: Can not map tensor x); the log has all"),
         ("out.write_bytes(b'GGUF'); os.kill(os.getpid(), signal.SIGKILL)",
-         "a checkpoint: the converter was ended by signal 9; give it more memory"),
+         "a checkpoint: the converter was ended by SIGKILL; give it more memory"),
         ("import nothing_such",
          "a checkpoint: the converter's environment lacks nothing_such; build it anew: make converter"),
         ("out.write_bytes(b'GGUF')", ".gguf: truncated"),

@@ -54,6 +54,17 @@ def test_the_reader_does_not_load_pyarrow():
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
 
 
+def test_a_reader_that_is_killed_is_one_line(corpus, tmp_path, monkeypatch):
+    reader = tmp_path / "python"
+    reader.write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    with pytest.raises(
+        QuantmillError, match=r"held out\.parquet: the process that reads it ended by SIGKILL; "
+    ):
+        read_chunks(corpus, 0, 1)
+
+
 def test_a_missing_a_truncated_and_a_foreign_file_are_refused(corpus, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

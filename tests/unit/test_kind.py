@@ -164,7 +164,7 @@ def test_a_check_says_the_kind_and_the_warnings(monkeypatch: pytest.MonkeyPatch)
     ("script", "line"),
     [
         ("import os, sys; sys.stderr.write('x.cpp:7: GGML_ASSERT(ok) failed\\nmore\\n'); os.abort()",
-         "llama.cpp died of it with SIGABRT (x.cpp:7: GGML_ASSERT(ok) failed)"),
+         "llama.cpp, loading it, ended by SIGABRT (x.cpp:7: GGML_ASSERT(ok) failed)"),
         ("import json; print(json.dumps({'error': 'llama.cpp cannot load it (no)'}))",
          "llama.cpp cannot load it (no)"),
     ],

@@ -340,7 +340,9 @@ def test_a_native_abort_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPat
         return subprocess.CompletedProcess(command, -6, "", "ggml.c:1: GGML_ASSERT(x) failed\n")
 
     monkeypatch.setattr(dryrun.subprocess, "run", run)
-    with pytest.raises(QuantmillError, match=r"cannot plan this model: ggml.c:1: GGML_ASSERT\(x\) failed"):
+    with pytest.raises(
+        QuantmillError, match=r"this model: ended by SIGABRT \(ggml.c:1: GGML_ASSERT\(x\) failed\)"
+    ):
         dry_run(LLAMA, 15, imatrix=False)
 
 

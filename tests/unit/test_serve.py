@@ -128,6 +128,7 @@ MISBEHAVING = {
     "loading": "the server: no answer on port ",
     "broken": "the server: ended with code 1 before it answered (its last words: no such model)",
     "dying": "the server: ended with code 9 in mid-run (its last words: out of memory)",
+    "killed": "the server: ended by SIGKILL in mid-run; start it by hand",
     "silent": "the server: said nothing for 4 s in mid-run",
     "early": "the server: ended a text before its 4 tokens (finish_reason stop)",
 }

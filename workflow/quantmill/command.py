@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quantmill import spec
+from quantmill import recorder, spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 
@@ -33,6 +33,7 @@ def parser(description: str | None, *, threads: bool = False, store: bool = Fals
         "--spec", type=_spec, required=True, help="canonical JSON of all that decides the output"
     )
     arguments.add_argument("--log", type=Path, help="file for plain progress lines (default: stderr)")
+    arguments.add_argument("--memory", type=int, help="MB that its job asked for, said where it is killed")
     if threads:
         arguments.add_argument("--threads", type=int, default=1, help="native threads")
     if store:
@@ -48,7 +49,9 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
 
     A QuantmillError ends the process with `error: ...` on stderr (and in the
     log) and exit code 1; an interrupt with code 130. No traceback for either.
+    What a signal ends says nothing itself: its watcher does (`quantmill.watch`).
     """
+    recorder.attach()
     args = arguments.parse_args()
     log = Log(args.log)
     try:
@@ -62,6 +65,14 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def doing(text: str) -> None:
+    """Note what the stage is at, such as `row 12 of chats.parquet`: said where a signal ends it there.
+
+    Cheap enough for every row; `""` where it is done with that.
+    """
+    recorder.note(recorder.DOING, text)
 
 
 def first_part(model: Path) -> Path:

@@ -31,7 +31,7 @@ rule measure_divergence:
         "python -m quantmill.measure.divergence --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --reference {input.reference[0]:q}"
         " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 
@@ -60,7 +60,7 @@ rule measure_perplexity:
     shell:
         "python -m quantmill.measure.perplexity --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --corpus {input.corpus:q} --out {output:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 
@@ -86,7 +86,8 @@ rule measure_speed:
         "{wildcards.model}: speed of {wildcards.row}"
     shell:
         "python -m quantmill.measure.speed --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --out {output:q} --log {log:q} --threads {threads}"
+        " --facts {input.facts:q} --out {output:q}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
 
 
 rule measure_served:
@@ -113,4 +114,4 @@ rule measure_served:
     shell:
         "python -m quantmill.serve.measure --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --server {input.server:q} --out {output:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"

@@ -29,7 +29,7 @@ rule import_sensitivity:
     shell:
         "python -m quantmill.budget.imported --spec {params.spec:q} --model {input.model[0]:q}"
         " --results {input.results:q} --curve {input.curve:q}"
-        " --out {output.table:q} --report {output.report:q} --log {log:q}"
+        " --out {output.table:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 # Before anything is measured for it: what a budget can reach follows from the header.
@@ -56,7 +56,7 @@ rule check_budget:
         "{wildcards.model}: what {wildcards.recipe} can reach"
     shell:
         "python -m quantmill.budget.reach --spec {params.spec:q} --model {input.model[0]:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 rule allocate_recipe:
@@ -88,7 +88,7 @@ rule allocate_recipe:
     shell:
         "python -m quantmill.budget.allocate --spec {params.spec:q} --model {input.model[0]:q}"
         " --damages {input.damages:q} --refit-plans {input.plans:q} --refit-klds {input.klds:q}"
-        " --out {output.recipe:q} --report {output.report:q} --log {log:q}"
+        " --out {output.recipe:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 # What a second round learns from: files of the first on the corpus of the probes, never on held-out text.
@@ -119,5 +119,5 @@ rule measure_first_round:
         "python -m quantmill.measure.divergence --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --reference {input.reference[0]:q}"
         " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

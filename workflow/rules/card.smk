@@ -44,7 +44,8 @@ rule write_card:
     message:
         "{wildcards.model}: model card"
     shell:
-        "python -m quantmill.card.write --spec {params.spec:q} --card {output.card:q} --log {log:q}"
+        "python -m quantmill.card.write --spec {params.spec:q} --card {output.card:q}"
+        " --log {log:q} --memory {resources.mem_mb}"
         f" --results {RESULTS_WORD}/{{wildcards.model}} --plots {RESULTS_WORD}/{{wildcards.model}}/card/plots"
 
 
@@ -74,4 +75,4 @@ rule draw_sensitivity:
         "{wildcards.model}: heat map of the sensitivity"
     shell:
         "python -m quantmill.card.maps --spec {params.spec:q} --damages {input.damages:q}"
-        " --out {output.drawn:q} --log {log:q}"
+        " --out {output.drawn:q} --log {log:q} --memory {resources.mem_mb}"

@@ -26,7 +26,8 @@ rule calibrate_activations:
         "{wildcards.model}: the largest inputs of the MLP weights"
     shell:
         "python -m quantmill.checkpoint.calibrate --spec {params.spec:q} --model {input.model[0]:q}"
-        " --corpus {input.corpus:q} --activations {output:q} --log {log:q} --threads {threads}"
+        " --corpus {input.corpus:q} --activations {output:q}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 
@@ -59,7 +60,7 @@ rule export_checkpoint:
         "python -m quantmill.checkpoint.export --spec {params.spec:q} "
         ' --source "$(dirname {input.config:q})" --activations {input.activations:q}'
         f" --out {RESULTS_WORD}/{{wildcards.model}}/checkpoint/{{wildcards.model}}-{{wildcards.recipe}}"
-        " --report {output.report:q} --log {log:q} --threads {threads}"
+        " --report {output.report:q} --log {log:q} --memory {resources.mem_mb} --threads {threads}"
 
 
 # In the checkpoint's folder, which an export makes anew: so it comes after each.
@@ -85,4 +86,4 @@ rule write_checkpoint_card:
         "{wildcards.model}: card of the checkpoint {wildcards.recipe}"
     shell:
         "python -m quantmill.card.checkpoint --spec {params.spec:q} --report {input:q} --card {output:q}"
-        " --log {log:q}"
+        " --log {log:q} --memory {resources.mem_mb}"

@@ -32,7 +32,7 @@ def refusing():
 with refusing():
     environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
-from quantmill import spec
+from quantmill import machine, spec
 from quantmill.budget import choices
 from quantmill.check import kind
 from quantmill.config import file as user
@@ -146,8 +146,14 @@ os.environ.update(
     QUANTMILL_ASKED=json.dumps({"file": config_file, "models": UNCHECKED}),
 )
 # One native stage at a time, on all cores: a measured speed must not be shared,
-# and the kernels' threads would only fight. Never part of a spec.
+# and the kernels' threads would only fight. Never part of a spec. Snakemake's `all` knows
+# affinity, but no cgroup's quota: on more threads than that ggml's would wait for each other.
 CORES = workflow.resource_settings.cores or os.cpu_count()
+if workflow.resource_settings.cores:  # jobs run here, and not on a cluster's nodes
+    CORES = min(CORES, machine.cores())
+    workflow.register_resource("_cores", CORES)
+# Every rule's command runs under a watcher, which says in one line why where a signal ends it.
+shell.prefix("set -u; exec python -m quantmill.watch ")
 # The rows of the bench that are the source itself, and their engines.
 SOURCES = {"source": "mainline", "source-ik": "ik"}
 CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")

@@ -26,5 +26,6 @@ rule build_corpus:
         "{wildcards.model}: corpus {wildcards.corpus}"
     shell:
         "python -m quantmill.corpus.build --spec {params.spec:q} --model {input.model[0]:q}"
-        " --corpus {output.corpus:q} --report {output.report:q} --log {log:q}"
+        " --corpus {output.corpus:q} --report {output.report:q}"
+        " --log {log:q} --memory {resources.mem_mb}"
         " --sources {input.sources:q} --disjoint-from {input.disjoint_from:q}"

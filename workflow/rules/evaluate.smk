@@ -25,7 +25,7 @@ rule evaluate_code:
     shell:
         "python -m quantmill.evaluate.humaneval --spec {params.spec:q} --model {input.model[0]:q}"
         " --facts {input.facts:q} --problems {input.problems:q} --out {output.report:q}"
-        " --samples {output.samples:q} --log {log:q} --threads {threads}"
+        " --samples {output.samples:q} --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 
@@ -52,5 +52,6 @@ rule evaluate_tasks:
         "{wildcards.model}: tasks of {wildcards.row}"
     shell:
         "python -m quantmill.evaluate.tasks --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --out {output:q} --log {log:q} --threads {threads}"
+        " --facts {input.facts:q} --out {output:q}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

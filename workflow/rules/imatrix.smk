@@ -26,5 +26,5 @@ rule measure_imatrix:
     shell:
         "python -m quantmill.measure.imatrix --spec {params.spec:q} --model {input.model[0]:q}"
         " --corpus {input.corpus:q} --gguf {output.gguf:q} --dat {output.dat:q} --report {output.report:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

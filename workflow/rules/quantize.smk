@@ -31,7 +31,7 @@ rule quantize:
         "python -m quantmill.quantize.write --spec {params.spec:q} --model {input.model[0]:q}"
         " --manifest {input.manifest:q} --plan {input.plan:q} --report {input.report:q}"
         " --imatrix {input.imatrix:q} --gguf {output.gguf:q} --facts {output.facts:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
 
 

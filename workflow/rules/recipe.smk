@@ -36,7 +36,7 @@ rule render_recipe:
         "python -m quantmill.recipe.render --spec {params.spec:q} --model {input.model[0]:q}"
         " --template {input.template:q} --file {input.file:q} --imatrix {input.imatrix:q}"
         " --scores {input.scores:q} --sensitivity {input.sensitivity:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 rule plan_types:
@@ -63,7 +63,7 @@ rule plan_types:
     shell:
         "python -m quantmill.recipe.plan --spec {params.spec:q} --model {input.model[0]:q}"
         " --recipe {input.recipe:q} --allocation {input.allocation:q}"
-        " --plan {output.plan:q} --report {output.report:q} --log {log:q}"
+        " --plan {output.plan:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 # What a context takes beside each file: of its own, so that other contexts make no plan stale.
@@ -87,4 +87,4 @@ rule tabulate_memory:
         "{wildcards.model}: memory tables"
     shell:
         "python -m quantmill.model.memory --spec {params.spec:q} --model {input.model[0]:q}"
-        " --plans {input.plans:q} --out {output:q} --log {log:q}"
+        " --plans {input.plans:q} --out {output:q} --log {log:q} --memory {resources.mem_mb}"

@@ -32,5 +32,5 @@ rule measure_sensitivity:
         "python -m quantmill.sensitivity.measure --spec {params.spec:q} --model {input.model[0]:q}"
         " --manifest {input.manifest:q} --imatrix {input.imatrix:q} --corpus {input.corpus:q}"
         " --out {output.table:q} --report {output.report:q}"
-        " --log {log:q} --threads {threads}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
         ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

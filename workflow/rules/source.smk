@@ -48,7 +48,7 @@ rule convert_checkpoint:
     shell:
         "python -m quantmill.checkpoint.convert --spec {params.spec:q}"
         ' --source "$(dirname {input.config:q})" --converter "$QUANTMILL_CONVERTER"'
-        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q}"
+        " --gguf {output.gguf:q} --facts {output.facts:q} --log {log:q} --memory {resources.mem_mb}"
 
 
 use rule convert_checkpoint as convert_checkpoint_for_now with:
@@ -80,7 +80,7 @@ rule check_source:
         "{wildcards.model}: checking that llama.cpp loads the source"
     shell:
         "python -m quantmill.check.source --spec {params.spec:q} --model {input.model[0]:q}"
-        ' --asked "$QUANTMILL_ASKED" --out {output:q} --log {log:q}'
+        ' --asked "$QUANTMILL_ASKED" --out {output:q} --log {log:q} --memory {resources.mem_mb}'
 
 
 rule list_tensors:
@@ -105,4 +105,5 @@ rule list_tensors:
         "{wildcards.model}: listing the source's tensors"
     shell:
         "python -m quantmill.model.manifest --spec {params.spec:q} --model {input.model[0]:q}"
-        " --manifest {output.manifest:q} --facts {output.facts:q} --log {log:q} --threads {threads}"
+        " --manifest {output.manifest:q} --facts {output.facts:q}"
+        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"

@@ -8,9 +8,7 @@ file costs no more memory than any reader of it.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,12 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from quantmill import ended
 from quantmill.errors import QuantmillError
 
 TOKENS: Final = 8
 """How many tokens are evaluated."""
 
-_ASSERTION: Final = re.compile(r"GGML_ASSERT\(.*|GGML_ABORT.*|.*: fatal error.*")
 _PREFIX: Final = re.compile(r"^[\w:~]+:(\s+|$)")  # the function that says it
 _SHOWN: Final = 8
 
@@ -70,18 +68,16 @@ def _run(path: Path, **asked: Any) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-m", "quantmill.check.trial"], input=json.dumps({"path": str(path), **asked}),
         capture_output=True, encoding="utf-8", errors="replace",
-        env=os.environ | {"GGML_NO_BACKTRACE": "1"}, check=False,
+        check=False,
     )  # fmt: skip
     if done.returncode == 0:
         answer = json.loads(done.stdout)
         if "error" in answer:
             raise QuantmillError(answer["error"])
         return list(answer["warnings"])
-    lines = done.stderr.strip().splitlines() or ["it said nothing"]
-    said = next((line for line in reversed(lines) if _ASSERTION.search(line)), lines[-1])
-    ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"code {done.returncode}"
+    said = ended.last_words(done.stderr) or "it said nothing"
     name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[asked.get("engine", "mainline")]
-    raise QuantmillError(f"{name} died of it with {ended} ({said.strip()})")
+    raise QuantmillError(f"{name}, loading it, {ended.how(done.returncode)} ({said})")
 
 
 def _answer_ik(path: Path, answers: str, threads: int) -> None:

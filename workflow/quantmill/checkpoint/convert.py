@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quantmill import command
+from quantmill import command, ended
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
@@ -88,8 +89,10 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
 def failure(code: int, said: str, source: Path) -> QuantmillError:
     """What the converter's failure means, in one line."""
     if code < 0:
-        what = f"the converter was ended by signal {-code}"
-        return QuantmillError(what, source, "give it more memory" if code == -9 else "see the log")
+        last = ended.last_words(said)
+        what = f"the converter was {ended.how(code)}" + (f" ({last})" if last else "")
+        cure = ended.cure(code) if code == -signal.SIGKILL else "the log has all that it said"
+        return QuantmillError(what, source, cure)
     if found := _UNSUPPORTED.search(said):
         what = f"the converter knows no architecture {found[1]}"
         return QuantmillError(what, source / "config.json", "take a GGUF of the model")

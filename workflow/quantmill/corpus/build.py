@@ -75,7 +75,7 @@ def take(
     while True:
         decoded = partial(_document, render=render, messages=messages)
         selection = select(values(), decoded, seed=seed, characters=characters, rows=rows, taken=taken)
-        pieces = list(_tokenized(selection.rows, tokenize, needed))
+        pieces = list(_tokenized(selection.rows, tokenize, needed, file))
         had = sum(map(len, pieces))
         if had >= needed:
             used = selection.rows[: len(pieces)]
@@ -216,10 +216,11 @@ def _too_little(what: str, selection: Selection, domain: str, file: str) -> Quan
     return QuantmillError(what, f"source {domain}", cure)
 
 
-def _tokenized(rows: Iterable[Row], tokenize: Tokenize, needed: int) -> Iterator[Tokens]:
-    """The tokens of row after row, until there are as many as needed."""
+def _tokenized(rows: Iterable[Row], tokenize: Tokenize, needed: int, file: str) -> Iterator[Tokens]:
+    """The tokens of row after row of `file`, until there are as many as needed."""
     had = 0
     for row in rows:
+        command.doing(f"row {row.number} of {file}")
         text = row.document.text
         piece = tokenize(text if text.endswith("\n") else text + "\n", row.document.chat)
         yield piece

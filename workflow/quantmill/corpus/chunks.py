@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantmill import ended
 from quantmill.errors import QuantmillError
 
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ def read_chunks(path: Path, first: int, count: int) -> tuple[Tokens, list[str]]:
     command = [sys.executable, "-m", __name__, str(path), str(first), str(count)]
     child = subprocess.run(command, capture_output=True, check=False)
     if child.returncode != 0:
-        said = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines() or [
-            "no reason"
-        ]
-        raise QuantmillError(said[-1])
+        said = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines()
+        if said and child.returncode > 0:
+            raise QuantmillError(said[-1])
+        code = child.returncode
+        raise QuantmillError(f"the process that reads it {ended.how(code)}", path, ended.cure(code))
     head, _, data = child.stdout.partition(b"\n")
     domains = json.loads(head)
     tokens = np.frombuffer(data, np.int32).copy()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quantmill import ended
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
@@ -68,14 +69,10 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
         str(file_type),
         str(int(imatrix)),
     ]
-    quiet = os.environ | {"GGML_NO_BACKTRACE": "1"}
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", env=quiet, check=False
-    )
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = lines[0 if done.returncode < 0 else -1] if lines else f"exit code {done.returncode}"
-        said = re.sub(r"^/\S*/", "", said)  # where llama.cpp was built
+        said = ended.last_words(done.stderr)
+        said = f"{ended.how(done.returncode)} ({said})" if done.returncode < 0 or not said else said
         raise QuantmillError(
             f"llama.cpp cannot plan this model: {said}", where or path, "check that llama.cpp loads it"
         )

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from quantmill import recorder
 from quantmill.engine import library
 
 Tokens = NDArray[np.int32]
@@ -101,6 +102,7 @@ class Listener:
         if _WARNING <= level < _CONTINUED and text.strip():
             self._said.append(text.decode(errors="replace").strip())
             del self._said[:-_KEPT]
+            recorder.note(recorder.HEARD, self._said[-1])
 
     def last_words(self, about: str = "") -> str:
         """What was said last; of a load, `about` marks the line that says why it failed."""

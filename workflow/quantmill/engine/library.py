@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import mmap
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,8 @@ def use(engine: str) -> None:
         raise RuntimeError(f"this process has the engine {_in_use[0]}, and cannot have {engine} too")
     check(engine)
     _in_use[:] = [engine]
+    if engine == "ik":  # where it aborts it starts a debugger, found by PATH, whatever GGML_NO_BACKTRACE says
+        os.environ["PATH"] = os.devnull
 
 
 def in_use() -> str:

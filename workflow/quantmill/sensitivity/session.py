@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from quantmill import machine
 from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
@@ -162,17 +163,15 @@ class Session:
 
     def refuse_if_short(self) -> None:
         """QuantmillError where the memory left cannot hold the model and what it says of the chunks."""
-        import psutil
-
         vocabulary = self._source.tensors["token_embd.weight"].shape[1]
         count, context = self._chunks.shape
         reference = 4 * vocabulary * (context // 2) * (count + 2)
         needed = self.expansion.bytes() + reference + _MORE_MEMORY
-        left = psutil.virtual_memory().available
-        if left < needed:
+        there = machine.memory()
+        if there.available < needed:
             raise QuantmillError(
                 f"needs {needed:,} bytes of memory to be probed ({self.expansion.bytes():,} for its weights, "
-                f"{reference:,} for its predictions), and {left:,} are left",
+                f"{reference:,} for its predictions), and {there.where} has {there.available:,} left",
                 self._source.header.path, "use a larger machine, or fewer chunks",
             )  # fmt: skip
 

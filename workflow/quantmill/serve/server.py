@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from quantmill import ended
 from quantmill.errors import QuantmillError
 
 HOST = "127.0.0.1"
@@ -104,7 +105,7 @@ class Server:
                 if connection.getresponse().status == http.client.OK:
                     return
             time.sleep(_LOOK_EVERY_SECONDS)
-        raise self._error(f"ended with code {self._process.returncode} before it answered")
+        raise self._error(f"{ended.how(self._process.returncode)} before it answered")
 
     def complete(self, prompt: str, tokens: int, never: list[int]) -> Timing:
         """Have `tokens` tokens generated after `prompt`, greedily, those of `never` left out.
@@ -130,7 +131,7 @@ class Server:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
             code = self._process.returncode
-            how = f"ended with code {code} in mid-run" if code is not None else f"broke off ({error!r})"
+            how = f"{ended.how(code)} in mid-run" if code is not None else f"broke off ({error!r})"
             raise self._error(how) from None
         if reason != "length":
             raise self._error(f"ended a text before its {tokens} tokens (finish_reason {reason})")
@@ -153,10 +154,10 @@ class Server:
         raise ConnectionError("the stream has no end")
 
     def _error(self, what: str) -> QuantmillError:
-        """The error with the last line that the server said."""
+        """The error with what the server said last."""
         self._said.seek(0)
-        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
-        last = f" (its last words: {lines[-1][:200]})" if lines else ""
+        said = ended.last_words(self._said.read().decode(errors="replace"))
+        last = f" (its last words: {said})" if said else ""
         return QuantmillError(what + last, "the server", "start it by hand to see why, or leave it out")
 
 
