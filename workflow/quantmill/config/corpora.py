@@ -40,3 +40,9 @@ class Chunks(Strict):
     corpus: Name
     chunks: Count
     context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
+
+
+class ImportedImatrix(Strict):
+    """An importance matrix that is there already: its file, in either of llama.cpp's formats."""
+
+    file: FilePath = Field(description="GGUF or .dat; it is checked against the model")
