@@ -18,8 +18,8 @@ PROMPT, GENERATE, REPETITIONS = 512, 128, 5
 TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
 IK_TEMPLATE = ROOT / "recipes" / "ik.yaml.j2"
 
-DEFAULT_SWEEP = [Tier(name, name) for name in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")]
-DEFAULT_SWEEP.append(Tier("Q4_K_L", "Q4_K_M", "q8_0"))
+SEVEN_TIERS = [Tier(name, name) for name in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")]
+SEVEN_TIERS.append(Tier("Q4_K_L", "Q4_K_M", "q8_0"))
 
 _LARGE = {"Q6_K_L": "Q6_K", "Q5_K_L": "Q5_K_M", "Q4_K_L": "Q4_K_M", "Q3_K_XL": "Q3_K_L", "Q2_K_L": "Q2_K"}
 _PRESETS = (
@@ -111,8 +111,8 @@ def ik_quantize(bench: Bench) -> Iterable[Row]:
 
 
 def sweep(bench: Bench) -> Iterable[Row]:
-    """The recipes of the default config."""
-    return _sweep(bench, "default sweep", DEFAULT_SWEEP, 1.0)
+    """Seven tiers."""
+    return _sweep(bench, "sweep of 7 tiers", SEVEN_TIERS, 1.0)
 
 
 def tiers(bench: Bench) -> Iterable[Row]:

@@ -10,6 +10,7 @@ import yaml
 import headers
 from house import ROOT, House
 from quantmill.config import file as config
+from quantmill.config.recipe import BudgetRecipe
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml")) + sorted((ROOT / "examples" / "real").glob("*.yaml"))
 RUN = [
@@ -80,3 +81,30 @@ def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
         fits = json.loads((results / "memory.json").read_text("utf-8"))["recipes"]["fit-16GB"]["fits"]
         assert {"total_bytes": 16 << 30, "cache": "q8_0", "context": 32768} in fits
         assert (house.folder / "results" / "headers" / "qwen3.6-27b.gguf").stat().st_size < 12_000_000
+
+
+def test_the_files_of_the_default_config_are_a_ladder(house: House) -> None:
+    """Each is smaller than its source and of the types it is named after; a fit is of its preset's size."""
+    text = (ROOT / "config.yaml").read_text("utf-8")
+    (house.folder / "default.yaml").write_text(text, encoding="utf-8")
+    default = config.parse(yaml.safe_load(text))
+    plans = {
+        (model, name): f"results/{model}/plans/{name}.json"
+        for model in default.models
+        for name, recipe in default.recipes_of(model).items()
+        if not isinstance(recipe, BudgetRecipe)
+    }
+    manifests = [f"results/{model}/model.json" for model in default.models]
+    house.run(*plans.values(), *manifests, "--configfile=default.yaml", cores=2)
+    read = {key: json.loads((house.folder / path).read_text("utf-8")) for key, path in plans.items()}
+    for model, manifest in zip(default.models, manifests, strict=True):
+        source = json.loads((house.folder / manifest).read_text("utf-8"))
+        sizes = [plan["file_bytes"] for (of, _), plan in read.items() if of == model]
+        assert [source["bytes"], *sizes] == sorted({source["bytes"], *sizes}, reverse=True)
+    first = next(iter(default.models))
+    assert not any(plan["fallbacks"] or plan["requantized"] for (of, _), plan in read.items() if of == first)
+    fits = [recipe for recipe in default.recipes_of(first).values() if isinstance(recipe, BudgetRecipe)]
+    for fit in fits:
+        preset = read[first, fit.name.removeprefix("fit-")]
+        assert fit.budget == {"size": preset["file_bytes"]}
+    assert len(fits) == 2

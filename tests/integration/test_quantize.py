@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 
+import ik
 import limits
 import models
 import native
@@ -24,6 +26,7 @@ from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
+from quantmill.imatrix.imported import checked
 from quantmill.model import ggufio
 from quantmill.model import imatrix as formats
 from quantmill.model.roles import role_of
@@ -135,6 +138,36 @@ def test_the_imatrix_is_used_and_named_in_the_header(tmp_path):
     assert ours.value("quantize.imatrix.chunks_count") == 12
     plan = json.loads((tmp_path / "x.json").read_text("utf-8"))
     assert plan["file_bytes"] == (tmp_path / "x.gguf").stat().st_size
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_a_published_imatrix_gives_llama_quantize_s_bytes(tmp_path, form):
+    """Each form's values taken as llama-quantize takes them, of experts too (but for starved ones)."""
+    source, published = DATA / "tiny-moe.gguf", MOE_IMATRIX.with_suffix(f".{form}")
+    if form == "dat":
+        values = ik.read_dat(published)
+    else:
+        read = gguf.GGUFReader(published)
+        arrays = {tensor.name: tensor.data.reshape(tensor.shape[::-1]) for tensor in read.tensors}
+        names = [name.removesuffix(".counts") for name in arrays if name.endswith(".counts")]
+        values = {n: (arrays[f"{n}.in_sum2"] / arrays[f"{n}.counts"]).ravel() for n in names}
+    imatrix, _ = checked(formats.read(published), ggufio.read_header(source), published)
+    formats.write_gguf(tmp_path / "imatrix.gguf", imatrix)
+    bench = Bench(tmp_path, source, imatrix=tmp_path / "imatrix.gguf")
+    bench.plan("x", "IQ3_XXS")
+    bench.quantize("x")
+    np.savez(tmp_path / "i.npz", **values)
+    native.quantize(source, tmp_path / "theirs.gguf", 23, None, tmp_path / "i.npz")
+    ours, theirs = (ggufio.read_header(tmp_path / f"{name}.gguf") for name in ("x", "theirs"))
+    starved = {name for name, entry in imatrix.entries.items() if (entry.counts < formats.STARVED).any()}
+    assert bool(starved) == (form == "gguf")
+    data = [header.path.read_bytes() for header in (ours, theirs)]
+    for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+        same = (
+            data[0][one.offset : one.offset + one.bytes] == data[1][other.offset : other.offset + other.bytes]
+        )
+        assert same or one.name in starved, one.name
+    assert ours.value("quantize.imatrix.dataset") == "text.txt"
 
 
 def test_recipes_share_their_tensors(tmp_path):

@@ -140,6 +140,20 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (
         put(
             "models.c",
+            {
+                "source": {"checkpoint": "x"},
+                "imatrix": {"file": "i.dat"},
+                "recipes": [MFP4 | {"scheme": "W4A4"}],
+            },
+        ),
+        "models.c.recipes: scheme W4A4 is calibrated on the corpus of imatrix, and that is a file; name a",
+    ),
+    (put("imatrix.file", "i.dat"), "imatrix.corpus: unknown field; known here: file"),
+    (put("imatrix", {"fil": "i.dat"}), "imatrix.fil: unknown field; known here: corpus, chunks, context"),
+    (put("imatrix", {"file": 3}), "imatrix.file: must be text, not 3; put it in quotes"),
+    (
+        put(
+            "models.c",
             {"source": {"checkpoint": "x"}, "imatrix": {"corpus": "x", "chunks": 1}, "recipes": [MFP4]},
         ),
         "models.c.imatrix: a checkpoint that is exported alone is not measured; leave this out",
@@ -538,6 +552,15 @@ def test_evaluations_without_their_files_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     said = check_files(put("bench.tasks", {"names": ["a"], "include": "nowhere"}), tmp_path)
     assert said == "config.yaml: bench.tasks.include: no such folder: nowhere; check the path"
+
+
+def test_a_published_imatrix_needs_no_corpus_and_its_file(tmp_path: Path) -> None:
+    found = parsed(lambda c: (put("imatrix", {"file": "i.dat"})(c), c["corpora"].pop("calibration")))
+    assert found.calibration_of("m") is None and list(found.corpora_of("m")) == ["tuning", "held-out"]
+    said = check_files(put("imatrix", {"file": "i.dat"}), tmp_path)
+    assert said == "config.yaml: imatrix.file: no such file: i.dat; check the path"
+    said = check_files(put("models.m.imatrix", {"file": "i.gguf"}), tmp_path)
+    assert said == "config.yaml: models.m.imatrix.file: no such file: i.gguf; check the path"
 
 
 def test_what_humaneval_is_told() -> None:

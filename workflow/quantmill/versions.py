@@ -17,6 +17,7 @@ VERSIONS: Final[dict[str, int]] = {
     "model.memory": 1,
     "corpus.build": 2,
     "measure.imatrix": 1,
+    "imatrix.imported": 1,
     "budget.imported": 2,
     "budget.reach": 1,
     "budget.allocate": 3,

@@ -41,6 +41,7 @@ from quantmill.engine import library
 from quantmill.evaluate import problems
 from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
 from quantmill.judge import disk
+from quantmill.model import imatrix
 from quantmill.recipe import interchange
 from quantmill.recipe.render import engine_of as engine_of_template
 from quantmill.recipe.render import read_template
@@ -207,11 +208,16 @@ def recipe_of(model, recipe):
 
 @cached
 def calibration_of(model):
-    """The model's imatrix section."""
-    chunks = cfg.imatrix_of(model)
+    """The model's imatrix section, where it is measured here."""
+    chunks = cfg.calibration_of(model)
     if chunks is None:
         raise QuantmillError(f"{model} has no imatrix", config_file, "give it one under imatrix")
     return chunks
+
+
+def imported_imatrix_of(model):
+    """The imatrix that somebody published for the model."""
+    return cfg.imatrix_of(model).file
 
 
 @cached
@@ -572,6 +578,7 @@ def megabytes(model, factor=1.0, more=1000):
 
 RECIPES = {recipe for model in cfg.models for recipe in cfg.recipes_of(model)}
 CONVERTED = {model for model in cfg.models if model in CHECKPOINTS}
+GIVEN_IMATRIX = {m for m in cfg.models if isinstance(cfg.imatrix_of(m), user.ImportedImatrix)}
 IMPORTED = {model for model in cfg.models if isinstance(cfg.sensitivity_of(model), user.ImportedSensitivity)}
 FITTED = {recipe for model in cfg.models for recipe in cfg.recipes_of(model) if fitted(model, recipe)}
 PUBLISHED = [model for model in filter(cfg.recipes_of, cfg.models) if cfg.repository_of(model)]

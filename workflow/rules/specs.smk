@@ -55,9 +55,13 @@ def file_sha256(path):
     return MEMO.sha256(Path(path))
 
 
+@cached
 def imatrix_facts(model):
     """What a GGUF says of the imatrix that it was made with."""
     chunks = cfg.imatrix_of(model)
+    if model in GIVEN_IMATRIX:
+        dataset, count = imatrix.facts(Path(chunks.file))
+        return {"file": os.path.basename(chunks.file), "dataset": dataset, "chunks": count}
     return chunks and {
         "file": f"{model}-imatrix.gguf",
         "dataset": chunks.corpus,
@@ -133,6 +137,10 @@ def corpus_spec(model, corpus):
 
 @cached
 def imatrix_spec(model):
+    if model in GIVEN_IMATRIX:
+        file = imported_imatrix_of(model)
+        made_from = {"model": source_sha256(model), "imatrix": file_sha256(file)}
+        return spec.make("imatrix.imported", {"file": os.path.basename(file)}, made_from)
     chunks = calibration_of(model)
     made_from = {
         "model": source_sha256(model),

@@ -471,6 +471,30 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
     assert not list((tmp_path / "card").glob("Modelfile*"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "dataset", "said"),
+    [
+        ({"chunks": 90, "context": 512}, "cal.txt", "made from 90 chunks of 512 tokens of `cal.txt`."),
+        ({"chunks": None, "context": None}, "cal.txt", "made from `cal.txt`."),
+        ({"chunks": 9, "context": None}, None, "made from 9 chunks."),
+        ({"chunks": None, "context": None}, None, "The file does not say what it was made from."),
+    ],
+)
+def test_an_imatrix_that_was_not_measured_here_is_said_to_be_given(
+    tree: Tree, fields: dict[str, Any], dataset: str | None, said: str
+) -> None:
+    path = tree[0] / "imatrix.json"
+    report = read_json(path)
+    for measured in ("corpus", "seconds", "perplexity"):
+        report.pop(measured, None)
+    given = {"file": "x-imatrix.gguf", "sha256": "ab" * 32, "dataset": dataset}
+    write_json(path, report | fields | {"tokens": None, "imported": given})
+    card = card_of(tree)
+    assert f"Not measured here: it was given as the file `x-imatrix.gguf` (sha256 `{'ab' * 32}`)" in card
+    assert said in card and "| Importance matrix | `x-imatrix.gguf`, not measured here; " in card
+    assert "Perplexity on the calibration text" not in card and "None" not in card
+
+
 def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     """Made again by `UPDATE_GOLDEN=1 pytest tests/unit/card`, with the version raised if cards exist."""
     head = f"<!-- card.write {VERSIONS['card.write']} -->\n"

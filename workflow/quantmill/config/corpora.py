@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from quantmill.config.fields import Count, FilePath, Name, Positive, Strict, Text
 from quantmill.config.refusal import refuse_twice
@@ -41,3 +41,20 @@ class Chunks(Strict):
     corpus: Name
     chunks: Count
     context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
+
+
+class ImportedImatrix(Strict):
+    """An importance matrix that is there already: its file, in either of llama.cpp's formats."""
+
+    file: FilePath = Field(description="GGUF or .dat; it is checked against the model")
+
+
+def _kind_of_imatrix(given: Any) -> str:
+    imported = isinstance(given, ImportedImatrix) or (isinstance(given, dict) and "file" in given)
+    return "<file>" if imported else "<chunks>"
+
+
+Imatrix = Annotated[
+    Annotated[Chunks, Tag("<chunks>")] | Annotated[ImportedImatrix, Tag("<file>")],
+    Discriminator(_kind_of_imatrix),
+]

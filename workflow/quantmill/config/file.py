@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from quantmill.config.bench import Bench, Probes
 from quantmill.config.card import Card, Publish
-from quantmill.config.corpora import Chunks, Corpus
+from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix
 from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
-from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Split
+from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Sensitivity, Split
 from quantmill.config.refusal import explain, refuse
 from quantmill.config.source import (
     CheckpointSource,
@@ -40,24 +40,13 @@ LEAST_ROWS = 16
 """Inputs of fewer rows enter no importance matrix: `measure.collect`, after llama-imatrix."""
 
 
-def _kind_of_sensitivity(given: Any) -> str:
-    imported = isinstance(given, ImportedSensitivity) or (isinstance(given, dict) and "import" in given)
-    return "<import>" if imported else "<probes>"
-
-
-Sensitivity = Annotated[
-    Annotated[Probes, Tag("<probes>")] | Annotated[ImportedSensitivity, Tag("<import>")],
-    Discriminator(_kind_of_sensitivity),
-]
-
-
 class Model(Strict):
     """One model: where it comes from, what its card says, and what differs from the rest of the file."""
 
     source: Source
     card: Card = Card()
     recipes: Recipes | None = None
-    imatrix: Chunks | None = Field(default=None, description="null: none for this model")
+    imatrix: Imatrix | None = Field(default=None, description="null: none for this model")
     sensitivity: Sensitivity | None = Field(default=None, description="null: none for this model")
     bench: Bench | None = None
     publish: Publish | None = None
@@ -80,7 +69,7 @@ class Config(Strict):
 
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     corpora: dict[Name, Corpus] = Field(default={})
-    imatrix: Chunks | None = None
+    imatrix: Imatrix | None = None
     sensitivity: Sensitivity | None = None
     recipes: Recipes | None = None
     split: Split | None = Field(default=None, description="of every recipe that says nothing of it")
@@ -111,8 +100,10 @@ class Config(Strict):
 
     def _check_calibration(self, name: str) -> None:
         """Activations are calibrated on the text that the importance matrix is made of."""
-        if self.imatrix_of(name) is None:
-            text = "scheme W4A4 is calibrated on the corpus of imatrix, and it has none; add it"
+        if self.calibration_of(name) is None:
+            imported = self.imatrix_of(name) is not None
+            lacks = "that is a file; name a corpus in its place" if imported else "it has none; add it"
+            text = f"scheme W4A4 is calibrated on the corpus of imatrix, and {lacks}"
             raise refuse("no_calibration", text, f"models.{name}.recipes")
 
     def _check_forms(self, name: str) -> None:
@@ -191,7 +182,7 @@ class Config(Strict):
         model, where = self.models[name], f"models.{name}."
         bench = self.bench_of(name).chunked
         purposes = [
-            ("imatrix", self.imatrix_of(name), "imatrix" in model.model_fields_set),
+            ("imatrix", self.calibration_of(name), "imatrix" in model.model_fields_set),
             ("sensitivity", self.probes_of(name), "sensitivity" in model.model_fields_set),
             *((f"bench.{measure}", used, model.bench is not None) for measure, used in bench.items()),
         ]
@@ -217,7 +208,7 @@ class Config(Strict):
             if not purpose.startswith("bench."):
                 tuned[used.corpus] = purpose
 
-    def imatrix_of(self, model: str) -> Chunks | None:
+    def imatrix_of(self, model: str) -> Imatrix | None:
         """The model's own imatrix section, if it has one, else the file's."""
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
@@ -225,7 +216,7 @@ class Config(Strict):
     def asked_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""
         own, bench = self.models[model].model_fields_set, self.bench_of(model)
-        used: dict[str, Any] = {"imatrix": self.imatrix_of(model), "sensitivity": self.probes_of(model)}
+        used: dict[str, Any] = {"imatrix": self.calibration_of(model), "sensitivity": self.probes_of(model)}
         used |= {f"bench.{field}": getattr(bench, field) for field in Bench.model_fields}
         return [
             (
@@ -236,6 +227,11 @@ class Config(Strict):
             for field, asked in used.items()
             if asked is not None
         ]
+
+    def calibration_of(self, model: str) -> Chunks | None:
+        """The same where it is measured here."""
+        found = self.imatrix_of(model)
+        return found if isinstance(found, Chunks) else None
 
     def sensitivity_of(self, model: str) -> Sensitivity | None:
         """The model's own sensitivity section, if it has one, else the file's."""
@@ -279,7 +275,7 @@ class Config(Strict):
 
         Calibration first, then tuning, then held-out: each shares no row with those before it.
         """
-        used = [self.imatrix_of(model), self.probes_of(model), *self.bench_of(model).chunked.values()]
+        used = [self.calibration_of(model), self.probes_of(model), *self.bench_of(model).chunked.values()]
         found: dict[str, Chunks] = {}
         for chunks in (chunks for chunks in used if chunks is not None):
             other = found.get(chunks.corpus)
@@ -331,6 +327,10 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
         for number, source in enumerate(config.corpora[name].sources):
             _check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
     for name in config.models:
+        imatrix = config.imatrix_of(name)
+        if isinstance(imatrix, ImportedImatrix):
+            own = f"models.{name}." if config.models[name].imatrix else ""
+            _check_file(Path(imatrix.file), f"{file}: {own}imatrix.file")
         imported = config.sensitivity_of(name)
         if isinstance(imported, ImportedSensitivity):
             own = f"models.{name}." if config.models[name].sensitivity else ""

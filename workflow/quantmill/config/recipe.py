@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from quantmill.config.bench import Probes
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.spec import canonical
@@ -146,6 +147,17 @@ class ImportedSensitivity(Strict):
 
     results: FilePath = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
     curve: FilePath = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
+
+
+def _kind_of_sensitivity(given: Any) -> str:
+    imported = isinstance(given, ImportedSensitivity) or (isinstance(given, dict) and "import" in given)
+    return "<import>" if imported else "<probes>"
+
+
+Sensitivity = Annotated[
+    Annotated[Probes, Tag("<probes>")] | Annotated[ImportedSensitivity, Tag("<import>")],
+    Discriminator(_kind_of_sensitivity),
+]
 
 
 class MemoryBudget(Strict):

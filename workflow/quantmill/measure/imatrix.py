@@ -20,7 +20,7 @@ from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
-from quantmill.measure import coverage
+from quantmill.imatrix import coverage
 from quantmill.measure.collect import ROWS_AT_LEAST, Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.model import ggufio
@@ -35,6 +35,9 @@ STAGE = "measure.imatrix"
 # of fewer rows than are collected.
 _SAMPLE_PARTS = 2
 _BATCH = 512
+
+HIGHEST_PERPLEXITY = 1000.0
+"""Of a model on text of its own kind: above it the text or the model is at fault."""
 
 
 @dataclass
@@ -183,7 +186,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
         sample = scored | perplexity(shard.nll)
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
-    report = coverage.report(imatrix, header, sample, shard.seconds)
+    report = coverage.report(imatrix, header, "the model's graph never used them on this corpus")
+    report |= {"corpus": config["corpus"], "seconds": round(shard.seconds, 3), "perplexity": sample}
+    if sample and sample["perplexity"] > HIGHEST_PERPLEXITY:
+        report["warnings"].append(
+            f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "
+            "the corpus does not suit the model, or the source is damaged"
+        )
     write_json(args.report, report)
     log.warn(report["warnings"])
     said = f"{len(found)} entries; {store.made} units made, {store.reused} reused"

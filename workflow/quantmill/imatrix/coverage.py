@@ -55,10 +55,11 @@ def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None
     return float(a @ b) / norm if norm > 0 else None
 
 
-def report(
-    imatrix: Imatrix, header: ggufio.Header, sample: dict[str, Any] | None, seconds: float
-) -> dict[str, Any]:
-    """The JSON beside the imatrix files: an entry's statistics each, coverage, warnings."""
+def report(imatrix: Imatrix, header: ggufio.Header, why_missing: str) -> dict[str, Any]:
+    """Of imatrix.json what follows from the imatrix: an entry's statistics each, coverage, warnings.
+
+    `why_missing` ends the warning of tensors without an entry.
+    """
     by_place = {(roles.role_of(name), roles.layer_of(name)): entry for name, entry in imatrix.entries.items()}
     rows = []
     for name, entry in imatrix.entries.items():
@@ -75,17 +76,14 @@ def report(
         for expert, count in enumerate(entry.counts) if count < FLOOR_TOKENS
     ]  # fmt: skip
     return {
-        "corpus": imatrix.dataset,
         "chunks": imatrix.chunks,
         "context": imatrix.context,
         "tokens": imatrix.chunks * imatrix.context,
-        "seconds": round(seconds, 3),
         "entries": rows,
         "missing": missing,
         "experts_under_floor": under,
         "floor": FLOOR_TOKENS,
-        "perplexity": sample,
-        "warnings": warnings(missing, under, sample),
+        "warnings": warnings(missing, under, why_missing),
     }
 
 
@@ -100,15 +98,12 @@ def unseen(imatrix: Imatrix, header: ggufio.Header) -> list[str]:
     return [t.name for t in matrices if t.name not in imatrix.entries and (plain or t.type != "f32")]
 
 
-def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, Any] | None) -> list[str]:
+def warnings(missing: list[str], under: list[dict[str, Any]], why_missing: str) -> list[str]:
     """What a reader of the card must know, a sentence each."""
     found = []
     if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        found.append(
-            f"{len(missing)} quantizable tensors have no importance values ({shown}): "
-            "the model's graph never used them on this corpus"
-        )
+        what = f"{len(missing)} quantizable tensors have no importance values ({shown(missing)})"
+        found.append(f"{what}: {why_missing}")
     if under:
         tensors = Counter(row["name"] for row in under)
         never = sum(1 for row in under if row["count"] == 0)
@@ -122,9 +117,9 @@ def warnings(missing: list[str], under: list[dict[str, Any]], sample: dict[str, 
                 f"{starved} of them saw fewer than {STARVED}: quantizing makes up what they lack with the "
                 "mean over their tensor's experts (the imatrix files hold what was measured)"
             )
-    if sample and sample["perplexity"] > 1000:
-        found.append(
-            f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "
-            "the corpus does not suit the model, or the source is damaged"
-        )
     return found
+
+
+def shown(names: list[str]) -> str:
+    """The first of the names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

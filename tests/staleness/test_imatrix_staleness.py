@@ -1,0 +1,113 @@
+"""As in test_staleness, with an importance matrix that somebody published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from house import ROOT, House
+
+Change = Callable[[House], None]
+FILE = "published.dat"
+FILES = {"quantize Q8_0", "quantize mix", "write_card"}
+PLANS = {"plan_types Q8_0", "plan_types mix", "tabulate_memory"}
+
+
+def settled(config: dict[str, Any]) -> None:
+    """Two recipes, and nothing measured: the imatrix is all that is new here."""
+    config["imatrix"] = {"file": FILE}
+    config["bench"] = {}
+    for field in ("sensitivity", "corpora"):
+        del config[field]
+
+
+def changed(old: bytes, new: bytes) -> Change:
+    """Other bytes of the file, as many."""
+
+    def change(house: House) -> None:
+        path = house.folder / FILE
+        data = path.read_bytes()
+        assert data.count(old) == 1 and len(old) == len(new)
+        path.write_bytes(data.replace(old, new))
+
+    return change
+
+
+def scaled(house: House) -> None:
+    """Another value in the last entry of the file, before its chunks and its dataset."""
+    path = house.folder / FILE
+    data = bytearray(path.read_bytes())
+    data[-17:-16] = bytes([data[-17] ^ 1])
+    path.write_bytes(data)
+
+
+def renamed(house: House) -> None:
+    (house.folder / FILE).rename(house.folder / "other.imatrix")
+    house.configure(lambda config: (settled(config), config["imatrix"].update(file="other.imatrix")))
+
+
+CASES: dict[str, tuple[Change, set[str]]] = {
+    "nothing": (lambda house: None, set()),
+    "a touched file": (lambda house: os.utime(house.folder / FILE), set()),
+    "other values": (scaled, {"import_imatrix"} | FILES),
+    # what the files' headers say of it
+    "another dataset": (changed(b"text.txt", b"test.txt"), {"import_imatrix"} | PLANS | FILES),
+    "another name": (renamed, {"import_imatrix"} | PLANS | FILES),
+    "a deleted report": (lambda h: h.result("imatrix.json").unlink(), {"import_imatrix"} | FILES),
+    "its version": (
+        lambda h: h.edit("workflow/quantmill/versions.py", '"imatrix.imported": 1', '"imatrix.imported": 9'),
+        {"import_imatrix"} | FILES,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A checkout with everything built."""
+    house = House.build(tmp_path_factory.mktemp("built") / "house")
+    data = (ROOT / "tests" / "data" / "llama-imatrix-llama.dat").read_bytes()
+    (house.folder / FILE).write_bytes(data)
+    house.configure(settled)
+    due = house.due()
+    assert due > {"import_imatrix"} | PLANS | FILES and "measure_imatrix" not in due
+    house.run()
+    return house
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
+    house = built.copy(tmp_path / "house")
+    change, expected = CASES[case]
+    change(house)
+    assert house.due() == expected
+
+
+def test_it_is_on_the_card_and_in_the_files(built: House) -> None:
+    card = built.result("card/README.md").read_text("utf-8")
+    assert f"Not measured here: it was given as the file `{FILE}` (sha256 `" in card
+    assert "The file says that it was made from 12 chunks of `text.txt`." in card
+    header = built.result("gguf/tiny-mix.gguf").read_bytes()[:400_000]
+    assert b"quantize.imatrix.file" in header and FILE.encode() in header and b"text.txt" in header
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"x" * 99, "published.dat: is no importance matrix"),
+        (None, "imatrix.file: no such file: published.dat"),
+    ],
+)
+def test_what_is_no_imatrix_ends_the_run_before_it_begins(
+    built: House, tmp_path: Path, data: bytes | None, said: str
+) -> None:
+    house = built.copy(tmp_path / "house")
+    path = house.folder / FILE
+    path.unlink() if data is None else path.write_bytes(data)
+    done = house.snakemake("-n")
+    assert done.returncode == 1
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]

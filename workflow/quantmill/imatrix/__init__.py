@@ -1,0 +1,1 @@
+"""What an importance matrix covers, and one that was published, checked against a model."""
