@@ -13,10 +13,10 @@ JOBS ?= auto
 REPEAT ?= 5
 ROWS ?=
 MODEL ?=
-TESTS ?= tests
-UPGRADE ?= --upgrade
+TESTS := tests
+UPGRADE := --upgrade
 
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 # What environment modules set for another Python would change what is imported here.
 unexport PYTHONPATH PYTHONHOME

@@ -46,13 +46,47 @@ def test_wrong_python(tmp_path: Path) -> None:
     done = check(os.environ["PATH"], python_stub(tmp_path, 1))
     assert done.returncode != 0
     first = done.stderr.splitlines()[0]
-    assert first.startswith(f"error: {tmp_path}/python: no Python 3.11 with venv; install it")
+    assert first.startswith(f"error: {tmp_path}/python: no Python 3.11 to 3.14 with venv; install one")
 
 
 def test_no_python_at_all(tmp_path: Path) -> None:
     done = check(os.environ["PATH"], f"PYTHON={tmp_path}/nothing")
     assert done.returncode != 0
-    assert "nothing: no Python 3.11 with venv" in done.stderr.splitlines()[0]
+    assert "nothing: no Python 3.11 to 3.14 with venv" in done.stderr.splitlines()[0]
+
+
+def stubs(folder: Path, **works: bool) -> str:
+    """A folder with these programs, of which some work: a path to look for them in."""
+    for name, fits in works.items():
+        stub = folder / name.replace("_", ".")
+        stub.write_text(f"#!/bin/sh\nexit {0 if fits else 1}\n", encoding="utf-8")
+        stub.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        ({"python3_11": True, "python3_13": True, "python3": True}, "python3.13"),
+        ({"python3_14": False, "python3_12": True, "python3": True}, "python3.12"),
+        ({"python3_14": False, "python3": True}, "python3"),
+    ],
+)
+def test_the_newest_python_that_works_is_taken(tmp_path: Path, there: dict[str, bool], taken: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make")
+    there |= {"c++": True}
+    command = [make, "--no-print-directory", "--dry-run", "--always-make", "-C", str(ROOT), "env"]
+    environment = {"PATH": stubs(tmp_path, **there), "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert re.findall(r"(\S+) -m venv \.venv\n", done.stdout) == [taken], done.stderr
+
+
+def test_none_of_the_pythons_works(tmp_path: Path) -> None:
+    done = check(stubs(tmp_path, python3_14=False, python3=False))
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: python3: no Python 3.11 to 3.14 with venv; install one")
 
 
 def test_no_file_names_an_index() -> None:
