@@ -19,7 +19,7 @@ VERSIONS: Final[dict[str, int]] = {
     "measure.imatrix": 1,
     "budget.imported": 2,
     "budget.reach": 1,
-    "budget.allocate": 2,
+    "budget.allocate": 3,
     "recipe.render": 3,
     "recipe.plan": 4,
     "quantize.write": 3,

@@ -18,7 +18,7 @@ from quantmill.versions import VERSIONS
 GOLDEN = {
     "budget.imported": (2, "244466b4b06dc8ed3c114a44ae272c8a38f88ebf53c123fa153b8ce8d51823eb"),
     "budget.reach": (1, "39fa5bc6d9d329993c7728a5839737a44ce03f82560f285ff6fa646ec0aec3d5"),
-    "budget.allocate": (2, "7eeb4c4b9a0cea279de3d12c4633c2f155cc9a5edcc3f3ac5a2dfb29152e0d7d"),
+    "budget.allocate": (3, "29452384071f1572140612baf936efb80e146303598af015733cd2d745e3d3d3"),
 }
 RESULTS = """QTYPE,{names}
 q2_K,{values}

@@ -164,9 +164,9 @@ def _figures(
     known = {(row.name, row.type): row for row in damages}
     held = [known[item] for item in pinned.items() if item in known]
     rows = [*(row for choice in allocation.choices for row in choice.rows), *held]
-    kld = floor + sum(row.damage for row in rows)
+    kld = floor + math.fsum(row.damage for row in rows)
     errors = [row.se for row in rows if not math.isnan(row.se)]
-    held_damage = sum(row.damage if wanted.damage == "kld" else row.error for row in held)
+    held_damage = math.fsum(row.damage if wanted.damage == "kld" else row.error for row in held)
     pool = {choice.type for group in allocation.groups for choice in group.choices}
     least, most = reach.reach(allocation.groups, allocation.fixed)
     return {

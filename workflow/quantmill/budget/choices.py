@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isnan
+from math import fsum, isnan
 from typing import Any, Final, Protocol
 
 import yaml
@@ -171,7 +171,7 @@ def _group(
             type=kind,
             types=types,
             bytes=sum(padded(tensor_bytes(t, s.shape)) for t, s in zip(types, tensors, strict=True)),
-            damage=sum(_value(d, wanted.damage) for d in these),
+            damage=fsum(_value(d, wanted.damage) for d in these),
             rows=tuple(these),
         )
     if not choices:

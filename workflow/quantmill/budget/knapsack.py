@@ -6,6 +6,7 @@ row by its tolerance, so the sizes are added up again in integers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -57,7 +58,7 @@ def solve(sizes: Sequence[Sequence[int]], damages: Sequence[Sequence[float]], ca
         picks, bound, nodes = _highs(sizes_kept, damages_kept, capacity)
     picks = _in_order(picks, sizes_kept, damages_kept)
     chosen = tuple(choices[pick] for choices, pick in zip(kept, picks, strict=True))
-    damage = sum(damages[g][c] for g, c in enumerate(chosen))
+    damage = math.fsum(damages[g][c] for g, c in enumerate(chosen))
     return Solution(
         picks=chosen,
         size=sum(sizes[g][c] for g, c in enumerate(chosen)),
@@ -91,7 +92,7 @@ def _highs(sizes: list[list[int]], damages: list[list[float]], capacity: int) ->
     room, bound, nodes = capacity - sum(least), None, 0
     for _ in range(_REPAIRS):
         taken, low, visited = _run(rows, weights / max(room, 1) * _SCALE, costs / unit, len(sizes))
-        bound = low * unit + sum(best) if bound is None else bound
+        bound = low * unit + math.fsum(best) if bound is None else bound
         nodes += visited
         starts = np.searchsorted(rows, np.arange(len(sizes)))
         picks = (taken - starts).tolist()

@@ -158,7 +158,7 @@ def by_dtype(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
 def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The relative errors of some matrices: how many there are, mean, largest, and whose it is."""
     worst = max(rows, key=lambda row: row["error"])
-    mean = round(sum(row["error"] for row in rows) / len(rows), 6)
+    mean = round(math.fsum(row["error"] for row in rows) / len(rows), 6)
     return {"matrices": len(rows), "mean": mean, "max": worst["error"], "name": worst["name"]}
 
 

@@ -10,6 +10,7 @@ the first token, where the vocabulary wants one.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -143,7 +144,7 @@ def report(
 ) -> dict[str, Any]:
     """The corpus's JSON, as docs/files.md has it; `digests` are the sha256 of the files."""
     wanted = config["sources"]
-    weights = sum(settings["weight"] for settings in wanted)
+    weights = math.fsum(settings["weight"] for settings in wanted)
     entries = []
     warnings = []
     for source, settings, sha256, part in zip(sources, wanted, digests, parts, strict=True):

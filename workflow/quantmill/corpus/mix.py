@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -124,7 +125,7 @@ def select(
 
 def apportion(weights: Sequence[float], chunks: int) -> list[int]:
     """`chunks` shared out by weight, by the method of largest remainders; the first source wins a tie."""
-    total = sum(weights)
+    total = math.fsum(weights)
     quotas = [weight * chunks / total for weight in weights]
     counts = [int(quota) for quota in quotas]
     # Rounded, so that 0.1 + 0.2 does not decide between equal remainders.

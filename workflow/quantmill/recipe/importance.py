@@ -14,7 +14,7 @@ the original divides the sum of all by the sum of all counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import fsum, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def from_damages(damages: Sequence[Damage], layers: Sequence[int], where: object
 
 def blend(sources: Sequence[tuple[Scores, float]]) -> dict[int, float]:
     """The weighted mean of scores, each scaled to 0..1; all 0 where a source tells no layer from another."""
-    total = sum(weight for _, weight in sources)
+    total = fsum(weight for _, weight in sources)
     blended: dict[int, float] = {}
     for scores, weight in sources:
         low, high = min(scores.values()), max(scores.values())

@@ -21,6 +21,7 @@ with more by its own curve; and each prediction has its standard deviation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -228,7 +229,7 @@ def _updated(
     return _Prior(
         log_a=means,
         spread_a=float(np.clip(np.sqrt(np.mean(apart)), 0.8, 2.5)),
-        log_r=(sum(log_r) + _STARTS * _START_LOG_R) / (len(curves) + _STARTS),
-        p=(sum(p) + _STARTS * _START_P) / (len(curves) + _STARTS),
+        log_r=(math.fsum(log_r) + _STARTS * _START_LOG_R) / (len(curves) + _STARTS),
+        p=(math.fsum(p) + _STARTS * _START_P) / (len(curves) + _STARTS),
         misfit=float(np.clip(np.sqrt(missed / sum(len(own) for _, own, _ in seen)), *_MISFIT)),
     )
