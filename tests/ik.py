@@ -16,13 +16,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from quantmill.engine import ggml, library
 from quantmill.model import ggufio
+
+NEEDED = pytest.mark.skipif(
+    find_spec("ik_llama_cpp") is None, reason="no ik-llama-cpp-python: Linux on x86-64, Python 3.11 to 3.13"
+)
 
 
 def llama_quantize(source: Path, out: Path, preset: str, *options: str | Path) -> str:

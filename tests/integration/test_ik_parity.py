@@ -15,6 +15,8 @@ from quantmill.model.imatrix import Entry, Imatrix, as_legacy, write_dat
 from quantmill.recipe import rules
 from quantmill.recipe.render import facts, render
 
+pytestmark = ik.NEEDED
+
 TESTS = Path(__file__).parents[1]
 TEMPLATES = TESTS.parent / "recipes"
 

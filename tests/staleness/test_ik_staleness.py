@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from house import House
+from ik import NEEDED
 from quantmill.model import ggufio
+
+pytestmark = NEEDED
 
 ROWS = {"source", "source-ik", "Q8_0", "IQ4_KS"}
 

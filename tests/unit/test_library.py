@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ik import NEEDED
 from quantmill.engine import library
 from quantmill.engine.dryrun import dry_run
 from quantmill.errors import QuantmillError
@@ -37,6 +38,7 @@ def test_a_process_has_one_engine(fresh: pytest.MonkeyPatch) -> None:
         library.use("ik")
 
 
+@NEEDED
 def test_the_modules_of_an_engine_claim_the_process() -> None:
     for first, second in (("ik", "mainline"), ("mainline", "ik")):
         done = run(f"from quantmill.engine import {first}\nfrom quantmill.engine import {second}")
@@ -51,6 +53,7 @@ def test_what_measures_and_quantizes_loads_no_engine_by_itself() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+@NEEDED
 def test_the_structs_are_as_large_as_the_library_has_them() -> None:
     done = run(
         "import ctypes\nfrom quantmill.engine import ik\n"
@@ -60,6 +63,7 @@ def test_the_structs_are_as_large_as_the_library_has_them() -> None:
     assert "llama_context_default_params writes 216 bytes where 208 were expected" in done.stderr
 
 
+@NEEDED
 def test_digests_are_of_each_engines_own_libraries(tmp_path: Path) -> None:
     seen: list[Path] = []
 
@@ -74,7 +78,7 @@ def test_digests_are_of_each_engines_own_libraries(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_installed(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        QuantmillError, match="engine ik: ik-llama-cpp-python is not installed; it exists for"
+        QuantmillError, match="engine ik: ik-llama-cpp-python is not installed; its wheels are for"
     ):
         library.use("ik")
     with pytest.raises(
@@ -83,6 +87,7 @@ def test_an_engine_that_is_not_installed(fresh: pytest.MonkeyPatch) -> None:
         library.use("mainline")
 
 
+@NEEDED
 def test_a_processor_that_it_was_not_built_for(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     know(fresh)
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu sse4_2 avx f16c\n", encoding="utf-8")
