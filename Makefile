@@ -3,7 +3,7 @@
 # The newest Python that is here and fits, with venv; PYTHON=/path/to/python3.12 names another.
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(or $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
-	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done),python3)
+	$$python -I -c '$(FITS)' 2>/dev/null && echo $$python && break; done),python3)
 CORES ?= all
 # `make env PORTABLE=1`: the engine for all machines of a kind; PORTABLE=0: for this one, as at first. An
 # environment stays what it is until told otherwise.
@@ -36,7 +36,7 @@ cards: env
 env: $(VENV)/ready
 
 check:
-	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { \
+	@$(PYTHON) -I -c '$(FITS)' 2>/dev/null || { \
 		echo "error: $(PYTHON): no Python 3.11 to 3.14 with venv; install one (Debian: apt-get install python3" \
 			"python3-venv) or name one: make PYTHON=/path/to/python3.13" >&2; exit 1; }
 	@for compiler in $$CXX c++ g++ clang++; do command -v "$$compiler" >/dev/null && exit 0; done; \

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 TABLE = HERE / "wheels.tsv"
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
-# Built where they are installed; all but llama-cpp-python are installed as pure Python (see the Makefile's PIP).
+# Built where they are installed; all but llama-cpp-python as pure Python (see PIP in the Makefile).
 SDISTS = {"llama-cpp-python", "connection-pool", "immutables", "rouge-score", "sqlitedict", "word2number"}
 
 
@@ -118,7 +118,7 @@ def table(path: Path = TABLE) -> list[Wheel]:
 
 
 def missing(locked: Iterable[Pin], wheels: Iterable[Wheel]) -> list[str]:
-    """A line for each pin and machine for which no wheel, or none that the lock knows by its hash, is there."""
+    """A line for each pin and machine that lacks a wheel, or whose wheel's hash is not in the lock."""
     by_package = _by_package(wheels)
     return [
         f"{pin.lock}.lock: {pin.package[0]} {pin.package[1]}: no wheel for {machine}"
@@ -172,7 +172,8 @@ def _found(pylock: Path) -> Iterator[Wheel]:
         for wheel in package.get("wheels", []):
             file = wheel.get("name") or wheel["url"].rpartition("/")[2]
             tag = "-".join(file.removesuffix(".whl").split("-")[-3:])
-            yield Wheel(canonicalize_name(package["name"]), package["version"], tag, wheel["hashes"]["sha256"])
+            name, version = canonicalize_name(package["name"]), package["version"]
+            yield Wheel(name, version, tag, wheel["hashes"]["sha256"])
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def test_digests_are_of_each_engines_own_libraries(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_installed(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        QuantmillError, match="engine ik: ik-llama-cpp-python is not installed; its wheels are for"
+        QuantmillError, match="engine ik: ik-llama-cpp-python is not installed; it exists for"
     ):
         library.use("ik")
     with pytest.raises(

@@ -131,7 +131,7 @@ def installed(engine: str) -> Path:
     if found is None or found.origin is None:
         cure = (
             "run `make` to build the environment" if engine == "mainline"
-            else "its wheels are for Linux on x86-64 and Python 3.11 to 3.13 (make -B env PYTHON=python3.13); "
+            else "it exists for Linux on x86-64 and Python 3.11 to 3.13 (`make -B env PYTHON=python3.13`); "
             "or use recipes of engine mainline"
         )  # fmt: skip
         raise QuantmillError(f"{package} is not installed", f"engine {engine}", cure)
