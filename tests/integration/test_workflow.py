@@ -22,7 +22,7 @@ def house(tmp_path: Path) -> House:
     return House.build(tmp_path / "a house")
 
 
-def test_a_lean_config_ends_with_a_card(house: House) -> None:
+def test_a_lean_config_ends_with_a_card(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.configure(lambda config: config.update(LEAN, results="the results"))
     house.run()
     made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
@@ -34,6 +34,11 @@ def test_a_lean_config_ends_with_a_card(house: House) -> None:
     } == made  # fmt: skip
     assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text("utf-8")
     assert house.due() == set()
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # Snakemake's report has all that it needs
+    for report in ("report.zip", "report.html"):
+        house.run("--report", report)
+        assert (house.folder / report).stat().st_size > 100_000
 
 
 def test_paths_with_a_tilde_spaces_quotes_and_other_alphabets(
