@@ -38,6 +38,8 @@ def test_the_pythons_are_those_of_the_project(wheels: ModuleType) -> None:
     assert f"{first} <= sys.version_info < {(last[0], last[1] + 1)}" in names
     tried = [f"python{major}.{minor}" for major, minor in reversed(wheels.PYTHONS)]
     assert f"for python in {' '.join(tried)} python3;" in names
+    for conda in (ROOT / "envs").glob("*.yaml"):
+        assert re.findall(r"- python =([0-9.]+)", conda.read_text("utf-8"))[0] in {t[6:] for t in tried}
 
 
 def test_the_sdists_are_those_that_make_lets_pip_build(wheels: ModuleType) -> None:
