@@ -5,9 +5,10 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < 
 PYTHON ?= $(or $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$python -I -c '$(FITS)' 2>/dev/null && echo $$python && break; done),python3)
 CORES ?= all
+VENV := .venv
 # `make env PORTABLE=1`: the engine for all machines of a kind; PORTABLE=0: for this one, as at first. An
 # environment stays what it is until told otherwise.
-MADE := $(shell cat .venv/ready 2>/dev/null)
+MADE := $(shell cat $(VENV)/ready 2>/dev/null)
 KIND := $(if $(PORTABLE),$(if $(filter 0,$(PORTABLE)),native,portable),$(or $(MADE),native))
 JOBS ?= auto
 REPEAT ?= 5
@@ -16,7 +17,6 @@ MODEL ?=
 TESTS := tests
 UPGRADE := --upgrade
 
-VENV := .venv
 BIN := $(VENV)/bin
 # What environment modules set for another Python would change what is imported here.
 unexport PYTHONPATH PYTHONHOME
