@@ -9,8 +9,11 @@ import numpy as np
 
 
 def write_llama(path: Path, *, width: int = 576, layers: int = 2, tied: bool = True, dtype: type = np.float32,
-                quantized: str | None = None, **options: int) -> Path:  # fmt: skip
-    """A llama of random weights; `quantized` (a ggml type's name) is the type of its matrices."""
+                quantized: str | None = None, loads: bool = False, **options: int) -> Path:  # fmt: skip
+    """A llama of random weights; `quantized` (a ggml type's name) is the type of its matrices.
+
+    `loads`: llama.cpp loads it, as a model without a tokenizer.
+    """
     random = np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "llama", **options)
     writer.add_name("Small")
@@ -22,6 +25,9 @@ def write_llama(path: Path, *, width: int = 576, layers: int = 2, tied: bool = T
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_token_list(["a", "bc", "ü" * 3])
+    if loads:
+        writer.add_tokenizer_model("none")
+        writer.add_vocab_size(32)
     shapes = {"token_embd.weight": (32, width), "output_norm.weight": (width,)}
     if not tied:
         shapes["output.weight"] = (32, width)

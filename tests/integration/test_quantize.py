@@ -317,20 +317,20 @@ def test_what_a_plan_may_have_without_importance_values_is_quantized(name: str) 
 
 
 def test_thousands_of_tensors_in_many_files_need_few_open_files(tmp_path):
-    models.write_llama(tmp_path / "m.gguf", width=32, layers=300, split_max_tensors=20)
+    models.write_llama(tmp_path / "m.gguf", width=32, layers=240, loads=True, split_max_tensors=20)
     first = min(tmp_path.glob("m-*.gguf"))
     header = ggufio.read_header(first)
     seen = formats.Entry(np.ones((1, 32), np.float32), np.ones(1, np.float32))
     inputs = {t.name: seen for t in header.tensors if t.shape[:2] == (32, 32)}
     formats.write_gguf(tmp_path / "i.gguf", formats.Imatrix("text.txt", 12, 128, inputs))
-    assert (len(header.tensors), len(header.shards), len(inputs)) == (2702, 136, 1201)
+    assert (len(header.tensors), len(header.shards), len(inputs)) == (2162, 109, 961)
     with limits.few_files():
         bench = Bench(tmp_path, first, tmp_path / "i.gguf")
         bench.plan("x", "q4_0")
         made, _ = bench.quantize("x")
         os.unlink(tmp_path / "x.gguf")
-        assert bench.quantize("x") == (0, made) and made > 2000
-    assert len(ggufio.read_header(tmp_path / "x.gguf").tensors) == 2702
+        assert bench.quantize("x") == (0, made) and made > 1600
+    assert len(ggufio.read_header(tmp_path / "x.gguf").tensors) == 2162
 
 
 def test_a_plan_of_many_nvfp4_weights_holds_none_of_them(tmp_path, monkeypatch):
