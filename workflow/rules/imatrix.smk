@@ -59,4 +59,4 @@ rule import_imatrix:
     shell:
         "python -m quantmill.imatrix.imported --spec {params.spec:q} --model {input.model[0]:q}"
         " --file {input.file:q} --gguf {output.gguf:q} --dat {output.dat:q} --report {output.report:q}"
-        " --log {log:q}"
+        " --log {log:q} --memory {resources.mem_mb}"
