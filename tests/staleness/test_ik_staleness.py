@@ -54,10 +54,10 @@ def upgrade(engine: str) -> Callable[[House], None]:
 CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     "nothing": (lambda house: None, set()),
     "ik_llama.cpp": (upgrade("ik"), {"quantize IQ4_KS"} | bench("IQ4_KS", "source-ik") | CARD),
-    # the text is tokenized, the imatrix made and plans are resolved by llama.cpp
+    # the source is checked, the text tokenized, the imatrix made and plans are resolved by llama.cpp
     "llama.cpp": (
         upgrade("mainline"),
-        CALIBRATION | {"build_corpus held-out"} | PLANS | QUANTS
+        {"check_source"} | CALIBRATION | {"build_corpus held-out"} | PLANS | QUANTS
         | bench("source", "Q8_0", "IQ4_KS") | bench("source-ik") - {"measure_speed source-ik"} | CARD,
     ),
     "a field of the recipe": (
