@@ -27,7 +27,7 @@ def test_a_lean_config_ends_with_a_card(house: House, monkeypatch: pytest.Monkey
     house.run()
     made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
     assert {
-        "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
+        "check.json", "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
         "memory.json", "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/index.html",
         "card/withheld.json", "card/Modelfile.Q8_0", "card/plots/bits.svg", "card/plots/bits-dark.svg",
         "card/plots/size.svg", "card/plots/size-dark.svg",
@@ -356,8 +356,8 @@ def test_all_cores_are_those_of_the_cgroup(house: House) -> None:
     house.edit(
         "workflow/quantmill/machine.py", "return max(1, min([allowed, *map(int, quotas)]))", "return 2"
     )
-    said = house.run("-n", cores=64).stdout
-    assert set(re.findall(r"threads: (\d+)", said)) == {"2"}
+    commands = house.run("-n", "--printshellcmds", cores=64).stdout
+    assert set(re.findall(r"--threads (\d+)", commands)) == {"2"}
 
 
 @pytest.mark.parametrize(("text", "other"), [("four", "calibration"), ("three", "tuning")])
