@@ -71,6 +71,13 @@ def test_chat_rows_are_tokenized_with_their_control_tokens_and_text_is_not():
     assert (take(["<|im_start|>"], chunks=1).chunks[0].tokens < 100_000).all()
 
 
+def test_the_row_is_noted_while_it_is_tokenized_and_not_longer(monkeypatch):
+    noted = []
+    monkeypatch.setattr(build.command, "doing", noted.append)
+    take(["abcdefg"], chunks=1)
+    assert noted == ["row 1 of x.txt", ""]
+
+
 def test_where_the_guess_of_the_text_needed_is_short_more_is_read():
     passes = []
 

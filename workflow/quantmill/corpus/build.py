@@ -224,6 +224,7 @@ def _tokenized(rows: Iterable[Row], tokenize: Tokenize, needed: int, file: str) 
         command.doing(f"row {row.number} of {file}")
         text = row.document.text
         piece = tokenize(text if text.endswith("\n") else text + "\n", row.document.chat)
+        command.doing("")  # what ends the stage later is not this row's
         yield piece
         had += len(piece)
         if had >= needed:
