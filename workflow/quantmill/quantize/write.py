@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill import command
+from quantmill import command, machine
 from quantmill import spec as specs
 from quantmill.check import trial
 from quantmill.check.kind import kind_of
@@ -39,6 +38,9 @@ from quantmill.store import Store
 # Tensors are begun ahead of the one being written while their sources are
 # together smaller than this: memory is bounded by it, or by the largest tensor.
 _AHEAD_BYTES = 32 << 20
+
+# Bytes of a tensor that fit wherever Python runs: the memory need not be looked up for it.
+_ALWAYS_FITS = 256 << 20
 
 Trial = Callable[[Path], None]
 
@@ -226,10 +228,12 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
             f"needs {file_bytes:,} bytes, the disk has {disk:,} left", path, "free some space"
         )
     largest = max(rows, key=lambda row: row.bytes)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory < largest.bytes:
-        what = f"needs {largest.bytes:,} bytes of memory, this machine has {memory:,}"
-        raise QuantmillError(what, largest.name, "use a larger machine")
+    if largest.bytes < _ALWAYS_FITS:
+        return
+    memory = machine.memory()
+    if memory.total < largest.bytes:
+        what = f"needs {largest.bytes:,} bytes of memory, {memory.where} has {memory.total:,}"
+        raise QuantmillError(what, largest.name, "allow it more, or use a larger machine")
 
 
 def how_tried(header: ggufio.Header, engine: str) -> str:
