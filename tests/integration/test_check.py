@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ik
 import models
 from quantmill import spec
 from quantmill.check import kind, trial
@@ -96,8 +97,20 @@ def test_values_that_come_to_nothing_are_an_error(tmp_path: Path) -> None:
     tensor = next(t for t in read_header(LLAMA).tensors if t.name == "output_norm.weight")
     data[tensor.offset : tensor.offset + 4] = b"\0\0\xc0\x7f"
     (tmp_path / "nan.gguf").write_bytes(data)
-    with pytest.raises(QuantmillError, match="logits of it that are not finite"):
-        trial.file(tmp_path / "nan.gguf", "logits")
+    with trial.Process() as process, pytest.raises(QuantmillError, match="logits of it that are not finite"):
+        process.load(tmp_path / "nan.gguf", "logits")
+
+
+@pytest.mark.parametrize("engine", ["mainline", pytest.param("ik", marks=ik.NEEDED)])
+def test_a_process_without_a_file_to_try_ends(engine: str) -> None:
+    """Where quantizing fails, and where whoever started it is gone."""
+    with trial.Process(engine) as process:
+        pass
+    assert process._process.returncode == -9
+    with trial.Process(engine) as process:
+        assert process._process.stdin is not None
+        process._process.stdin.close()
+        assert process._process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,6 @@ def test_what_kills_a_trial_is_one_line(
     stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n', encoding="utf-8")
     stand_in.chmod(0o755)
     monkeypatch.setattr(trial.sys, "executable", str(stand_in))
-    with pytest.raises(QuantmillError) as raised:
-        trial.file(Path("m.gguf"), "logits")
+    with trial.Process() as process, pytest.raises(QuantmillError) as raised:
+        process.load(Path("m.gguf"), "logits")
     assert str(raised.value) == line

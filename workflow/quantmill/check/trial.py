@@ -7,13 +7,15 @@ file costs no more memory than any reader of it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 
@@ -27,22 +29,54 @@ _PREFIX: Final = re.compile(r"^[\w:~]+:(\s+|$)")  # the function that says it
 _SHOWN: Final = 8
 
 
+class Process:
+    """A process in which one file is tried. It starts at once, so that it is ready when the file is.
+
+    `engine` is `mainline` or `ik`. As a context manager it ends with the block, a file tried or not.
+    """
+
+    def __init__(self, engine: str = "mainline") -> None:
+        self._engine = engine
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "quantmill.check.trial", engine], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+
+    def load(self, path: Path, answers: str, *, threads: int = 1) -> list[str]:
+        """Load a GGUF (the first part of a split one) and evaluate a few tokens; the lines of warnings.
+
+        `answers` is what must come of them: `logits` or `embeddings`; where it is empty the header is
+        loaded and no more. QuantmillError, with the engine's own words, where it does not load, fails,
+        or gives what is not finite.
+        """
+        asked = {"path": str(path), "answers": answers, "threads": threads}
+        output, complaint = self._process.communicate(json.dumps(asked))
+        if self._process.returncode == 0:
+            answer = json.loads(output)
+            if "error" in answer:
+                raise QuantmillError(answer["error"])
+            return list(answer["warnings"])
+        said = ended.last_words(complaint) or "it said nothing"
+        name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[self._engine]
+        raise QuantmillError(f"{name}, loading it, {ended.how(self._process.returncode)} ({said})")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._process.kill()
+        with self._process:  # waits, and closes the pipes
+            pass
+
+
 def header(path: Path) -> list[str]:
     """Load all of a GGUF in llama.cpp but its weights' data: what llama.cpp warned of.
 
     QuantmillError, with llama.cpp's own words, where it does not load.
     """
-    return warnings(_run(path, answers=""))
-
-
-def file(path: Path, answers: str, *, engine: str = "mainline", threads: int = 1) -> None:
-    """Load a GGUF (the first part of a split one) in an engine and evaluate a few tokens.
-
-    `answers` is what must come of them: `logits` or `embeddings`; where it is empty the header is loaded
-    and no more. QuantmillError, with the engine's own words, where it does not load, fails, or gives what is
-    not finite.
-    """
-    _run(path, answers=answers, engine=engine, threads=threads)
+    with Process() as process:
+        return warnings(process.load(path, ""))
 
 
 def warnings(said: Iterable[str]) -> list[str]:
@@ -63,23 +97,6 @@ def warnings(said: Iterable[str]) -> list[str]:
     ][:_SHOWN]
 
 
-def _run(path: Path, **asked: Any) -> list[str]:
-    """The lines that the engine warned with, of a trial in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "quantmill.check.trial"], input=json.dumps({"path": str(path), **asked}),
-        capture_output=True, encoding="utf-8", errors="replace",
-        check=False,
-    )  # fmt: skip
-    if done.returncode == 0:
-        answer = json.loads(done.stdout)
-        if "error" in answer:
-            raise QuantmillError(answer["error"])
-        return list(answer["warnings"])
-    said = ended.last_words(done.stderr) or "it said nothing"
-    name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[asked.get("engine", "mainline")]
-    raise QuantmillError(f"{name}, loading it, {ended.how(done.returncode)} ({said})")
-
-
 def _answer_ik(path: Path, answers: str, threads: int) -> None:
     """Load a file in ik_llama.cpp, and evaluate a few tokens where logits are wanted."""
     from quantmill.engine import evaluator
@@ -95,20 +112,23 @@ def _answer_ik(path: Path, answers: str, threads: int) -> None:
 
 
 def main() -> None:
-    """The process of one trial."""
+    """The process of one trial: ready, it waits for a line of JSON, and gives one back."""
     from quantmill.engine import library
 
-    asked = json.loads(sys.stdin.read())
-    path, answers, threads = Path(asked["path"]), asked["answers"], asked.get("threads", 1)
-    library.use(asked.get("engine", "mainline"))
     said: list[str] = []
+    path = Path()
     try:
+        library.use(sys.argv[1])
+        ready = importlib.import_module(f"quantmill.engine.{sys.argv[1]}")
+        text = sys.stdin.read()
+        if not text:  # whoever started it is gone
+            return
+        asked = json.loads(text)
+        path, answers, threads = Path(asked["path"]), asked["answers"], asked["threads"]
         if library.in_use() == "ik":
             _answer_ik(path, answers, threads)
         else:
-            from quantmill.engine import mainline
-
-            said = mainline.probe(path, answers, tokens=TOKENS, threads=threads)
+            said = ready.probe(path, answers, tokens=TOKENS, threads=threads)
     except QuantmillError as error:
         # Without the file, which may have a name for now, and without a cure, which the caller knows better.
         text = str(error).removeprefix(f"{path}: ").removesuffix("; check the file")

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -246,19 +247,16 @@ def how_tried(header: ggufio.Header, engine: str) -> str:
     return "answered" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
 
 
-def try_out(path: Path, header: ggufio.Header, recipe: str, threads: int) -> None:
-    """Load a written file of the model in this process's engine and have it answer, as far as it can.
+def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str, threads: int) -> None:
+    """Load a written file of the model in a process of its engine and have it answer, as far as it can.
 
-    QuantmillError, with the engine's own words, where it does not.
+    Without a process its header is read back. QuantmillError, with the engine's own words, where it fails.
     """
-    engine = library.in_use()
-    how = how_tried(header, engine)
-    if how == "read":
+    if process is None:
         ggufio.read_header(path, data=False)
         return
-    answers = kind_of(header).answers if how == "answered" else ""
     try:
-        trial.file(path, answers, engine=engine, threads=threads)
+        process.load(path, answers, threads=threads)
     except QuantmillError as error:
         raise QuantmillError(
             f"its file was written and does not work ({error})", f"recipe {recipe}",
@@ -288,19 +286,24 @@ def main(args: argparse.Namespace, log: Log) -> None:
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max, log)
     most = spec["config"].get("split")
-    tried = partial(try_out, header=source.header, recipe=args.plan.stem, threads=args.threads)
+    how = how_tried(source.header, engine)
+    answers = kind_of(source.header).answers if how == "answered" else ""
     with (
+        nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
         tensors = pieces(todo, source, quantizer)
+        tried = partial(
+            try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
+        )
         if most is None:
             size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried)
             facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256}
         else:
             files = split.files(args.gguf.name, kv, rows, most)
             facts = write_parts(args.gguf, files, tensors, progress, tried)
-    facts |= {"tensors": len(rows), "tried": how_tried(source.header, engine)}
+    facts |= {"tensors": len(rows), "tried": how}
     write_json(args.facts, facts | library.marked())
     log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 
