@@ -15,6 +15,7 @@ from quantmill.config import file as config
 from quantmill.config.refusal import check_duplicates, check_input
 from quantmill.config.source import exports, of_ggufs
 from quantmill.errors import QuantmillError
+from quantmill.measure.collect import ROWS_AT_LEAST
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
@@ -498,6 +499,11 @@ def test_an_input_from_the_future_is_refused_and_one_of_the_next_seconds_waited_
         QuantmillError, match=r"^here: .* was last changed 24.0 h in the future; .*touch '.*my"
     ):
         check_input(path, "here", tmp_path / "results")
+
+
+def test_the_least_context_of_an_imatrix_is_what_the_collector_takes() -> None:
+    """The config imports no stage, so that the number stands in both."""
+    assert config.LEAST_ROWS == ROWS_AT_LEAST
 
 
 def test_braces_that_come_with_a_folder_are_refused_too(tmp_path: Path) -> None:

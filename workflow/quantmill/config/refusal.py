@@ -94,9 +94,10 @@ def check_input(path: Path, where: str, results: Path) -> None:
     if "{" in str(path) or "}" in str(path):
         cure = "rename it, or link to it under another name"
         raise QuantmillError(f"{path} has braces, which Snakemake would read as wildcards", where, cure)
-    ahead = _changed(path) - time.time()
+    changed = _changed(path)
+    ahead = changed - time.time()
     if ahead > 0:
-        ahead = _changed(path) - _now_in(results)
+        ahead = changed - _now_in(results)
     if ahead > _PATIENCE_SECONDS:
         what = f"{path} was last changed {duration(ahead)} in the future"
         raise QuantmillError(what, where, f"set the clock right, or run: touch {shlex.quote(str(path))}")
