@@ -124,6 +124,12 @@ class House:
             " ".join([job["rule"], *list(job["wildcards"].values())[1:]]) for job in found if job["wildcards"]
         }
 
+    def due_after(self, change: Callable[[House], None], folder: Path) -> set[str]:
+        """The jobs that a change makes due, in a copy of the checkout in `folder`."""
+        house = self.copy(folder)
+        change(house)
+        return house.due()
+
     def result(self, name: str) -> Path:
         """A result of the model."""
         return self.folder / "results" / "tiny" / name
