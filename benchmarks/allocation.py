@@ -18,15 +18,16 @@ from math import prod
 from pathlib import Path
 from statistics import median
 
-from quantmill.budget import imported, merge
+from quantmill.budget import merge
 from quantmill.budget.allocate import allocate
-from quantmill.budget.choices import HARMONIZE, Settings, groups
+from quantmill.budget.candidates import HARMONIZE, Settings, groups
 from quantmill.files import read_table
-from quantmill.model.ggufio import padded
+from quantmill.formats.ggufio import padded
+from quantmill.formats.plan import PlanRow
+from quantmill.formats.sensitivity import Damage
+from quantmill.formats.types import known, tensor_bytes
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import known, tensor_bytes
-from quantmill.recipe.damage import Damage
-from quantmill.recipe.table import PlanRow
+from quantmill.sensitivity import imported
 from rows import Bench, Row
 
 GIB = 1 << 30

@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 
 from quality import PRESETS
 from quantmill.config.bench import POOL
-from quantmill.corpus.chunks import read_chunks
 from quantmill.files import read_json
-from quantmill.model.imatrix import read_gguf
-from quantmill.model.types import tensor_bytes
+from quantmill.formats.chunks import read_chunks
+from quantmill.formats.imatrix import read_gguf
+from quantmill.formats.types import tensor_bytes
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
 from quantmill.recipe import presets
 from quantmill.sensitivity import order, predict
-from quantmill.sensitivity.choices import Choice, choices
+from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.measure import error_table, table_of
 from quantmill.sensitivity.session import Session
 from quantmill.store import Store

@@ -37,7 +37,6 @@ class Trial:
     chunks: int
     folder: Path
     presets: list[str]
-    refit: bool = False
 
     @property
     def results(self) -> Path:
@@ -98,9 +97,6 @@ def measure(trial: Trial) -> None:
         size = {"template": "budget", "size": f"{trial.bytes(preset)} B"}
         recipes.append({"name": f"fit-{preset}", **size})
         recipes.append({"name": f"error-{preset}", **size, "damage": "error"})
-        if trial.refit:
-            first = [f"{kind}{name}" for name in trial.presets for kind in ("", "fit-")]
-            recipes.append({"name": f"again-{preset}", **size, "refit": first})
     trial.snakemake(recipes, "all")
 
 
@@ -123,9 +119,9 @@ def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, f
 def table(trial: Trial) -> str:
     """The comparison in markdown."""
     head = ["preset", "bytes", "KLD of the preset", "fitted", "ratio (95 %)", "predicted / measured"]
-    head += ["by the error table alone", *(["second round", "predicted / measured"] if trial.refit else [])]
+    head += ["by the error table alone"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    ratios, of_errors, of_second = [], [], []
+    ratios, of_errors = [], []
     for preset in trial.presets:
         theirs, ours, error = (trial.kld(name) for name in (preset, f"fit-{preset}", f"error-{preset}"))
         value, low, high = ratio(ours, theirs)
@@ -138,16 +134,8 @@ def table(trial: Trial) -> str:
             f"| {value:.2f} ({low:.2f} to {high:.2f}) | {predicted:.2f} "
             f"| {alone:.2f} ({alone_low:.2f} to {alone_high:.2f}) |"
         )
-        if trial.refit:
-            second = trial.kld(f"again-{preset}")
-            value, low, high = ratio(second, theirs)
-            of_second.append(value)
-            predicted = trial.predicted(f"again-{preset}") / second["kld"]["mean"]
-            lines[-1] += f" {value:.2f} ({low:.2f} to {high:.2f}) | {predicted:.2f} |"
-    mean = [sum(found) / len(ratios) for found in (ratios, of_errors, of_second)]
+    mean = [sum(found) / len(ratios) for found in (ratios, of_errors)]
     lines.append(f"| mean | | | | {mean[0]:.2f}, at most {max(ratios):.2f} | | {mean[1]:.2f} |")
-    if trial.refit:
-        lines[-1] += f" {mean[2]:.2f}, at most {max(of_second):.2f} | |"
     report = json.loads((trial.results / "sensitivity.json").read_text("utf-8"))
     probes = f"{report['probes']} probes of {report['choices']} choices, {report['seconds']:.0f} s"
     return f"{trial.name}: {probes}, {trial.chunks} held-out chunks\n\n" + "\n".join(lines)
@@ -182,7 +170,6 @@ def main() -> None:
     arguments.add_argument("--probe-chunks", type=int, default=12)
     arguments.add_argument("--chunks", type=int, default=40, help="held-out chunks")
     arguments.add_argument("--presets", nargs="+", default=PRESETS, help="the sizes")
-    arguments.add_argument("--refit", action="store_true", help="a second round at each size too")
     arguments.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "build" / "quality")
     arguments.add_argument("--plot", type=Path, help="where the frontier is drawn (SVG or PNG)")
     args = arguments.parse_args()
@@ -190,9 +177,7 @@ def main() -> None:
     if args.model is not None:
         source = {"path": str(args.model.resolve())}
     folder = args.folder / f"{args.name}-{args.minutes:g}-minutes"
-    trial = Trial(
-        args.name, source, args.minutes, args.probe_chunks, args.chunks, folder, args.presets, args.refit
-    )
+    trial = Trial(args.name, source, args.minutes, args.probe_chunks, args.chunks, folder, args.presets)
     measure(trial)
     print(table(trial))
     if args.plot is not None:

@@ -357,7 +357,7 @@ def same_bytes(ours: Path, theirs: Path) -> str:
     """The same of files with types that gguf-py does not know."""
     import numpy
 
-    from quantmill.model.ggufio import read_header
+    from quantmill.formats.ggufio import read_header
 
     files = []
     for path in (ours, theirs):

@@ -217,8 +217,8 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
     """
     import numpy as np
 
-    from quantmill.corpus.chunks import Chunk, write_chunks
     from quantmill.engine.mainline import Vocabulary
+    from quantmill.formats.chunks import Chunk, write_chunks
 
     library = Path(sysconfig.get_paths()["stdlib"])
     source = "".join(

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine import ggml
-from quantmill.model.ggufio import Tensor, read_header
-from quantmill.model.imatrix import Entry, read_gguf
+from quantmill.formats.ggufio import Tensor, read_header
+from quantmill.formats.imatrix import Entry, read_gguf
 from quantmill.model.roles import layer_of
 
 CLASSES = (0, 1, 8, 16, 32, 64, 128, 256, 640, 1 << 30)

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "workflow"))
 
-from quantmill.model.ggufio import Value, encode_string, encode_u32, serialize
+from quantmill.formats.ggufio import Value, encode_string, encode_u32, serialize
+from quantmill.formats.types import TYPES, known
 from quantmill.model.header import read_source
 from quantmill.model.roles import role_of
-from quantmill.model.types import TYPES, known
 
 Shapes = dict[str, tuple[int, ...]]
 F32 = frozenset(("norm", "ssm_conv1d", "ssm_a", "ssm_dt", "ffn_gate_inp", "scale", "rope_freqs"))

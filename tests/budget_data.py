@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
+from quantmill.formats.sensitivity import Damage
+from quantmill.formats.types import fallback, known, tensor_bytes
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import fallback, known, tensor_bytes
-from quantmill.recipe.damage import Damage
 
 DATA = Path(__file__).parent / "data"
 POOL = ("q2_K", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from quantmill.engine import ggml, library
-from quantmill.model import ggufio
+from quantmill.formats import ggufio
 
 NEEDED = pytest.mark.skipif(
     find_spec("ik_llama_cpp") is None, reason="no ik-llama-cpp-python: Linux on x86-64, Python 3.11 to 3.13"

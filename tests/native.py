@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantmill.model.types import TYPES
+from quantmill.formats.types import TYPES
 
 
 def quantize(source: Path, out: Path, ftype: int, type_id: int | None, imatrix: Path | None,

@@ -13,8 +13,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[2] / "workflow"))
 
-from quantmill.model.ggufio import encode_string, encode_u32, padded, read_header, serialize
-from quantmill.model.imatrix import read_gguf
+from quantmill.formats.ggufio import encode_string, encode_u32, padded, read_header, serialize
+from quantmill.formats.imatrix import read_gguf
 
 TARGET = Path(__file__).with_name("tiny-moe-F16.gguf")
 EXPERTS = 4

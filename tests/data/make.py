@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from quantmill.model.ggufio import Header, encode_string, encode_u32, padded, read_header, serialize
+from quantmill.formats.ggufio import Header, encode_string, encode_u32, padded, read_header, serialize
 
 HERE = Path(__file__).parent
 EXPERTS = 4

@@ -15,8 +15,8 @@ import models
 from quantmill import spec
 from quantmill.check import kind, trial
 from quantmill.errors import QuantmillError
+from quantmill.formats.ggufio import read_header
 from quantmill.measure import imatrix
-from quantmill.model.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.store import Store
 

@@ -24,10 +24,10 @@ import pytest
 
 from models import write_coarse
 from quantmill import spec
-from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, writing
+from quantmill.formats.chunks import Chunk, write_chunks
 from quantmill.measure import divergence, perplexity, reference
 from quantmill.measure.divergence import Model
 from quantmill.measure.score import cut, unit_key

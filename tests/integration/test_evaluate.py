@@ -17,9 +17,9 @@ from quantmill.engine.generate import Answer, Generator, Tokens
 from quantmill.engine.mainline import Evaluator, Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import humaneval, sandbox
-from quantmill.evaluate.asking import Asker
 from quantmill.evaluate.likelihood import Likelihoods, Request, windows
 from quantmill.evaluate.problems import read
+from quantmill.evaluate.prompting import Asker
 from quantmill.evaluate.tasks import Engine, chance, evaluate, rows
 from quantmill.files import read_json, write_json
 from quantmill.measure.score import score_chunk, with_bos

@@ -10,8 +10,8 @@ import pytest
 
 import ik
 from models import write_llama
-from quantmill.model import ggufio, types
-from quantmill.model.imatrix import Entry, Imatrix, as_legacy, write_dat
+from quantmill.formats import ggufio, types
+from quantmill.formats.imatrix import Entry, Imatrix, as_legacy, write_dat
 from quantmill.recipe import rules
 from quantmill.recipe.render import facts, render
 

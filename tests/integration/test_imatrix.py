@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from quantmill import spec
-from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.files import writing
+from quantmill.formats.chunks import Chunk, write_chunks
 
 MODEL = Path(__file__).parents[1] / "data" / "tiny-llama.gguf"
 CHUNKS, CONTEXT = 48, 512

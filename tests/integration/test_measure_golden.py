@@ -16,9 +16,9 @@ import pytest
 
 from models import write_coarse
 from quantmill import spec
-from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
 from quantmill.files import write_json, writing
+from quantmill.formats.chunks import Chunk, write_chunks
 from quantmill.versions import VERSIONS
 
 DATA = Path(__file__).parents[1] / "data"

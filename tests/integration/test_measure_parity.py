@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from quantmill.engine.mainline import Vocabulary
+from quantmill.formats import imatrix as formats
 from quantmill.measure import imatrix, perplexity
-from quantmill.model import imatrix as formats
 from quantmill.progress import Log
 from quantmill.store import Store
 

@@ -7,7 +7,7 @@ import pytest
 
 import models
 import native
-from quantmill.model.ggufio import read_header
+from quantmill.formats.ggufio import read_header
 from quantmill.recipe import presets, rules
 from quantmill.recipe.plan import report, resolve
 

@@ -22,16 +22,16 @@ import limits
 import models
 import native
 from quantmill import files, spec
-from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
+from quantmill.formats import ggufio
+from quantmill.formats import imatrix as formats
+from quantmill.formats.chunks import Chunk, write_chunks
+from quantmill.formats.plan import PlanRow
 from quantmill.imatrix.imported import checked
-from quantmill.model import ggufio
-from quantmill.model import imatrix as formats
 from quantmill.model.roles import role_of
 from quantmill.quantize import write
-from quantmill.recipe.table import PlanRow
 
 DATA = Path(__file__).parents[1] / "data"
 LLAMA = DATA / "tiny-llama.gguf"

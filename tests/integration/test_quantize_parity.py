@@ -11,7 +11,7 @@ import pytest
 import native
 from quantmill.engine import ggml
 from quantmill.errors import QuantmillError
-from quantmill.model import ggufio, types
+from quantmill.formats import ggufio, types
 from quantmill.quantize import kernels
 
 TESTS = Path(__file__).parents[1]

@@ -20,19 +20,19 @@ import pytest
 
 import native
 from quantmill import spec
-from quantmill.corpus.chunks import Chunk, write_chunks
 from quantmill.engine.ggml import Conversion
 from quantmill.engine.mainline import Evaluator, Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
-from quantmill.model import ggufio
-from quantmill.model.imatrix import read_gguf
+from quantmill.formats import ggufio
+from quantmill.formats.chunks import Chunk, write_chunks
+from quantmill.formats.imatrix import read_gguf
+from quantmill.formats.sensitivity import read_damages
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
-from quantmill.recipe.damage import read_damages
 from quantmill.sensitivity import measure, predict
-from quantmill.sensitivity.choices import Choice, choices
+from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.probe import Prober, divergence
 from quantmill.sensitivity.session import Found, Session
 from quantmill.store import Store

@@ -10,8 +10,8 @@ import pytest
 
 from budget_data import POOL
 from house import House
-from quantmill.model.ggufio import read_header
-from quantmill.model.types import known
+from quantmill.formats.ggufio import read_header
+from quantmill.formats.types import known
 
 MEMORY = {"tabulate_memory"}
 FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY

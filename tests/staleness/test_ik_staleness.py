@@ -9,7 +9,7 @@ import pytest
 
 from house import House
 from ik import NEEDED
-from quantmill.model import ggufio
+from quantmill.formats import ggufio
 
 pytestmark = NEEDED
 

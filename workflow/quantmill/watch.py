@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from quantmill import ended, recorder
+from quantmill import recorder, signals
 from quantmill.errors import QuantmillError
 
 
@@ -48,7 +48,7 @@ def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: s
     `taken` is the most memory that it had in bytes, `asked` what its job had
     asked for in MB, None where that is not known.
     """
-    what, cure = ended.how(-number), ended.cure(-number)
+    what, cure = signals.how(-number), signals.cure(-number)
     if left.doing:
         what += f" at {left.doing}"
     if number == signal.SIGILL:
@@ -58,7 +58,7 @@ def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: s
         cure = "free some, allow it more, or use a larger machine"
     if number == signal.SIGSEGV and left.doing:
         cure = "leave that out, or report this line"
-    if said := ended.last_words(left.printed) or left.heard:
+    if said := signals.last_words(left.printed) or left.heard:
         what += f" (last said: {said})"
     return QuantmillError(what, stage, cure)
 

@@ -27,7 +27,7 @@ rule import_sensitivity:
     message:
         "{wildcards.model}: imported sensitivity"
     shell:
-        "python -m quantmill.budget.imported --spec {params.spec:q} --model {input.model[0]:q}"
+        "python -m quantmill.sensitivity.imported --spec {params.spec:q} --model {input.model[0]:q}"
         " --results {input.results:q} --curve {input.curve:q}"
         " --out {output.table:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
 
@@ -55,7 +55,7 @@ rule check_budget:
     message:
         "{wildcards.model}: what {wildcards.recipe} can reach"
     shell:
-        "python -m quantmill.budget.reach --spec {params.spec:q} --model {input.model[0]:q}"
+        "python -m quantmill.budget.feasibility --spec {params.spec:q} --model {input.model[0]:q}"
         " --out {output:q} --log {log:q} --memory {resources.mem_mb}"
 
 
@@ -65,8 +65,6 @@ rule allocate_recipe:
         reach=lambda w: reach_of(w.model, w.recipe),
         damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
         report=f"{RESULTS}/{{model}}/sensitivity.json",
-        plans=lambda w: [of(w.model, f"plans/{first}.tsv") for first in refit_of(w.model, w.recipe)],
-        klds=lambda w: [of(w.model, f"bench/{first}/tuning.json") for first in refit_of(w.model, w.recipe)],
     output:
         recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
         report=f"{RESULTS}/{{model}}/recipes/{{recipe}}.json",
@@ -87,37 +85,5 @@ rule allocate_recipe:
         "{wildcards.model}: recipe {wildcards.recipe}, allocated"
     shell:
         "python -m quantmill.budget.allocate --spec {params.spec:q} --model {input.model[0]:q}"
-        " --damages {input.damages:q} --refit-plans {input.plans:q} --refit-klds {input.klds:q}"
+        " --damages {input.damages:q}"
         " --out {output.recipe:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
-
-
-# What a second round learns from: files of the first on the corpus of the probes, never on held-out text.
-rule measure_first_round:
-    input:
-        model=lambda w: from_gguf(w.model, w.recipe),
-        facts=lambda w: facts_of(w.model, w.recipe),
-        reference=lambda w: from_source(w.model),
-        reference_facts=lambda w: facts_of(w.model, "source"),
-        corpus=lambda w: corpora_of(w.model, [probes_of(w.model).corpus]),
-        report=lambda w: reports_of(w.model, [probes_of(w.model).corpus]),
-    output:
-        f"{RESULTS}/{{model}}/bench/{{recipe}}/tuning.json",
-    log:
-        f"{RESULTS}/{{model}}/logs/tuning/{{recipe}}.log",
-    benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/tuning/{{recipe}}.tsv"
-    conda:
-        "../../envs/quantmill.yaml"
-    threads: CORES
-    resources:
-        mem_mb=lambda w: megabytes(w.model, 1.0, 3000),
-    params:
-        spec=lambda w: argument(tuning_spec(w.model, w.recipe)),
-    message:
-        "{wildcards.model}: KL divergence of {wildcards.recipe} on the corpus of the probes"
-    shell:
-        "python -m quantmill.measure.divergence --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --reference {input.reference[0]:q}"
-        " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}"
-        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
-        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'

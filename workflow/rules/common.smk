@@ -33,15 +33,15 @@ with refusing():
     environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
 from quantmill import machine, spec
-from quantmill.budget import choices
+from quantmill.budget import candidates
 from quantmill.check import kind
 from quantmill.config import file as user
 from quantmill.card import texts
 from quantmill.engine import library
 from quantmill.evaluate import problems
 from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
-from quantmill.judge import disk
-from quantmill.model import imatrix
+from quantmill.judge import same_size
+from quantmill.formats import imatrix
 from quantmill.recipe import interchange
 from quantmill.recipe.render import engine_of as engine_of_template
 from quantmill.recipe.render import read_template
@@ -123,7 +123,7 @@ with refusing():
             texts.check(words, f"{config_file}: models.{model}.card.{where}" if where == field else where)
         for rival in cfg.models[model].card.iso_disk:
             if rival.model is None:
-                disk.read_rival(Path(rival.results or rival.csv))
+                same_size.read_rival(Path(rival.results or rival.csv))
             elif rival.model not in cfg.models:
                 where = f"{config_file}: models.{model}.card.iso_disk"
                 raise QuantmillError(f"no model {rival.model}", where, f"there are {', '.join(cfg.models)}")
@@ -286,17 +286,6 @@ def allocation_of(model, recipe):
 def reach_of(model, recipe):
     """What a budget can reach, where the sensitivity is yet to be measured: refused before it is."""
     return [] if model in IMPORTED else [of(model, f"reach/{recipe}.json")]
-
-
-def refit_of(model, recipe):
-    """The recipes whose files correct the damages that a recipe is allocated by; or none."""
-    return recipe_of(model, recipe).refit if fitted(model, recipe) else []
-
-
-def second_round_of(model):
-    """What the model's files diverge by on the corpus of the probes, where a second round needs it."""
-    first = {other for recipe in cfg.recipes_of(model) for other in refit_of(model, recipe)}
-    return [of(model, f"bench/{recipe}/tuning.json") for recipe in cfg.recipes_of(model) if recipe in first]
 
 
 def place_of(model, recipe):
@@ -538,7 +527,6 @@ def results_of(model):
         quants_of(model),
         measured_in(model),
         samples_of(model),
-        second_round_of(model),
     ]
     return [*dict.fromkeys(sum(made, [])), *cards_of(model)]
 

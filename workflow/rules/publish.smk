@@ -18,7 +18,7 @@ rule name_parts:
     message:
         "{wildcards.model}: names of the files in the repository"
     shell:
-        "python -m quantmill.publish.cut --spec {params.spec:q} --out {output:q}"
+        "python -m quantmill.publish.split --spec {params.spec:q} --out {output:q}"
         " --log {log:q} --memory {resources.mem_mb}"
         f" --results {RESULTS_WORD}/{{wildcards.model}}"
 

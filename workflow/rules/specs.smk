@@ -216,23 +216,18 @@ def budget_settings(model, recipe):
 
 @cached
 def reach_spec(model, recipe):
-    settings = budget_settings(model, recipe) | {"refit": [], "measured": pool_of(model)}
+    settings = budget_settings(model, recipe) | {"measured": pool_of(model)}
     return spec.make("budget.reach", settings, {"model": source_sha256(model)}, engine=engine())
 
 
 @cached
 def allocate_spec(model, recipe):
-    chosen = recipe_of(model, recipe)
-    settings = budget_settings(model, recipe)
     made_from = {
         "model": source_sha256(model),
         "sensitivity": spec.digest(damages_spec(model)),
-        "refit": [
-            [spec.digest(plan_spec(model, other)), spec.digest(tuning_spec(model, other))]
-            for other in chosen.refit
-        ],
+        "refit": [],  # as the setting of that name
     }
-    return spec.make("budget.allocate", settings, made_from, engine=engine())
+    return spec.make("budget.allocate", budget_settings(model, recipe), made_from, engine=engine())
 
 
 @cached
@@ -298,19 +293,6 @@ def divergence_spec(model, recipe):
         "corpus": spec.digest(corpus_spec(model, chunks.corpus)),
     }
     settings = with_engine(model, recipe, chunks.model_dump())
-    return spec.make("measure.divergence", settings, made_from, engine=engine(engine_of(model, recipe)))
-
-
-@cached
-def tuning_spec(model, recipe):
-    """As the divergence's, on the chunks that were probed on."""
-    probes = probes_of(model)
-    made_from = {
-        "model": gguf_identity(model, recipe),
-        "reference": source_sha256(model),
-        "corpus": spec.digest(corpus_spec(model, probes.corpus)),
-    }
-    settings = with_engine(model, recipe, probes.model_dump(include={"corpus", "chunks", "context"}))
     return spec.make("measure.divergence", settings, made_from, engine=engine(engine_of(model, recipe)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from budget_data import DATA
-from quantmill.model.ggufio import Header, read_header
+from quantmill.formats.ggufio import Header, read_header
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import pytest
 from budget_data import damages_of
 from quantmill.budget.allocate import fit
 from quantmill.errors import QuantmillError
+from quantmill.formats.ggufio import Header
 from quantmill.model import memory
-from quantmill.model.ggufio import Header
 from quantmill.recipe import plan, presets, rules
 
 Config = Callable[..., dict[str, Any]]

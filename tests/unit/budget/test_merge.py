@@ -7,11 +7,11 @@ import pytest
 
 from models import write_llama
 from quantmill.budget.merge import as_lines, merged
-from quantmill.model.ggufio import Header, read_header
+from quantmill.formats.ggufio import Header, read_header
+from quantmill.formats.plan import PlanRow
 from quantmill.model.roles import layer_of, role_of
 from quantmill.recipe import presets, rules
 from quantmill.recipe.rules import Recipe, Rule
-from quantmill.recipe.table import PlanRow
 
 TYPES = ("q3_K", "q4_K", "q5_K", "q6_K", "q8_0")
 

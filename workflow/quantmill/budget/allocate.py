@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.budget import knapsack, merge, reach, refit
-from quantmill.budget.choices import Choice, Group, Settings
-from quantmill.budget.reach import in_words
+from quantmill.budget import feasibility, knapsack, merge
+from quantmill.budget.candidates import Choice, Group, Settings
+from quantmill.budget.feasibility import in_words
 from quantmill.files import write_json, write_text
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
+from quantmill.formats.plan import PlanRow
+from quantmill.formats.sensitivity import Damage, read_damages
+from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model.header import read_source
-from quantmill.model.types import fallback, tensor_bytes
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
-from quantmill.recipe.damage import Damage, read_damages
-from quantmill.recipe.table import PlanRow
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def allocate(
     budget below the least, and for one above the most but where it is what a
     memory leaves (`room`).
     """
-    reach.check(found, fixed, budget, where, room)
+    feasibility.check(found, fixed, budget, where, room)
     solution = knapsack.solve(
         [[choice.bytes for choice in group.choices] for group in found],
         [[choice.damage for choice in group.choices] for group in found],
@@ -115,22 +115,14 @@ def dominated(found: Iterable[Group]) -> list[dict[str, Any]]:
 
 
 def fit(
-    header: Header, damages: Sequence[Damage], config: Mapping[str, Any], measured: Sequence[refit.File] = ()
+    header: Header, damages: Sequence[Damage], config: Mapping[str, Any]
 ) -> tuple[rules.Recipe, dict[str, Any]]:
-    """The recipe of a budget and its report, for a model; `config` as the spec of the stage has it.
-
-    `measured` files, where there are any, correct the damages first.
-    """
-    where = f"recipe {config['recipe']}"
-    second = refit.refit(damages, measured, where) if measured else None
-    damages = second.corrected(damages) if second else damages
-    task = reach.problem(header, damages, config)
-    allocation = allocate(task.groups, task.fixed, task.budget, where, task.room)
+    """The recipe of a budget and its report, for a model; `config` as the spec of the stage has it."""
+    task = feasibility.problem(header, damages, config)
+    allocation = allocate(task.groups, task.fixed, task.budget, f"recipe {config['recipe']}", task.room)
     types = {**allocation.types, **task.pinned}
-    figures = _figures(
-        allocation, task.pinned, damages, task.wanted, task.budget, second.floor if second else 0.0
-    )
-    figures["warnings"] += [*task.warnings, *(second.warnings if second else [])]
+    figures = _figures(allocation, task.pinned, damages, task.wanted, task.budget)
+    figures["warnings"] += task.warnings
     otherwise = config["use_imatrix"] == "none" and config["imatrix"] is not None
     if otherwise and any(row.how != "imported" for row in damages):
         figures["warnings"].append(
@@ -146,7 +138,7 @@ def fit(
         "bpw": allocation.bytes * 8 / task.parameters,
         "pinned": sorted(task.pinned),
         "rules": merge.as_lines({row.name: types[row.name] for row in task.able}),
-        "refit": second and second.report(),
+        "refit": None,  # a second round, no longer made; goes with the next version of the file
         **figures,
     }
 
@@ -157,18 +149,17 @@ def _figures(
     damages: Iterable[Damage],
     wanted: Settings,
     budget: int,
-    floor: float,
 ) -> dict[str, Any]:
-    """What the report says of the allocation and of its prediction: the damages, and the `floor` if known."""
+    """What the report says of the allocation and of its prediction, the sum of the damages."""
     solution = allocation.solution
     known = {(row.name, row.type): row for row in damages}
     held = [known[item] for item in pinned.items() if item in known]
     rows = [*(row for choice in allocation.choices for row in choice.rows), *held]
-    kld = floor + math.fsum(row.damage for row in rows)
+    kld = math.fsum(row.damage for row in rows)
     errors = [row.se for row in rows if not math.isnan(row.se)]
     held_damage = math.fsum(row.damage if wanted.damage == "kld" else row.error for row in held)
     pool = {choice.type for group in allocation.groups for choice in group.choices}
-    least, most = reach.reach(allocation.groups, allocation.fixed)
+    least, most = feasibility.reach(allocation.groups, allocation.fixed)
     return {
         "file_bytes": allocation.bytes,
         "least_bytes": least,
@@ -227,9 +218,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     config = args.spec["config"]
-    files = zip(config["refit"], args.refit_plans, args.refit_klds, strict=True)
-    measured = [refit.read_file(*file) for file in files]
-    recipe, report = fit(read_source(args.model), read_damages(args.damages), config, measured)
+    recipe, report = fit(read_source(args.model), read_damages(args.damages), config)
     write_text(args.out, rules.dump(recipe))
     write_json(args.report, report)
     reached, asked = in_words(report["file_bytes"]), in_words(report["budget"]["bytes"])
@@ -244,9 +233,6 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--damages", type=Path, required=True, help="sensitivity.tsv")
-    for what, of in (("plans", "the plan's table"), ("klds", "the divergence on the tuning corpus")):
-        arguments.add_argument(f"--refit-{what}", type=Path, nargs="*", default=[],
-                               help=f"{of} of each recipe of the first round")  # fmt: skip
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     arguments.add_argument("--report", type=Path, required=True, help="the allocation in numbers, JSON")
     command.run(arguments, main)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from quantmill.budget.choices import Tensor
+from quantmill.budget.candidates import Tensor
+from quantmill.formats.types import known
 from quantmill.model.roles import ROLES
-from quantmill.model.types import known
 from quantmill.recipe.rules import Rule
 
 WHY: Final = "budget"

@@ -16,7 +16,7 @@ from quantmill import command
 from quantmill.card import tables
 from quantmill.card.plots import LIGHT, Theme, save
 from quantmill.files import read_table
-from quantmill.judge import fits
+from quantmill.judge import acceptance
 from quantmill.judge.results import Quant, Results
 from quantmill.progress import Log
 
@@ -40,7 +40,7 @@ def draw_sensitivity(rows: list[dict[str, str]], theme: Theme = LIGHT) -> Figure
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    found = fits.sensitivity(rows)
+    found = acceptance.sensitivity(rows)
     cells = found.cells if found else {}
     roles = list(dict.fromkeys(role for role, _ in cells))
     layers = max(1, 1 + max((layer for _, layer in cells), default=0))

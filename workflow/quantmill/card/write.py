@@ -19,7 +19,7 @@ from quantmill import command, text
 from quantmill.card import maps, ollama, page, plots, tables, texts
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_text
-from quantmill.judge import advice, disk, fits, frontier, memory
+from quantmill.judge import acceptance, advice, frontier, memory, same_size
 from quantmill.judge.frontier import Verdict
 from quantmill.judge.results import DECODER, HUMANEVAL, Quant, Results, read
 from quantmill.progress import Log
@@ -45,7 +45,7 @@ class Rival:
 
     name: str
     source: str
-    bands: list[disk.Band]
+    bands: list[same_size.Band]
 
     @property
     def scored(self) -> bool:
@@ -58,7 +58,7 @@ class Rival:
         return all(any(e and e.kld is not None for e in side) for side in self._sides)
 
     @property
-    def _sides(self) -> tuple[list[disk.Entry | None], list[disk.Entry | None]]:
+    def _sides(self) -> tuple[list[same_size.Entry | None], list[same_size.Entry | None]]:
         return [band.ours for band in self.bands], [band.theirs for band in self.bands]
 
 
@@ -85,7 +85,7 @@ def render(
     measured: Results,
     config: dict[str, Any],
     plots_folder: str = "plots",
-    rivals: Sequence[list[disk.Entry]] = (),
+    rivals: Sequence[list[same_size.Entry]] = (),
 ) -> str:
     """The card as markdown; `config` as the spec of the stage has it, `plots_folder` relative to the card.
 
@@ -121,7 +121,7 @@ def render(
         collapsed=frontier,
         doubts=[said for what, said in measured.doubts.items() if said != measured.unranked],
         rivals=[
-            Rival(given["name"], given.get("source") or "", disk.bands(disk.ours(results), files))
+            Rival(given["name"], given.get("source") or "", same_size.bands(same_size.ours(results), files))
             for given, files in zip(card.get("iso_disk") or [], rivals, strict=True)
         ],
         devices=memory.by_device(results),
@@ -150,7 +150,7 @@ def render(
         warnings=tables.warnings(measured),
         pairs=tables.pairs(measured),
         fits=measured.fits,
-        sensitivity=fits.sensitivity(measured.sensitivities),
+        sensitivity=acceptance.sensitivity(measured.sensitivities),
         roles=tables.roles(results),
         bits={quant.name: tables.bits_by_role(quant) for quant in results.quants},
         fallbacks=tables.fallbacks(results),
@@ -228,7 +228,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config = args.spec["config"]
     measured = read(args.results, config)
     withheld, results = offered(measured, config)
-    rivals = [disk.read_rival(Path(rival["path"])) for rival in config["card"].get("iso_disk") or []]
+    rivals = [same_size.read_rival(Path(rival["path"])) for rival in config["card"].get("iso_disk") or []]
     folder = _beside(args.plots, args.card)
     markdown = render(measured, config, folder, rivals)
     html = page.render(measured, withheld, _title(measured, config))
@@ -263,7 +263,7 @@ def passed(measured: dict[str, Any] | None) -> str:
     return f"{100 * measured['pass_at_1']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def score(entry: disk.Entry | None) -> str:
+def score(entry: same_size.Entry | None) -> str:
     """A share in percent, with its interval where there is one."""
     if entry is None or entry.score is None:
         return ""

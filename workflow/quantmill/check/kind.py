@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
 from quantmill.model.header import read_source
 
 

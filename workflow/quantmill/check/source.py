@@ -15,7 +15,7 @@ from quantmill.check import trial
 from quantmill.check.kind import Asked, kind_of, refuse
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
-from quantmill.model.ggufio import read_header
+from quantmill.formats.ggufio import read_header
 from quantmill.model.header import not_finite
 from quantmill.progress import Log
 

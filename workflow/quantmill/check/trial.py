@@ -19,7 +19,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from quantmill import ended
+from quantmill import signals
 from quantmill.errors import QuantmillError
 
 TOKENS: Final = 8
@@ -56,9 +56,9 @@ class Process:
             if "error" in answer:
                 raise QuantmillError(answer["error"])
             return list(answer["warnings"])
-        said = ended.last_words(complaint) or "it said nothing"
+        said = signals.last_words(complaint) or "it said nothing"
         name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[self._engine]
-        raise QuantmillError(f"{name}, loading it, {ended.how(self._process.returncode)} ({said})")
+        raise QuantmillError(f"{name}, loading it, {signals.how(self._process.returncode)} ({said})")
 
     def __enter__(self) -> Self:
         return self

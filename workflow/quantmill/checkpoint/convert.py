@@ -19,11 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quantmill import command, ended
+from quantmill import command, signals
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.model.ggufio import Header, read_header
+from quantmill.formats.ggufio import Header, read_header
 from quantmill.progress import Log
 
 SCRIPT = Path("llama.cpp", "convert_hf_to_gguf.py")
@@ -89,9 +89,9 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
 def failure(code: int, said: str, source: Path) -> QuantmillError:
     """What the converter's failure means, in one line."""
     if code < 0:
-        last = ended.last_words(said)
-        what = f"the converter was {ended.how(code)}" + (f" ({last})" if last else "")
-        cure = ended.cure(code) if code == -signal.SIGKILL else "the log has all that it said"
+        last = signals.last_words(said)
+        what = f"the converter was {signals.how(code)}" + (f" ({last})" if last else "")
+        cure = signals.cure(code) if code == -signal.SIGKILL else "the log has all that it said"
         return QuantmillError(what, source, cure)
     if found := _UNSUPPORTED.search(said):
         what = f"the converter knows no architecture {found[1]}"

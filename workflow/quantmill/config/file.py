@@ -149,22 +149,6 @@ class Config(Strict):
             if recipe.damage == "error" and self.probes_of(name) is None:
                 text = "kld is all that an imported sensitivity knows; leave it out"
                 raise refuse("imported_error", text, f"{own}recipes[{number}].damage")
-            if recipe.refit:
-                self._check_refit(name, recipe, f"{own}recipes[{number}].refit")
-
-    def _check_refit(self, name: str, recipe: BudgetRecipe, at: str) -> None:
-        """A second round is of recipes of the first, measured on the corpus of the probes."""
-        if self.probes_of(name) is None:
-            raise refuse("refit_import", "needs a corpus to measure on, and the sensitivity is imported", at)
-        recipes = self.recipes_of(name)
-        for number, other in enumerate(recipe.refit):
-            found = recipes.get(other)
-            if found is None:
-                text = f"no recipe {other}; there is {', '.join(recipes)}"
-                raise refuse("no_recipe", text, f"{at}[{number}]")
-            if found is recipe or (isinstance(found, BudgetRecipe) and found.refit):
-                text = f"{other} is of the second round itself; name recipes without refit"
-                raise refuse("second_round", text, f"{at}[{number}]")
 
     def _check_splits(self) -> None:
         """Recipes of one name are split for all models or for none: their files go by the name."""

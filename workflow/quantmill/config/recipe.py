@@ -188,9 +188,6 @@ class BudgetRecipe(Strict):
     at_most: dict[str, Text] = Field(default={}, description="the most of a role")
     engine: Literal["mainline", "ik"] = "mainline"
     imatrix: Literal["required", "optional", "none"] = "optional"
-    refit: list[Name] = Field(
-        default=[], description="a second round: other recipes, by whose measured files damages are corrected"
-    )
     damage: Literal["kld", "error"] = Field(
         default="kld", description="what is added up: the divergence, or the error of quantizing alone"
     )
@@ -208,9 +205,6 @@ class BudgetRecipe(Strict):
         if len(given) > 1:
             raise refuse("two_budgets", f"{given[0]} is given too; keep one of them", given[1])
         refuse_twice("types", self.types or [])
-        refuse_twice("refit", self.refit)
-        if self.refit and self.damage == "error":
-            raise refuse("refit_error", "corrects divergences; it goes with damage: kld alone", "refit")
         seen: set[str] = set()
         for number, roles in enumerate(self.harmonize or []):
             if len(set(roles) - seen) < max(2, len(roles)):
@@ -232,9 +226,11 @@ class BudgetRecipe(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides its allocation."""
-        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage", "refit")
+        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage")
         named = {field: getattr(self, field) for field in fields}
-        return {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix, **named}
+        # `refit`: a field that is gone, still in the spec so that finished files stay as they are.
+        recipe = {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix, "refit": []}
+        return recipe | named
 
 
 def _kind_of_recipe(given: Any) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 
 from quantmill import command
 from quantmill.corpus.chat import ChatTemplate
-from quantmill.corpus.chunks import Chunk, Tokens, row_digests, write_chunks
 from quantmill.corpus.decode import Document, Render, decode
 from quantmill.corpus.messages import Messages, Tools
 from quantmill.corpus.mix import Broken, Row, Selection, apportion, interleave, select
@@ -29,7 +28,8 @@ from quantmill.corpus.read import Source, open_source, read_rows
 from quantmill.engine.mainline import LONGEST_STRETCH, Vocabulary, tokenizable
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, writing
-from quantmill.model.ggufio import read_header
+from quantmill.formats.chunks import Chunk, Tokens, row_digests, write_chunks
+from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
 from quantmill.text import plural

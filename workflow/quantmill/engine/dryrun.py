@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quantmill import ended
+from quantmill import signals
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
@@ -71,8 +71,8 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
     ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
-        said = ended.last_words(done.stderr)
-        said = f"{ended.how(done.returncode)} ({said})" if done.returncode < 0 or not said else said
+        said = signals.last_words(done.stderr)
+        said = f"{signals.how(done.returncode)} ({said})" if done.returncode < 0 or not said else said
         raise QuantmillError(
             f"llama.cpp cannot plan this model: {said}", where or path, "check that llama.cpp loads it"
         )

@@ -23,8 +23,8 @@ from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import sandbox
 from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
-from quantmill.evaluate.asking import Asker, generated, trained_context
 from quantmill.evaluate.problems import Problem, read
+from quantmill.evaluate.prompting import Asker, generated, trained_context
 from quantmill.files import read_json, write_json, write_text
 from quantmill.progress import Log
 from quantmill.store import Store

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from quantmill import ended
+from quantmill import signals
 from quantmill.errors import QuantmillError
 
 JUDGE: Final = Path(__file__).with_name("judge.py")
@@ -130,7 +130,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
     try:
         return Verdict(*json.loads(said))
     except ValueError:
-        last = ended.last_words(complaint) or ended.how(process.returncode)
+        last = signals.last_words(complaint) or signals.how(process.returncode)
         raise QuantmillError(f"the sandbox for generated code failed ({last})") from None
 
 

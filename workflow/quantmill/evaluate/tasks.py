@@ -20,8 +20,8 @@ from quantmill import command
 from quantmill.engine.generate import Tokens
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
-from quantmill.evaluate.asking import Asker, generated, trained_context
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
+from quantmill.evaluate.prompting import Asker, generated, trained_context
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log
 from quantmill.store import Store

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.model import ggufio, roles
-from quantmill.model.imatrix import STARVED, Entry, Imatrix
+from quantmill.formats import ggufio
+from quantmill.formats.imatrix import STARVED, Entry, Imatrix
+from quantmill.model import roles
 
 # An expert with fewer tokens than this has a poor estimate of its columns'
 # energy: about 1 % of what a dense tensor sees in 128 chunks of 512.

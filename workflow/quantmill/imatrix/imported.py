@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
+from quantmill.formats import imatrix as formats
+from quantmill.formats.ggufio import Header, Tensor
+from quantmill.formats.imatrix import Entry, Imatrix
+from quantmill.formats.types import EXEMPT
 from quantmill.imatrix import coverage
-from quantmill.model import imatrix as formats
 from quantmill.model import roles
-from quantmill.model.ggufio import Header, Tensor
 from quantmill.model.header import read_source
-from quantmill.model.imatrix import Entry, Imatrix
-from quantmill.model.types import EXEMPT
 from quantmill.progress import Log
 
 _OF_ANOTHER = "it is of another model"

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table, split_lines
-from quantmill.judge import compare, sanity
-from quantmill.judge.fits import Fit, fitted
+from quantmill.judge import compare, validity
+from quantmill.judge.acceptance import Fit, fitted
 
 SOURCE = "source"
 MAINLINE = "mainline"
@@ -222,11 +222,11 @@ def _doubts(folder: Path, config: dict[str, Any], source: dict[str, dict[str, An
     perplexity, kld, humaneval, tasks = (source[w] for w in ("perplexity", "kld", "humaneval", "tasks"))
     value = perplexity["perplexity"] if perplexity else kld["perplexity"]["value"] if kld else None
     files = [read_json(folder / "bench" / name / "kld.json") for name in config["recipes"] if kld]
-    found = {"perplexity": sanity.of_perplexity(value), "kld": sanity.of_divergence(kld, files)}
+    found = {"perplexity": validity.of_perplexity(value), "kld": validity.of_divergence(kld, files)}
     if humaneval:
-        found[HUMANEVAL] = sanity.of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
+        found[HUMANEVAL] = validity.of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
     for name, task in by_name(tasks):
-        found[name] = sanity.of_score(name, task["value"], task["stderr"] or 0.0, task["chance"])
+        found[name] = validity.of_score(name, task["value"], task["stderr"] or 0.0, task["chance"])
     return {what: text for what, text in found.items() if text}
 
 

@@ -20,11 +20,11 @@ from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
+from quantmill.formats import ggufio
+from quantmill.formats import imatrix as formats
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import ROWS_AT_LEAST, Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
-from quantmill.model import ggufio
-from quantmill.model import imatrix as formats
 from quantmill.progress import Log, Progress
 from quantmill.store import Store
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.corpus.chunks import read_chunks
 from quantmill.engine import evaluator
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
+from quantmill.formats.chunks import read_chunks
+from quantmill.measure.without_mtp import evaluable
 from quantmill.progress import Log, Progress
-from quantmill.quantize.trunk import evaluable
 from quantmill.store import Store
 from quantmill.versions import VERSIONS
 

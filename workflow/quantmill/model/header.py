@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table
-from quantmill.model.ggufio import (
+from quantmill.formats.ggufio import (
     ARRAY,
     Header,
     Tensor,
@@ -31,7 +31,7 @@ from quantmill.model.ggufio import (
     read_header,
     serialize,
 )
-from quantmill.model.types import known, named, tensor_bytes
+from quantmill.formats.types import known, named, tensor_bytes
 
 FACTS: Final = "model.json"
 PART: Final = 1000

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, write_table
-from quantmill.model.ggufio import Header, Tensor, read_header
+from quantmill.formats.ggufio import Header, Tensor, read_header
+from quantmill.formats.types import is_quantized, known
 from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import is_quantized, known
 from quantmill.progress import Log
 
 COLUMNS = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]

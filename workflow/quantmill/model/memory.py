@@ -21,10 +21,10 @@ from typing import Any, Final
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
+from quantmill.formats.types import known, named
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import known, named
 from quantmill.progress import Log
 
 UBATCH: Final = 512

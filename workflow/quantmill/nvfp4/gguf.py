@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from quantmill.model.ggufio import ARRAY, STRING, Value, decode, encode_string
+from quantmill.formats.ggufio import ARRAY, STRING, Value, decode, encode_string
 from quantmill.model.roles import layer_of, role_of
 
 Bytes = npt.NDArray[np.uint8]

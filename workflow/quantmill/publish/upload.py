@@ -12,9 +12,9 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
-from quantmill.publish.cut import cut
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
+from quantmill.publish.split import cut
 
 
 class Publication(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
-from quantmill.model.types import writable
+from quantmill.formats.types import writable
 from quantmill.quantize import nvfp4
 from quantmill.store import Store
 

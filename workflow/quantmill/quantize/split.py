@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.model.ggufio import Value, padded, serialize
+from quantmill.formats.ggufio import Value, padded, serialize
+from quantmill.formats.plan import PlanRow
+from quantmill.formats.types import known
 from quantmill.model.header import split_kv, split_name
-from quantmill.model.types import known
-from quantmill.recipe.table import PlanRow
 
 MOST: Final = (1 << 16) - 1
 """Files of one model: `split.count` is a u16."""

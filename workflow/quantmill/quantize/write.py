@@ -25,15 +25,15 @@ from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import building, part_of, read_json, read_table, write_json, writing
-from quantmill.model import ggufio, types
-from quantmill.model.imatrix import Imatrix, as_legacy, read_gguf
+from quantmill.formats import ggufio, types
+from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
+from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
+from quantmill.measure.without_mtp import has_drafts
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize import split
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
-from quantmill.quantize.trunk import has_drafts
-from quantmill.recipe.table import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.store import Store
 
 # Tensors are begun ahead of the one being written while their sources are

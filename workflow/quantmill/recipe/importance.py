@@ -21,9 +21,9 @@ import numpy as np
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
-from quantmill.model.imatrix import Imatrix
+from quantmill.formats.imatrix import Imatrix
+from quantmill.formats.sensitivity import Damage
 from quantmill.model.roles import layer_of
-from quantmill.recipe.damage import Damage
 
 Scores = Mapping[int, float]
 

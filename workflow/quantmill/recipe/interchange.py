@@ -26,13 +26,13 @@ from typing import Any, Final, NamedTuple
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, split_lines, write_text
-from quantmill.model.ggufio import Header, read_header
+from quantmill.formats.ggufio import Header, read_header
+from quantmill.formats.plan import PlanRow, read_plan
+from quantmill.formats.types import IK_TYPES, is_quantized, named
 from quantmill.model.header import read_source
 from quantmill.model.roles import CLASSES, GROUPS, layer_of, role_of
-from quantmill.model.types import IK_TYPES, is_quantized, named
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
-from quantmill.recipe.table import PlanRow, read_plan
 
 FORMS: Final = ("regex", "tensor-types", "custom-q", "gguf")
 

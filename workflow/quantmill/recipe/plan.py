@@ -19,14 +19,22 @@ from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.model.ggufio import Header, Tensor, llama_order, output_kv, padded, serialize
+from quantmill.formats.ggufio import Header, Tensor, llama_order, output_kv, padded, serialize
+from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
+from quantmill.formats.types import (
+    EXEMPT,
+    IK_TYPES,
+    fallback,
+    is_quantized,
+    known,
+    needs_imatrix,
+    tensor_bytes,
+)
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
-from quantmill.model.types import EXEMPT, IK_TYPES, fallback, is_quantized, known, needs_imatrix, tensor_bytes
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
-from quantmill.recipe.table import MADE, PlanRow, with_scale, write_plan
 
 # What a plan says of the allocation that it came from: how good it is, and what is proven of that.
 _PROOF: Final = ("damage", "objective", "bound", "gap", "predicted_kld", "predicted_se")

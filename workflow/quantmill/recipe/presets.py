@@ -8,9 +8,9 @@ from typing import Final
 
 from quantmill.engine.dryrun import Mixture, dry_run
 from quantmill.errors import QuantmillError
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
+from quantmill.formats.types import fallback, named, writable
 from quantmill.model.header import for_dry_run
-from quantmill.model.types import fallback, named, writable
 
 PRESETS: Final[dict[str, int]] = {
     "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18,

@@ -39,7 +39,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_text
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
@@ -210,9 +210,9 @@ def read_template(path: Path) -> str:
 def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: Header) -> dict[str, Any]:
     """`importance` and `ranked`, of the sources that have a weight."""
     # numpy and the imatrix are read only where a recipe asks for them
-    from quantmill.model.imatrix import read_gguf
+    from quantmill.formats.imatrix import read_gguf
+    from quantmill.formats.sensitivity import read_damages
     from quantmill.recipe import importance
-    from quantmill.recipe.damage import read_damages
 
     layers, sources = main_layers(header), []
     if "imatrix" in weights:

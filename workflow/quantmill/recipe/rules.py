@@ -22,9 +22,9 @@ from typing import Any, Final
 import yaml
 
 from quantmill.errors import QuantmillError
-from quantmill.model.ggufio import Header
+from quantmill.formats.ggufio import Header
+from quantmill.formats.types import TYPES, named, writable
 from quantmill.model.roles import CLASSES, ROLES, layer_of, role_of
-from quantmill.model.types import TYPES, named, writable
 from quantmill.recipe import presets
 
 ENGINES: Final = ("mainline", "ik")

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.engine.graph import MatMul
-from quantmill.model.types import is_quantized, known, row_bytes
+from quantmill.formats.types import is_quantized, known, row_bytes
 from quantmill.quantize.kernels import Quantizer
-from quantmill.sensitivity.choices import Choice
+from quantmill.sensitivity.candidates import Choice
 from quantmill.store import Store
 
 SAMPLED_ABOVE: Final = 1 << 22

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
-from quantmill.model import ggufio, types
+from quantmill.formats import ggufio, types
 from quantmill.quantize.write import Source
 
 _EXPANDED = "f16"

@@ -14,15 +14,15 @@ import numpy as np
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
+from quantmill.formats.imatrix import read_gguf
+from quantmill.formats.sensitivity import Damage, write_damages
 from quantmill.measure.score import load_chunks
-from quantmill.model.imatrix import read_gguf
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
 from quantmill.recipe import presets
-from quantmill.recipe.damage import Damage, write_damages
 from quantmill.sensitivity import order, predict
-from quantmill.sensitivity.choices import Choice, choices
+from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.errors import Error, added, error
 from quantmill.sensitivity.session import Found, Session
 from quantmill.store import Store

@@ -24,7 +24,7 @@ from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
 from quantmill.sensitivity import errors
-from quantmill.sensitivity.choices import Choice
+from quantmill.sensitivity.candidates import Choice
 from quantmill.sensitivity.expand import Expansion
 from quantmill.sensitivity.probe import Prober
 from quantmill.store import Store

@@ -12,8 +12,8 @@ from quantmill import command
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
+from quantmill.formats.ggufio import read_header
 from quantmill.measure.speed import machine
-from quantmill.model.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.serve.gpu import Watch
 from quantmill.serve.server import Server, Timing, command_of, free_port, serving, version_of

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from quantmill import ended
+from quantmill import signals
 from quantmill.errors import QuantmillError
 
 HOST = "127.0.0.1"
@@ -105,7 +105,7 @@ class Server:
                 if connection.getresponse().status == http.client.OK:
                     return
             time.sleep(_LOOK_EVERY_SECONDS)
-        raise self._error(f"{ended.how(self._process.returncode)} before it answered")
+        raise self._error(f"{signals.how(self._process.returncode)} before it answered")
 
     def complete(self, prompt: str, tokens: int, never: list[int]) -> Timing:
         """Have `tokens` tokens generated after `prompt`, greedily, those of `never` left out.
@@ -131,7 +131,7 @@ class Server:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
             code = self._process.returncode
-            how = f"{ended.how(code)} in mid-run" if code is not None else f"broke off ({error!r})"
+            how = f"{signals.how(code)} in mid-run" if code is not None else f"broke off ({error!r})"
             raise self._error(how) from None
         if reason != "length":
             raise self._error(f"ended a text before its {tokens} tokens (finish_reason {reason})")
@@ -156,7 +156,7 @@ class Server:
     def _error(self, what: str) -> QuantmillError:
         """The error with what the server said last."""
         self._said.seek(0)
-        said = ended.last_words(self._said.read().decode(errors="replace"))
+        said = signals.last_words(self._said.read().decode(errors="replace"))
         last = f" (its last words: {said})" if said else ""
         return QuantmillError(what + last, "the server", "start it by hand to see why, or leave it out")
 

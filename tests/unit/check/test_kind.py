@@ -1,0 +1,182 @@
+"""What kind of model a GGUF holds, what its kind cannot be asked for, what a source's check says."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.check import kind, source, trial
+from quantmill.check.kind import Asked, kind_of, refuse
+from quantmill.errors import QuantmillError
+from quantmill.formats.ggufio import ARRAY, Header, Tensor, Value, encode_string, encode_u32
+from quantmill.model.header import hyperparameters, not_finite
+from quantmill.quantize.write import how_tried
+
+DATA = Path(__file__).parents[2] / "data"
+FALSE: Value = (7, b"\0")
+INFINITE: Value = (6, struct.pack("<f", float("inf")))
+NAN_IN_LIST: Value = (ARRAY, struct.pack("<IQ2f", 6, 2, 1.0, float("nan")))
+
+
+def header(arch: str = "llama", positions: int | None = None, **kv: Value) -> Header:
+    """A header of one tensor; keyword names stand for keys, `__` for a dot."""
+    named = {key.replace("__", "."): value for key, value in kv.items()}
+    listed = [Tensor("token_embd.weight", "f16", 1, (64, 32), 4096, 0, 0)]
+    if positions:
+        listed.append(Tensor("position_embd.weight", "f32", 0, (64, positions), 256 * positions, 0, 4096))
+    path = Path("m.gguf")
+    return Header(path, (path,), tuple(listed), {"general.architecture": encode_string(arch)} | named)
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (header(), "decoder"),
+        (header("qwen35moe"), "decoder"),
+        (header(llama__pooling_type=encode_u32(0)), "decoder"),
+        (header("bert", bert__attention__causal=FALSE), "encoder"),
+        (header(llama__attention__causal=FALSE), "encoder"),
+        (header("qwen3", qwen3__pooling_type=encode_u32(3)), "encoder"),
+        (header("bert", bert__pooling_type=encode_u32(4)), "reranker"),
+        (header("llada"), "diffusion"),
+        (header("t5"), "encoder-decoder"),
+        (header("t5encoder"), "text-encoder"),
+        (header("eagle3"), "draft"),
+        (header("clip", general__type=encode_string("mmproj")), "projector"),
+        (header(general__type=encode_string("adapter")), "adapter"),
+        (header("", general__type=encode_string("imatrix")), "imatrix"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.architecture,
+)
+def test_the_kind_is_told_from_the_metadata(made: Header, name: str) -> None:
+    assert kind_of(made).name == name
+
+
+def test_only_language_models_are_measured_by_the_next_token() -> None:
+    assert {name for name, each in kind.KINDS.items() if each.predicts} == {"decoder"}
+    assert all(each.why or each.refused or each.predicts for each in kind.KINDS.values())
+
+
+@pytest.mark.parametrize(
+    ("made", "engine", "how"),
+    [
+        (header(), "mainline", "answered"),
+        (header(), "ik", "answered"),
+        (header("bert"), "mainline", "answered"),
+        (header("bert"), "ik", "loaded"),
+        (header("eagle3"), "mainline", "loaded"),
+        (header("clip"), "mainline", "read"),
+        (header(llama__block_count=encode_u32(3), llama__nextn_predict_layers=encode_u32(1)), "ik", "read"),
+    ],
+)  # fmt: skip
+def test_how_far_a_written_file_can_be_tried(made: Header, engine: str, how: str) -> None:
+    assert how_tried(made, engine) == how
+
+
+KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.imatrix", 512)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "line"),
+    [
+        (header("bert"), [IMATRIX, KLD, Asked("bench.speed", "bench.speed")],
+         "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
+         "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})"),
+        (header("t5"), [IMATRIX, KLD],
+         "c.yaml: models.m.imatrix: m is an encoder-decoder model (architecture t5): quantmill evaluates "
+         "none; leave imatrix and bench.kld out for it (models: {m: {imatrix: null, bench: {}}})"),
+        (header(general__type=encode_string("adapter")), [],
+         "c.yaml: models.m.source: m is a LoRA adapter (architecture llama); merge it into its model "
+         "(llama-export-lora) and take that as the source"),
+        (header(tokenizer__ggml__model=encode_string("none")), [IMATRIX],
+         "c.yaml: models.m.imatrix: m has no tokenizer, so that no text can be cut to tokens; leave it out, "
+         "or take a file of the model that has one"),
+        (header("gpt2", positions=256), [KLD],
+         "c.yaml: bench.kld: 512 tokens, and m has 256 positions; give 256 or fewer"),
+    ],
+)  # fmt: skip
+def test_what_a_kind_cannot_have_is_refused_in_one_line(made: Header, asked: list[Asked], line: str) -> None:
+    with pytest.raises(QuantmillError) as raised:
+        refuse(made, "m", asked, "c.yaml")
+    assert str(raised.value) == line
+
+
+@pytest.mark.parametrize("made", [header("bert", positions=512), header(), header("gpt2", positions=512)])
+def test_what_it_can_have_is_not(made: Header) -> None:
+    refuse(made, "m", [IMATRIX], "c.yaml")
+
+
+def test_a_file_that_is_not_there_yet_is_left_to_its_check(tmp_path: Path) -> None:
+    assert not kind.refuse_early(tmp_path / "m.gguf", "m", [], "c.yaml")
+    assert kind.refuse_early(DATA / "tiny-llama.gguf", "m", [KLD], "c.yaml")
+    with pytest.raises(QuantmillError, match="an importance matrix and no model"):
+        kind.refuse_early(DATA / "llama-imatrix-llama.gguf", "m", [], "c.yaml")
+
+
+def test_metadata_that_are_no_numbers_are_named_and_left_out_of_the_facts() -> None:
+    made = header(llama__clamp=INFINITE, llama__factors=NAN_IN_LIST, llama__block_count=encode_u32(2))
+    assert not_finite(made) == {"llama.clamp": "infinite", "llama.factors": "NaN"}
+    assert json.dumps(hyperparameters(made), allow_nan=False) == '{"block_count": 2}'
+
+
+def test_llama_cpps_warnings_are_said_once_and_without_their_frames() -> None:
+    said = [
+        "load: missing pre-tokenizer type, using: 'default'", "load:",
+        "load: ************************************", "load: GENERATION QUALITY WILL BE DEGRADED!",
+        "load: CONSIDER REGENERATING THE MODEL", "load: control-looking token:  12 '<x>' was not control",
+        "load: control-looking token: 345 '<y>' was not control",
+    ]  # fmt: skip
+    assert trial.warnings(said) == [
+        "missing pre-tokenizer type, using: 'default'. GENERATION QUALITY WILL BE DEGRADED! "
+        "CONSIDER REGENERATING THE MODEL",
+        "control-looking token: 12 '<x>' was not control (and 1 more like it)",
+    ]
+
+
+def test_a_source_that_llama_cpp_does_not_load_is_refused_with_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(path: Path) -> list[str]:
+        raise QuantmillError("llama.cpp cannot load it (tensor 'x' not found)")
+
+    monkeypatch.setattr(trial, "header", fails)
+    with pytest.raises(
+        QuantmillError, match=r"llama\.gguf: llama\.cpp cannot load it \(tensor 'x'.*; convert"
+    ):
+        source.check(DATA / "tiny-llama.gguf", "m", [], "c.yaml")
+
+
+def test_a_check_says_the_kind_and_the_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "header", lambda path: ["it is old"])
+    found: dict[str, Any] = source.check(DATA / "tiny-llama.gguf", "m", [KLD], "c.yaml")
+    assert found == {
+        "kind": "decoder", "words": "a language model",
+        "warnings": ["llama.cpp, loading the source: it is old"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("import os, sys; sys.stderr.write('x.cpp:7: GGML_ASSERT(ok) failed\\nmore\\n'); os.abort()",
+         "llama.cpp, loading it, ended by SIGABRT (x.cpp:7: GGML_ASSERT(ok) failed)"),
+        ("import json; print(json.dumps({'error': 'llama.cpp cannot load it (no)'}))",
+         "llama.cpp cannot load it (no)"),
+    ],
+)  # fmt: skip
+def test_what_kills_a_trial_is_one_line(
+    script: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the child: an interpreter that runs another script."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n', encoding="utf-8")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(trial.sys, "executable", str(stand_in))
+    with trial.Process() as process, pytest.raises(QuantmillError) as raised:
+        process.load(Path("m.gguf"), "logits")
+    assert str(raised.value) == line

@@ -1,0 +1,131 @@
+"""The manifest: every tensor's digest, the file's, and the model's facts."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from quantmill.engine import ggml
+from quantmill.files import read_json, read_table
+from quantmill.formats import types
+from quantmill.formats.ggufio import read_header
+from quantmill.model import manifest
+
+MOE = Path(__file__).parents[2] / "data" / "tiny-moe.gguf"
+
+
+def run(model: Path, folder: Path, threads: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quantmill.model.manifest", "--spec", '{"config":{}}', "--model", model,
+         "--manifest", folder / "manifest.tsv", "--facts", folder / "model.json", "--log", folder / "log",
+         "--threads", str(threads)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_tensor_and_the_file_are_hashed(tmp_path: Path, threads: int) -> None:
+    assert run(MOE, tmp_path, threads).returncode == 0
+    rows, content = read_table(tmp_path / "manifest.tsv"), MOE.read_bytes()
+    assert [row["name"] for row in rows] == [t.name for t in read_header(MOE).tensors]
+    for row, tensor in zip(rows, read_header(MOE).tensors, strict=True):
+        data = content[tensor.offset : tensor.offset + tensor.bytes]
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert int(row["bytes"]) == len(data)
+    facts = read_json(tmp_path / "model.json")
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+    assert facts["bytes"] == len(content)
+
+
+def test_a_row_and_the_facts() -> None:
+    header = read_header(MOE)
+    rows = {row[0]: row for row in manifest.rows(header, {t.name: "ab" for t in header.tensors})}
+    row = rows["blk.0.ffn_up_exps.weight"]
+    assert row == ["blk.0.ffn_up_exps.weight", "ffn_up_exps", 0, 256, 256, 4, 1, "f16", 524288, "ab"]
+    facts = manifest.facts(header, ["a"], 3)
+    assert {key: facts[key] for key in ("architecture", "layers", "experts", "experts_used", "sha256")} == {
+        "architecture": "qwen35moe", "layers": 2, "experts": 4, "experts_used": 2, "sha256": "a",
+    }  # fmt: skip
+    assert (facts["name"], facts["tokenizer"]) == ("Tiny Moe", "gpt2")
+    assert (facts["quantized"], facts["tensors"]) == (False, 38)
+    assert "<|im_start|>" in facts["chat_template"]
+    assert sum(facts["types"].values()) == 38
+
+
+def test_a_quantized_source_says_so(tmp_path: Path) -> None:
+    header = read_header(models.write_llama(tmp_path / "m.gguf", width=64, quantized="q8_0"))
+    facts = manifest.facts(header, ["a"], 1)
+    assert (facts["quantized"], facts["quantized_types"]) == (True, ["q8_0"])
+
+
+def test_a_split_source(tmp_path: Path) -> None:
+    models.write_llama(tmp_path / "m.gguf", width=64, split_max_tensors=5)
+    shards = sorted(tmp_path.glob("m-*.gguf"))
+    digests, files = manifest.digests(read_header(shards[0]), 2, lambda count: None)
+    assert files == [hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards]
+    assert len(digests) == len(read_header(shards[0]).tensors)
+    facts = manifest.facts(read_header(shards[0]), files, 1)
+    assert facts["sha256"] == hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
+def test_a_truncated_source_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    source = tmp_path / "cut.gguf"
+    source.write_bytes(MOE.read_bytes()[:-100_000])
+    done = run(source, tmp_path, 2)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "truncated: 100,000 of" in done.stderr
+    assert not (tmp_path / "manifest.tsv").exists()
+    assert not (tmp_path / "model.json").exists()
+
+
+@pytest.mark.parametrize(("name", "infinity"), [("f32", 0x7F800000), ("f16", 0x7C00), ("bf16", 0x7F80)])
+def test_whatever_is_no_finite_float_is_found(name: str, infinity: int) -> None:
+    width = {"f32": 4}.get(name, 2)
+    values = np.zeros(1000, f"<u{width}")
+    sign = 1 << (8 * width - 1)
+    values[::2], values[1::2] = infinity - 1, sign | (infinity - 1)  # the largest of either sign
+    assert not manifest.non_finite(name, values.tobytes()).size
+    for place, bits in ((3, infinity), (500, sign | infinity), (999, infinity + 1)):
+        values[place] = bits
+    assert manifest.non_finite(name, values.tobytes()).tolist() == [3, 500, 999]
+
+
+@pytest.mark.parametrize("name", sorted(set(types.WRITABLE) - {"f32", "f16", "bf16", "nvfp4"}))
+def test_of_each_quantized_type_ggml_itself_finds_the_same(name: str) -> None:
+    """The middle one of three blocks with any two bytes, then all, of an infinite f16 or of ones."""
+    kind, size = types.TYPES[name], types.TYPES[name].block_bytes
+    changes = [
+        (place, bits * count)
+        for bits in (b"\x00\x7c", b"\xff\xff")
+        for place, count in [*((place, 1) for place in range(size - 1)), (0, size // 2)]
+    ]
+    refused = 0
+    for place, change in changes:
+        data = bytearray(3 * size)
+        data[size + place : size + place + len(change)] = change
+        sound = ggml._lib().ggml_validate_row_data(kind.id, bytes(data), len(data))
+        assert manifest.non_finite(name, bytes(data)).tolist() == ([] if sound else [1]), (place, change)
+        refused += not sound
+    assert refused
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_weight_that_is_no_number_is_refused_by_its_tensor(tmp_path: Path, threads: int) -> None:
+    source = tmp_path / "nan.gguf"
+    data = bytearray(MOE.read_bytes())
+    tensor = next(t for t in read_header(MOE).tensors if t.name == "blk.1.attn_qkv.weight" or t.type == "f16")
+    at = tensor.offset + 2 * 7
+    data[at : at + 2] = b"\x00\x7e"
+    source.write_bytes(data)
+    done = run(source, tmp_path, threads)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (
+        f"1 of the {tensor.elements:,} values of {tensor.name} are NaN or infinite, the first at 7;"
+        in done.stderr
+    )
+    assert not (tmp_path / "manifest.tsv").exists()

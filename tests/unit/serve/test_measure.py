@@ -1,0 +1,233 @@
+"""Speed behind a server: what is measured, what becomes of servers that misbehave, and that none is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantmill.errors import QuantmillError
+from quantmill.serve import gpu
+from quantmill.serve.measure import context_for, rates
+from quantmill.serve.server import HOST, Timing, command_of, free_port, serving, version_of
+
+TESTS = Path(__file__).parents[2]
+MODEL = TESTS / "data" / "tiny-llama.gguf"
+FAKE = TESTS / "fake_server.py"
+WORKLOADS = [{"name": "a", "prompt": 32, "generate": 8}, {"name": "b", "prompt": 64, "generate": 4}]
+
+Fake = Callable[[str], Path]
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[Fake]:
+    """A server that misbehaves in some way; at the end none runs any more."""
+    binary, notes = tmp_path / "llama-server", tmp_path / "notes"
+    binary.write_text(f"#!{sys.executable}\n" + FAKE.read_text("utf-8"), encoding="utf-8")
+    binary.chmod(0o755)
+    notes.mkdir()
+
+    def choose(mode: str) -> Path:
+        (notes / "mode").write_text(mode, encoding="utf-8")
+        return binary
+
+    yield choose
+    if (notes / "pid").exists():
+        assert gone(int((notes / "pid").read_text("utf-8")))
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within 10 s; it is killed where it does not."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        if state == "Z":  # an orphan that nobody in a container reaps
+            return True
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def measure(folder: Path, server: Path, **more: Any) -> subprocess.Popen[str]:
+    """The stage, started."""
+    spec = {"config": {"workloads": WORKLOADS, "repetitions": 2}}
+    (folder / "facts.json").write_text('{"sha256": "f"}', encoding="utf-8")
+    arguments = {
+        "spec": json.dumps(spec), "model": MODEL, "facts": folder / "facts.json", "server": server,
+        "out": folder / "served.json", "log": folder / "log",
+    } | more  # fmt: skip
+    command = [sys.executable, "-m", "quantmill.serve.measure"]
+    for name, value in arguments.items():
+        command += [f"--{name}", str(value)]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent / "workflow")}
+    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def report_of(folder: Path, server: Path) -> dict[str, Any]:
+    """What the stage reports."""
+    with measure(folder, server) as running:
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    report: dict[str, Any] = json.loads((folder / "served.json").read_text("utf-8"))
+    return report
+
+
+def refused(folder: Path, server: Path, **more: Any) -> str:
+    """The one line with which the stage ends."""
+    with measure(folder, server, **more) as running:
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert not (folder / "served.json").exists()
+    (line,) = err.splitlines()
+    return line.removeprefix("error: ")
+
+
+def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "x")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    report = report_of(tmp_path, fake(""))
+    assert report["server"] == "llama-server version: 7 (abc)"
+    assert [w["name"] for w in report["workloads"]] == ["a", "b"]
+    assert [w["generated_tokens"] for w in report["workloads"]] == [8, 4]
+    for workload, wanted in zip(report["workloads"], WORKLOADS, strict=True):
+        assert 0.9 * wanted["prompt"] <= workload["prompt_tokens"] <= wanted["prompt"]
+        # the server waits 50 ms before its first token, 5 ms before each of the others
+        assert 0 < workload["prefill"]["mean"] < wanted["prompt"] / 0.05
+        assert 0 < workload["decode"]["mean"] < 1 / 0.005
+        assert len(workload["decode"]["samples"]) == 2
+    asked = [json.loads(line) for line in (tmp_path / "notes" / "asked").read_text("utf-8").splitlines()]
+    assert [a["max_tokens"] for a in asked] == [4, 8, 8, 4, 4]
+    assert all(a["ignore_eos"] and a["logit_bias"] == {"0": -1000.0, "2": -1000.0} for a in asked)
+    environment = json.loads((tmp_path / "notes" / "environment").read_text("utf-8"))
+    assert {"API_KEY", "LLAMA_ARG_CTX_SIZE", "CUDA_VISIBLE_DEVICES"} & set(environment) == {
+        "CUDA_VISIBLE_DEVICES"
+    }
+    # no two prompts begin alike: nothing of one is kept for another
+    assert len({a["prompt"].split()[0] for a in asked}) == len(asked)
+
+
+def test_a_server_that_holds_its_text_back_is_no_faster(tmp_path: Path, fake: Fake) -> None:
+    first, _ = report_of(tmp_path, fake("withheld"))["workloads"]
+    assert 0 < first["prefill"]["mean"] < 32 / 0.05
+    # all pieces came at once, and yet took 5 ms each
+    assert 0 < first["decode"]["mean"] < 2 / 0.005
+
+
+MISBEHAVING = {
+    "loading": "the server: no answer on port ",
+    "broken": "the server: ended with code 1 before it answered (its last words: no such model)",
+    "dying": "the server: ended with code 9 in mid-run (its last words: out of memory)",
+    "killed": "the server: ended by SIGKILL in mid-run; start it by hand",
+    "silent": "the server: said nothing for 4 s in mid-run",
+    "early": "the server: ended a text before its 4 tokens (finish_reason stop)",
+}
+
+
+@pytest.mark.parametrize("mode", MISBEHAVING)
+def test_a_server_that_misbehaves_is_one_line(tmp_path: Path, fake: Fake, mode: str) -> None:
+    # long enough for a server that does answer to start on a busy machine
+    patience = {"loading": 1, "silent": 4}.get(mode, 60)
+    assert refused(tmp_path, fake(mode), patience=patience).startswith(MISBEHAVING[mode])
+
+
+def test_a_port_in_use(tmp_path: Path, fake: Fake) -> None:
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        line = refused(tmp_path, fake(""), port=port)
+    assert line == f"{HOST}:{port}: the port is in use; run it again: another one is taken"
+
+
+def test_no_server_at_all(tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text("no program", encoding="utf-8")
+    with pytest.raises(QuantmillError, match=r"cannot be run .*; name a llama-server, or leave `server` out"):
+        version_of(binary)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_server_is_left_over(tmp_path: Path, fake: Fake, number: signal.Signals) -> None:
+    with measure(tmp_path, fake("silent")) as running:
+        asked = tmp_path / "notes" / "asked"
+        until = time.monotonic() + 30
+        while not asked.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        running.send_signal(number)
+        running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert not (tmp_path / "served.json").exists()
+
+
+def test_a_server_that_does_not_end_is_killed(fake: Fake) -> None:
+    port = free_port()
+    command = command_of(fake("stubborn"), MODEL, port=port, context=64, threads=1)
+    with serving(command, port, patience=30):
+        pass
+
+
+def test_rates() -> None:
+    found = rates([100, 100], [Timing(0.5, 2.0, 21, 21), Timing(0.25, 4.0, 21, 21)])
+    assert found["prefill"]["samples"] == [200, 400]
+    assert found["decode"] == {"mean": 7.5, "sd": pytest.approx(3.5355339), "samples": [10, 5]}
+
+
+def test_a_workload_that_the_model_was_not_made_for() -> None:
+    assert context_for(WORKLOADS, MODEL) == 68 + 64
+    assert context_for([{"name": "a", "prompt": 2000, "generate": 48}], MODEL) == 2048
+    with pytest.raises(QuantmillError, match="workload b: 2,049 tokens, the model's context is 2,048; "):
+        context_for([*WORKLOADS[:1], {"name": "b", "prompt": 2000, "generate": 49}], MODEL)
+
+
+class Driver:
+    """Two GPUs, as pynvml tells of them; a server may take memory of either."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, works: bool = True) -> None:
+        self.works = works
+        self.used = [1 << 30, 1 << 30]
+        self.nvmlShutdown = lambda: None
+        self.nvmlDeviceGetCount = lambda: 2
+        self.nvmlDeviceGetHandleByIndex = int
+        self.nvmlDeviceGetName = "GPU {}".format
+        self.nvmlDeviceGetPowerUsage = lambda device: 100_000 + device
+        self.nvmlDeviceGetTemperature = lambda device, _: 40 + device
+        self.nvmlDeviceGetMemoryInfo = lambda device: type("Memory", (), {"used": self.used[device]})
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self.works:
+            raise self.NVMLError("no driver")
+
+
+def test_the_gpu_that_the_server_takes_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    with gpu.Watch() as watch:
+        driver.used[1] = 3 << 30
+        with watch.sampling():
+            pass
+        report = watch.report()
+    wanted = {"name": "GPU 1", "power_w": 100.001, "temperature_c": 41, "memory_bytes": 2 << 30}
+    assert report == wanted
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(works))
+    with gpu.Watch() as watch:
+        with watch.sampling():
+            pass
+        assert watch.report() is None
