@@ -71,7 +71,10 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
     for stage, (settings, options, outputs) in stages.items():
         model = DATA / "tiny-llama.gguf"
         words = ["--spec", spec.make(stage, settings, {}), "--model", str(model), "--log", "log", *options]
-        subprocess.run([sys.executable, "-m", f"quantmill.{stage}", *words], cwd=tmp_path, check=True)
+        module = {"budget.imported": "sensitivity.imported", "budget.reach": "budget.feasibility"}.get(
+            stage, stage
+        )
+        subprocess.run([sys.executable, "-m", f"quantmill.{module}", *words], cwd=tmp_path, check=True)
         digests[stage] = spec.digest("".join((tmp_path / name).read_text("utf-8") for name in outputs))
     return digests
 
