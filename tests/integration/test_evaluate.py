@@ -19,7 +19,7 @@ from quantmill.errors import QuantmillError
 from quantmill.evaluate import humaneval, sandbox
 from quantmill.evaluate.likelihood import Likelihoods, Request, windows
 from quantmill.evaluate.problems import read
-from quantmill.evaluate.prompting import Asker
+from quantmill.evaluate.prompting import Prompter
 from quantmill.evaluate.tasks import Engine, chance, evaluate, rows
 from quantmill.files import read_json, write_json
 from quantmill.measure.score import score_chunk, with_bos
@@ -162,8 +162,8 @@ def test_a_model_without_a_chat_template_is_refused_or_completes(tmp_path: Path)
 
 def test_a_chat_and_a_completion_are_asked_so() -> None:
     with Vocabulary(MODEL) as vocabulary:
-        chat = Asker(MODEL, vocabulary, chat=True, variables={}).tokens("Hello")
-        bare = Asker(MODEL, vocabulary, chat=False, variables={}).tokens("Hello")
+        chat = Prompter(MODEL, vocabulary, chat=True, variables={}).tokens("Hello")
+        bare = Prompter(MODEL, vocabulary, chat=False, variables={}).tokens("Hello")
         shown = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
         assert chat.tolist()[-len(vocabulary.tokenize(shown, parse_special=True)) :] == (
             vocabulary.tokenize(shown, parse_special=True).tolist()

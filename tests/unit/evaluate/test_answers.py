@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from quantmill.errors import QuantmillError
-from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
+from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, strip_thinking, wilson
 from quantmill.evaluate.problems import Problem, read
 
 DATA = Path(__file__).parents[2] / "data"
@@ -58,9 +58,9 @@ def test_helpers_of_the_prompt_are_there_and_a_completion_goes_on_from_it() -> N
 
 
 def test_thoughts_and_fences() -> None:
-    assert spoken("<think>a</think>b") == "b"
-    assert spoken("<think>a") == ""
-    assert spoken("a") == "a"
+    assert strip_thinking("<think>a</think>b") == "b"
+    assert strip_thinking("<think>a") == ""
+    assert strip_thinking("a") == "a"
     assert is_fenced("x\n```\na\n```") and not is_fenced("`a`") and not is_fenced("<think>```\na```</think>b")
 
 

@@ -226,10 +226,12 @@ def test_parts_that_are_not_the_files_own_are_refused(
     publisher.quant("Q8_0", MODEL.read_bytes())
     publisher.cut(2_000_000)
     monkeypatch.setattr(publisher, "cut", lambda split: None)
-    assert publisher.refused(split=3_000_000).startswith("tiny-Q8_0.gguf: is cut otherwise than parts.json ")
+    assert publisher.refused(split=3_000_000).startswith(
+        "tiny-Q8_0.gguf: is split otherwise than in parts.json"
+    )
 
 
-def test_what_cannot_be_cut(publisher: Publisher) -> None:
+def test_what_cannot_be_split(publisher: Publisher) -> None:
     publisher.quant("Q8_0", MODEL.read_bytes())
     line = publisher.refused(split=1_000_000)
     assert "tiny-Q8_0.gguf: output.weight alone has 1,048,576 bytes; " in line

@@ -18,15 +18,15 @@ _LEAST: Final = 32
 _Z: Final = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
-def spoken(text: str) -> str:
-    """The answer without what the model thought before it; nothing where it never stopped thinking."""
+def strip_thinking(text: str) -> str:
+    """The answer without the thinking before it; empty where the thinking never ended."""
     _, mark, after = text.rpartition("</think>")
     return after if mark else text.partition("<think>")[0]
 
 
 def is_fenced(text: str) -> bool:
     """Whether the answer holds a block of code between fences."""
-    return _FENCE.search(spoken(text)) is not None
+    return _FENCE.search(strip_thinking(text)) is not None
 
 
 def code_of(text: str, problem: Problem, *, chat: bool) -> str:
@@ -39,9 +39,9 @@ def code_of(text: str, problem: Problem, *, chat: bool) -> str:
     """
     if not chat:
         return problem.prompt + text
-    text = spoken(text)
+    text = strip_thinking(text)
     defines = re.compile(rf"^[ \t]*(?:async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
-    blocks = [found[1] for found in _FENCE.finditer(text)]
+    blocks = [match[1] for match in _FENCE.finditer(text)]
     code = next((block for block in blocks if defines.search(block)), blocks[0] if blocks else None)
     if code is None:
         first = _CODE.search(text)
@@ -82,11 +82,11 @@ def wilson(passed: int, count: int) -> tuple[float, float]:
 def _body(code: str, name: str) -> str | None:
     try:
         tree = ast.parse(code)
-        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-        body = found[-1].body if found else []
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        body = functions[-1].body if functions else []
         # a docstring is a constant that stands alone, wherever it stands
         bare = (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in body)
-        said = (line for line, alone in zip(body, bare, strict=True) if not alone)
-        return "\n".join(ast.dump(statement) for statement in said)
+        statements = (line for line, alone in zip(body, bare, strict=True) if not alone)
+        return "\n".join(ast.dump(statement) for statement in statements)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

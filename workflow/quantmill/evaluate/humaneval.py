@@ -1,9 +1,9 @@
 """HumanEval: a model writes functions, greedily; each is run against its tests, in a sandbox.
 
-An answer is a unit of the store. What it says depends on the model, the prompt
+An answer is a unit of the store. It depends on the model, the prompt
 and the settings alone (see `engine.generate`), so that a killed run goes on
 with the problem where it stood, and gives what an unbroken one gives. The
-verdicts are cheap and found anew each time.
+tests are cheap and run again each time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from quantmill.engine.generate import Answer
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import sandbox
-from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, spoken, wilson
+from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, strip_thinking, wilson
 from quantmill.evaluate.problems import Problem, read
-from quantmill.evaluate.prompting import Asker, generated, trained_context
+from quantmill.evaluate.prompting import Prompter, generated, trained_context
 from quantmill.files import read_json, write_json, write_text
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -34,13 +34,12 @@ CLASSES: Final = ("wrong", "syntax", "error", "timeout", "limits")
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 
 
-def prove(problem: Problem, limits: sandbox.Limits, *, confined: bool) -> None:
-    """Refuse limits that the authors' own solution does not keep, for no answer could."""
-    found = sandbox.run(problem.program(problem.solution), limits, confined=confined)
-    if found.kind in ("timeout", "limits"):
-        what = (
-            f"the limits are too tight for {problem.task_id}'s own solution ({found.kind}: {found.message})"
-        )
+def check_limits(problem: Problem, limits: sandbox.Limits, *, confined: bool) -> None:
+    """Refuse limits in which even the authors' own solution does not finish."""
+    verdict = sandbox.run(problem.program(problem.solution), limits, confined=confined)
+    if verdict.kind in ("timeout", "limits"):
+        why = f"{verdict.kind}: {verdict.message}"
+        what = f"the limits are too tight for {problem.task_id}'s own solution ({why})"
         raise QuantmillError(what, "bench.humaneval", "raise seconds or memory")
 
 
@@ -48,22 +47,22 @@ def samples(
     problems: Sequence[Problem], answers: Sequence[Answer], limits: sandbox.Limits, *, chat: bool,
     confined: bool, threads: int, log: Log,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Each answer with its code, what came of running it, and what is odd about it."""
+    """Each answer with its code, the result of running it, and the audits."""
 
     def sample(problem: Problem, answer: Answer) -> dict[str, Any]:
         code = code_of(answer.text, problem, chat=chat)
-        found = sandbox.run(problem.program(code), limits, confined=confined)
-        passed = found.kind == "passed"
+        verdict = sandbox.run(problem.program(code), limits, confined=confined)
+        passed = verdict.kind == "passed"
         progress.add(1)
         return {
             "task_id": problem.task_id,
             "answer": answer.text,
             "code": code,
             "passed": passed,
-            "result": found.kind,
-            "message": _ADDRESS.sub("0x...", found.message),
+            "result": verdict.kind,
+            "message": _ADDRESS.sub("0x...", verdict.message),
             "tokens": len(answer.tokens),
-            "empty": not spoken(answer.text).strip(),
+            "empty": not strip_thinking(answer.text).strip(),
             "fenced": is_fenced(answer.text),
             "verbatim": passed and is_verbatim(code, problem),
             "cut_off": not answer.ended,
@@ -75,22 +74,22 @@ def samples(
 
 
 def report(
-    found: Sequence[dict[str, Any]], answers: Sequence[Answer], settings: dict[str, Any]
+    rows: Sequence[dict[str, Any]], answers: Sequence[Answer], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The JSON of one file: pass@1 with its interval, the audits, why what failed did.
+    """The JSON of one file: pass@1 with its interval, the audits, the kinds of failure.
 
     The rate is of generating alone, as llama-bench's: the time of the prompts stands beside it.
     """
-    passed, tokens = sum(row["passed"] for row in found), sum(row["tokens"] for row in found)
+    passed, tokens = sum(row["passed"] for row in rows), sum(row["tokens"] for row in rows)
     seconds = sum(answer.seconds for answer in answers)
     audits = ("empty", "fenced", "verbatim", "cut_off", "repetition")
-    results = Counter(row["result"] for row in found)
+    results = Counter(row["result"] for row in rows)
     return {
-        "problems": len(found),
+        "problems": len(rows),
         "passed": passed,
-        "pass_at_1": passed / len(found),
-        "interval": list(wilson(passed, len(found))),
-        "audits": {audit: sum(row[audit] for row in found) for audit in audits},
+        "pass_at_1": passed / len(rows),
+        "interval": list(wilson(passed, len(rows))),
+        "audits": {audit: sum(row[audit] for row in rows) for audit in audits},
         "failures": {name: results[name] for name in CLASSES},
         "generated_tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 2) if seconds > 0 else 0.0,
@@ -109,13 +108,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
     confined = sandbox.check(accept_unsandboxed=config["accept_unsandboxed"])
     if not confined:
         log.warn(["generated code runs unconfined, as accept_unsandboxed allows"])
-    prove(problems[0], limits, confined=confined)
+    check_limits(problems[0], limits, confined=confined)
     with Vocabulary(args.model) as vocabulary:
-        asker = Asker(args.model, vocabulary, chat=chat, variables=config["template"])
-        asked = (
+        prompter = Prompter(args.model, vocabulary, chat=chat, variables=config["template"])
+        questions = (
             f"{config['instruction']}\n\n```python\n{p.prompt}```" if chat else p.prompt for p in problems
         )
-        prompts = [asker.tokens(text) for text in asked]
+        prompts = [prompter.tokens(text) for text in questions]
     most, trained = max(map(len, prompts)) + config["max_tokens"], trained_context(args.model)
     if trained is not None and most > trained:
         what = f"{most} tokens of prompt and answer pass the model's context of {trained}"
@@ -125,11 +124,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     settings = {name: config[name] for name in ("max_tokens", "stop", "parallel")}
     answers = generated(STAGE, args.model, prompts, settings, identity=identity, threads=args.threads,
                         store=store, log=log)  # fmt: skip
-    found = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
+    rows = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
     settings = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
     settings |= {"file": args.problems.name, "confined": confined}
-    written = report(found, answers, settings)
-    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in found)
+    written = report(rows, answers, settings)
+    lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows)
     write_text(args.samples, "".join(f"{line}\n" for line in lines))
     write_json(args.out, written | {"model_sha256": facts["sha256"]})
     log.say(f"pass@1 {written['passed']} of {written['problems']}; "

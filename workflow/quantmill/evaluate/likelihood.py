@@ -26,7 +26,7 @@ _BATCH: Final = 512
 
 @dataclass(frozen=True)
 class Request:
-    """Tokens whose likelihood is asked for (at least one), after those of `context` (at least one)."""
+    """Tokens whose likelihood is requested (at least one), after those of `context` (at least one)."""
 
     context: Tokens
     continuation: Tokens
@@ -34,8 +34,8 @@ class Request:
     def within(self, most: int) -> Request:
         """The same in `most` positions: what stands too far before the end is left out."""
         whole = np.concatenate([self.context, self.continuation])[-(most + 1) :]
-        cut = max(1, len(whole) - len(self.continuation))
-        return Request(whole[:cut], whole[cut:])
+        end = max(1, len(whole) - len(self.continuation))
+        return Request(whole[:end], whole[end:])
 
 
 class Likelihoods:
@@ -44,7 +44,7 @@ class Likelihoods:
     `identity` is what, beside the tokens, determines them. The model is loaded for
     the first unit that is missing. A context is computed apart from what follows
     it, and once where the next request has the same: a likelihood does not depend
-    on what was asked before it.
+    on the requests before it.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Likelihoods:
         inputs, value, greedy = np.concatenate([request.context[-1:], after]), 0.0, True
         for start in range(0, len(inputs), self._model.batch):
             piece = inputs[start : start + self._model.batch]
-            wanted = request.continuation[start : start + len(piece)]
+            targets = request.continuation[start : start + len(piece)]
             self._model.decode(piece, len(before) + start)
             logits = self._model.logits(len(piece))
-            found = Softmax(logits).log_probabilities(np.arange(len(piece)), wanted)
-            value += float(found.sum(dtype=np.float64))
-            greedy = greedy and bool((logits.argmax(axis=1) == wanted).all())
+            values = Softmax(logits).log_probabilities(np.arange(len(piece)), targets)
+            value += float(values.sum(dtype=np.float64))
+            greedy = greedy and bool((logits.argmax(axis=1) == targets).all())
         return value, greedy
 
     def _make(self, part: Sequence[Request]) -> bytes:
@@ -113,7 +113,7 @@ class Likelihoods:
 
 
 def windows(tokens: Tokens, first: Tokens, most: int) -> Iterator[Request]:
-    """A text in requests of at most `most` inputs, each token asked for once and with all the context
+    """A text in requests of at most `most` inputs, each token requested once and with all the context
     that fits: lm-eval's rolling windows. `first` [1] is the token before the text.
     """
     whole = np.concatenate([first, tokens])

@@ -34,13 +34,13 @@ class Problem:
     @property
     def preamble(self) -> str:
         """What stands before the function: imports, and functions that it may call."""
-        found = list(re.finditer(rf"^def {self.entry_point}\(", self.prompt, re.MULTILINE))
-        return self.prompt[: found[-1].start()] if found else ""
+        heads = list(re.finditer(rf"^def {self.entry_point}\(", self.prompt, re.MULTILINE))
+        return self.prompt[: heads[-1].start()] if heads else ""
 
 
 def read(path: Path, limit: int | None = None) -> list[Problem]:
     """The first `limit` problems of a JSONL file, gzipped or not; a bad one is a QuantmillError."""
-    wanted = [field.name for field in fields(Problem)]
+    required = [field.name for field in fields(Problem)]
     problems: dict[str, Problem] = {}
     try:
         data = path.read_bytes()
@@ -57,13 +57,13 @@ def read(path: Path, limit: int | None = None) -> list[Problem]:
             row = json.loads(line)
         except ValueError as error:
             raise QuantmillError(f"no JSON ({error})", where, "put it right") from None
-        for field in wanted:
+        for field in required:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                cure = f"a problem has {', '.join(wanted)}, all of them text"
+                cure = f"a problem has {', '.join(required)}, all of them text"
                 raise QuantmillError(f"no field {field}", where, cure)
         if row["task_id"] in problems:
             raise QuantmillError(f"{row['task_id']} is there twice", where, "remove one")
-        problems[row["task_id"]] = Problem(**{field: row[field] for field in wanted})
+        problems[row["task_id"]] = Problem(**{field: row[field] for field in required})
     if not problems:
         raise QuantmillError("holds no problems", path)
     return list(problems.values())[:limit]

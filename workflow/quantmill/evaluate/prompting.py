@@ -1,4 +1,4 @@
-"""What a model is asked, by its own chat template or as a text to go on from; and its answers, kept."""
+"""Prompts, by the model's own chat template or as a text to continue, and the answers in the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained_context(path: Path) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-class Asker:
+class Prompter:
     """The way to ask a model: by chat, where it has a template, or by completion.
 
     `variables` go to the template (`enable_thinking: false`, say). QuantmillError
@@ -59,8 +59,8 @@ class Asker:
         """The tokens of one question, a BOS before them where the vocabulary wants one."""
         if self._template is None:
             return self.with_bos(self._vocabulary.tokenize(text))
-        asked = self.render([{"role": "user", "content": text}])
-        return self.with_bos(self._vocabulary.tokenize(asked, parse_special=True))
+        prompt = self.render([{"role": "user", "content": text}])
+        return self.with_bos(self._vocabulary.tokenize(prompt, parse_special=True))
 
     def render(self, messages: list[dict[str, str]], *, answer: bool = True) -> str:
         """A conversation as the template has it, up to where the answer begins."""
@@ -93,25 +93,25 @@ def generated(
         return Store.key(stage, VERSIONS[stage], prompt=tokens, **settings, **identity)
 
     keys = [key(prompt) for prompt in prompts]
-    found: dict[int, Answer] = {}
-    for number, unit in enumerate(map(store.get, keys)):
-        if unit is not None:
-            found[number] = Answer(number, **json.loads(bytes(unit)))
-    missing = [number for number in range(len(prompts)) if number not in found]
-    store.reused += len(found)
+    answers: dict[int, Answer] = {}
+    for number, stored in enumerate(map(store.get, keys)):
+        if stored is not None:
+            answers[number] = Answer(number, **json.loads(bytes(stored)))
+    missing = [number for number in range(len(prompts)) if number not in answers]
+    store.reused += len(answers)
     with log.progress("answers", len(prompts), "problems") as progress:
-        progress.add(len(found))
+        progress.add(len(answers))
         if missing:
             context = max(len(prompts[number]) for number in missing) + settings["max_tokens"]
             with Generator(
                 path, context=context, parallel=settings["parallel"], threads=threads
             ) as generator:
-                asked = [prompts[number] for number in missing]
-                for answer in generator.answers(asked, settings["max_tokens"], settings["stop"]):
+                unanswered = [prompts[number] for number in missing]
+                for answer in generator.answers(unanswered, settings["max_tokens"], settings["stop"]):
                     answer.number = missing[answer.number]
-                    found[answer.number] = answer
-                    kept = {name: value for name, value in asdict(answer).items() if name != "number"}
-                    store.put(keys[answer.number], canonical(kept).encode())
+                    answers[answer.number] = answer
+                    unit = {name: value for name, value in asdict(answer).items() if name != "number"}
+                    store.put(keys[answer.number], canonical(unit).encode())
                     store.made += 1
                     progress.add(1)
-    return [found[number] for number in range(len(prompts))]
+    return [answers[number] for number in range(len(prompts))]

@@ -3,7 +3,7 @@
 It sees a root of its own, which holds the system's libraries and this Python,
 read-only, an empty home, and a scratch folder in memory, the one place that it
 can write to. No network, no process but its own, no capabilities, no way to new
-ones; limits on time, memory, processes and file size by `judge.py`. Nothing of
+ones; limits on time, memory, processes and file size by `scoring.py`. Nothing of
 it outlives its first process.
 """
 
@@ -25,7 +25,7 @@ from typing import Final
 from quantmill import signals
 from quantmill.errors import QuantmillError
 
-JUDGE: Final = Path(__file__).with_name("judge.py")
+SCORER: Final = Path(__file__).with_name("scoring.py")
 _GRACE = 10.0  # seconds in which a sandbox must be set up and torn down, above the program's own
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SEEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
@@ -39,7 +39,7 @@ assert subprocess.run(["unshare", "--user", "true"]).returncode, "it may make us
 # Arguments: the folder to build the root in, the scratch folder's bytes, an ordinary user's number or
 # "", how many paths are to be seen and they; then the command. Root builds without a user namespace (its
 # limit of processes would not hold), and becomes an ordinary user then, in one of its own like any other:
-# there alone can be said that no further one is made, in which a program would have all capabilities again
+# there alone can it be set that no further one is made, in which a program would have all capabilities again
 # and could mount memory without end. Bound mounts are made read-only one by one, those below them too.
 # /proc is there as long as umount and unshare need it; once locked in it is covered instead.
 _SETUP: Final = r"""
@@ -109,7 +109,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
     """
     work = json.dumps(asdict(limits) | {"program": program})
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
-        command = [sys.executable, "-s", "-c", JUDGE.read_text("utf-8")]
+        command = [sys.executable, "-s", "-c", SCORER.read_text("utf-8")]
         command = _confined(command, folder, limits) if confined else command
         home = "/scratch" if confined else folder
         environment = {
@@ -121,14 +121,14 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
             cwd=folder, env=environment, start_new_session=True,
         ) as process:  # fmt: skip
             try:
-                said, complaint = process.communicate(work, timeout=limits.seconds + _GRACE)
+                result, complaint = process.communicate(work, timeout=limits.seconds + _GRACE)
             except subprocess.TimeoutExpired:
                 return Verdict("timeout", "the sandbox did not end")
             finally:
                 with suppress(ProcessLookupError):  # by --kill-child all that is in the sandbox, too
                     os.killpg(process.pid, signal.SIGKILL)
     try:
-        return Verdict(*json.loads(said))
+        return Verdict(*json.loads(result))
     except ValueError:
         last = signals.last_words(complaint) or signals.how(process.returncode)
         raise QuantmillError(f"the sandbox for generated code failed ({last})") from None
@@ -137,8 +137,8 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
 def check(*, accept_unsandboxed: bool) -> bool:
     """Whether generated code is confined here. QuantmillError where it is not and that is not accepted."""
     try:
-        found = run(_PROBE, Limits())
-        why = found.message if found.kind != "passed" else ""
+        verdict = run(_PROBE, Limits())
+        why = verdict.message if verdict.kind != "passed" else ""
     except (QuantmillError, OSError) as error:
         why = str(error)
     if not why:

@@ -1,6 +1,6 @@
-"""Run a program that nobody has read, within limits; what came of it as one line of JSON.
+"""Run an untrusted program within limits and print its result as one line of JSON.
 
-    python judge.py < {"program", "seconds", "memory", "processes", "file_bytes"}
+    python scoring.py < {"program", "seconds", "memory", "processes", "file_bytes"}
 
 It stands alone, on the standard library: the sandbox hands its text to a Python
 that sees nothing of quantmill. The program runs in a child; this process waits,
@@ -38,8 +38,8 @@ def verdict(error: BaseException) -> tuple[str, str]:
         or (isinstance(error, RuntimeError) and "start new thread" in str(error))
     ):
         kind = "limits"
-    said = f"{type(error).__name__}: {error}".rstrip(": ")[:MESSAGE]
-    return kind, said.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
+    message = f"{type(error).__name__}: {error}".rstrip(": ")[:MESSAGE]
+    return kind, message.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
 
 
 def run(given: dict[str, Any], out: int) -> None:
@@ -62,11 +62,11 @@ def run(given: dict[str, Any], out: int) -> None:
         os.dup2(nothing, standard)
     try:
         exec(compile(given["program"], "<answer>", "exec"), {"__name__": "answer"})
-        said = "passed", ""
+        result = "passed", ""
     except BaseException as error:  # SystemExit too: whoever leaves before the test has not passed it
-        said = verdict(error)
+        result = verdict(error)
     if os.getpid() == own:  # and not what the program forked
-        os.write(out, json.dumps(said).encode())
+        os.write(out, json.dumps(result).encode())
     os._exit(0)
 
 
@@ -76,7 +76,7 @@ def stop(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def judge(given: dict[str, Any]) -> tuple[str, str]:
+def score(given: dict[str, Any]) -> tuple[str, str]:
     """(class, message): passed, wrong, syntax, error, timeout or limits."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -110,5 +110,5 @@ def judge(given: dict[str, Any]) -> tuple[str, str]:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program may send one
     work = json.load(sys.stdin)
-    print(json.dumps(judge(work)), flush=True)
+    print(json.dumps(score(work)), flush=True)
     os._exit(0)

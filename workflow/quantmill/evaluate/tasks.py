@@ -21,7 +21,7 @@ from quantmill.engine.generate import Tokens
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
-from quantmill.evaluate.prompting import Asker, generated, trained_context
+from quantmill.evaluate.prompting import Prompter, generated, trained_context
 from quantmill.files import read_json, write_json
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -31,13 +31,13 @@ _PARALLEL: Final = 8
 
 
 class Engine:
-    """What lm-eval asks of a model, on texts. QuantmillError where a chat is wanted without a template."""
+    """What lm-eval calls of a model. QuantmillError where chat is on and the model has no template."""
 
     def __init__(
         self, path: Path, vocabulary: Vocabulary, likelihoods: Likelihoods, *, chat: bool, threads: int,
         identity: dict[str, Any], store: Store, log: Log,
     ) -> None:  # fmt: skip
-        self.asker = Asker(path, vocabulary, chat=chat, variables={})
+        self.prompter = Prompter(path, vocabulary, chat=chat, variables={})
         self._path, self._vocabulary, self._likelihoods, self._chat = path, vocabulary, likelihoods, chat
         self._threads, self._identity, self._store, self._log = threads, identity, store, log
         first = vocabulary.special("bos") or vocabulary.special("eos")
@@ -53,23 +53,23 @@ class Engine:
         """ln p of each whole text."""
         parts = [list(windows(self._tokens(text), self._first, self._likelihoods.context)) for text in texts]
         with self._log.progress("texts", sum(map(len, parts)), "requests") as progress:
-            found = self._likelihoods.of([request for part in parts for request in part], progress)
-            return [sum(next(found)[0] for _ in part) for part in parts]
+            values = self._likelihoods.of([request for part in parts for request in part], progress)
+            return [sum(next(values)[0] for _ in part) for part in parts]
 
-    def generate(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """The greedy answer to each text, by lm-eval's arguments (`until`, `max_gen_toks`)."""
-        wanted = [_generation(arguments) for _, arguments in asked]
+        limits = [_generation(arguments) for _, arguments in requests]
         answers: dict[int, str] = {}
-        order = sorted(range(len(asked)), key=lambda i: wanted[i])
-        for (most, until), group in groupby(order, key=lambda i: wanted[i]):
+        order = sorted(range(len(requests)), key=lambda i: limits[i])
+        for (most, until), group in groupby(order, key=lambda i: limits[i]):
             numbers = list(group)
             room = max(1, self._likelihoods.context - most)
-            prompts = [self.asker.with_bos(self._tokens(asked[i][0]))[-room:] for i in numbers]
+            prompts = [self.prompter.with_bos(self._tokens(requests[i][0]))[-room:] for i in numbers]
             settings = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
-            found = generated(STAGE, self._path, prompts, settings, identity=self._identity,
+            generations = generated(STAGE, self._path, prompts, settings, identity=self._identity,
                               threads=self._threads, store=self._store, log=self._log)  # fmt: skip
-            answers |= {i: answer.text for i, answer in zip(numbers, found, strict=True)}
-        return [answers[i] for i in range(len(asked))]
+            answers |= {i: answer.text for i, answer in zip(numbers, generations, strict=True)}
+        return [answers[i] for i in range(len(requests))]
 
     def _tokens(self, text: str) -> Tokens:
         return self._vocabulary.tokenize(text, parse_special=self._chat)
@@ -79,16 +79,16 @@ class Engine:
 
         Spaces at its end go to the continuation, for tokens begin with theirs.
         """
-        kept = context.rstrip()
-        continuation = context[len(kept) :] + continuation
-        if not kept:
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if not stripped:
             return Request(self._first, self._tokens(continuation))
-        before = self.asker.with_bos(self._tokens(kept))
-        whole = self.asker.with_bos(self._tokens(kept + continuation))
-        cut = min(len(before), len(whole) - 1)
-        if cut < 1:
+        before = self.prompter.with_bos(self._tokens(stripped))
+        whole = self.prompter.with_bos(self._tokens(stripped + continuation))
+        end = min(len(before), len(whole) - 1)
+        if end < 1:
             return Request(self._first, whole)
-        return Request(whole[:cut], whole[cut:])
+        return Request(whole[:end], whole[end:])
 
 
 def adapter(engine: Engine) -> Any:
@@ -110,7 +110,7 @@ def adapter(engine: Engine) -> Any:
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            return engine.asker.render(chat_history, answer=add_generation_prompt)
+            return engine.prompter.render(chat_history, answer=add_generation_prompt)
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             return ""
@@ -119,7 +119,7 @@ def adapter(engine: Engine) -> Any:
 
 
 def evaluate(engine: Engine, config: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval says of the tasks named in `config`; those of the folder `include` come first."""
+    """lm-eval's results for the tasks named in `config`; those of the folder `include` come first."""
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -134,11 +134,11 @@ def evaluate(engine: Engine, config: dict[str, Any]) -> dict[str, Any]:
         raise QuantmillError(f"no task {', '.join(unknown)}", "bench.tasks.names", cure)
     # a task's own file names its data; those names are relative to where it lies
     with chdir(include) if include else nullcontext(), _explaining(config["names"]):
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             model=adapter(engine), tasks=config["names"], num_fewshot=config["shots"], limit=config["limit"],
             task_manager=manager, apply_chat_template=config["chat"], bootstrap_iters=1000,
         )  # fmt: skip
-    return dict(found)
+    return dict(results)
 
 
 @contextmanager
@@ -149,38 +149,38 @@ def _explaining(names: list[str]) -> Iterator[None]:
     except (QuantmillError, KeyboardInterrupt):
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         cure = "put the task right, or leave it out"
         raise QuantmillError(
-            f"lm-eval cannot run {', '.join(names)} ({said[:300]})", "bench.tasks", cure
+            f"lm-eval cannot run {', '.join(names)} ({message[:300]})", "bench.tasks", cure
         ) from error
 
 
-def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each task and metric of lm-eval's results."""
     written = []
-    for name, values in found["results"].items():
+    for name, values in results["results"].items():
         for key, value in values.items():
             metric, _, way = key.partition(",")
             if not way or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{way}")
-            samples = found["n-samples"].get(name, {}).get("effective")
+            samples = results["n-samples"].get(name, {}).get("effective")
             written.append({
                 "name": name,
                 "metric": metric if way == "none" else f"{metric} ({way})",
                 "value": float(value),
                 "stderr": float(error) if isinstance(error, int | float) else None,
                 "samples": samples if samples is not None else values.get("sample_len"),
-                "chance": chance(found, name) if metric in ("acc", "acc_norm") else None,
+                "chance": chance(results, name) if metric in ("acc", "acc_norm") else None,
             })  # fmt: skip
     return written
 
 
-def chance(found: dict[str, Any], name: str) -> float | None:
+def chance(results: dict[str, Any], name: str) -> float | None:
     """The share that guessing gets right, where the task is multiple choice: one of the choices of each."""
-    samples = found.get("samples", {}).get(name, [])
-    if found["configs"].get(name, {}).get("output_type") != "multiple_choice" or not samples:
+    samples = results.get("samples", {}).get(name, [])
+    if results["configs"].get(name, {}).get("output_type") != "multiple_choice" or not samples:
         return None
     return fmean(1 / len(sample["resps"]) for sample in samples)
 
@@ -200,9 +200,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         )
         engine = Engine(model, vocabulary, likelihoods, chat=config["chat"], threads=args.threads,
                         identity=identity, store=store, log=log)  # fmt: skip
-        found = rows(evaluate(engine, config))
-    write_json(out, {"tasks": found, "settings": config, "model_sha256": facts["sha256"]})
-    for row in found:
+        scores = rows(evaluate(engine, config))
+    write_json(out, {"tasks": scores, "settings": config, "model_sha256": facts["sha256"]})
+    for row in scores:
         log.say(f"{row['name']}: {row['metric']} {row['value']:.4f} of {row['samples']}")
     log.say(f"{store.made} units made, {store.reused} reused")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from quantmill.publish.files import SUMS, Item, Stretch
+from quantmill.publish.files import SUMS, ByteRange, Item
 from quantmill.publish.hub import Holdings, Stored
 
 STATES: Final = {
@@ -17,7 +17,7 @@ STATES: Final = {
     "unchanged": "is there already",
     "old": "was published earlier and is not among the files now: left alone",
     "foreign": "was not published from here: left alone",
-    "unknown": "may be there: the repository could not be asked",
+    "unknown": "may be there: the repository did not answer",
 }
 """The states of a file."""
 
@@ -70,8 +70,8 @@ def table(rows: list[Row]) -> list[str]:
     for row in rows:
         line = f"{row.state:{states}}  {row.bytes:>{sizes},}  {row.path:{paths}}  {row.sha256 or ''}"
         lines.append(line.rstrip())
-    found = {row.state for row in rows}
-    return [*lines, *(f"{state}: {meaning}" for state, meaning in STATES.items() if state in found)]
+    present = {row.state for row in rows}
+    return [*lines, *(f"{state}: {meaning}" for state, meaning in STATES.items() if state in present)]
 
 
 def _same(item: Item, stored: Stored) -> bool:
@@ -80,7 +80,7 @@ def _same(item: Item, stored: Stored) -> bool:
         return False
     if stored.sha256 is not None:
         return stored.sha256 == item.sha256
-    if isinstance(item.content, Stretch):
+    if isinstance(item.content, ByteRange):
         return False
     data = item.content.read_bytes() if isinstance(item.content, Path) else item.content
     return stored.git == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

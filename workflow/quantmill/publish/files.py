@@ -21,7 +21,7 @@ _BLOCK = 8 << 20
 _MARK = "# published by quantmill"
 
 
-class Stretch(NamedTuple):
+class ByteRange(NamedTuple):
     """A file that is not there by itself: a header, then `length` bytes of `file` from `start`."""
 
     header: bytes
@@ -47,7 +47,7 @@ class Item(NamedTuple):
     """A file of the repository: its path there, its content here, its size and digest."""
 
     path: str
-    content: Path | bytes | Stretch
+    content: Path | bytes | ByteRange
     bytes: int
     sha256: str
 
@@ -65,12 +65,12 @@ def items_of(
     missing or is not the one that its facts describe.
     """
     named = list(recipes)
-    found = [
+    items = [
         *_card(results / "card", named),
         *(item for recipe in named for item in _quant(results / "gguf", f"{model}-{recipe}.json")),
         *(_item(path, file) for path, file in _beside(results, named, include, measured)),
     ]
-    return sorted(found, key=lambda item: item.path)
+    return sorted(items, key=lambda item: item.path)
 
 
 def withheld_in(results: Path) -> list[str]:

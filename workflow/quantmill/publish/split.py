@@ -1,7 +1,7 @@
-"""Files too large for a repository, cut as llama.cpp does: a part is a header and a stretch of the file.
+"""Files too large for a repository, split as llama.cpp does: a part is a header and a byte range of the file.
 
-The stage names and digests the parts, so that the card can say how they are
-called where they are downloaded; written they are while they are uploaded.
+The stage names the parts and computes their digests, so that the card can name
+them as they are downloaded. They are written only while they are uploaded.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from quantmill.files import read_json, write_json
 from quantmill.formats.ggufio import Header, padded, read_header
 from quantmill.formats.plan import PlanRow
 from quantmill.progress import Log
-from quantmill.publish.files import Item, Stretch
+from quantmill.publish.files import ByteRange, Item
 from quantmill.quantize import split
 
 Parts = Mapping[str, list[dict[str, Any]]]
-"""parts.json: of each recipe whose file is cut, `file` (its path in the repository), `bytes` and `sha256`."""
+"""parts.json: of each split file, by recipe, `file` (its path in the repository), `bytes` and `sha256`."""
 
 
 def described(facts: Mapping[str, dict[str, Any]], folder: Path, most: int, log: Log) -> Parts:
     """The parts of the files of more than `most` bytes; none is larger than that, its header included.
 
     `facts` are what `quantize.write` says of each recipe's file in `folder`. QuantmillError where a
-    file cannot be cut: it is a part of a model already, or a tensor is larger by itself.
+    file cannot be split: it is a part of a model already, or a tensor is larger by itself.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     for recipe, file in facts.items():
         for whole in file.get("parts") or [file]:
             if whole["bytes"] <= most:
                 continue
             path = folder / whole["file"]
-            found[recipe] = []
+            parts[recipe] = []
             with log.progress(f"sha256 of the parts of {path.name}", path.stat().st_size / 2**20, "MiB") as p:
                 for name, part in _parts(path, most):
                     entry = {"file": f"{path.stem}/{name}", "bytes": part.size, "sha256": _sha256(part)}
-                    found[recipe].append(entry)
+                    parts[recipe].append(entry)
                     p.add(part.size / 2**20)
-    return found
+    return parts
 
 
-def cut(items: Iterable[Item], parts: Parts, most: int) -> list[Item]:
+def split_items(items: Iterable[Item], parts: Parts, most: int) -> list[Item]:
     """The items, each GGUF of more than `most` bytes as its `parts`; nothing is written or read of them.
 
     QuantmillError where the parts are not those of the file.
     """
     known = {part["file"]: part for described in parts.values() for part in described}
-    found: list[Item] = []
+    result: list[Item] = []
     for item in items:
         if item.bytes <= most or not isinstance(item.content, Path) or item.content.suffix != ".gguf":
-            found.append(item)
+            result.append(item)
             continue
-        for name, stretch in _parts(item.content, most):
+        for name, content in _parts(item.content, most):
             path = f"{Path(item.path).stem}/{name}"
-            if (part := known.get(path)) is None or part["bytes"] != stretch.size:
-                raise QuantmillError("is cut otherwise than parts.json says", item.path, "delete parts.json")
-            found.append(Item(path, stretch, stretch.size, part["sha256"]))
-    return found
+            if (part := known.get(path)) is None or part["bytes"] != content.size:
+                raise QuantmillError("is split otherwise than in parts.json", item.path, "delete parts.json")
+            result.append(Item(path, content, content.size, part["sha256"]))
+    return result
 
 
-def _parts(path: Path, most: int) -> Iterator[tuple[str, Stretch]]:
+def _parts(path: Path, most: int) -> Iterator[tuple[str, ByteRange]]:
     """The parts by name. What `split` counts is the tensors alone: the longest header goes off before."""
     header = read_header(path)
     if header.value("split.count", 1) > 1:
@@ -77,18 +77,18 @@ def _parts(path: Path, most: int) -> Iterator[tuple[str, Stretch]]:
         raise QuantmillError(f"{largest.name} alone has {largest.bytes:,} bytes", path, _CURE)
     first = 0
     for file in split.files(path.stem, header.kv, rows, room):
-        yield file.name, _stretch(header, file, first)
+        yield file.name, _byte_range(header, file, first)
         first += file.tensors
 
 
-def _stretch(header: Header, file: split.File, first: int) -> Stretch:
+def _byte_range(header: Header, file: split.File, first: int) -> ByteRange:
     """A part's header, and where its tensors stand in the whole file: side by side, padded alike."""
     tensors = header.tensors[first : first + file.tensors]
     start, last = tensors[0].offset, tensors[-1]
-    return Stretch(file.header, header.path, start, last.offset + padded(last.bytes) - start)
+    return ByteRange(file.header, header.path, start, last.offset + padded(last.bytes) - start)
 
 
-def _sha256(part: Stretch) -> str:
+def _sha256(part: ByteRange) -> str:
     digest = hashlib.sha256()
     for block in part.blocks():
         digest.update(block)
@@ -96,7 +96,7 @@ def _sha256(part: Stretch) -> str:
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
-    """The stage `publish.cut`."""
+    """The stage `publish.split`."""
     config = args.spec["config"]
     folder = args.results / "gguf"
     facts = {name: read_json(folder / f"{config['model']}-{name}.json") for name in config["recipes"]}

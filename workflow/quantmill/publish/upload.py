@@ -14,7 +14,7 @@ from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
-from quantmill.publish.split import cut
+from quantmill.publish.split import split_items
 
 
 class Publication(NamedTuple):
@@ -42,7 +42,7 @@ def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: boo
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
     items = items_of(results, model, recipes, settings["include"], settings["measured"])
-    items = cut(items, read_json(results / "parts.json"), settings["split"])
+    items = split_items(items, read_json(results / "parts.json"), settings["split"])
     repository = Repository(settings["repo"], settings["revision"])
     try:
         held = repository.holdings()
@@ -50,9 +50,9 @@ def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: boo
         published = (
             read_sums(repository.read(SUMS, commit)) if held is not None and SUMS in held.files else {}
         )
-        kept = {path: digest for path, digest in published.items() if held and path in held.files}
-        kept.pop(SUMS, None)
-        items.append(sums_of(items, kept))
+        others = {path: digest for path, digest in published.items() if held and path in held.files}
+        others.pop(SUMS, None)
+        items.append(sums_of(items, others))
         rows = compare(items, held, published, lambda path: repository.read(path, commit))
     except UnreachableError:
         if confirmed:

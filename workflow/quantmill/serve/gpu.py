@@ -77,19 +77,19 @@ class Watch:
         """
         import pynvml
 
-        found = []
+        readings = []
         for number, device in enumerate(self._devices):
             taken = max((sample[number][2] for sample in self._samples), default=0) - self._before[number]
             if taken >= _USED_BYTES:
-                found.append((
+                readings.append((
                     str(pynvml.nvmlDeviceGetName(device)),
                     fmean(sample[number][0] for sample in self._samples),
                     max(sample[number][1] for sample in self._samples),
                     taken,
                 ))  # fmt: skip
-        if not found:
+        if not readings:
             return None
-        names, power, temperature, memory = zip(*found, strict=True)
+        names, power, temperature, memory = zip(*readings, strict=True)
         return {
             "name": ", ".join(names), "power_w": sum(power), "temperature_c": max(temperature),
             "memory_bytes": sum(memory),

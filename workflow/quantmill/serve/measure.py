@@ -73,7 +73,7 @@ def measured(
     never = vocabulary.ends()
     run = 0
     server.complete(text_of(vocabulary, 16, run)[0], 4, never)
-    found = []
+    rows = []
     with log.progress("served", len(workloads) * repetitions, "runs") as progress:
         for workload in workloads:
             prompts, timings = [], []
@@ -95,8 +95,8 @@ def measured(
                 "name": workload["name"], "prompt_tokens": round(fmean(prompts)),
                 "generated_tokens": workload["generate"],
             }  # fmt: skip
-            found.append(facts | rates(prompts, timings))
-    return found
+            rows.append(facts | rates(prompts, timings))
+    return rows
 
 
 def context_for(workloads: list[dict[str, Any]], model: Path) -> int:
@@ -131,14 +131,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
     ):
         log.say(f"{version} answers")
         with watch.sampling():
-            found = measured(server, vocabulary, workloads, repetitions, log)
-    report = {"server": version, "workloads": found, "gpu": watch.report(), "threads": args.threads}
+            rows = measured(server, vocabulary, workloads, repetitions, log)
+    report = {"server": version, "workloads": rows, "gpu": watch.report(), "threads": args.threads}
     write_json(args.out, report | {"machine": machine(), "model_sha256": facts["sha256"]})
-    for entry in found:
-        said = " and ".join(
+    for entry in rows:
+        speeds = " and ".join(
             f"{entry[name]['mean']:.2f} +/- {entry[name]['sd']:.2f}" for name in ("prefill", "decode")
         )
-        log.say(f"{entry['name']}: prefill and decode {said} tokens/s")
+        log.say(f"{entry['name']}: prefill and decode {speeds} tokens/s")
 
 
 if __name__ == "__main__":

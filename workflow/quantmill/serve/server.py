@@ -70,7 +70,7 @@ def version_of(binary: Path | None) -> str:
 
         return f"llama-cpp-python {version('llama-cpp-python')}"
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             [binary.absolute(), "--version"],
             capture_output=True,
             encoding="utf-8",
@@ -82,16 +82,18 @@ def version_of(binary: Path | None) -> str:
         raise QuantmillError(
             f"cannot be run ({error})", binary, "name a llama-server, or leave `server` out"
         ) from None
-    lines = (said.stdout + said.stderr).splitlines()
-    found = next((line for line in lines if line.startswith("version")), "")
-    return f"{binary.name} {found}".strip()
+    lines = (result.stdout + result.stderr).splitlines()
+    number = next((line for line in lines if line.startswith("version")), "")
+    return f"{binary.name} {number}".strip()
 
 
 class Server:
     """One that answers; `patience` is for each wait for its next word, in seconds."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], port: int, patience: float) -> None:
-        self._process, self._said, self._port, self._patience = process, said, port, patience
+    def __init__(
+        self, process: subprocess.Popen[bytes], output: IO[bytes], port: int, patience: float
+    ) -> None:
+        self._process, self._output, self._port, self._patience = process, output, port, patience
 
     def wait(self) -> None:
         """Wait until it answers. QuantmillError where it ends before, or takes too long."""
@@ -112,7 +114,7 @@ class Server:
 
         QuantmillError where the server dies, falls silent or ends the text early.
         """
-        asked = {
+        request = {
             "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
             # The end of the text is not to come before the last token: by ids, and as llama-server has it.
             "logit_bias": {str(token): -1000.0 for token in never}, "ignore_eos": True,
@@ -122,11 +124,11 @@ class Server:
         times: list[float] = []
         reason = None
         try:
-            for chunk in self._stream(asked):
+            for chunk in self._stream(request):
                 times.append(time.perf_counter())
                 reason = chunk["choices"][0].get("finish_reason") or reason
         except TimeoutError:
-            raise self._error(f"said nothing for {self._patience:g} s in mid-run") from None
+            raise self._error(f"sent nothing for {self._patience:g} s in mid-run") from None
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
@@ -137,10 +139,10 @@ class Server:
             raise self._error(f"ended a text before its {tokens} tokens (finish_reason {reason})")
         return Timing(times[0] - started, times[-1] - times[0], tokens, len(times))
 
-    def _stream(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _stream(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed completion that hold a choice."""
         connection = http.client.HTTPConnection(HOST, self._port, timeout=self._patience)
-        body = json.dumps(asked)
+        body = json.dumps(request)
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         if answer.status != http.client.OK:
@@ -154,11 +156,11 @@ class Server:
         raise ConnectionError("the stream has no end")
 
     def _error(self, what: str) -> QuantmillError:
-        """The error with what the server said last."""
-        self._said.seek(0)
-        said = signals.last_words(self._said.read().decode(errors="replace"))
-        last = f" (its last words: {said})" if said else ""
-        return QuantmillError(what + last, "the server", "start it by hand to see why, or leave it out")
+        """The error with the server's last words."""
+        self._output.seek(0)
+        last = signals.last_words(self._output.read().decode(errors="replace"))
+        detail = f" (its last words: {last})" if last else ""
+        return QuantmillError(what + detail, "the server", "start it by hand to see why, or leave it out")
 
 
 def _passed_on(variable: str) -> bool:
@@ -176,14 +178,14 @@ def serving(command: list[str], port: int, patience: float) -> Iterator[Server]:
             raise QuantmillError(
                 "the port is in use", f"{HOST}:{port}", "run it again: another one is taken"
             ) from None
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         guarded = [sys.executable, "-m", "quantmill.serve.guard", *command]
         process = subprocess.Popen(
-            guarded, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True,
+            guarded, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
             env={name: value for name, value in os.environ.items() if _passed_on(name)},
         )  # fmt: skip
         try:
-            server = Server(process, said, port, patience)
+            server = Server(process, output, port, patience)
             server.wait()
             yield server
         finally:
