@@ -20,6 +20,7 @@ from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
+from quantmill.publish import split as splitting
 from quantmill.publish.upload import main
 from quantmill.spec import canonical
 
@@ -75,18 +76,18 @@ class Publisher:
         }  # fmt: skip
         return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
 
-    def cut(self, split: int = 50 * 10**9) -> None:
-        """The stage that comes before: how what is larger is called."""
-        config = {"model": "tiny", "recipes": ["Q8_0", "Q4_K_M"], "split": split}
+    def split(self, limit: int = 50 * 10**9) -> None:
+        """The stage that comes before: the names of the parts of larger files."""
+        config = {"model": "tiny", "recipes": ["Q8_0", "Q4_K_M"], "split": limit}
         out = self.results / "parts.json"
-        split.main(
+        splitting.main(
             argparse.Namespace(spec={"config": config}, results=self.results, out=out),
             Log(self.folder / "parts.log"),
         )
 
     def start(self, token: str = TOKEN) -> subprocess.Popen[str]:
         """The command, uploading in a process of its own."""
-        self.cut()
+        self.split()
         environment = {
             "PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW), "HF_ENDPOINT": self.hub.address,
             "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"), "HF_TOKEN": token,
@@ -99,7 +100,7 @@ class Publisher:
 
     def run(self, confirm: bool, token: str | None, **settings: Any) -> str:
         """The same within this process; what it prints."""
-        self.cut(settings.get("split", 50 * 10**9))
+        self.split(settings.get("split", 50 * 10**9))
         args = argparse.Namespace(spec=self.spec(confirm, **settings), results=self.results.parent)
         log, out = self.folder / "publish.log", io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
@@ -224,8 +225,8 @@ def test_parts_that_are_not_the_files_own_are_refused(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.quant("Q8_0", MODEL.read_bytes())
-    publisher.cut(2_000_000)
-    monkeypatch.setattr(publisher, "cut", lambda split: None)
+    publisher.split(2_000_000)
+    monkeypatch.setattr(publisher, "split", lambda limit: None)
     assert publisher.refused(split=3_000_000).startswith(
         "tiny-Q8_0.gguf: is split otherwise than in parts.json"
     )
