@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,15 @@ class House:
         path = self.folder / file
         assert old in path.read_text("utf-8")
         path.write_text(path.read_text("utf-8").replace(old, new), encoding="utf-8")
+
+    def raise_version(self, stage: str) -> None:
+        """Give the output of a stage another version."""
+        path = self.folder / "workflow" / "quantmill" / "stages.py"
+        text, times = re.subn(
+            rf'("{re.escape(stage)}",\n\s+version=)\d+', r"\g<1>99", path.read_text("utf-8")
+        )
+        assert times == 1
+        path.write_text(text, encoding="utf-8")
 
     def snakemake(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever comes of it."""

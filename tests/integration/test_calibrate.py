@@ -13,8 +13,8 @@ from quantmill.checkpoint.modules import inputs_of
 from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "modelopt-inputs.json").read_text("utf-8"))

@@ -19,7 +19,7 @@ from quantmill import spec
 from quantmill.engine.mainline import Vocabulary
 from quantmill.files import write_json, writing
 from quantmill.formats.chunks import Chunk, write_chunks
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = DATA / "tiny-llama.gguf"
@@ -250,5 +250,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", GOLDEN)
 def test_the_output_changes_only_with_the_version(made: dict[str, Any], stage: str) -> None:
     assert (VERSIONS[stage], made[stage]) == GOLDEN[stage], (
-        f"the output of {stage} changed: raise its version in versions.py, then note both here"
+        f"the output of {stage} changed: raise its version in stages.py, then note both here"
     )

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
         {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"} | MEMORY | CARD,
     ),
     "the version of the allocation": (
-        lambda h: h.edit("workflow/quantmill/versions.py", '"budget.allocate": 3', '"budget.allocate": 9'),
+        lambda h: h.raise_version("budget.allocate"),
         FIT | CARD,
     ),
     "a deleted report": (lambda h: h.result("recipes/fit.json").unlink(), FIT | CARD),

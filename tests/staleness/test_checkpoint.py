@@ -72,7 +72,6 @@ def licensed(house: House) -> None:
     house.configure(lambda config: config.update(models={"small": MODEL | {"card": {"license": "mit"}}}))
 
 
-VERSION = '"checkpoint.export": 3', '"checkpoint.export": 9'
 CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
     "nothing": (lambda house: None, set()),
     "touched files": (touch, set()),
@@ -83,7 +82,7 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         lambda h: (h.folder / "a folder" / "vocab.txt").write_text("a", encoding="utf-8"),
         EXPORT,
     ),
-    "the version of the stage": (lambda h: h.edit("workflow/quantmill/versions.py", *VERSION), EXPORT),
+    "the version of the stage": (lambda h: h.raise_version("checkpoint.export"), EXPORT),
     "a deleted folder": (lambda h: shutil.rmtree(file(h, "")), EXPORT),
     "a deleted report": (lambda h: file(h, ".json").unlink(), EXPORT),
     "another form": (compressed, EXPORT),

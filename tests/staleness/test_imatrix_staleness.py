@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "another name": (renamed, {"import_imatrix"} | PLANS | FILES),
     "a deleted report": (lambda h: h.result("imatrix.json").unlink(), {"import_imatrix"} | FILES),
     "its version": (
-        lambda h: h.edit("workflow/quantmill/versions.py", '"imatrix.imported": 1', '"imatrix.imported": 9'),
+        lambda h: h.raise_version("imatrix.imported"),
         {"import_imatrix"} | FILES,
     ),
 }  # fmt: skip

@@ -121,7 +121,6 @@ OTHER_ENGINE = append(
     "\n\ndef digest(file_sha256, engine='mainline'):\n    return 'other'\n",
 )
 CHUNKS = {"corpus": "held-out", "context": 128}
-VERSIONS = "workflow/quantmill/versions.py"
 TEMPLATE = "\n{# another sentence #}\n"
 
 CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
@@ -135,7 +134,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         {"quantize_split mix"} | MIX_MEASURED | CARD,
     ),
     "the version of the memory tables": (
-        edit(VERSIONS, '"model.memory": 1', '"model.memory": 9'),
+        lambda h: h.raise_version("model.memory"),
         MEMORY | CARD,
     ),
     "contexts of the card": (section("models", "tiny", "card", contexts=[128, 256]), MEMORY | CARD),
@@ -155,7 +154,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         HELD_OUT | KLDS | PERPLEXITIES | CARD,
     ),
     "the version of the divergence": (
-        edit(VERSIONS, '"measure.divergence": 1', '"measure.divergence": 9'),
+        lambda h: h.raise_version("measure.divergence"),
         KLDS | PERPLEXITIES | CARD,
     ),
     "chunks of the divergence and the perplexity swapped": (
@@ -189,7 +188,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "no sensitivity": (section(sensitivity=None), HELD_OUT | KLDS | PERPLEXITIES | CARD),
     "the version of the sensitivity": (
-        edit(VERSIONS, '"sensitivity.measure": 2', '"sensitivity.measure": 9'),
+        lambda h: h.raise_version("sensitivity.measure"),
         SENSITIVITY | CARD,
     ),
     "another tuning text": (
@@ -213,7 +212,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     ),
     "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
     "the version of a stage": (
-        edit(VERSIONS, '"quantize.write": 3', '"quantize.write": 9'),
+        lambda h: h.raise_version("quantize.write"),
         QUANTS | BENCH - SOURCE | CARD,
     ),
     "every file touched": (touch, set()),

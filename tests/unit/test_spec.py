@@ -10,7 +10,7 @@ import pytest
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 
 def test_key_order_does_not_matter_and_values_do() -> None:

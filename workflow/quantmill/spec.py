@@ -17,7 +17,7 @@ from typing import Any
 
 from quantmill.errors import QuantmillError
 from quantmill.files import write_atomically
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS, key
 
 _BLOCK = 1 << 20
 _LONGEST_ARGUMENT = 120 << 10  # characters, all ASCII; whatever a command line can hold stays on it
@@ -35,12 +35,17 @@ def digest(value: Any) -> str:
 
 
 def make(stage: str, config: Any, made_from: dict[str, Any], **more: Any) -> str:
-    """The spec of one output of `stage`.
+    """The spec of one output of `stage`, named as in the table of stages.
 
     `config` is the stage's part of the user's configuration, `made_from` the
     digests of all that the output is made from.
     """
-    spec = {"stage": stage, "version": VERSIONS[stage], "config": config, "from": made_from}
+    spec = {
+        "stage": key(stage),
+        "version": VERSIONS[key(stage)],
+        "config": config,
+        "from": made_from,
+    }
     return canonical(spec | more)
 
 

@@ -210,7 +210,7 @@ def damages_spec(model):
 def budget_settings(model, recipe):
     """What decides the choices of a recipe that is fitted to a budget."""
     settings = recipe_of(model, recipe).settings | {"imatrix": imatrix_facts(model)}
-    choices.check(settings, place_of(model, recipe))
+    candidates.check(settings, place_of(model, recipe))
     return settings
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from budget_data import DATA
 from quantmill import spec
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
@@ -81,4 +81,4 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
 
 def test_the_output_changes_only_with_the_version(made: dict[str, str]) -> None:
     found = {stage: (VERSIONS[stage], digest) for stage, digest in made.items()}
-    assert found == GOLDEN, "an output changed: raise its version in versions.py, then note both here"
+    assert found == GOLDEN, "an output changed: raise its version in stages.py, then note both here"

@@ -17,7 +17,7 @@ import pytest
 from quantmill.card import write
 from quantmill.files import read_json, write_json
 from quantmill.judge.results import read
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -502,5 +502,6 @@ def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(card, encoding="utf-8")
     assert card == GOLDEN.read_text("utf-8"), (
-        'the card changed: raise VERSIONS["card.write"], then make the golden file again with UPDATE_GOLDEN=1'
+        "the card changed: raise the version of card.write in stages.py, then make the golden file again "
+        "with UPDATE_GOLDEN=1"
     )

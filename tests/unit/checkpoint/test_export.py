@@ -19,7 +19,7 @@ from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
 from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 QUANTIZED = [f"model.layers.{n}.mlp.{x}_proj" for n in (0, 1) for x in ("gate", "up", "down")]
 KEPT = sorted([

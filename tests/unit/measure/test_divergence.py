@@ -17,8 +17,8 @@ from quantmill.measure import divergence, reference, score
 from quantmill.measure.reference import Values, compare, keep
 from quantmill.measure.score import cut, unit_key
 from quantmill.progress import Log
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 VOCABULARY = 2048
 ROWS = 100
@@ -226,7 +226,7 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
             "1/sample_ids": ("<u2", (64,)), "1/sample_logs": ("<f4", (64,)), "1/top": ("<u2", ()),
             "1/nll": ("<f4", ()), "1/whole": ("<f4", (VOCABULARY,)),
         },
-    ), "the kept form changed: raise its version in versions.py, then note both here"  # fmt: skip
+    ), "the kept form changed: raise its version in stages.py, then note both here"  # fmt: skip
 
 
 def test_predictions_that_the_store_has_are_not_all_held(

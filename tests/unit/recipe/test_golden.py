@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantmill import spec
-from quantmill.versions import VERSIONS
+from quantmill.stages import VERSIONS
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests" / "data" / "tiny-moe.gguf"
@@ -51,5 +51,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_output_changes_only_with_the_version(made: dict[str, str], stage: str) -> None:
     version, digest = GOLDEN[stage]
     assert (VERSIONS[stage], made[stage]) == (version, digest), (
-        f"the output of {stage} changed: raise its version in versions.py, then note both here"
+        f"the output of {stage} changed: raise its version in stages.py, then note both here"
     )

@@ -16,8 +16,8 @@ from quantmill.engine.generate import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.measure.score import Softmax
 from quantmill.progress import Progress
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 STAGE: Final = "evaluate.tasks"
 REQUESTS_A_UNIT: Final = 32

@@ -19,8 +19,8 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import canonical
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 _CURE: Final = "set prompt: completion for it under bench"
 

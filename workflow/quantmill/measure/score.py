@@ -26,8 +26,8 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.chunks import read_chunks
 from quantmill.measure.without_mtp import evaluable
 from quantmill.progress import Log, Progress
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
     from quantmill.engine import mainline

@@ -25,8 +25,8 @@ from quantmill.sensitivity import order, predict
 from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.errors import Error, added, error
 from quantmill.sensitivity.session import Found, Session
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 _BATCHES: Final = 20  # in which the choices are probed; the model is fitted anew between them
 

@@ -27,8 +27,8 @@ from quantmill.sensitivity import errors
 from quantmill.sensitivity.candidates import Choice
 from quantmill.sensitivity.expand import Expansion
 from quantmill.sensitivity.probe import Prober
+from quantmill.stages import VERSIONS
 from quantmill.store import Store
-from quantmill.versions import VERSIONS
 
 _MORE_MEMORY: Final = 300 << 20  # the evaluation's own buffers, about
 _ROUNDED: Final = 4  # chunks by which the rounding of activations is told: it hardly differs between them

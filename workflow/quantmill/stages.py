@@ -1,0 +1,314 @@
+"""The stages: what each does, reads and writes, and the version of its output.
+
+Raise a version when the meaning of that stage's output changes. It is part of
+every `spec` and of every key of the store, so that whatever was made under the
+old meaning is made again. The golden tests fail when an output changes and its
+version does not.
+
+`python -m quantmill` prints this table; the rules, the specs and the docs read it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Stage(NamedTuple):
+    """A command of the workflow: `python -m quantmill NAME ...` runs the module `quantmill.NAME`.
+
+    `reads` and `writes` are for people; paths are relative to `results/<model>/`.
+    `threads`, `store`, `memory`: the command takes `--threads`, `--store` with
+    `--store-max`, and its job asks for memory, which is passed as `--memory`.
+    `key` is the stage's name in specs and in keys of the store, where it is not
+    `name`: the module was renamed, and another key would make finished files stale.
+    """
+
+    name: str
+    version: int
+    what: str
+    reads: str
+    writes: str
+    threads: bool = False
+    store: bool = False
+    memory: bool = True
+    key: str = ""
+
+
+class Tool(NamedTuple):
+    """A command for people, which no rule runs and which takes no spec."""
+
+    name: str
+    what: str
+    reads: str
+    writes: str
+
+
+_STAGES: Final = (
+    Stage(
+        "model.fetch",
+        version=1,
+        what="download the source",
+        reads="a Hugging Face repository, at a commit",
+        writes="source/<file>, source/<file>.json",
+        memory=False,
+    ),
+    Stage(
+        "checkpoint.convert",
+        version=1,
+        what="convert a checkpoint to GGUF",
+        reads="a Hugging Face checkpoint, the converter's environment",
+        writes="source/<model>.gguf, source/<model>.gguf.json",
+    ),
+    Stage(
+        "check.source",
+        version=1,
+        what="check that llama.cpp loads the source",
+        reads="the source's header",
+        writes="check.json",
+    ),
+    Stage(
+        "model.manifest",
+        version=2,
+        what="list the source's tensors",
+        reads="the source",
+        writes="manifest.tsv, model.json",
+        threads=True,
+    ),
+    Stage(
+        "corpus.build",
+        version=2,
+        what="cut text into chunks of tokens",
+        reads="parquet and text files, the source's vocabulary",
+        writes="corpus/<corpus>.parquet, corpus/<corpus>.json",
+    ),
+    Stage(
+        "measure.imatrix",
+        version=1,
+        what="measure the importance matrix",
+        reads="the source, a corpus",
+        writes="imatrix.gguf, imatrix.dat, imatrix.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "imatrix.imported",
+        version=1,
+        what="import a published importance matrix",
+        reads="the source's header, an imatrix (GGUF or .dat)",
+        writes="imatrix.gguf, imatrix.dat, imatrix.json",
+    ),
+    Stage(
+        "sensitivity.measure",
+        version=2,
+        what="measure the sensitivity of each tensor",
+        reads="the source, manifest.tsv, the imatrix, a corpus",
+        writes="sensitivity.tsv, sensitivity.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "sensitivity.imported",
+        version=2,
+        what="import published sensitivities",
+        reads="the source's header, two CSV files of GGUF-Tool-Suite",
+        writes="sensitivity.tsv, sensitivity.json",
+        key="budget.imported",
+    ),
+    Stage(
+        "budget.feasibility",
+        version=1,
+        what="check that a size can be met",
+        reads="the source's header",
+        writes="reach/<recipe>.json",
+        key="budget.reach",
+    ),
+    Stage(
+        "budget.allocate",
+        version=3,
+        what="choose the types of a size-targeted recipe",
+        reads="the source's header, sensitivity.tsv",
+        writes="recipes/<recipe>.yaml, recipes/<recipe>.json",
+    ),
+    Stage(
+        "recipe.render",
+        version=3,
+        what="render a recipe from its template",
+        reads="a template, the source's header; where the recipe asks for them: imatrix, scores, "
+        "sensitivity.tsv, a file to import",
+        writes="recipes/<recipe>.yaml",
+    ),
+    Stage(
+        "recipe.plan",
+        version=4,
+        what="resolve a recipe to a type for each tensor",
+        reads="a recipe, the source's header",
+        writes="plans/<recipe>.tsv, plans/<recipe>.json",
+    ),
+    Stage(
+        "model.memory",
+        version=1,
+        what="tabulate the memory of contexts",
+        reads="the source's header, the plans' reports",
+        writes="memory.json",
+    ),
+    Stage(
+        "quantize.write",
+        version=3,
+        what="quantize a file",
+        reads="the source, manifest.tsv, a plan, the imatrix",
+        writes="gguf/<model>-<recipe>.gguf (split: a folder), gguf/<model>-<recipe>.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "measure.divergence",
+        version=1,
+        what="measure the KL divergence from the source",
+        reads="a file, the source, a corpus",
+        writes="bench/<recipe>/kld.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "measure.perplexity",
+        version=1,
+        what="measure the perplexity",
+        reads="a file, a corpus",
+        writes="bench/<recipe>/perplexity.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "measure.speed",
+        version=1,
+        what="measure the speed",
+        reads="a file",
+        writes="bench/<recipe>/speed.json",
+        threads=True,
+    ),
+    Stage(
+        "serve.measure",
+        version=1,
+        what="measure the speed behind a server",
+        reads="a file, a llama-server where one is given",
+        writes="bench/<recipe>/served.json",
+        threads=True,
+    ),
+    Stage(
+        "evaluate.humaneval",
+        version=2,
+        what="generate code and run its tests",
+        reads="a file, problems (JSONL)",
+        writes="bench/<recipe>/humaneval.json, bench/<recipe>/humaneval.jsonl",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "evaluate.tasks",
+        version=2,
+        what="evaluate tasks of lm-eval",
+        reads="a file, task definitions (YAML)",
+        writes="bench/<recipe>/tasks.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "card.maps",
+        version=1,
+        what="draw the heat map of the sensitivity",
+        reads="sensitivity.tsv",
+        writes="card/plots/sensitivity.svg, card/plots/sensitivity-dark.svg",
+    ),
+    Stage(
+        "card.write",
+        version=5,
+        what="write the model card",
+        reads="all of the above but the GGUFs; other models' results or CSV",
+        writes="card/README.md, card/index.html, card/Modelfile.<recipe>, card/withheld.json, "
+        "card/plots/*.svg",
+    ),
+    Stage(
+        "checkpoint.calibrate",
+        version=1,
+        what="measure the largest inputs of the MLP weights",
+        reads="the GGUF of a checkpoint, a corpus",
+        writes="activations.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
+        "checkpoint.export",
+        version=3,
+        what="write an NVFP4 checkpoint",
+        reads="a Hugging Face checkpoint; activations.json for W4A4",
+        writes="checkpoint/<model>-<recipe>/, checkpoint/<model>-<recipe>.json",
+        threads=True,
+    ),
+    Stage(
+        "card.checkpoint",
+        version=1,
+        what="write the card of a checkpoint",
+        reads="checkpoint/<model>-<recipe>.json",
+        writes="checkpoint/<model>-<recipe>/README.md",
+    ),
+    Stage(
+        "publish.split",
+        version=1,
+        what="name the parts of large files in the repository",
+        reads="the GGUFs and their reports",
+        writes="parts.json",
+        key="publish.cut",
+    ),
+    Stage(
+        "publish.upload",
+        version=1,
+        what="upload the files, or list what would be uploaded",
+        reads="the card, the GGUFs, what `publish: include` names",
+        writes="a table; once confirmed, a commit in a repository of the hub",
+        memory=False,
+    ),
+)
+
+STAGES: Final[dict[str, Stage]] = {stage.name: stage for stage in _STAGES}
+"""All stages by name, in the order of the workflow."""
+
+TOOLS: Final[dict[str, Tool]] = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            "recipe.interchange",
+            what="import a published recipe, or export a plan",
+            reads="a recipe in another form and the source's header; a plan",
+            writes="a recipe; a plan in another form",
+        ),
+        Tool(
+            "selftest.run",
+            what="check the engines of this environment",
+            reads="nothing",
+            writes="what works and what does not",
+        ),
+        Tool(
+            "config.file",
+            what="print the JSON schema of config.yaml",
+            reads="nothing",
+            writes="docs/config.schema.json, to stdout",
+        ),
+    )
+}
+"""Commands for people, by name."""
+
+# What the store keeps under a name of its own, inside several stages.
+_UNITS: Final = {
+    "measure.reference": 1,
+    "sensitivity.errors": 1,
+    "sensitivity.probe": 1,
+}
+
+VERSIONS: Final[dict[str, int]] = {stage.key or stage.name: stage.version for stage in _STAGES} | _UNITS
+"""The versions by the names in specs and in keys of the store."""
+
+
+def key(stage: str) -> str:
+    """The name of a stage in specs and in keys of the store."""
+    known = STAGES.get(stage)
+    return known.key or known.name if known else stage
