@@ -99,9 +99,9 @@ def warnings(said: Iterable[str]) -> list[str]:
 
 def _answer_ik(path: Path, answers: str, threads: int) -> None:
     """Load a file in ik_llama.cpp, and evaluate a few tokens where logits are wanted."""
-    from quantmill.engine import evaluator
+    from quantmill.engine import loader
 
-    with evaluator.load(path, context=TOKENS, batch=TOKENS, threads=threads) as model:
+    with loader.load(path, context=TOKENS, batch=TOKENS, threads=threads) as model:
         if not answers:
             return
         tokens = np.linspace(0, model.vocab_size - 1, TOKENS).astype(np.int32)

@@ -1,12 +1,8 @@
-"""A model loaded for evaluation: what is the same of both engines, and how to have one.
-
-Only the engine that the process uses is imported.
-"""
+"""A model loaded for evaluation: what both engines share. `loader` loads one."""
 
 from __future__ import annotations
 
 import ctypes as c
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -14,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import recorder
-from quantmill.engine import library
 
 Tokens = NDArray[np.int32]
 
@@ -35,8 +30,8 @@ class Evaluator(Protocol):
     def clear(self) -> None:
         """Forget all positions."""
 
-    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on."""
+    def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on."""
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
@@ -47,33 +42,20 @@ class Evaluator(Protocol):
     def __enter__(self) -> Self:
         """The model itself."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Free it."""
 
 
-def load(path: Path, *, context: int, batch: int, threads: int) -> Evaluator:
-    """The GGUF at `path` in the engine of this process, with room for `context` positions.
-
-    QuantmillError, with the engine's own words, where it cannot load the file.
-    """
-    if library.in_use() == "ik":
-        from quantmill.engine import ik
-
-        return ik.Evaluator(path, context=context, batch=batch, threads=threads)
-    from quantmill.engine import mainline
-
-    return mainline.Evaluator(path, context=context, batch=batch, threads=threads)
-
-
-def fill(batch: Any, tokens: Tokens, position: int, first_wanted: int) -> None:
+def fill(batch: Any, tokens: Tokens, position: int, first_logits: int) -> None:
     """One sequence's tokens into a `llama_batch`, whose fields have the same names in both engines."""
     n = len(tokens)
     batch.n_tokens = n
     view(batch.token, n)[:] = tokens
     view(batch.pos, n)[:] = np.arange(position, position + n)
     view(batch.n_seq_id, n)[:] = 1
-    view(batch.logits, n)[:] = np.arange(n) >= first_wanted
+    view(batch.logits, n)[:] = np.arange(n) >= first_logits
     for i in range(n):
         batch.seq_id[i][0] = 0
 
@@ -88,28 +70,28 @@ def view(pointer: Any, count: int) -> NDArray[Any]:
     return np.ctypeslib.as_array(pointer, (count,))
 
 
-_KEPT: Final = 200  # lines
+_LINES: Final = 200
 
 
 class Listener:
     """Hears a library's log, and remembers its last warnings and errors: they explain a failure."""
 
     def __init__(self) -> None:
-        self._said: list[str] = []
+        self._lines: list[str] = []
 
     def __call__(self, level: int, text: bytes, _: Any) -> None:
         """The library's log callback."""
         if _WARNING <= level < _CONTINUED and text.strip():
-            self._said.append(text.decode(errors="replace").strip())
-            del self._said[:-_KEPT]
-            recorder.note(recorder.HEARD, self._said[-1])
+            self._lines.append(text.decode(errors="replace").strip())
+            del self._lines[:-_LINES]
+            recorder.note(recorder.HEARD, self._lines[-1])
 
     def last_words(self, about: str = "") -> str:
-        """What was said last; of a load, `about` marks the line that says why it failed."""
-        marked = (line for line in reversed(self._said) if about and about in line)
-        return next(marked, self._said[-1] if self._said else "no reason given")
+        """The last line; of a load, `about` marks the line that gives the reason of its failure."""
+        marked = (line for line in reversed(self._lines) if about and about in line)
+        return next(marked, self._lines[-1] if self._lines else "no reason given")
 
     @property
-    def said(self) -> list[str]:
+    def lines(self) -> list[str]:
         """The warnings and errors, oldest first."""
-        return list(self._said)
+        return list(self._lines)

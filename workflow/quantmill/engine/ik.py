@@ -63,11 +63,11 @@ class Evaluator:
         """Forget all positions."""
         native.llama_kv_cache_clear(self._context)
 
-    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on."""
+    def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on."""
         if len(tokens) > self.batch:
             raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
-        fill(self._batch, tokens, position, first_wanted)
+        fill(self._batch, tokens, position, first_logits)
         status = native.llama_decode(self._context, self._batch)
         if status != 0:
             raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")

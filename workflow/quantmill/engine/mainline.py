@@ -167,19 +167,19 @@ class Evaluator:
         self._decode(np.zeros(self.batch, np.int32), 0, 0, ended=True)
         library.release(native.llama_get_logits(self._context), 4 * self.vocab_size * self.batch)
 
-    def decode(self, tokens: Tokens, position: int, first_wanted: int = 0, *, discard: bool = False) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_wanted` on.
+    def decode(self, tokens: Tokens, position: int, first_logits: int = 0, *, discard: bool = False) -> None:
+        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on.
 
         `discard`: nothing but what the observer sees is wanted. Once it ends
         the graph nothing is kept, no logits and no positions.
         """
         self._discard = discard
-        self._decode(tokens, position, first_wanted)
+        self._decode(tokens, position, first_logits)
 
-    def _decode(self, tokens: Tokens, position: int, first_wanted: int, ended: bool = False) -> None:
+    def _decode(self, tokens: Tokens, position: int, first_logits: int, ended: bool = False) -> None:
         if len(tokens) > self.batch:
             raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
-        fill(self._batch, tokens, position, first_wanted)
+        fill(self._batch, tokens, position, first_logits)
         self._ended = ended
         status = native.llama_decode(self._context, self._batch)
         if self._raised is not None:
@@ -288,7 +288,7 @@ def probe(path: Path, answers: str, *, tokens: int, threads: int) -> list[str]:
         if not np.isfinite(found).all():
             raise QuantmillError(f"llama.cpp computes {answers} of it that are not finite")
     native.llama_model_free(model)
-    return _listener.said
+    return _listener.lines
 
 
 def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine import evaluator
+from quantmill.engine import loader
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats.chunks import read_chunks
@@ -47,7 +47,7 @@ def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Ev
     """The GGUF in the engine of this process, what its evaluation does not use left out where it must."""
     with (
         evaluable(path) as file,
-        evaluator.load(file, context=context, batch=batch, threads=threads) as model,
+        loader.load(file, context=context, batch=batch, threads=threads) as model,
     ):
         yield model
 

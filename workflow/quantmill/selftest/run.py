@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine import evaluator, library
+from quantmill.engine import library, loader
 from quantmill.engine.evaluator import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.selftest import reference
@@ -127,7 +127,7 @@ def compare(got: Values, wanted: Values, tolerance: float) -> str | None:
 def _load(engine: str, path: Path, in_place: bool) -> Evaluator:
     """The model on the CPU, whose kernels were compiled here; on two threads, for each sets itself up."""
     if engine == "ik":
-        return evaluator.load(path, context=CONTEXT, batch=CONTEXT, threads=2)
+        return loader.load(path, context=CONTEXT, batch=CONTEXT, threads=2)
     from quantmill.engine import mainline
 
     return mainline.Evaluator(path, context=CONTEXT, batch=CONTEXT, threads=2, writable=in_place, gpus=False)
