@@ -159,7 +159,9 @@ def test_a_published_imatrix_gives_llama_quantize_s_bytes(tmp_path, form):
     np.savez(tmp_path / "i.npz", **values)
     native.quantize(source, tmp_path / "theirs.gguf", 23, None, tmp_path / "i.npz")
     ours, theirs = (ggufio.read_header(tmp_path / f"{name}.gguf") for name in ("x", "theirs"))
-    starved = {name for name, entry in imatrix.entries.items() if (entry.counts < formats.STARVED).any()}
+    starved = {
+        name for name, entry in imatrix.entries.items() if (entry.counts < formats.UNDER_SAMPLED).any()
+    }
     assert bool(starved) == (form == "gguf")
     data = [header.path.read_bytes() for header in (ours, theirs)]
     for one, other in zip(ours.tensors, theirs.tensors, strict=True):
@@ -219,14 +221,14 @@ def test_a_killed_run_resumes_where_it_stood(tmp_path):
 def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quantize_s(tmp_path):
     entries = dict(formats.read_gguf(MOE_IMATRIX).entries)
     names = [name for name in entries if "_exps" in name]
-    starved = {name: (entries[name].counts < formats.STARVED).nonzero()[0].tolist() for name in names}
+    starved = {name: (entries[name].counts < formats.UNDER_SAMPLED).nonzero()[0].tolist() for name in names}
     assert {tuple(found) for found in starved.values()} == {(), (1, 2)}
     bench = Bench(tmp_path, DATA / "tiny-moe.gguf", imatrix=MOE_IMATRIX)
     bench.plan("x", "IQ3_XXS")
     bench.quantize("x")
     theirs = tmp_path / "theirs.gguf"
     for fed in (False, True):
-        given = {name: entry.fed() if fed else entry for name, entry in entries.items()}
+        given = {name: entry.made_up() if fed else entry for name, entry in entries.items()}
         np.savez(tmp_path / "i.npz", **{name: entry.mean().ravel() for name, entry in given.items()})
         native.quantize(bench.model, theirs, 23, None, tmp_path / "i.npz")
         one, other = (ggufio.read_header(path) for path in (tmp_path / "x.gguf", theirs))

@@ -15,7 +15,7 @@ MODULES = [
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 # What a program said on its way, and files of the kernel: no line of them holds data of ours.
 _SPLIT_LINES_OF_PROGRAMS = {
-    "checkpoint/convert", "corpus/chunks", "ended", "engine/dryrun", "machine", "measure/speed",
+    "checkpoint/convert", "formats/chunks", "signals", "engine/dryrun", "machine", "measure/speed",
     "model/fetch", "serve/server", "watch",
 }  # fmt: skip
 _ENCODING_AT = {"read_text": 0, "write_text": 1}

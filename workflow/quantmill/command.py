@@ -82,10 +82,10 @@ def first_part(model: Path) -> Path:
     """
     if not model.is_dir():
         return model
-    found = sorted(model.glob("*.gguf"))
-    if not found:
+    files = sorted(model.glob("*.gguf"))
+    if not files:
         raise QuantmillError("holds no GGUF", model, "delete it to have it made again")
-    return found[0]
+    return files[0]
 
 
 def _spec(text: str) -> dict[str, Any]:

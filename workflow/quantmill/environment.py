@@ -24,9 +24,9 @@ def check_python_path(value: str) -> None:
         if Path(folder).resolve().is_relative_to(Path(sys.prefix).resolve()):
             continue
         for package in _PINNED:
-            found = PathFinder.find_spec(package, [folder])
+            spec = PathFinder.find_spec(package, [folder])
             # A folder that only has the name, without code, gives way to the real package.
-            if found is not None and found.loader is not None:
+            if spec is not None and spec.loader is not None:
                 raise QuantmillError(
                     f"{folder} holds a {package} of its own, which would be used in place of the pinned one",
                     "PYTHONPATH", "unset PYTHONPATH, or unload the environment module that sets it",

@@ -38,13 +38,13 @@ def memory() -> Memory:
     import psutil
 
     machine = psutil.virtual_memory()
-    found = Memory(machine.total, machine.available, "this machine")
+    least = Memory(machine.total, machine.available, "this machine")
     for folder in _cgroups("memory"):
         limit = _number(folder, "memory.max", "memory.limit_in_bytes")
         if limit is not None and limit < machine.total:
             left = min(machine.available, max(0, limit - _used(folder)))
-            found = Memory(min(limit, found.total), min(left, found.available), "its cgroup")
-    return found
+            least = Memory(min(limit, least.total), min(left, least.available), "its cgroup")
+    return least
 
 
 def _cgroups(controller: str) -> Iterator[Path]:

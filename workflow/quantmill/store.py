@@ -90,11 +90,11 @@ class Store:
 
     def get_or_make(self, key: str, make: Callable[[], bytes | memoryview]) -> bytes | memoryview:
         """The unit's payload, made and kept if the store lacks it; safe in several threads."""
-        found = self.get(key)
-        if found is not None:
+        unit = self.get(key)
+        if unit is not None:
             with self._lock:
                 self.reused += 1
-            return found
+            return unit
         payload = make()
         self.put(key, payload)
         with self._lock:
@@ -137,16 +137,16 @@ class Store:
 
     def _entries(self) -> list[tuple[int, int, str]]:
         """(last use, bytes, path) of every unit; temporary files of an hour ago are removed."""
-        found = []
+        units = []
         for folder in _listed(self.units):
             for entry in _listed(folder):
                 with suppress(OSError):  # gone, or another user's
                     stat = entry.stat()
                     if not entry.name.startswith("."):
-                        found.append((stat.st_mtime_ns, stat.st_size, entry.path))
+                        units.append((stat.st_mtime_ns, stat.st_size, entry.path))
                     elif time.time() - stat.st_mtime > 3600:
                         os.unlink(entry.path)
-        return found
+        return units
 
 
 def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:

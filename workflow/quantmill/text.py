@@ -44,8 +44,8 @@ def percent(value: float, error: float | None = None) -> str:
 def nats(value: float, error: float | None = None) -> str:
     """A KL divergence with its standard error: `0.01234 ± 0.00056`; from 0.1 on three decimals, 0 as such."""
     digits = 5 if abs(value) < 0.1 else 3
-    said = "0" if value == 0 else f"{value:.{digits}f}"
-    return said if error is None or value == 0 else f"{said} ± {error:.{digits}f}"
+    shown = "0" if value == 0 else f"{value:.{digits}f}"
+    return shown if error is None or value == 0 else f"{shown} ± {error:.{digits}f}"
 
 
 def small(value: float) -> str:

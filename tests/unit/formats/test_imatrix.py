@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import limits
-from quantmill.formats.imatrix import STARVED, Entry, Imatrix, read_gguf, write_gguf
+from quantmill.formats.imatrix import UNDER_SAMPLED, Entry, Imatrix, read_gguf, write_gguf
 
 
 def entry(sums: list[list[float]], counts: list[float]) -> Entry:
@@ -14,7 +14,7 @@ def entry(sums: list[list[float]], counts: list[float]) -> Entry:
 
 
 def test_an_expert_never_seen_has_the_mean_of_the_others_and_not_1() -> None:
-    found = entry([[400.0, 800.0], [0.0, 0.0], [300.0, 0.0]], [200, 0, 100]).fed().mean()
+    found = entry([[400.0, 800.0], [0.0, 0.0], [300.0, 0.0]], [200, 0, 100]).made_up().mean()
     assert found.dtype == np.float32
     assert found.tolist() == [[2.0, 4.0], [pytest.approx(700 / 300), pytest.approx(800 / 300)], [3.0, 0.0]]
 
@@ -22,19 +22,19 @@ def test_an_expert_never_seen_has_the_mean_of_the_others_and_not_1() -> None:
 def test_what_a_starved_expert_lacks_is_made_up_with_the_mean() -> None:
     seen = entry([[1000.0], [8.0 * 5]], [1000, 8])
     mean = 1040 / 1008
-    assert seen.fed().mean()[1, 0] == pytest.approx((40 + (STARVED - 8) * mean) / STARVED)
+    assert seen.made_up().mean()[1, 0] == pytest.approx((40 + (UNDER_SAMPLED - 8) * mean) / UNDER_SAMPLED)
     # from the floor on an expert has its own values alone
-    full = entry([[1000.0], [5.0 * STARVED]], [1000, STARVED])
-    assert full.fed().mean()[1, 0] == 5
+    full = entry([[1000.0], [5.0 * UNDER_SAMPLED]], [1000, UNDER_SAMPLED])
+    assert full.made_up().mean()[1, 0] == 5
 
 
 def test_a_dense_tensor_and_experts_that_were_all_seen_are_as_llama_cpp_takes_them() -> None:
     for found in (entry([[3.0, 9.0]], [3]), entry([[64.0], [128.0]], [32, 64])):
-        assert np.array_equal(found.fed().mean(), found.mean())
+        assert np.array_equal(found.made_up().mean(), found.mean())
 
 
 def test_where_no_expert_was_seen_nothing_is_made_up() -> None:
-    assert entry([[0.0], [0.0]], [0, 0]).fed().mean().tolist() == [[1.0], [1.0]]
+    assert entry([[0.0], [0.0]], [0, 0]).made_up().mean().tolist() == [[1.0], [1.0]]
 
 
 def test_any_number_of_entries_holds_one_file_open(tmp_path: Path) -> None:

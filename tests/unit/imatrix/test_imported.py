@@ -84,8 +84,8 @@ def test_a_legacy_files_means_are_its_own_to_the_last_bit(tmp_path: Path) -> Non
     formats.write_gguf(tmp_path / "i.gguf", imatrix)
     made = formats.read_gguf(tmp_path / "i.gguf")
     for name, values in ik.read_dat(path).items():
-        assert np.array_equal(made.entries[name].fed().mean().reshape(-1), values), name
-        assert np.array_equal(as_legacy(made.fed()).entries[name].mean().reshape(-1), values), name
+        assert np.array_equal(made.entries[name].made_up().mean().reshape(-1), values), name
+        assert np.array_equal(as_legacy(made.made_up()).entries[name].mean().reshape(-1), values), name
 
 
 def test_values_of_experts_that_a_conversion_put_in_a_row_are_told_apart() -> None:

@@ -102,46 +102,49 @@ def kind_of(header: Header) -> Kind:
     return KINDS[named or "decoder"]
 
 
-def refuse_early(path: Path, model: str, asked: Iterable[Asked], where: str) -> bool:
+def refuse_early(path: Path, model: str, requested: Iterable[Asked], where: str) -> bool:
     """`refuse` where the model's file can be read already; whether it could."""
     try:
         header = read_source(path)
     except QuantmillError:  # not there yet, or damaged, of which its own stages say more
         return False
-    refuse(header, model, asked, where)
+    refuse(header, model, requested, where)
     return True
 
 
-def refuse(header: Header, model: str, asked: Iterable[Asked], where: str) -> None:
+def refuse(header: Header, model: str, requested: Iterable[Asked], where: str) -> None:
     """QuantmillError where the model `model` (its name in the config) is no source, or cannot have all
-    that is asked of it; `where` is the config's file.
+    that is requested of it; `where` is the config's file.
     """
-    kind, asked = kind_of(header), list(asked)
+    kind, requested = kind_of(header), list(requested)
     words = f"{model} is {kind.words} (architecture {header.architecture or 'not named'})"
     if kind.refused:
         raise QuantmillError(words, f"{where}: models.{model}.source", kind.refused)
-    wrong = [one for one in asked if not (kind.observed if one.field == "imatrix" else kind.predicts)]
+    wrong = [
+        evaluation
+        for evaluation in requested
+        if not (kind.observed if evaluation.field == "imatrix" else kind.predicts)
+    ]
     if wrong:
-        sections = dict.fromkeys(one.field.partition(".")[0] for one in wrong)
+        sections = dict.fromkeys(evaluation.field.partition(".")[0] for evaluation in wrong)
         empty = ", ".join(f"{section}: {'{}' if section == 'bench' else 'null'}" for section in sections)
-        fields = [one.field for one in wrong]
+        fields = [evaluation.field for evaluation in wrong]
         named = " and ".join([", ".join(fields[:-1]), fields[-1]] if fields[1:] else fields)
         cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
         raise QuantmillError(f"{words}: {kind.why}", f"{where}: {wrong[0].place}", cure)
-    _refuse_without_tokenizer(header, model, asked, where)
+    _refuse_without_tokenizer(header, model, requested, where)
     positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
-    for one in asked:
-        if positions is not None and one.context > positions:
-            what = f"{one.context} tokens, and {model} has {positions} positions"
-            raise QuantmillError(what, f"{where}: {one.place}", f"give {positions} or fewer")
+    for evaluation in requested:
+        if positions is not None and evaluation.context > positions:
+            what = f"{evaluation.context} tokens, and {model} has {positions} positions"
+            raise QuantmillError(what, f"{where}: {evaluation.place}", f"give {positions} or fewer")
 
 
-def _refuse_without_tokenizer(header: Header, model: str, asked: list[Asked], where: str) -> None:
+def _refuse_without_tokenizer(header: Header, model: str, requested: list[Asked], where: str) -> None:
     if header.value("tokenizer.ggml.model") != "none":
         return
-    for one in asked:
-        if one.field in _TEXT:
-            raise QuantmillError(
-                f"{model} has no tokenizer, so that no text can be cut to tokens", f"{where}: {one.place}",
-                "leave it out, or take a file of the model that has one",
-            )  # fmt: skip
+    for evaluation in requested:
+        if evaluation.field in _TEXT:
+            what = f"{model} has no tokenizer, so that no text can be cut to tokens"
+            cure = "leave it out, or take a file of the model that has one"
+            raise QuantmillError(what, f"{where}: {evaluation.place}", cure)

@@ -24,14 +24,14 @@ _CURE: Final = (
 )
 
 
-def check(path: Path, model: str, asked: list[Asked], where: str) -> dict[str, Any]:
+def check(path: Path, model: str, requested: list[Asked], where: str) -> dict[str, Any]:
     """What `check.json` of docs/files.md says of the source at `path`.
 
-    QuantmillError where it is no source, where something is asked that its kind has not, and where
+    QuantmillError where it is no source, where something is requested that its kind cannot give, and where
     llama.cpp does not load it, though it should.
     """
     header = read_header(path)
-    refuse(header, model, asked, where)
+    refuse(header, model, requested, where)
     kind = kind_of(header)
     warnings = [
         f"{key} of the metadata is {value}: llama.cpp loads it, other readers may not"
@@ -39,18 +39,18 @@ def check(path: Path, model: str, asked: list[Asked], where: str) -> dict[str, A
     ]
     if kind.loads:
         try:
-            said = trial.header(path)
+            lines = trial.header(path)
         except QuantmillError as error:
             raise QuantmillError(str(error), path, _CURE) from None
-        warnings += [f"llama.cpp, loading the source: {text}" for text in said]
+        warnings += [f"llama.cpp, loading the source: {text}" for text in lines]
     return {"kind": kind.name, "words": kind.words, "warnings": warnings}
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `check.source`."""
     model = args.spec["config"]["model"]
-    asked = [Asked(*one) for one in args.asked["models"].get(model, [])]
-    report = check(args.model, model, asked, args.asked["file"])
+    requested = [Asked(*one) for one in args.asked["models"].get(model, [])]
+    report = check(args.model, model, requested, args.asked["file"])
     write_json(args.out, report)
     log.warn(report["warnings"])
     log.say(f"{args.model.name} is {report['words']}")

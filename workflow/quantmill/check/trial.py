@@ -49,16 +49,16 @@ class Process:
         loaded and no more. QuantmillError, with the engine's own words, where it does not load, fails,
         or gives what is not finite.
         """
-        asked = {"path": str(path), "answers": answers, "threads": threads}
-        output, complaint = self._process.communicate(json.dumps(asked))
+        request = {"path": str(path), "answers": answers, "threads": threads}
+        output, complaint = self._process.communicate(json.dumps(request))
         if self._process.returncode == 0:
             answer = json.loads(output)
             if "error" in answer:
                 raise QuantmillError(answer["error"])
             return list(answer["warnings"])
-        said = signals.last_words(complaint) or "it said nothing"
+        message = signals.last_words(complaint) or "no reason given"
         name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[self._engine]
-        raise QuantmillError(f"{name}, loading it, {signals.how(self._process.returncode)} ({said})")
+        raise QuantmillError(f"{name}, loading it, {signals.how(self._process.returncode)} ({message})")
 
     def __enter__(self) -> Self:
         return self
@@ -79,12 +79,12 @@ def header(path: Path) -> list[str]:
         return warnings(process.load(path, ""))
 
 
-def warnings(said: Iterable[str]) -> list[str]:
+def warnings(output: Iterable[str]) -> list[str]:
     """What llama.cpp warned of, each once: banners joined to what they are about, and of lines that differ
     in numbers and quoted words alone the first.
     """
     lines: list[str] = []
-    for text in (" ".join(_PREFIX.sub("", line).split()) for line in said):
+    for text in (" ".join(_PREFIX.sub("", line).split()) for line in output):
         if lines and re.fullmatch(r"[^a-z]*[A-Z][^a-z]*", text):
             lines[-1] += f" {text}" if lines[-1].endswith("!") else f". {text}"
         elif re.search(r"\w", text):
@@ -115,7 +115,7 @@ def main() -> None:
     """The process of one trial: ready, it waits for a line of JSON, and gives one back."""
     from quantmill.engine import library
 
-    said: list[str] = []
+    warnings: list[str] = []
     path = Path()
     try:
         library.use(sys.argv[1])
@@ -123,18 +123,18 @@ def main() -> None:
         text = sys.stdin.read()
         if not text:  # whoever started it is gone
             return
-        asked = json.loads(text)
-        path, answers, threads = Path(asked["path"]), asked["answers"], asked["threads"]
+        request = json.loads(text)
+        path, answers, threads = Path(request["path"]), request["answers"], request["threads"]
         if library.in_use() == "ik":
             _answer_ik(path, answers, threads)
         else:
-            said = ready.probe(path, answers, tokens=TOKENS, threads=threads)
+            warnings = ready.probe(path, answers, tokens=TOKENS, threads=threads)
     except QuantmillError as error:
         # Without the file, which may have a name for now, and without a cure, which the caller knows better.
         text = str(error).removeprefix(f"{path}: ").removesuffix("; check the file")
         json.dump({"error": text}, sys.stdout)
     else:
-        json.dump({"warnings": said}, sys.stdout)
+        json.dump({"warnings": warnings}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -96,23 +96,23 @@ def cut(
     """
     ends = np.cumsum([len(piece) for piece in pieces])
     tokens = np.concatenate(pieces)[: chunks * context].reshape(chunks, context)
-    found = []
+    cut_chunks = []
     for number, row in enumerate(tokens):
         first = int(np.searchsorted(ends, number * context, side="right"))
         last = int(np.searchsorted(ends, (number + 1) * context, side="left"))
-        found.append(Chunk(domain, row, list(digests[first : last + 1])))
-    return found
+        cut_chunks.append(Chunk(domain, row, list(digests[first : last + 1])))
+    return cut_chunks
 
 
 def build(
     config: dict[str, Any], sources: Sequence[Source], render: Render, tokenize: Tokenize, log: Log
 ) -> tuple[list[Chunk], list[Part]]:
     """The corpus's chunks in their order, and the part of each source; `config` as in the spec."""
-    wanted = config["sources"]
-    counts = apportion([source["weight"] for source in wanted], config["chunks"])
+    settings_of_sources = config["sources"]
+    counts = apportion([source["weight"] for source in settings_of_sources], config["chunks"])
     parts: list[Part] = []
     taken: set[int] = set()
-    for source, settings, count in zip(sources, wanted, counts, strict=True):
+    for source, settings, count in zip(sources, settings_of_sources, counts, strict=True):
         if count == 0:
             parts.append(Part([], [], Selection()))
             continue
@@ -143,11 +143,11 @@ def report(
     config: dict[str, Any], sources: Sequence[Source], digests: Sequence[str], parts: Sequence[Part]
 ) -> dict[str, Any]:
     """The corpus's JSON, as docs/files.md has it; `digests` are the sha256 of the files."""
-    wanted = config["sources"]
-    weights = math.fsum(settings["weight"] for settings in wanted)
+    settings_of_sources = config["sources"]
+    weights = math.fsum(settings["weight"] for settings in settings_of_sources)
     entries = []
     warnings = []
-    for source, settings, sha256, part in zip(sources, wanted, digests, parts, strict=True):
+    for source, settings, sha256, part in zip(sources, settings_of_sources, digests, parts, strict=True):
         name, selection, count = settings["name"], part.selection, len(part.chunks)
         entries.append(
             {
@@ -201,7 +201,9 @@ def _by_rows(selection: Selection) -> list[tuple[str, Broken]]:
 
 def _left_out(selection: Selection, file: str) -> str:
     """`3 of 9 rows of x.txt are left out: 2 not UTF-8, such as row 4; ...`."""
-    reasons = [f"{found.rows} {reason}, such as row {found.first}" for reason, found in _by_rows(selection)]
+    reasons = [
+        f"{broken.rows} {reason}, such as row {broken.first}" for reason, broken in _by_rows(selection)
+    ]
     if len(reasons) > _REASONS_SAID:
         reasons[_REASONS_SAID:] = ["and more"]
     share = "all" if selection.rows_broken == selection.read else f"{selection.rows_broken} of"
@@ -285,9 +287,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         check_disjoint(config["corpus"], (row for part in parts for row in part.rows), other, known)
     with writing(args.corpus) as file:
         write_chunks(file, chunks)
-    found = report(config, sources, digests, parts)
-    write_json(args.report, found)
-    log.warn(found["warnings"])
+    written = report(config, sources, digests, parts)
+    write_json(args.report, written)
+    log.warn(written["warnings"])
     log.say(f"{len(chunks)} chunks of {config['context']} tokens from {sum(len(p.rows) for p in parts)} rows")
 
 

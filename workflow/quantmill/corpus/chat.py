@@ -138,8 +138,8 @@ def _as_text(content: object) -> object:
     return "\n".join(known) if len(known) == len(texts) else content
 
 
-def _plain_block(found: re.Match[str]) -> str:
-    return f"{{%{found[1]} {'endif' if found[2] else 'if true'} {found[3]}%}}"
+def _plain_block(match: re.Match[str]) -> str:
+    return f"{{%{match[1]} {'endif' if match[2] else 'if true'} {match[3]}%}}"
 
 
 def _to_json(

@@ -1,4 +1,4 @@
-r"""What a row says: escaped text, lists of messages and broken rows told apart.
+r"""The text of a row: escaped text, lists of messages and broken rows are distinguished.
 
 Data sets keep text as it is, as the inside of a JSON string (literal `\n`,
 `\u00e9`, `\"`, sometimes with quotes that nobody escaped), or as a list of chat
@@ -123,18 +123,18 @@ def decode_text(text: str) -> str:
     body, wrapped = _unwrapped(text)
     if _ESCAPE.sub("", body).count("\\") or not _is_escaped(body, whole=wrapped):
         return text
-    quoted = _UNESCAPED_QUOTE.sub(lambda found: '\\"' if found[1] else found[0], body)
+    quoted = _UNESCAPED_QUOTE.sub(lambda match: '\\"' if match[1] else match[0], body)
     # strict=False: a real tab is no sign of anything.
     return str(json.loads(f'"{quoted}"', strict=False))
 
 
 def checked_messages(value: object) -> Messages:
     """`value` as messages, each with the text that was meant. Raises BrokenRowError."""
-    found = messages_of(value)
-    for message in found:
+    messages = messages_of(value)
+    for message in messages:
         if isinstance(message["content"], str):
             message["content"] = decode_text(message["content"])
-    return found
+    return messages
 
 
 def _unwrapped(text: str) -> tuple[str, bool]:
@@ -145,7 +145,7 @@ def _unwrapped(text: str) -> tuple[str, bool]:
     """
     if len(text) < 3 or text[0] != '"' or text[-1] != '"':
         return text, False
-    quotes = [found.start(1) for found in _UNESCAPED_QUOTE.finditer(text) if found[1]]
+    quotes = [match.start(1) for match in _UNESCAPED_QUOTE.finditer(text) if match[1]]
     if quotes == [0, len(text) - 1]:
         return text[1:-1], True
     opens = len(quotes) > 2 and re.search(r"(?:[\s(\[{=:]|\\[nt])$", text[: quotes[1]]) is not None

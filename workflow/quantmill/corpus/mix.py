@@ -85,42 +85,42 @@ def select(
     not on their order, the batch size or the machine. Rows whose digest is in
     `taken` are left out.
     """
-    found = Selection()
-    kept: dict[int, tuple[Document, int, int]] = {}
+    selection = Selection()
+    chosen: dict[int, tuple[Document, int, int]] = {}
     heap: list[tuple[int, int]] = []  # (-key, digest): the row to go first is on top
     limit = float("inf") if rows is None else rows
     held = 0
     salt = blake2b(str(seed).encode()).digest()
     for value in values:
-        found.read += 1
+        selection.read += 1
         try:
             document = decode(value)
         except BrokenRowError as error:
-            found.add_broken(str(error))
+            selection.add_broken(str(error))
             continue
         if not document.text.strip():
-            found.empty += 1
+            selection.empty += 1
             continue
         digest = text_digest(document.text)
         if digest in taken:
-            found.taken += 1
+            selection.taken += 1
             continue
-        if digest in kept:
-            first, copies, number = kept[digest]
-            kept[digest] = first, copies + 1, number
+        if digest in chosen:
+            first, copies, number = chosen[digest]
+            chosen[digest] = first, copies + 1, number
             continue
         heapq.heappush(heap, (-_key(salt, digest), digest))
-        kept[digest] = document, 0, found.read
+        chosen[digest] = document, 0, selection.read
         held += len(document.text)
-        while len(heap) > limit or held - len(kept[heap[0][1]][0].text) >= characters:
-            found.all &= len(heap) > limit
+        while len(heap) > limit or held - len(chosen[heap[0][1]][0].text) >= characters:
+            selection.all &= len(heap) > limit
             _, last = heapq.heappop(heap)
-            held -= len(kept.pop(last)[0].text)
+            held -= len(chosen.pop(last)[0].text)
     ordered = sorted(heap, reverse=True)
     for _, digest in ordered:
-        document, copies, number = kept[digest]
-        found.rows.append(Row(document, digest, copies, number))
-    return found
+        document, copies, number = chosen[digest]
+        selection.rows.append(Row(document, digest, copies, number))
+    return selection
 
 
 def apportion(weights: Sequence[float], chunks: int) -> list[int]:

@@ -71,13 +71,15 @@ def dry_run(path: Path, file_type: int, *, imatrix: bool, where: object = None) 
     ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
-        said = signals.last_words(done.stderr)
-        said = f"{signals.how(done.returncode)} ({said})" if done.returncode < 0 or not said else said
-        raise QuantmillError(
-            f"llama.cpp cannot plan this model: {said}", where or path, "check that llama.cpp loads it"
+        message = signals.last_words(done.stderr)
+        message = (
+            f"{signals.how(done.returncode)} ({message})" if done.returncode < 0 or not message else message
         )
-    found = json.loads(done.stdout)
-    return Mixture(found["types"], found["fallbacks"], frozenset(found["quantizable"]))
+        raise QuantmillError(
+            f"llama.cpp cannot plan this model: {message}", where or path, "check that llama.cpp loads it"
+        )
+    mixture = json.loads(done.stdout)
+    return Mixture(mixture["types"], mixture["fallbacks"], frozenset(mixture["quantizable"]))
 
 
 def parse_log(log: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -125,8 +127,8 @@ def _run(path: str, file_type: int, imatrix: bool) -> tuple[dict[str, str], dict
         params.imatrix = ctypes.pointer(nothing)
     failed = native.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(params))
     if failed:
-        said = " ".join("".join(errors).split()) or "no reason given"
-        raise QuantmillError(said.replace("llama_model_quantize: failed to quantize: ", ""))
+        message = " ".join("".join(errors).split()) or "no reason given"
+        raise QuantmillError(message.replace("llama_model_quantize: failed to quantize: ", ""))
     return parse_log("".join(log))
 
 

@@ -54,12 +54,12 @@ class Answer:
 
 @dataclass
 class _Slot:
-    """A sequence of the context: the prompt that it answers (-1: none), and what it has said."""
+    """A sequence of the context: the prompt that it answers (-1: none), and its text so far."""
 
     number: int = -1
     position: int = 0
     tokens: list[int] = field(default_factory=list)
-    said: bytearray = field(default_factory=bytearray)
+    text_bytes: bytearray = field(default_factory=bytearray)
     seconds: float = 0.0
     prompt_seconds: float = 0.0
 
@@ -95,14 +95,14 @@ class Generator:
         """The answers to `prompts`, each as soon as it is done: the likeliest token at each step, until
         the model ends, a stop string appears or there are `max_tokens`.
         """
-        wanted = [stop.encode() for stop in stops]
+        stop_bytes = [stop.encode() for stop in stops]
         waiting = iter(enumerate(prompts))
         slots = [_Slot() for _ in range(self._parallel)]
         while True:
             for sequence, slot in enumerate(slots):
                 while slot.number < 0 and (following := next(waiting, None)) is not None:
                     slots[sequence] = slot = self._prefill(sequence, *following)
-                    if answer := self._done(slot, max_tokens, wanted):
+                    if answer := self._done(slot, max_tokens, stop_bytes):
                         yield answer
             busy = [slot for slot in slots if slot.number >= 0]
             if not busy:
@@ -114,7 +114,7 @@ class Generator:
                 if slot.number >= 0:
                     slot.seconds += share
                     slot.tokens.append(token)
-                    if answer := self._done(slot, max_tokens, wanted):
+                    if answer := self._done(slot, max_tokens, stop_bytes):
                         yield answer
 
     def _prefill(self, sequence: int, number: int, prompt: Tokens) -> _Slot:
@@ -126,8 +126,8 @@ class Generator:
         position = 0
         for piece in np.array_split(prompt, -(-len(prompt) // _BATCH)):
             n = len(piece)
-            wanted = np.arange(position, position + n) == len(prompt) - 1
-            self._decode(piece, np.arange(position, position + n), np.full(n, sequence), wanted)
+            with_logits = np.arange(position, position + n) == len(prompt) - 1
+            self._decode(piece, np.arange(position, position + n), np.full(n, sequence), with_logits)
             position += n
         token = int(self._logits(1).argmax())
         return _Slot(number, position, [token], prompt_seconds=time.perf_counter() - started)
@@ -152,27 +152,31 @@ class Generator:
         if ended:
             slot.tokens.pop()
         else:
-            slot.said += self._piece(token)
-            found = [at for at in (slot.said.find(stop) for stop in stops) if at >= 0]
-            if found:
+            slot.text_bytes += self._piece(token)
+            ends = [at for at in (slot.text_bytes.find(stop) for stop in stops) if at >= 0]
+            if ends:
                 ended = True
-                del slot.said[min(found) :]
+                del slot.text_bytes[min(ends) :]
         if not ended and len(slot.tokens) < max_tokens and slot.position < self.context:
             return None
-        text = slot.said.decode(errors="replace")
+        text = slot.text_bytes.decode(errors="replace")
         answer = Answer(slot.number, text, slot.tokens, ended, slot.seconds, slot.prompt_seconds)
         slot.number = -1
         return answer
 
     def _decode(
-        self, tokens: NDArray[Any], positions: NDArray[Any], sequences: NDArray[Any], wanted: NDArray[Any]
+        self,
+        tokens: NDArray[Any],
+        positions: NDArray[Any],
+        sequences: NDArray[Any],
+        with_logits: NDArray[Any],
     ) -> None:
         n, batch = len(tokens), self._batch
         batch.n_tokens = n
         _view(batch.token, n)[:] = tokens
         _view(batch.pos, n)[:] = positions
         _view(batch.n_seq_id, n)[:] = 1
-        _view(batch.logits, n)[:] = wanted
+        _view(batch.logits, n)[:] = with_logits
         for i in range(n):
             batch.seq_id[i][0] = int(sequences[i])
         status = native.llama_decode(self._context, batch)

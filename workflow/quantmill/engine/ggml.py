@@ -174,10 +174,10 @@ _thread = threading.local()
 
 def _scratch(elements: int) -> NDArray[np.float32]:
     """An f32 buffer of this thread's own, kept: fresh pages cost more than the dequantizing itself."""
-    kept: NDArray[np.float32] | None = getattr(_thread, "values", None)
-    if kept is None or kept.size < elements:
-        kept = _thread.values = np.empty(elements, np.float32)
-    return kept
+    buffer: NDArray[np.float32] | None = getattr(_thread, "values", None)
+    if buffer is None or buffer.size < elements:
+        buffer = _thread.values = np.empty(elements, np.float32)
+    return buffer
 
 
 @cache

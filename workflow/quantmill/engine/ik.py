@@ -42,8 +42,8 @@ class Evaluator:
             str(path).encode(), native.llama_model_default_params()
         )
         if not self._model:
-            said = _listener.last_words("error loading")
-            raise QuantmillError(f"ik_llama.cpp cannot load it ({said})", path, "check the file")
+            message = _listener.last_words("error loading")
+            raise QuantmillError(f"ik_llama.cpp cannot load it ({message})", path, "check the file")
         params = native.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = context, batch, 1
         params.n_ubatch = min(batch, params.n_ubatch)

@@ -70,10 +70,10 @@ class Build(NamedTuple):
     def read(cls, path: Path) -> Build:
         """What was kept; nothing is known where there is no such file."""
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            build = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls()
-        return cls(**kept | {"needs": frozenset(kept["needs"])})
+        return cls(**build | {"needs": frozenset(build["needs"])})
 
 
 # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ggml-backend.h.
@@ -126,16 +126,16 @@ def folder(engine: str) -> Path:
 
 def installed(engine: str) -> Path:
     """The folder of an engine's shared libraries, working or not; QuantmillError where there is none."""
-    found = importlib.util.find_spec(ENGINES[engine].module)
+    module = importlib.util.find_spec(ENGINES[engine].module)
     package = ENGINES[engine].package
-    if found is None or found.origin is None:
+    if module is None or module.origin is None:
         cure = (
             "run `make` to build the environment" if engine == "mainline"
             else "it exists for Linux on x86-64 and Python 3.11 to 3.13 (`make -B env PYTHON=python3.13`); "
             "or use recipes of engine mainline"
         )  # fmt: skip
         raise QuantmillError(f"{package} is not installed", f"engine {engine}", cure)
-    return Path(found.origin).parent / "lib"
+    return Path(module.origin).parent / "lib"
 
 
 @cache

@@ -254,8 +254,8 @@ def tokenizable(text: str) -> int:
         return len(text)
     ends = [len(text)]
     for kind in _STRETCHES:
-        long = (found for found in kind.finditer(text) if len(found[0]) > LONGEST_STRETCH)
-        ends += [found.start() + LONGEST_STRETCH for found in islice(long, 1)]
+        long = (match for match in kind.finditer(text) if len(match[0]) > LONGEST_STRETCH)
+        ends += [match.start() + LONGEST_STRETCH for match in islice(long, 1)]
     return min(ends)
 
 
@@ -284,8 +284,8 @@ def probe(path: Path, answers: str, *, tokens: int, threads: int) -> list[str]:
         loading.no_alloc, loading.load_mode, loading.load_mtp = True, 0, True
     model = _load(path, loading)
     if answers:
-        found = _first_answer(model, answers == "embeddings", tokens, threads)
-        if not np.isfinite(found).all():
+        values = _first_answer(model, answers == "embeddings", tokens, threads)
+        if not np.isfinite(values).all():
             raise QuantmillError(f"llama.cpp computes {answers} of it that are not finite")
     native.llama_model_free(model)
     return _listener.lines
@@ -320,9 +320,9 @@ def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDA
     if not last:
         raise QuantmillError(f"llama.cpp gives no {'embeddings' if embeddings else 'logits'} of it")
     size = native.llama_model_n_embd_out(model) if embeddings else words
-    found = logits_at(last, 1, size).copy()
+    values = logits_at(last, 1, size).copy()
     native.llama_free(context)
-    return found
+    return values
 
 
 _listener = Listener()
@@ -333,8 +333,8 @@ def _load(path: Path, params: Any) -> Any:
     _quiet()
     model = native.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        said = _listener.last_words("error loading")
-        raise QuantmillError(f"llama.cpp cannot load it ({said})", path, "check the file")
+        message = _listener.last_words("error loading")
+        raise QuantmillError(f"llama.cpp cannot load it ({message})", path, "check the file")
     return model
 
 

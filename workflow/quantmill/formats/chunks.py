@@ -66,9 +66,9 @@ def read_chunks(path: Path, first: int, count: int) -> tuple[Tokens, list[str]]:
     command = [sys.executable, "-m", __name__, str(path), str(first), str(count)]
     child = subprocess.run(command, capture_output=True, check=False)
     if child.returncode != 0:
-        said = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines()
-        if said and child.returncode > 0:
-            raise QuantmillError(said[-1])
+        lines = child.stderr.decode(errors="replace").strip().removeprefix("error: ").splitlines()
+        if lines and child.returncode > 0:
+            raise QuantmillError(lines[-1])
         code = child.returncode
         raise QuantmillError(f"the process that reads it {signals.how(code)}", path, signals.cure(code))
     head, _, data = child.stdout.partition(b"\n")
@@ -88,11 +88,11 @@ def _read_in_process(path: Path, first: int, count: int) -> tuple[Tokens, list[s
     with _open(path) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         starts = ends - [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        wanted = np.flatnonzero((ends > first) & (starts < first + count)).tolist()
-        if not wanted:
+        groups = np.flatnonzero((ends > first) & (starts < first + count)).tolist()
+        if not groups:
             return np.empty((0, 0), np.int32), []
-        table = file.read_row_groups(wanted, columns=["domain", "tokens"])
-        table = table.slice(first - starts[wanted[0]], count).combine_chunks()
+        table = file.read_row_groups(groups, columns=["domain", "tokens"])
+        table = table.slice(first - starts[groups[0]], count).combine_chunks()
         domains = table.column("domain").to_pylist()
         flat = table.column("tokens").combine_chunks().flatten().to_numpy()
         return flat.astype(np.int32, copy=False).reshape(len(domains), -1), domains

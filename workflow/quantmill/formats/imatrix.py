@@ -6,7 +6,7 @@ matrices] and `NAME.counts` [1, matrices], f32. Legacy `.dat`
 an entry {i32 length, name, i32 calls, i32 values, f32 values: sum / count *
 calls}, i32 chunks, i32 length, dataset (files of before 2024 end before the
 chunks); little-endian. It does not say how many tokens a call was: such an
-imatrix has the context 0, and `TOKENS_A_CALL` where counts are wanted.
+imatrix has the context 0, and `TOKENS_A_CALL` where counts are needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_atomically, writing
 from quantmill.formats import ggufio
 
-STARVED: Final = 32
+UNDER_SAMPLED: Final = 32
 """Tokens below which what an expert itself has seen tells less of its columns than other experts do."""
 
 TOKENS_A_CALL: Final = 512
@@ -49,19 +49,19 @@ class Entry:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(counts > 0, self.in_sum2 / counts, np.float32(1))
 
-    def fed(self) -> Entry:
-        """The entry as quantizing takes it: what an expert lacks to `STARVED` tokens is made up.
+    def made_up(self) -> Entry:
+        """The entry for quantizing: an expert below `UNDER_SAMPLED` tokens is made up to that many.
 
         With the mean over the tensor's experts, each token counted once; an expert
         never seen has that mean alone.
         """
-        starved = self.counts < STARVED
-        if len(self.counts) == 1 or not starved.any() or not self.counts.any():
+        few = self.counts < UNDER_SAMPLED
+        if len(self.counts) == 1 or not few.any() or not self.counts.any():
             return self
         mean = self.in_sum2.sum(axis=0, dtype=np.float64) / self.counts.sum(dtype=np.float64)
         in_sum2, counts = np.array(self.in_sum2), np.array(self.counts)
-        in_sum2[starved] += (STARVED - counts[starved, None]) * mean
-        counts[starved] = STARVED
+        in_sum2[few] += (UNDER_SAMPLED - counts[few, None]) * mean
+        counts[few] = UNDER_SAMPLED
         return Entry(in_sum2, counts)
 
 
@@ -77,9 +77,9 @@ class Imatrix:
     context: int
     entries: Mapping[str, Entry]
 
-    def fed(self) -> Imatrix:
-        """The same with its starved experts helped out, for quantizing."""
-        return replace(self, entries={name: entry.fed() for name, entry in self.entries.items()})
+    def made_up(self) -> Imatrix:
+        """The same for quantizing: under-sampled experts are made up."""
+        return replace(self, entries={name: entry.made_up() for name, entry in self.entries.items()})
 
 
 def write_gguf(path: Path, imatrix: Imatrix) -> None:
@@ -142,7 +142,7 @@ def _legacy(entry: Entry, context: int) -> tuple[int, NDArray[np.float32]]:
 
 
 def read(path: Path) -> Imatrix:
-    """Read either form, told apart by the file's first bytes. QuantmillError where it is neither."""
+    """Read either form, distinguished by the file's first bytes. QuantmillError where it is neither."""
     return read_gguf(path) if _is_gguf(path) else read_dat(path)
 
 
@@ -162,11 +162,11 @@ def read_dat(path: Path) -> Imatrix:
     """
     entries, dataset, chunks = _walk_dat(path)
     scale = np.float32(TOKENS_A_CALL)  # a power of two: no digit is lost
-    found = {
+    by_name = {
         name: Entry(values.reshape(1, -1) * scale, np.array([calls], np.float32) * scale)
         for name, (calls, values) in entries.items()
     }
-    return Imatrix(dataset, chunks, 0, found)
+    return Imatrix(dataset, chunks, 0, by_name)
 
 
 def _walk_dat(path: Path) -> tuple[dict[str, tuple[int, NDArray[np.float32]]], str, int]:

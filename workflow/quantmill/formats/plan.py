@@ -20,7 +20,7 @@ COLUMNS: Final = ["name", "role", "layer", "shape", "source_type", "type", "byte
 class PlanRow:
     """One tensor of the file to be written; `bytes` without padding, `reason` why it has its type.
 
-    `source_type` is `MADE` for a second scale (`NAME.scale`) that comes to be with its nvfp4 weight.
+    `source_type` is `MADE` for a per-tensor scale (`NAME.scale`) that comes to be with its nvfp4 weight.
     """
 
     name: str
@@ -34,7 +34,7 @@ class PlanRow:
 
     @property
     def made(self) -> bool:
-        """Whether it is a second scale, which the source has not."""
+        """Whether it is a per-tensor scale, which the source has not."""
         return self.source_type == MADE
 
     @property
@@ -44,7 +44,7 @@ class PlanRow:
 
 
 def with_scale(rows: Iterable[PlanRow]) -> list[str]:
-    """The nvfp4 weights that get a second scale."""
+    """The nvfp4 weights that get a per-tensor scale."""
     return [scaled_by(row.name) for row in rows if row.made]
 
 

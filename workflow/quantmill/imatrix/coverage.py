@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.formats import ggufio
-from quantmill.formats.imatrix import STARVED, Entry, Imatrix
+from quantmill.formats.imatrix import UNDER_SAMPLED, Entry, Imatrix
 from quantmill.model import roles
 
 # An expert with fewer tokens than this has a poor estimate of its columns'
@@ -101,24 +101,24 @@ def unseen(imatrix: Imatrix, header: ggufio.Header) -> list[str]:
 
 def warnings(missing: list[str], under: list[dict[str, Any]], why_missing: str) -> list[str]:
     """What a reader of the card must know, a sentence each."""
-    found = []
+    sentences = []
     if missing:
         what = f"{len(missing)} quantizable tensors have no importance values ({shown(missing)})"
-        found.append(f"{what}: {why_missing}")
+        sentences.append(f"{what}: {why_missing}")
     if under:
         tensors = Counter(row["name"] for row in under)
         never = sum(1 for row in under if row["count"] == 0)
-        found.append(
+        sentences.append(
             f"{len(under)} experts in {len(tensors)} tensors saw fewer than {FLOOR_TOKENS} tokens "
             f"({never} saw none): use more or more varied calibration text"
         )
-        starved = sum(1 for row in under if row["count"] < STARVED)
-        if starved:
-            found.append(
-                f"{starved} of them saw fewer than {STARVED}: quantizing makes up what they lack with the "
-                "mean over their tensor's experts (the imatrix files hold what was measured)"
+        made_up = sum(1 for row in under if row["count"] < UNDER_SAMPLED)
+        if made_up:
+            sentences.append(
+                f"{made_up} of them saw fewer than {UNDER_SAMPLED}: quantizing makes up what they lack with "
+                "the mean over their tensor's experts (the imatrix files hold what was measured)"
             )
-    return found
+    return sentences
 
 
 def shown(names: list[str]) -> str:

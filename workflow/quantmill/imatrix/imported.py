@@ -37,17 +37,17 @@ def checked(imatrix: Imatrix, header: Header, where: Path) -> tuple[Imatrix, lis
     """
     for name, entry in imatrix.entries.items():
         _refuse_broken(name, entry, where)
-    found, empty = {}, []
+    entries, empty = {}, []
     for tensor in header.tensors:
         if tensor.name in imatrix.entries:
             own = _of_tensor(imatrix.entries[tensor.name], tensor, where)
             if own is not None and own.counts.any():
-                found[tensor.name] = own
+                entries[tensor.name] = own
             else:
                 empty.append(tensor.name)
-    extra = sorted(imatrix.entries.keys() - found.keys() - set(empty))
+    extra = sorted(imatrix.entries.keys() - entries.keys() - set(empty))
     _refuse_foreign(extra, header, where)
-    made = replace(imatrix, entries=found)
+    made = replace(imatrix, entries=entries)
     _refuse_missing(made, header, where)
     warnings = []
     if extra:

@@ -42,11 +42,11 @@ def evaluable(path: Path) -> Iterator[Path]:
     if not has_drafts(header):
         yield path
         return
-    kept = _kept(header)
+    layers = _kept(header)
     with tempfile.TemporaryDirectory() as folder:
         _refuse_if_short(Path(folder), header, path)
-        copy = Path(folder) / "trunk.gguf"
-        _write(header, kept, copy)
+        copy = Path(folder) / "without-mtp.gguf"
+        _write(header, layers, copy)
         yield copy
 
 
@@ -59,18 +59,18 @@ def _kept(header: Header) -> int:
     return header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
 
 
-def _write(header: Header, kept: int, copy: Path) -> None:
-    """The first `kept` layers, and what stands outside the layers."""
-    tensors = [tensor for tensor in header.tensors if layer_of(tensor.name) < kept]
+def _write(header: Header, layers: int, copy: Path) -> None:
+    """The first `layers` layers, and what stands outside the layers."""
+    tensors = [tensor for tensor in header.tensors if layer_of(tensor.name) < layers]
     listed = [(tensor.name, tensor.type_id, tensor.shape) for tensor in tensors]
     with writing(copy, durable=False) as file:
-        file.write(serialize(_kv(header, kept), listed))
+        file.write(serialize(_kv(header, layers), listed))
         for tensor in tensors:
             file.write(part_of(header.shards[tensor.shard], tensor.offset, tensor.bytes))
             file.write(bytes(padded(tensor.bytes) - tensor.bytes))
 
 
-def _kv(header: Header, kept: int) -> Mapping[str, Value]:
+def _kv(header: Header, layers: int) -> Mapping[str, Value]:
     """The key-value pairs of a model of fewer layers: counts, and arrays of a value a layer, are cut."""
     own = f"{header.architecture}."
     gone = {
@@ -86,14 +86,14 @@ def _kv(header: Header, kept: int) -> Mapping[str, Value]:
             element, count = struct.unpack_from("<IQ", raw)
             if count == header.layers:
                 size = (len(raw) - 12) // count
-                kv[key] = ARRAY, struct.pack("<IQ", element, kept) + raw[12 : 12 + kept * size]
-    return kv | {f"{own}block_count": encode_u32(kept)}
+                kv[key] = ARRAY, struct.pack("<IQ", element, layers) + raw[12 : 12 + layers * size]
+    return kv | {f"{own}block_count": encode_u32(layers)}
 
 
 def _refuse_if_short(folder: Path, header: Header, path: Path) -> None:
-    wanted, free = sum(shard.stat().st_size for shard in header.shards), shutil.disk_usage(folder).free
-    if free < wanted:
+    needed, free = sum(shard.stat().st_size for shard in header.shards), shutil.disk_usage(folder).free
+    if free < needed:
         raise QuantmillError(
-            f"ik_llama.cpp evaluates a copy without its multi-token prediction, of {wanted:,} bytes;"
+            f"ik_llama.cpp evaluates a copy without its multi-token prediction, of {needed:,} bytes;"
             f" {folder.parent} has {free:,}", path, "free some space, or set TMPDIR",
         )  # fmt: skip

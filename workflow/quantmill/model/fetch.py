@@ -27,7 +27,7 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
     folder = out.parent / f".{out.name}.fetch"
     where = f"{repo}/{file} at {revision[:12]}"
     try:
-        found = hf_hub_download(repo, file, revision=revision, local_dir=folder)
+        downloaded = hf_hub_download(repo, file, revision=revision, local_dir=folder)
     except Exception as error:  # the client raises those of several libraries
         if isinstance(error, OSError) and error.errno is not None:
             raise QuantmillError(f"cannot be written ({error.strerror})", out, "free some space") from None
@@ -37,7 +37,7 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
             where,
             "check the name and commit, the network, and your access",
         ) from None
-    os.replace(found, out)
+    os.replace(downloaded, out)
     shutil.rmtree(folder)
 
 

@@ -62,21 +62,21 @@ def read_manifest(path: Path, facts: Path) -> Header:
     `{architecture}.`: what llama.cpp's mixtures depend on. QuantmillError where one
     of those is missing, for llama.cpp would guess it and get other sizes.
     """
-    found = read_json(facts)
-    if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
+    description = read_json(facts)
+    if not isinstance(description, dict) or not isinstance(description.get("architecture"), str):
         raise QuantmillError("does not say the architecture", facts, "it is a manifest's model.json")
-    arch, given = found["architecture"], found.get("hyperparameters")
+    arch, given = description["architecture"], description.get("hyperparameters")
     if not isinstance(given, dict):
         raise QuantmillError("has no hyperparameters", facts, f"give block_count and the like of {arch}")
     kv = {"general.architecture": encode_string(arch)}
-    if found.get("name"):
-        kv["general.name"] = encode_string(found["name"])
+    if description.get("name"):
+        kv["general.name"] = encode_string(description["name"])
     kv |= {f"{arch}.{key}": _value(value, f"{facts}: hyperparameters.{key}") for key, value in given.items()}
     tensors = _listed(path)
     _check(given, [tensor.name for tensor in tensors], facts)
     plain = len(serialize(kv, _rows(tensors))) + len(_FILLER) + 20
-    if int(found.get("metadata_bytes", 0)) > plain:  # the vocabulary's bytes, in number
-        kv[_FILLER] = encode_string("." * (int(found["metadata_bytes"]) - plain))
+    if int(description.get("metadata_bytes", 0)) > plain:  # the vocabulary's bytes, in number
+        kv[_FILLER] = encode_string("." * (int(description["metadata_bytes"]) - plain))
     return Header(path, (path,), tuple(tensors), kv, data="none")
 
 
@@ -85,22 +85,22 @@ def hyperparameters(header: Header) -> dict[str, Any]:
     for, NaN and infinity: `model.json`'s.
     """
     prefix = f"{header.architecture}."
-    found = {
+    values = {
         key.removeprefix(prefix): header.value(key)
         for key in header.kv
         if key.startswith(prefix) and len(header.kv[key][1]) < 1 << 16
     }
-    return {key: value for key, value in found.items() if _finite(value)}
+    return {key: value for key, value in values.items() if _finite(value)}
 
 
 def not_finite(header: Header) -> dict[str, str]:
     """The keys of the metadata that hold NaN or infinity, and which of them."""
-    found: dict[str, str] = {}
+    bad_keys: dict[str, str] = {}
     for key, (kind, raw) in header.kv.items():
         if (kind if kind != ARRAY else raw[0]) in _FLOATS and not _finite(value := header.value(key)):
             values = value if isinstance(value, list) else [value]
-            found[key] = "NaN" if any(map(math.isnan, values)) else "infinite"
-    return found
+            bad_keys[key] = "NaN" if any(map(math.isnan, values)) else "infinite"
+    return bad_keys
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def non_finite(type_name: str, data: bytes) -> NDArray[np.int64]:
     if type_name in _INFINITY:
         return _beyond(type_name, data, 0, size)
     if type_name in _SCALES:
-        found = [_beyond("f16", data, place, size) for place in _SCALES[type_name]]
-        return np.unique(np.concatenate(found))
+        places = [_beyond("f16", data, place, size) for place in _SCALES[type_name]]
+        return np.unique(np.concatenate(places))
     if type_name == "mxfp4":  # an exponent, whose largest is NaN
         return np.flatnonzero(np.frombuffer(data, np.uint8)[::size] == 0xFF)
     if type_name == "iq1_m":  # an f16 whose quarters are the upper bits of four words
@@ -79,7 +79,7 @@ def _beyond(kind: str, data: bytes, place: int, step: int) -> NDArray[np.int64]:
 def digests(header: Header, threads: int, done: Callable[[int], None]) -> tuple[dict[str, str], list[str]]:
     """(sha256 (hex) of each tensor's data by name, sha256 of each shard's bytes).
 
-    `done` is told the bytes that have been read. QuantmillError for a tensor with NaN or infinity.
+    `done` is called with the number of bytes read. QuantmillError for a tensor with NaN or infinity.
     """
     tensors, files = {}, []
     with ThreadPoolExecutor(min(2, threads)) as pool:
@@ -140,7 +140,7 @@ def facts(header: Header, files: list[str], size: int) -> dict[str, Any]:
 
 
 class _Broken:
-    """What of a tensor is NaN or infinite, told a part at a time; None: what lies between tensors."""
+    """Looks for NaN and infinity in a tensor, a part at a time; None: what lies between tensors."""
 
     def __init__(self, tensor: Tensor | None) -> None:
         self._tensor = tensor
@@ -153,10 +153,10 @@ class _Broken:
         """Look at the next bytes, whole blocks of its type."""
         if self._type is None:
             return
-        found = non_finite(self._type.name, block)
-        if found.size and self._first < 0:
-            self._first = self._seen + int(found[0])
-        self._count += found.size
+        places = non_finite(self._type.name, block)
+        if places.size and self._first < 0:
+            self._first = self._seen + int(places[0])
+        self._count += places.size
         self._seen += len(block) // self.unit
 
     def refuse(self, path: Path) -> None:

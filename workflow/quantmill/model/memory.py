@@ -28,7 +28,7 @@ from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
 
 UBATCH: Final = 512
-"""Tokens that llama.cpp computes at a time unless told otherwise."""
+"""Tokens that llama.cpp computes at a time by default."""
 
 CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """The types that a cache can have: `kv_cache_types` of llama.cpp's common/arg.cpp."""
@@ -88,12 +88,12 @@ def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | N
     """
     small = _for_caches(header)
     own = int(_value(header, "context_length", 0)) or CONTEXTS[-1]
-    wanted = sorted({context for context in contexts or CONTEXTS if context <= own}) or [own]
-    taken = {(context, kind): needs(small, context, kind) for context in wanted for kind in TABLED}
+    lengths = sorted({context for context in contexts or CONTEXTS if context <= own}) or [own]
+    taken = {(context, kind): needs(small, context, kind) for context in lengths for kind in TABLED}
     total = cache(lambda kind, context: needs(small, context, kind).total)
     devices = [(gb << 30, kind) for gb in DEVICES for kind in TABLED]
     return {
-        "contexts": wanted,
+        "contexts": lengths,
         "context_length": own,
         "reserve_bytes": RESERVE,
         "recipes": {
@@ -116,8 +116,8 @@ def longest(own: int, room: int, total: Callable[[int], int]) -> int:
     `total` says what a context takes.
     """
     steps = range(_PAD, own + 1, _PAD) or range(own, own + 1)
-    found = bisect_right(steps, room, key=total)
-    return steps[found - 1] if found else 0
+    count = bisect_right(steps, room, key=total)
+    return steps[count - 1] if count else 0
 
 
 def _row(size: int, context: int, kind: str, memory: Memory) -> dict[str, Any]:
@@ -298,9 +298,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `model.memory`."""
     plans = [read_json(path) for path in args.plans]
     sizes = {plan["recipe"]: int(plan["file_bytes"]) for plan in plans}
-    found = tables(read_source(args.model), sizes, args.spec["config"]["contexts"])
-    write_json(args.out, found)
-    log.say(f"{len(sizes)} files at {len(found['contexts'])} contexts")
+    report = tables(read_source(args.model), sizes, args.spec["config"]["contexts"])
+    write_json(args.out, report)
+    log.say(f"{len(sizes)} files at {len(report['contexts'])} contexts")
 
 
 if __name__ == "__main__":

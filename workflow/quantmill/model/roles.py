@@ -1,10 +1,10 @@
-"""What a tensor is for, told from its name, in every architecture that llama.cpp knows.
+"""What a tensor is for, by its name, in every architecture that llama.cpp knows.
 
 A block's weight has its own middle name as its role (`blk.3.ffn_down_exps.weight`
 is `ffn_down_exps`), so that roles are the words people already use. What no rule
 speaks of one by one is put in classes: `norm`, `nextn` (multi-token prediction),
 `bias`, `scale`, `vision` and `audio` (towers and projectors), `other` (tables,
-heads of classifiers). A name that no table has is `unknown`, and said to be: it
+heads of classifiers). A name that no table has is `unknown`, with a warning: it
 is never guessed. Source: gguf-py's constants.py and llama.cpp's llama-arch.cpp.
 """
 

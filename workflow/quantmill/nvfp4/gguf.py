@@ -1,4 +1,4 @@
-"""NVFP4 in a GGUF: its blocks, and the second scale of those tensors that llama.cpp multiplies by it.
+"""NVFP4 in a GGUF: its blocks, and the per-tensor scale of those tensors that llama.cpp multiplies by it.
 
 A weight `X.weight` of type nvfp4 may have `X.scale` beside it, F32, one value
 (of experts one each): modelopt's `weight_scale_2`. llama.cpp loads it for every
@@ -76,7 +76,7 @@ def scale_name(weight: str) -> str:
 
 
 def scalable(architecture: str, names: Iterable[str], present: Collection[str]) -> list[str]:
-    """Those of the weights to which llama.cpp applies a second scale; `present` are all tensors' names.
+    """Those of the weights to which llama.cpp applies a per-tensor scale; `present` are all tensors' names.
 
     Not where the tensor has a scale already, of the architecture's own, nor
     where a bias is added: the graph asserts that there is none.
@@ -124,18 +124,18 @@ def weights_only(kv: Mapping[str, Value], names: Collection[str]) -> dict[str, V
     As the converter writes them for W4A16; with what the source's `kv` says of
     other tensors. None at all where there is nothing to say.
     """
-    said: dict[str, bool] = {}
+    precise: dict[str, bool] = {}
     if _NAMES in kv and _PRECISION in kv:
-        said = dict(zip(decode(kv[_NAMES]), decode(kv[_PRECISION]), strict=False))
-    said |= dict.fromkeys(names, False)
+        precise = dict(zip(decode(kv[_NAMES]), decode(kv[_PRECISION]), strict=False))
+    precise |= dict.fromkeys(names, False)
     if not names:
         return {}
-    ordered = sorted(said)
-    flags = bytes(said[name] for name in ordered)
+    ordered = sorted(precise)
+    flags = bytes(precise[name] for name in ordered)
     return {
         _NAMES: (
             ARRAY,
-            struct.pack("<IQ", STRING, len(said)) + b"".join(encode_string(n)[1] for n in ordered),
+            struct.pack("<IQ", STRING, len(precise)) + b"".join(encode_string(n)[1] for n in ordered),
         ),
-        _PRECISION: (ARRAY, struct.pack("<IQ", _BOOL, len(said)) + flags),
+        _PRECISION: (ARRAY, struct.pack("<IQ", _BOOL, len(precise)) + flags),
     }

@@ -41,10 +41,10 @@ def as_bits(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Bits:
 
 def largest(bits: Bits, dtype: str, pool: Executor) -> float | None:
     """The largest magnitude of a tensor; None where a value is not finite."""
-    found = max(pool.map(lambda rows: int(_magnitude(rows).max(initial=0)), pieces(bits)), default=0)
-    if found >= INFINITY[dtype]:
+    largest = max(pool.map(lambda rows: int(_magnitude(rows).max(initial=0)), pieces(bits)), default=0)
+    if largest >= INFINITY[dtype]:
         return None
-    return float(floats(np.array([found], bits.dtype), dtype)[0])
+    return float(floats(np.array([largest], bits.dtype), dtype)[0])
 
 
 def tensor_scale(amax: float) -> np.float32:

@@ -37,8 +37,8 @@ _INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4
 class Task:
     """One tensor to quantize: `sha256` is of the source's data, `importance` f32 [matrices, columns].
 
-    `together` are the weights that share an nvfp4 weight's second scale, itself
-    among them; a second scale is a task of type f32 of its weight.
+    `together` are the weights that share an nvfp4 weight's per-tensor scale, itself
+    among them; a per-tensor scale is a task of type f32 of its weight.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Quantizer:
             raise QuantmillError(str(error), task.name) from error
 
     def _make_scaled(self, task: Task, source: Bytes) -> Bytes:
-        """An nvfp4 weight, or its second scale."""
+        """An nvfp4 weight, or its per-tensor scale."""
         scales = nvfp4.scales([self._largest_of(weight) for weight in task.together])
         if task.type == "f32":
             return scales.view(np.uint8)
@@ -125,7 +125,7 @@ class Quantizer:
         """The largest magnitudes of a weight: looked for once, by whoever asks first, and kept."""
         with self._lock:
             known = self._largest.get(weight.sha256)
-            found = self._largest.setdefault(weight.sha256, Future())
+            future = self._largest.setdefault(weight.sha256, Future())
         if known is None:
             key = Store.key(
                 "quantize.largest", 1, source=weight.sha256, type=weight.type, shape=list(weight.shape)
@@ -134,10 +134,10 @@ class Quantizer:
                 data = self.store.get_or_make(
                     key, lambda: nvfp4.largest(weight, self._workers, self.threads).tobytes()
                 )
-                found.set_result(np.frombuffer(data, np.float32))
+                future.set_result(np.frombuffer(data, np.float32))
             except BaseException as error:
-                found.set_exception(error)
-        return found.result()
+                future.set_exception(error)
+        return future.result()
 
     def __enter__(self) -> Self:
         return self

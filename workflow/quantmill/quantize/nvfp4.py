@@ -1,8 +1,8 @@
-"""Tensors to NVFP4 with their second scales, as modelopt chooses them.
+"""Tensors to NVFP4 with their per-tensor scales, as modelopt chooses them.
 
 The scale of a weight is the largest magnitude of all weights that share it,
 over 6 x 448, and of experts each has its own; what is left is quantized by the
-same arithmetic as checkpoints are, not by ggml's, which knows no second scale.
+same arithmetic as checkpoints are, not by ggml's, which knows no per-tensor scale.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Weight:
 
 def largest(weight: Weight, pool: Executor, threads: int) -> Floats:
     """The largest magnitude of each matrix [matrices]; QuantmillError where a value is not finite."""
-    found = [values.largest(bits, dtype, pool) for bits, dtype in _matrices(weight, pool, threads)]
-    if None in found:
+    magnitudes = [values.largest(bits, dtype, pool) for bits, dtype in _matrices(weight, pool, threads)]
+    if None in magnitudes:
         raise QuantmillError("has values that are not finite", weight.name, "the source is broken")
-    return np.array(found, np.float32)
+    return np.array(magnitudes, np.float32)
 
 
 def scales(largest: list[Floats]) -> Floats:

@@ -24,16 +24,16 @@ MOST: Final = (1 << 16) - 1
 
 def parts(rows: Sequence[PlanRow], most: int) -> list[list[PlanRow]]:
     """The rows of each part: at most `most` bytes of tensors with their padding, metadata not counted."""
-    found: list[list[PlanRow]] = [[]]
+    files: list[list[PlanRow]] = [[]]
     filled = 0
     for row in rows:
         size = padded(row.bytes)
-        if found[-1] and filled + size > most:
-            found.append([])
+        if files[-1] and filled + size > most:
+            files.append([])
             filled = 0
-        found[-1].append(row)
+        files[-1].append(row)
         filled += size
-    return found
+    return files
 
 
 class File(NamedTuple):

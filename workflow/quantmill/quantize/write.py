@@ -64,7 +64,7 @@ class Source:
         return Weight(name, self.sha256[name], tensor.type, tensor.shape, partial(self.data, name))
 
     def data(self, name: str) -> Bytes:
-        """A tensor's bytes; none of a second scale that the source has not."""
+        """A tensor's bytes; none of a per-tensor scale that the source has not."""
         if name not in self.tensors:
             return np.empty(0, np.uint8)
         tensor = self.tensors[name]
@@ -115,7 +115,7 @@ def _task(
 def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
     """The importance f32 [matrices, columns] of a tensor's input; None where the imatrix has none.
 
-    Starved experts have been helped out (`Entry.fed`). QuantmillError where the values have
+    Under-sampled experts are made up for (`Entry.made_up`). QuantmillError where the values have
     another width, or are of other experts: the imatrix is of another model.
     """
     entry = None if imatrix is None else imatrix.entries.get(row.name)
@@ -126,7 +126,7 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
     if experts > 1 and experts != matrices:
         what = f"the imatrix has {experts} experts for it, not {matrices}: it is of another model"
         raise QuantmillError(what, row.name, "make it from this source")
-    mean = entry.fed().mean().reshape(-1)
+    mean = entry.made_up().mean().reshape(-1)
     if mean.size == row.shape[0] * matrices:
         return mean.reshape(matrices, row.shape[0])
     if row.name in types.EXEMPT:
@@ -144,8 +144,10 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[b
         data = source.data(item.name)
         while ahead and sum(size for size, _ in ahead) + data.size > _AHEAD_BYTES:
             yield ahead.popleft()[1]()
-        kept = item.type == item.source_type
-        ahead.append((data.size, partial(getattr, data, "data") if kept else quantizer.start(item, data)))
+        unchanged = item.type == item.source_type
+        ahead.append(
+            (data.size, partial(getattr, data, "data") if unchanged else quantizer.start(item, data))
+        )
     while ahead:
         yield ahead.popleft()[1]()
 
@@ -279,7 +281,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     # A recipe may do without the imatrix that there is: its plan says so.
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
-        imatrix = as_legacy(imatrix.fed())
+        imatrix = as_legacy(imatrix.made_up())
     todo = tasks(rows, source, imatrix, engine)
     kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))

@@ -87,14 +87,14 @@ def examine(engine: str, type_name: str, experts: bool, say: Say) -> None:
             f"{name}: quantizing loses {model.lost:.2f} of a weight, where {_LOST} is much"
         )
     tokens = np.random.default_rng(2).integers(0, VOCABULARY, CONTEXT, np.int32)
-    wanted, certain = reference.logits(model.values, tokens)
+    expected, certain = reference.logits(model.values, tokens)
     tolerance = _COARSER.get((engine, type_name), TOLERANCES[type_name])
 
     def check(tried: str, evaluate: Callable[[], Values]) -> None:
         say(tried)
         got = evaluate()
         count = len(got)
-        fault = compare(got[certain[:count]], wanted[:count][certain[:count]], tolerance)
+        fault = compare(got[certain[:count]], expected[:count][certain[:count]], tolerance)
         if fault is not None:
             raise WrongValuesError(f"{tried}: {fault}")
 
@@ -109,12 +109,12 @@ def examine(engine: str, type_name: str, experts: bool, say: Say) -> None:
                 check(f"{how}, token by token", lambda: _one_by_one(loaded, tokens[:_TOKEN_BY_TOKEN]))
 
 
-def compare(got: Values, wanted: Values, tolerance: float) -> str | None:
+def compare(got: Values, expected: Values, tolerance: float) -> str | None:
     """What is wrong with logits [tokens, vocabulary]; None where rounding explains how they differ."""
     if not np.isfinite(got).all():
         return "NaN or infinity among the logits"
-    size = np.sqrt(np.mean(wanted * wanted, -1, keepdims=True))
-    error = np.abs(got - wanted) / size
+    size = np.sqrt(np.mean(expected * expected, -1, keepdims=True))
+    error = np.abs(got - expected) / size
     of_token, single = float(np.sqrt(np.mean(error * error, -1)).max()), float(error.max())
     if of_token <= tolerance and single <= _SINGLE * tolerance:
         return None
