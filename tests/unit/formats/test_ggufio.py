@@ -10,7 +10,7 @@ import pytest
 import models
 import native
 from quantmill.errors import QuantmillError
-from quantmill.formats import ggufio
+from quantmill.formats import ggufio, output
 from quantmill.formats.ggufio import encode_string, encode_u32, read_header
 
 DATA = Path(__file__).parents[2] / "data"
@@ -103,7 +103,7 @@ def test_a_split_model_is_read_as_one(tmp_path: Path) -> None:
     for tensor in header.tensors:
         data = header.shards[tensor.shard].read_bytes()[tensor.offset : tensor.offset + tensor.bytes]
         assert data == reader[tensor.name].data.tobytes()
-    assert not {key for key in ggufio.output_kv(header, 7, None) if key.startswith("split.")}
+    assert not {key for key in output.output_kv(header, 7, None) if key.startswith("split.")}
 
 
 def test_a_split_model_must_be_complete_and_begun_at_its_first_shard(tmp_path: Path) -> None:
@@ -134,16 +134,16 @@ def test_the_header_is_llama_quantizes_own(tmp_path: Path, name: str, imatrix: b
     made, header = read_header(out), read_header(source)
     types = {t.name: t.type_id for t in made.tensors}
     shapes = {t.name: t.shape for t in header.tensors}
-    order = ggufio.llama_order(shapes)
+    order = output.llama_order(shapes)
     assert order == [t.name for t in made.tensors]
-    ours = ggufio.serialize(ggufio.output_kv(header, Q4_K_M, None), [(n, types[n], shapes[n]) for n in order])
+    ours = ggufio.serialize(output.output_kv(header, Q4_K_M, None), [(n, types[n], shapes[n]) for n in order])
     assert ours == out.read_bytes()[: len(ours)]
     assert made.tensors[0].offset == len(ours)
 
 
 def test_what_the_header_says_of_the_imatrix() -> None:
     header = read_header(DATA / "tiny-llama.gguf")
-    kv = ggufio.output_kv(header, 27, {"file": "f" * 200, "dataset": "d", "entries": 14, "chunks": 2})
+    kv = output.output_kv(header, 27, {"file": "f" * 200, "dataset": "d", "entries": 14, "chunks": 2})
     assert list(kv)[-6:] == [
         "general.quantization_version",
         "general.file_type",
@@ -163,7 +163,7 @@ def test_another_alignment_is_not_passed_on(tmp_path: Path) -> None:
     header = read_header(path)
     assert header.alignment == 64
     assert header.tensors[1].offset - header.tensors[0].offset == 64
-    assert "general.alignment" not in ggufio.output_kv(header, 1, None)
+    assert "general.alignment" not in output.output_kv(header, 1, None)
 
 
 def test_serialize_reads_back(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_serialize_reads_back(tmp_path: Path) -> None:
 
 def test_llama_order_is_by_layer_then_name() -> None:
     names = ["output.weight", "blk.10.a", "blk.2.b", "blk.2.a", "blk.0.z", "token_embd.weight", "enc.blk.9.a"]
-    assert ggufio.llama_order(names) == [
+    assert output.llama_order(names) == [
         "enc.blk.9.a", "output.weight", "token_embd.weight", "blk.0.z", "blk.2.a", "blk.2.b", "blk.10.a",
     ]  # fmt: skip
 

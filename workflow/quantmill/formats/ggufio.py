@@ -29,17 +29,12 @@ ALIGNMENT: Final = 32
 U32, STRING, ARRAY = 4, 8, 9
 
 _OF_EITHER_ENGINE: Final = BY_ID | {kind.id: kind for kind in IK_TYPES.values()}
-_SCALARS: Final = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
-}  # fmt: skip
+_SCALARS: Final = dict(zip((*range(8), 10, 11, 12), [f"<{code}" for code in "BbHhIif?Qqd"], strict=True))
 _MAX_NAME = 64
 _MAX_DIMENSIONS = 4
 _LEAST_KV_BYTES = 8 + 1 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-_OVERRIDE_BYTES = 127  # what llama_model_kv_override holds of a string
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
-_BLOCK = re.compile(r"blk\.(\d+)")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -85,6 +80,16 @@ class Header:
         """`{architecture}.block_count`, 0 where the file has none."""
         return int(self.value(f"{self.architecture}.block_count", 0))
 
+    @property
+    def evaluated(self) -> int:
+        """The layers that are evaluated: without those of multi-token prediction (MTP), which come last."""
+        return self.layers - int(self.value(f"{self.architecture}.nextn_predict_layers", 0))
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether it has layers of multi-token prediction beside others."""
+        return 0 < self.evaluated < self.layers
+
 
 def read_header(path: Path, *, data: bool = True) -> Header:
     """The header of a GGUF file, or of a split model given by its first shard.
@@ -104,8 +109,10 @@ def read_header(path: Path, *, data: bool = True) -> Header:
             raise QuantmillError(f"shard {shard.name} is missing", path, "put all shards in one folder")
         shard_kv, more, _, more_held = _read_file(shard, number, data)
         held = held if more_held == held else "part"
-        if any(key not in shard_kv or decode(shard_kv[key]) != want
-               for key, want in (("split.no", number), ("split.count", count))):  # fmt: skip
+        if any(
+            key not in shard_kv or decode(shard_kv[key]) != want
+            for key, want in (("split.no", number), ("split.count", count))
+        ):
             raise QuantmillError(f"is not shard {number + 1} of {count}", shard, "download it again")
         tensors += more
     _refuse_duplicates(path, [tensor.name for tensor in tensors])
@@ -116,8 +123,9 @@ def read_header(path: Path, *, data: bool = True) -> Header:
     return Header(path, shards, tuple(tensors), kv, alignment, held)
 
 
-def serialize(kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[int, ...]]],
-              alignment: int = ALIGNMENT) -> bytes:  # fmt: skip
+def serialize(
+    kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[int, ...]]], alignment: int = ALIGNMENT
+) -> bytes:
     """A whole GGUF v3 header, padded to the alignment: the tensors' data follow in this order.
 
     `tensors` are (name, type id, shape); each tensor's data is to be padded to
@@ -138,46 +146,6 @@ def serialize(kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[i
     size = sum(map(len, parts))
     parts.append(bytes(padded(size, alignment) - size))
     return b"".join(parts)
-
-
-def output_kv(header: Header, file_type: int, imatrix: Mapping[str, Any] | None) -> dict[str, Value]:
-    """The key-value pairs of a quantized file: what llama-quantize makes of the source's.
-
-    `imatrix` is {"file", "dataset", "entries", "chunks"} where one was used.
-    Source: tools/quantize/quantize.cpp and src/llama-quant.cpp; a key that is
-    set moves to the end, a string is cut to 127 bytes. The output is aligned to
-    32 bytes, so another alignment is not passed on (llama-quantize does, and
-    pads to 32 all the same: such a file cannot be opened).
-    """
-    made = {
-        "general.quantization_version": encode_u32(_QUANTIZATION_VERSION),
-        "general.file_type": encode_u32(file_type),
-    }
-    if imatrix is not None:
-        made["quantize.imatrix.file"] = encode_string(_cut(imatrix["file"]))
-        if imatrix["dataset"]:
-            made["quantize.imatrix.dataset"] = encode_string(_cut(imatrix["dataset"]))
-        made["quantize.imatrix.entries_count"] = encode_u32(imatrix["entries"])
-        if imatrix["chunks"] > 0:
-            made["quantize.imatrix.chunks_count"] = encode_u32(imatrix["chunks"])
-    dropped = {"split.no", "split.count", "split.tensors.count", *made}
-    if header.alignment != ALIGNMENT:
-        dropped.add("general.alignment")
-    return {key: value for key, value in header.kv.items() if key not in dropped} | made
-
-
-def llama_order(names: Iterable[str]) -> list[str]:
-    """Names in the order in which llama-quantize writes tensors: by layer, then by name.
-
-    Source: `weight_name_comparer` of src/llama-model-loader.h. What stands
-    outside the blocks comes first.
-    """
-
-    def key(name: str) -> tuple[int, bytes]:
-        block = _BLOCK.match(name)
-        return int(block[1]) if block else -1, name.encode()
-
-    return sorted(names, key=key)
 
 
 def padded(size: int, alignment: int = ALIGNMENT) -> int:
@@ -380,8 +348,9 @@ def _shard_paths(path: Path, header: Header, count: int) -> tuple[Path, ...]:
         raise QuantmillError(
             f"not the first of {count} shards", path, f"give the file that ends in -00001-of-{count:05}.gguf"
         )
-    return tuple(path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf")
-                 for number in range(1, count + 1))  # fmt: skip
+    return tuple(
+        path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)
+    )
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
@@ -393,7 +362,3 @@ def _refuse_duplicates(path: Path, names: list[str]) -> None:
 def _string(text: str) -> bytes:
     raw = text.encode()
     return _U64.pack(len(raw)) + raw
-
-
-def _cut(text: str) -> str:
-    return text.encode()[:_OVERRIDE_BYTES].decode(errors="ignore")

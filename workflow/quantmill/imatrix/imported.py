@@ -98,7 +98,7 @@ def _refuse_foreign(extra: list[str], header: Header, where: Path) -> None:
 
 def _refuse_missing(imatrix: Imatrix, header: Header, where: Path) -> None:
     """A layer that is evaluated and has not one entry tells that the imatrix is of a smaller model."""
-    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    evaluated = header.evaluated
     known = {roles.layer_of(name) for name in imatrix.entries}
     for name in coverage.unseen(imatrix, header):
         layer = roles.layer_of(name)

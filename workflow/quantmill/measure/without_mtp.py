@@ -39,24 +39,15 @@ def evaluable(path: Path) -> Iterator[Path]:
         yield path
         return
     header = read_header(path, data=False)
-    if not has_drafts(header):
+    if not header.has_mtp:
         yield path
         return
-    layers = _kept(header)
+    layers = header.evaluated
     with tempfile.TemporaryDirectory() as folder:
         _refuse_if_short(Path(folder), header, path)
         copy = Path(folder) / "without-mtp.gguf"
         _write(header, layers, copy)
         yield copy
-
-
-def has_drafts(header: Header) -> bool:
-    """Whether the model has layers of multi-token prediction beside others."""
-    return 0 < _kept(header) < header.layers
-
-
-def _kept(header: Header) -> int:
-    return header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
 
 
 def _write(header: Header, layers: int, copy: Path) -> None:

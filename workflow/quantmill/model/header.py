@@ -26,11 +26,11 @@ from quantmill.formats.ggufio import (
     Value,
     encode_string,
     encode_u32,
-    llama_order,
     padded,
     read_header,
     serialize,
 )
+from quantmill.formats.output import llama_order
 from quantmill.formats.types import known, named, tensor_bytes
 
 FACTS: Final = "model.json"

@@ -210,7 +210,7 @@ def _vocabulary(header: Header) -> int:
 
 def _roles(header: Header) -> dict[int, set[str]]:
     """The roles of each layer's tensors, without the layers of multi-token prediction."""
-    layers = header.layers - int(_value(header, "nextn_predict_layers", 0))
+    layers = header.evaluated
     roles: dict[int, set[str]] = defaultdict(set)
     for tensor in header.tensors:
         if 0 <= layer_of(tensor.name) < layers:

@@ -25,10 +25,9 @@ from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import building, part_of, read_json, read_table, write_json, writing
-from quantmill.formats import ggufio, types
+from quantmill.formats import ggufio, output, types
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
-from quantmill.measure.without_mtp import has_drafts
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize import split
@@ -244,7 +243,7 @@ def how_tried(header: ggufio.Header, engine: str) -> str:
     such file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
     """
     kind = kind_of(header)
-    if not kind.loads or (engine == "ik" and has_drafts(header)):
+    if not kind.loads or (engine == "ik" and header.has_mtp):
         return "read"
     return "answered" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
 
@@ -283,7 +282,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
     todo = tasks(rows, source, imatrix, engine)
-    kv = ggufio.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
+    kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max, log)

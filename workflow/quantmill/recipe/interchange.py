@@ -246,7 +246,7 @@ def _engine(kinds: Iterable[str]) -> str:
 
 def _by_role(header: Header) -> dict[Place, dict[int, list[str]]]:
     """The types of the matrices by place and layer."""
-    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    evaluated = header.evaluated
     found: dict[Place, dict[int, list[str]]] = {}
     for tensor in header.tensors:
         if len(tensor.shape) < 2:

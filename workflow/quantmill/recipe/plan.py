@@ -19,7 +19,8 @@ from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
-from quantmill.formats.ggufio import Header, Tensor, llama_order, output_kv, padded, serialize
+from quantmill.formats.ggufio import Header, Tensor, padded, serialize
+from quantmill.formats.output import llama_order, output_kv
 from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
 from quantmill.formats.types import (
     EXEMPT,
@@ -63,7 +64,7 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
     """
     decided = rules.assign(recipe, header, mixture.quantizable, where)
     tensors = {tensor.name: tensor for tensor in header.tensors}
-    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    evaluated = header.evaluated
     rows, fallbacks = [], {}
     for name in llama_order(tensors):
         tensor, rule = tensors[name], decided.get(name)
@@ -113,7 +114,7 @@ def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> froz
 
     Neither embeddings and output nor layers of multi-token prediction, which are not evaluated.
     """
-    evaluated = header.layers - int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
+    evaluated = header.evaluated
     return frozenset(
         name for name in names if imatrix and name not in EXEMPT and not layer_of(name) >= evaluated >= 0
     )

@@ -127,8 +127,7 @@ def facts(header: Header) -> dict[str, Any]:
 def main_layers(header: Header) -> list[int]:
     """The numbers of the layers that are evaluated: all but those of multi-token prediction."""
     layers = sorted({layer_of(tensor.name) for tensor in header.tensors} - {-1})
-    predicting = int(header.value(f"{header.architecture}.nextn_predict_layers", 0))
-    return [layer for layer in layers if not layer >= header.layers - predicting > 0]
+    return [layer for layer in layers if not layer >= header.evaluated > 0]
 
 
 def _gqa(header: Header) -> int:

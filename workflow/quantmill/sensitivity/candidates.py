@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from quantmill.errors import QuantmillError
 from quantmill.formats import types
-from quantmill.formats.ggufio import Tensor, llama_order
+from quantmill.formats.ggufio import Tensor
 from quantmill.formats.imatrix import Imatrix
+from quantmill.formats.output import llama_order
 from quantmill.formats.plan import PlanRow
 from quantmill.model.roles import layer_of, role_of
 from quantmill.quantize.kernels import Task
