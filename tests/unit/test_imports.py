@@ -1,93 +1,91 @@
-"""The house: imports point down, wings stay small, ctypes stays in the engine."""
+"""Imports point down, without circles; ctypes stays in the engine; docs/imports.md draws them."""
 
-import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "workflow" / "quantmill"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+import imports
+from imports import imported, package_of
 
-# What each wing may import besides itself and the ground (the modules beside the wings).
+MODULES = imports.modules()
+
+# What each package may import besides itself and the core (the modules beside the packages).
 BELOW: dict[str, set[str]] = {
-    "ground": set(),
+    "core": set(),
     "config": set(),
-    "engine": set(),
     "formats": set(),
-    "model": {"formats"},
-    "check": {"formats", "engine", "model"},
-    "imatrix": {"formats", "model"},
-    "nvfp4": {"formats", "model"},
-    "recipe": {"formats", "engine", "model", "nvfp4"},
-    "budget": {"formats", "engine", "model", "recipe"},
-    "quantize": {"formats", "engine", "model", "check", "nvfp4", "recipe"},
-    "measure": {"formats", "engine", "model", "check", "imatrix", "corpus", "recipe", "quantize"},
-    "serve": {"formats", "engine", "model", "corpus", "recipe", "quantize", "measure"},
-    "sensitivity": {"formats", "engine", "model", "corpus", "recipe", "quantize", "measure"},
-    "corpus": {"formats", "engine", "model"},
-    "evaluate": {"formats", "engine", "model", "corpus", "measure"},
-    "checkpoint": {"formats", "engine", "model", "corpus", "recipe", "quantize", "measure", "nvfp4"},
-    "publish": {"formats", "engine", "model", "recipe", "quantize"},
+    "engine": set(),
     "selftest": {"engine"},
+    "model": {"formats"},
+    "nvfp4": {"formats", "model"},
+    "imatrix": {"formats", "model"},
+    "check": {"engine", "formats", "model"},
+    "corpus": {"engine", "formats"},
+    "recipe": {"engine", "formats", "model", "nvfp4"},
+    "budget": {"formats", "model", "recipe"},
+    "quantize": {"check", "engine", "formats", "model", "nvfp4"},
+    "measure": {"check", "engine", "formats", "imatrix", "model"},
+    "serve": {"engine", "formats", "measure"},
+    "sensitivity": {"engine", "formats", "measure", "model", "quantize", "recipe"},
+    "evaluate": {"corpus", "engine", "formats", "measure"},
+    "checkpoint": {"engine", "formats", "measure", "nvfp4"},
+    "publish": {"formats", "quantize"},
     "judge": set(),
     "card": {"judge"},
 }
 
 
-def imported(source: str, module: str) -> set[str]:
-    """The dotted names that `source`, the text of `module`, imports anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = module.split(".")[: -node.level] if node.level else []
-            origin = ".".join([*package, *([node.module] if node.module else [])])
-            found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def wing(name: str) -> str:
-    """The wing of a dotted name within quantmill; `ground` for what stands beside the wings."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in BELOW else "ground"
-
-
 def wrong_imports(source: str, module: str) -> set[str]:
     """The imports of `module` that point up or sideways, or at the user's config."""
-    here = wing(module)
-    allowed = BELOW[here] | {here, "ground"}
+    here = package_of(module)
+    allowed = BELOW[here] | {here, imports.CORE}
     ours = {name for name in imported(source, module) if name.split(".")[0] == "quantmill"}
-    return {name for name in ours if wing(name) not in allowed}
+    return {name for name in ours if package_of(name) not in allowed}
 
 
-def module_name(path: Path) -> str:
-    """The dotted name of a file of the package."""
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts)
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    assert wrong_imports(MODULES[name].read_text(encoding="utf-8"), name) == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_point_down(path: Path) -> None:
-    assert wrong_imports(path.read_text(encoding="utf-8"), module_name(path)) == set()
+def test_no_package_may_import_what_it_does_not() -> None:
+    used = {
+        name: others - {imports.CORE}
+        for name, others in imports.of_packages().items()
+        if name != imports.CORE
+    }
+    assert used == {name: others for name, others in BELOW.items() if name != imports.CORE}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_ctypes_only_in_the_engine(path: Path) -> None:
-    if wing(module_name(path)) != "engine":
+def test_there_is_no_circle() -> None:
+    for edges in (imports.of_modules(), imports.of_packages()):
+        list(TopologicalSorter(edges).static_order())
+
+
+def test_a_circle_would_be_seen() -> None:
+    edges = imports.of_modules()
+    edges["quantmill.errors"] = {"quantmill.store"}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(edges).static_order())
+
+
+def test_the_drawing_is_true() -> None:
+    drawn = Path(__file__).parents[2] / "docs" / "imports.md"
+    assert drawn.read_text("utf-8") == imports.drawing(), "run: python tests/imports.py > docs/imports.md"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_ctypes_only_in_the_engine(name: str) -> None:
+    if package_of(name) != "engine":
         assert "ctypes" not in {
-            name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), module_name(path))
+            other.split(".")[0] for other in imported(MODULES[name].read_text(encoding="utf-8"), name)
         }
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_module_is_at_most_400_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-
-
-def test_every_folder_is_a_known_wing() -> None:
-    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
-    assert folders <= set(BELOW)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_at_most_400_lines(name: str) -> None:
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from statistics import median
 from typing import Final
 
 from quantmill import command
-from quantmill.budget.candidates import Tensor
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_json
+from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import Damage, write_damages
 from quantmill.formats.types import IK_TYPES, fallback, is_quantized, known, named, tensor_bytes
 from quantmill.model.header import read_source
@@ -65,7 +65,7 @@ def read_curve(path: Path) -> dict[str, float]:
 
 
 def damages(
-    tensors: Iterable[Tensor], results: Mapping[str, Mapping[str, float]], curve: Mapping[str, float]
+    tensors: Iterable[PlanRow], results: Mapping[str, Mapping[str, float]], curve: Mapping[str, float]
 ) -> Imported:
     """The damage of each tensor at each type of the curve that llama.cpp or ik_llama.cpp has.
 
@@ -128,7 +128,7 @@ def _points(curve: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
 
 
 def _complete(
-    tensors: Sequence[Tensor], values: Mapping[str, float], label: str, warnings: list[str]
+    tensors: Sequence[PlanRow], values: Mapping[str, float], label: str, warnings: list[str]
 ) -> dict[str, float]:
     """A value for every tensor: what was not measured is the median of its role, else of all."""
     measured = {t.name: v for t in tensors if (v := values.get(t.name, UNMEASURED)) != UNMEASURED}
@@ -157,7 +157,7 @@ def _complete(
     }
 
 
-def _unused(tensors: Iterable[Tensor], results: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _unused(tensors: Iterable[PlanRow], results: Mapping[str, Mapping[str, float]]) -> list[str]:
     names = {tensor.name for tensor in tensors}
     unused = sorted({name for values in results.values() for name in values} - names)
     return [f"the model has not, or never quantizes, {_some(unused, 'column', 'columns')}"] if unused else []
