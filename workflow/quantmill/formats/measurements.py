@@ -1,0 +1,291 @@
+"""The reports of what is measured of a file, in `bench/<row>/`."""
+
+from typing import Annotated, Any, Final, NotRequired, TypedDict
+
+from quantmill.formats.report import Report
+
+Engine = Annotated[str, "ik, where it was measured in ik_llama.cpp; absent: llama.cpp"]
+
+
+class Value(TypedDict):
+    """A value with its standard error."""
+
+    value: float
+    error: float
+
+
+class Mean(TypedDict):
+    """A mean with its standard error."""
+
+    mean: float
+    error: float
+
+
+Distribution = TypedDict(
+    "Distribution",
+    {
+        "mean": float,
+        "error": Annotated[float, "standard error of the mean"],
+        "min": float,
+        "0.1%": float,
+        "1%": float,
+        "5%": float,
+        "10%": float,
+        "25%": float,
+        "median": float,
+        "75%": float,
+        "90%": float,
+        "95%": float,
+        "99%": float,
+        "99.9%": float,
+        "max": float,
+    },
+)
+"""A distribution over the predictions."""
+
+
+class Differences(Distribution):
+    """The same with the root mean square."""
+
+    rms: float
+    rms_error: float
+
+
+class ByChunk(TypedDict):
+    """The mean of each chunk."""
+
+    kld: list[float]
+    nll: list[float]
+    nll_reference: list[float]
+    same_top: list[float]
+
+
+class Gap(TypedDict):
+    """What the reduced form of the predictions is off by, on those that are stored whole."""
+
+    predictions: int
+    kld: Annotated[float, "over the whole vocabulary"]
+    mean: Annotated[float, "of that less the divergence by the reduced form"]
+    error: float
+
+
+class Reference(TypedDict):
+    """The reduced form in which the source's predictions are stored."""
+
+    threshold: float
+    most_of_vocabulary: float
+    samples: int
+    tokens: Annotated[float, "stored of a prediction, mean"]
+    mass: Annotated[float, "their probability, mean"]
+    least_mass: float
+    gap: Gap
+
+
+class Divergence(TypedDict):
+    """The KL divergence of a file's predictions from the source's."""
+
+    corpus: str
+    chunks: int
+    context: int
+    tokens: Annotated[int, "scored predictions"]
+    model_sha256: str
+    reference_sha256: str
+    seconds: float
+    kld: Annotated[Distribution, "nats"]
+    p_diff: Annotated[Differences, "change of the probability of the token that came; a share"]
+    same_top: Annotated[Mean, "share of predictions whose most likely token is the source's"]
+    perplexity: Value
+    perplexity_reference: Value
+    correlation: Annotated[float, "of ln PPL"]
+    log_ratio: Mean
+    ratio: Value
+    difference: Annotated[Value, "of the perplexities, their errors correlated"]
+    by_chunk: ByChunk
+    reference: Reference
+    engine: NotRequired[Engine]
+
+
+class Perplexity(TypedDict):
+    """The perplexity of a file."""
+
+    corpus: str
+    chunks: int
+    context: int
+    tokens: int
+    perplexity: float
+    error: float
+    nll: Annotated[list[float], "mean of each chunk"]
+    seconds: float
+    model_sha256: str
+    engine: NotRequired[Engine]
+
+
+class Rate(TypedDict):
+    """Tokens a second."""
+
+    tokens: int
+    mean: float
+    sd: float
+    samples: list[float]
+
+
+class Machine(TypedDict):
+    """The machine that measured."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+
+
+class Speed(TypedDict):
+    """llama-bench's pp and tg."""
+
+    prompt: Rate
+    generate: Rate
+    threads: int
+    backend: str
+    machine: Machine
+    model_sha256: str
+    engine: NotRequired[Engine]
+
+
+class ServedRate(TypedDict):
+    """Tokens a second, over the repetitions."""
+
+    mean: float
+    sd: float
+    samples: list[float]
+
+
+class Workload(TypedDict):
+    """One kind of request."""
+
+    name: str
+    prompt_tokens: Annotated[float, "mean, with a BOS"]
+    generated_tokens: float
+    prefill: Annotated[ServedRate, "the prompt's tokens over the time to the first piece of text"]
+    decode: Annotated[ServedRate, "the tokens after the first over the time from there to the last"]
+
+
+class Gpu(TypedDict):
+    """The devices whose memory grew by 64 MiB or more while the server ran, added up."""
+
+    name: str
+    power_w: Annotated[float, "mean"]
+    temperature_c: Annotated[float, "highest"]
+    memory_bytes: Annotated[int, "that the server took"]
+
+
+class Served(TypedDict):
+    """Speed behind a server."""
+
+    server: Annotated[str, "name and version"]
+    workloads: list[Workload]
+    gpu: Annotated[Gpu | None, "null where no device is used, or no NVIDIA driver is there"]
+    threads: int
+    machine: Machine
+    model_sha256: str
+
+
+class Audits(TypedDict):
+    """Answers that are odd."""
+
+    empty: int
+    fenced: int
+    verbatim: Annotated[int, "the authors' own solution"]
+    cut_off: Annotated[int, "by max_tokens"]
+    repetition: int
+
+
+class Failures(TypedDict):
+    """Answers that failed, by kind."""
+
+    wrong: int
+    syntax: int
+    error: int
+    timeout: int
+    limits: int
+
+
+class HumanEval(TypedDict):
+    """Code that a model wrote, run against tests."""
+
+    problems: int
+    passed: int
+    pass_at_1: float
+    interval: Annotated[list[float], "low and high: Wilson, 95 %"]
+    audits: Audits
+    failures: Failures
+    generated_tokens: int
+    tokens_per_s: Annotated[float, "of `seconds`"]
+    seconds: Annotated[float, "of generating"]
+    prompt_seconds: Annotated[float, "of the prompts, before it"]
+    settings: Annotated[
+        dict[str, Any],
+        "the config's, `file` (base name of the problems) and `confined` (whether code ran in the sandbox)",
+    ]
+    model_sha256: str
+
+
+class Sample(TypedDict):
+    """An answer to a problem of HumanEval."""
+
+    task_id: str
+    answer: str
+    code: Annotated[str, "that was run, without the tests"]
+    passed: bool
+    result: Annotated[str, "passed, or the kind of failure"]
+    message: str
+    tokens: int
+    empty: bool
+    fenced: bool
+    verbatim: bool
+    cut_off: bool
+    repetition: bool
+
+
+class Task(TypedDict):
+    """One task and metric of lm-eval."""
+
+    name: str
+    metric: Annotated[str, "such as acc; with lm-eval's filter where it has one: exact_match (strict-match)"]
+    value: float
+    stderr: float | None
+    samples: int | None
+    chance: Annotated[float | None, "what guessing gives of multiple choice"]
+
+
+class Tasks(TypedDict):
+    """Tasks of lm-eval."""
+
+    tasks: list[Task]
+    settings: Annotated[dict[str, Any], "the config's, and lm-eval's version"]
+    model_sha256: str
+
+
+DIVERGENCE: Final = Report[Divergence](
+    "bench/<row>/kld.json",
+    "measure.divergence",
+    (Divergence,),
+    "In `bench/source/` it is the source's divergence from itself, the noise floor: 0.",
+)
+PERPLEXITY: Final = Report[Perplexity](
+    "bench/<row>/perplexity.json",
+    "measure.perplexity",
+    (Perplexity,),
+    "`bench/source/` is the source itself.",
+)
+SPEED: Final = Report[Speed]("bench/<row>/speed.json", "measure.speed", (Speed,), "Rates in tokens a second.")
+SERVED: Final = Report[Served]("bench/<row>/served.json", "serve.measure", (Served,), "As a client sees it.")
+HUMANEVAL: Final = Report[HumanEval](
+    "bench/<row>/humaneval.json", "evaluate.humaneval", (HumanEval,), "pass@1, greedy."
+)
+SAMPLES: Final = Report[Sample](
+    "bench/<row>/humaneval.jsonl",
+    "evaluate.humaneval",
+    (Sample,),
+    "An answer a line, in the problems' order.",
+)
+TASKS: Final = Report[Tasks](
+    "bench/<row>/tasks.json", "evaluate.tasks", (Tasks,), "By lm-eval's own scoring."
+)
