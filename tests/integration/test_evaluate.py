@@ -141,7 +141,7 @@ def test_what_is_said_of_answers(tmp_path: Path) -> None:
     found = humaneval.samples(
         problems, given, sandbox.Limits(), chat=True, confined=True, threads=2, log=Log()
     )
-    written = humaneval.report(found, given, {})
+    written = humaneval.report(found, given, {}, "sha256")
     assert [row["result"] for row in found] == ["passed", "wrong", "syntax"]
     assert written["audits"] == {"empty": 0, "fenced": 1, "verbatim": 1, "cut_off": 1, "repetition": 1}
     assert written["failures"] == {"wrong": 1, "syntax": 1, "error": 0, "timeout": 0, "limits": 0}

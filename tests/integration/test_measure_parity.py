@@ -107,7 +107,7 @@ def test_perplexity_is_llama_perplexity_s(tmp_path, model):
         log=Log(),
     )
     assert nll.shape == (20, CONTEXT // 2 - 1)
-    found = perplexity.report({"corpus": "text", "context": CONTEXT}, nll, 0)
+    found = perplexity.report({"corpus": "text", "chunks": len(nll), "context": CONTEXT}, nll, 0, "sha256")
     value, error = PERPLEXITY[model]
     assert found["perplexity"] == pytest.approx(value, rel=1e-4)
     assert found["error"] == pytest.approx(error, rel=1e-4)

@@ -1,4 +1,4 @@
-"""How a process ended: what its exit code means, the last that it said, and what helps against a signal."""
+"""How a process ended: what its exit code means, its last line, and what helps against a signal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cure(code: int) -> str:
 
 
 def last_words(said: str) -> str:
-    """The line that says why a program ended, else the last that it said; empty where it said nothing."""
+    """The line that gives the reason why a program ended, else its last one; empty where there is none."""
     stripped = (line.strip() for line in said.splitlines())
     lines = [line for line in stripped if line and not _FRAME.search(line)]
     reasons = (line for reason in _REASONS for line in lines if reason.search(line))

@@ -104,7 +104,7 @@ def test_a_pre_tokenizer_is_taken_for_the_checkpoints(tmp_path: Path, source: Pa
         ("import nothing_such",
          "a checkpoint: the converter's environment lacks nothing_such; build it anew: make converter"),
         ("out.write_bytes(b'GGUF')", ".gguf: truncated"),
-        ("sys.exit(3)", "a checkpoint: the converter failed (nothing); the log has all that it said"),
+        ("sys.exit(3)", "a checkpoint: the converter failed (nothing); the log has its whole output"),
     ],
 )  # fmt: skip
 def test_a_failure_is_one_line_and_leaves_nothing(
@@ -169,7 +169,7 @@ You need to have sentencepiece or tiktoken installed to convert a slow tokenizer
          " that it is like: source: {checkpoint: ..., pre_tokenizer: qwen2}"),
         (NO_TOKENIZER,
          "m: the converter failed (ValueError: Couldn't instantiate the backend tokenizer from one of:);"
-         " the log has all that it said"),
+         " the log has its whole output"),
         ("INFO:hf-to-gguf:Model architecture: X\nERROR:hf-to-gguf:Model X is not supported\n",
          "m/config.json: the converter knows no architecture X; take a GGUF of the model"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantmill.checkpoint.modules import exclude_list, excluded, find, kept_modules
+from quantmill.checkpoint.modules import exclude_list, excluded, find, unchanged_modules
 from quantmill.checkpoint.safetensors import Tensor
 
 TAKEN = {
@@ -52,8 +52,8 @@ def test_without_a_number_of_layers_none_is_beyond() -> None:
     assert len(find(tensors(["layers.99.mlp.up_proj.weight"]), layers=None)) == 1
 
 
-def test_kept_modules_are_matrices_and_the_head_of_tied_models() -> None:
-    found = kept_modules(tensors(KEPT[1:]).values(), set())
+def test_unchanged_modules_are_matrices_and_the_head_of_tied_models() -> None:
+    found = unchanged_modules(tensors(KEPT[1:]).values(), set())
     assert found == sorted(
         name.removesuffix(".weight") for name in KEPT if not name.endswith((".bias", "norm.weight"))
     )

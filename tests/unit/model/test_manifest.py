@@ -43,9 +43,9 @@ def test_every_tensor_and_the_file_are_hashed(tmp_path: Path, threads: int) -> N
 
 def test_a_row_and_the_facts() -> None:
     header = read_header(MOE)
-    rows = {row[0]: row for row in manifest.rows(header, {t.name: "ab" for t in header.tensors})}
+    rows = {row.name: row for row in manifest.rows(header, {t.name: "ab" for t in header.tensors})}
     row = rows["blk.0.ffn_up_exps.weight"]
-    assert row == ["blk.0.ffn_up_exps.weight", "ffn_up_exps", 0, 256, 256, 4, 1, "f16", 524288, "ab"]
+    assert row == ("blk.0.ffn_up_exps.weight", "ffn_up_exps", 0, (256, 256, 4), "f16", 524288, "ab")
     facts = manifest.facts(header, ["a"], 3)
     assert {key: facts[key] for key in ("architecture", "layers", "experts", "experts_used", "sha256")} == {
         "architecture": "qwen35moe", "layers": 2, "experts": 4, "experts_used": 2, "sha256": "a",

@@ -63,7 +63,13 @@ class Publisher:
 
     def quant(self, recipe: str, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
-        facts = {"file": f"tiny-{recipe}.gguf", "bytes": len(data), "sha256": sha256, "tensors": 1}
+        facts = {
+            "file": f"tiny-{recipe}.gguf",
+            "bytes": len(data),
+            "sha256": sha256,
+            "tensors": 1,
+            "tried": "answered",
+        }
         self.write(f"gguf/tiny-{recipe}.gguf", data)
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
         return sha256
@@ -188,7 +194,14 @@ def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
         name, data = f"tiny-Q8_0/tiny-Q8_0-0000{number}-of-00002.gguf", bytes([number]) * 100
         publisher.write(f"gguf/{name}", data)
         parts.append({"file": name, "bytes": 100, "sha256": hashlib.sha256(data).hexdigest()})
-    facts = {"file": parts[0]["file"], "bytes": 200, "sha256": "0" * 64, "parts": parts, "tensors": 2}
+    facts = {
+        "file": parts[0]["file"],
+        "bytes": 200,
+        "sha256": "0" * 64,
+        "parts": parts,
+        "tensors": 2,
+        "tried": "answered",
+    }
     publisher.write("gguf/tiny-Q8_0.json", json.dumps(facts).encode())
     publisher.publish()
     assert set(hub.repositories[REPO]) == ALL - {"tiny-Q8_0.gguf"} | {part["file"] for part in parts}

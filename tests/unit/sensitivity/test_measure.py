@@ -38,9 +38,8 @@ def source_of(folder: Path, **options) -> Source:
     header = read_header(path)
     digests, _ = manifest.digests(header, 1, lambda count: None)
     rows = manifest.rows(header, digests)
-    from quantmill.files import write_table
 
-    write_table(folder / "manifest.tsv", manifest.COLUMNS, rows)
+    write_manifest(folder / "manifest.tsv", rows)
     return Source(path, folder / "manifest.tsv")
 
 

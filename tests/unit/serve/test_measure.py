@@ -129,7 +129,7 @@ MISBEHAVING = {
     "broken": "the server: ended with code 1 before it answered (its last words: no such model)",
     "dying": "the server: ended with code 9 in mid-run (its last words: out of memory)",
     "killed": "the server: ended by SIGKILL in mid-run; start it by hand",
-    "silent": "the server: said nothing for 4 s in mid-run",
+    "silent": "the server: sent nothing for 4 s in mid-run",
     "early": "the server: ended a text before its 4 tokens (finish_reason stop)",
 }
 
@@ -178,9 +178,9 @@ def test_a_server_that_does_not_end_is_killed(fake: Fake) -> None:
 
 
 def test_rates() -> None:
-    found = rates([100, 100], [Timing(0.5, 2.0, 21, 21), Timing(0.25, 4.0, 21, 21)])
-    assert found["prefill"]["samples"] == [200, 400]
-    assert found["decode"] == {"mean": 7.5, "sd": pytest.approx(3.5355339), "samples": [10, 5]}
+    prefill, decode = rates([100, 100], [Timing(0.5, 2.0, 21, 21), Timing(0.25, 4.0, 21, 21)])
+    assert prefill["samples"] == [200, 400]
+    assert decode == {"mean": 7.5, "sd": pytest.approx(3.5355339), "samples": [10, 5]}
 
 
 def test_a_workload_that_the_model_was_not_made_for() -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from quantmill import command
 from quantmill.check import trial
 from quantmill.check.kind import Asked, kind_of, refuse
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
 from quantmill.formats.ggufio import read_header
+from quantmill.formats.source import CHECK, Check
 from quantmill.model.header import not_finite
 from quantmill.progress import Log
 
@@ -24,7 +24,7 @@ _CURE: Final = (
 )
 
 
-def check(path: Path, model: str, requested: list[Asked], where: str) -> dict[str, Any]:
+def check(path: Path, model: str, requested: list[Asked], where: str) -> Check:
     """What `check.json` of docs/files.md says of the source at `path`.
 
     QuantmillError where it is no source, where something is requested that its kind cannot give, and where
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     model = args.spec["config"]["model"]
     requested = [Asked(*one) for one in args.asked["models"].get(model, [])]
     report = check(args.model, model, requested, args.asked["file"])
-    write_json(args.out, report)
+    CHECK.write(args.out, report)
     log.warn(report["warnings"])
     log.say(f"{args.model.name} is {report['words']}")
 

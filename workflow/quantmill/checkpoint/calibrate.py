@@ -22,7 +22,8 @@ from quantmill.engine.evaluator import Tokens
 from quantmill.engine.graph import MatMul
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.formats.importance import ACTIVATIONS
+from quantmill.formats.settings import Chunks
 from quantmill.measure.score import load_chunks, observed, with_bos
 from quantmill.progress import Log, Progress
 from quantmill.store import Store
@@ -41,7 +42,7 @@ class Largest:
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, float] = {}
+        self.largest_of: dict[str, float] = {}
         self._last: str | None = None
 
     def __call__(self, node: MatMul) -> bool:
@@ -52,12 +53,12 @@ class Largest:
         values = node.input()
         # np.maximum keeps what is no number.
         largest = np.maximum(values.max(), -values.min())
-        self.found[name] = float(np.maximum(self.found.get(name, 0.0), largest))
+        self.largest_of[name] = float(np.maximum(self.largest_of.get(name, 0.0), largest))
         return name != self._last
 
     def saw_all(self) -> None:
         """A graph is done: the next ones may end where the last wanted weight is, before the head."""
-        self._last = next(reversed(self.found), None)
+        self._last = next(reversed(self.largest_of), None)
 
 
 def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progress) -> dict[str, float]:
@@ -65,7 +66,7 @@ def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progre
 
     Every token asks for its logits, or the last layer would see some of them only.
     """
-    largest.found = {}
+    largest.largest_of = {}
     for chunk in chunks:
         tokens = with_bos(chunk, model.bos)
         model.clear()
@@ -74,7 +75,7 @@ def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progre
             model.decode(tokens[start:stop], start, discard=stop == len(tokens))
             largest.saw_all()
         progress.add(1)
-    return largest.found
+    return largest.largest_of
 
 
 def measure(
@@ -103,15 +104,23 @@ def measure(
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.calibrate`."""
-    config = args.spec["config"]
+    config: Chunks = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = Store(args.store, args.store_max, log)
-    found = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
-    facts = {key: config[key] for key in ("corpus", "chunks", "context")}
-    write_json(args.activations, facts | {"largest": found})
+    activations = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    ACTIVATIONS.write(
+        args.activations,
+        {
+            "corpus": config["corpus"],
+            "chunks": config["chunks"],
+            "context": config["context"],
+            "largest": activations,
+        },
+    )
     log.say(
-        f"the largest inputs of {len(found)} MLP weights, {max(found.values(), default=0):.4g} at most; "
+        f"the largest inputs of {len(activations)} MLP weights, "
+        f"{max(activations.values(), default=0):.4g} at most; "
         f"{store.made} units made, {store.reused} reused"
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from quantmill.checkpoint.forms import Form
 from quantmill.checkpoint.modules import Part
 from quantmill.checkpoint.safetensors import Bytes, Checkpoint, Tensor
 from quantmill.errors import QuantmillError
+from quantmill.formats.publication import QuantizedWeight
 from quantmill.nvfp4 import values as nvfp4
 
 # The root of summed squares is off by 0.095 for weights of a normal distribution, and by less
@@ -26,9 +26,15 @@ _PIECE = 1 << 24
 
 
 def check(
-    form: Form, folder: Path, source: Checkpoint, parts: Iterable[Part], kept: list[Tensor],
-    inputs: dict[str, float], pool: Executor, done: Callable[[int], None],
-) -> list[dict[str, Any]]:  # fmt: skip
+    form: Form,
+    folder: Path,
+    source: Checkpoint,
+    parts: Iterable[Part],
+    unchanged: list[Tensor],
+    inputs: dict[str, float],
+    pool: Executor,
+    done: Callable[[int], None],
+) -> list[QuantizedWeight]:
     """Names, dtypes, shapes, every byte that was to stay, and the error of every matrix that was not.
 
     Returns a row for each quantized matrix: module, shape, source dtype, and
@@ -38,37 +44,37 @@ def check(
     """
     made = Checkpoint(folder)
     parts = list(parts)
-    expected, found = (
+    expected, actual = (
         {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
         for tensors in (
-            [*kept, *(tensor for part in parts for tensor in form.outputs(part))],
+            [*unchanged, *(tensor for part in parts for tensor in form.outputs(part))],
             made.tensors.values(),
         )
     )
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise _wrong(f"is {found.get(name)}, not {expected.get(name)}", name, folder)
-    for tensor in kept:
+    for name in sorted(actual.keys() | expected.keys()):
+        if actual.get(name) != expected.get(name):
+            raise _wrong(f"is {actual.get(name)}, not {expected.get(name)}", name, folder)
+    for tensor in unchanged:
         if not _same(made.data(made.tensors[tensor.name]), source.data(tensor)):
             raise _wrong("was to stay as it is and did not", tensor.name, folder)
         done(tensor.bytes)
-    rows = []
+    rows: list[QuantizedWeight] = []
     for part in parts:
         error = _error(form, made, source, part, pool)
         if not error <= ERROR_MAX:
             raise _wrong(f"has a relative error of {error:.3g} read back", part.module, folder)
         if form.activations and _input_scale(form, made, part) != form.input_scale(inputs[part.module]):
             raise _wrong("has not the input's scale that was calibrated", part.module, folder)
-        rows.append(
-            {
-                "name": part.module,
-                "role": part.module.rpartition(".")[2],
-                "shape": [*part.shape],
-                "dtype": part.tensor.dtype,
-                "error": round(error, 6),
-                **({"input": inputs[part.module]} if form.activations else {}),
-            }
-        )
+        row: QuantizedWeight = {
+            "name": part.module,
+            "role": part.module.rpartition(".")[2],
+            "shape": [*part.shape],
+            "dtype": part.tensor.dtype,
+            "error": round(error, 6),
+        }
+        if form.activations:
+            row["input"] = inputs[part.module]
+        rows.append(row)
         done(part.bits(source).nbytes)
     return rows
 
@@ -93,4 +99,4 @@ def _input_scale(form: Form, made: Checkpoint, part: Part) -> np.float32:
 
 
 def _wrong(what: str, name: str, folder: Path) -> QuantmillError:
-    return QuantmillError(f"{name} {what}", folder, "nothing was kept; look at that tensor in the source")
+    return QuantmillError(f"{name} {what}", folder, "no file was written; look at that tensor in the source")

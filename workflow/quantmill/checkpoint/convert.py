@@ -22,8 +22,10 @@ from typing import Any
 from quantmill import command, signals
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.files import read_json
 from quantmill.formats.ggufio import Header, read_header
+from quantmill.formats.settings import Convert
+from quantmill.formats.source import CONVERTED, Converted
 from quantmill.progress import Log
 
 SCRIPT = Path("llama.cpp", "convert_hf_to_gguf.py")
@@ -62,13 +64,13 @@ def converter_of(folder: Path) -> tuple[Path, Path]:
 
 
 def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]:
-    """Run the converter until it ends; its exit code and all it said. Progress is `out`'s size."""
-    said = out.with_suffix(".log")
+    """Run the converter until it ends; its exit code and its output. Progress is `out`'s size."""
+    log_file = out.with_suffix(".log")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         with (
-            said.open("wb") as output,
+            log_file.open("wb") as output,
             log.progress("convert", round(expected / 2**20, 1), "MiB") as progress,
             subprocess.Popen(words, stdout=output, stderr=output, env=environment) as process,
         ):
@@ -81,37 +83,37 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
                     done = size
             finally:
                 process.kill()
-        return process.returncode, said.read_text(errors="replace", encoding="utf-8")
+        return process.returncode, log_file.read_text(errors="replace", encoding="utf-8")
     finally:
-        said.unlink(missing_ok=True)
+        log_file.unlink(missing_ok=True)
 
 
-def failure(code: int, said: str, source: Path) -> QuantmillError:
+def failure(code: int, output: str, source: Path) -> QuantmillError:
     """What the converter's failure means, in one line."""
     if code < 0:
-        last = signals.last_words(said)
+        last = signals.last_words(output)
         what = f"the converter was {signals.how(code)}" + (f" ({last})" if last else "")
-        cure = signals.cure(code) if code == -signal.SIGKILL else "the log has all that it said"
+        cure = signals.cure(code) if code == -signal.SIGKILL else "the log has its whole output"
         return QuantmillError(what, source, cure)
-    if found := _UNSUPPORTED.search(said):
-        what = f"the converter knows no architecture {found[1]}"
+    if match := _UNSUPPORTED.search(output):
+        what = f"the converter knows no architecture {match[1]}"
         return QuantmillError(what, source / "config.json", "take a GGUF of the model")
-    if "pre-tokenizer was not recognized" in said:
-        found = _HASH.search(said)
-        what = f"the converter does not know its tokenizer (hash {found[1] if found else 'not said'})"
+    if "pre-tokenizer was not recognized" in output:
+        match = _HASH.search(output)
+        what = f"the converter does not know its tokenizer (hash {match[1] if match else 'not output'})"
         cure = "name the pre-tokenizer that it is like: source: {checkpoint: ..., pre_tokenizer: qwen2}"
         return QuantmillError(what, source, cure)
-    if found := _MISSING.search(said):
-        what = f"the converter's environment lacks {found[1] or found[2]}"
+    if match := _MISSING.search(output):
+        what = f"the converter's environment lacks {match[1] or match[2]}"
         return QuantmillError(what, source, "build it anew: make converter")
-    raised = [match for match in map(_RAISED.fullmatch, said.splitlines()) if match]
-    last = f"{raised[-1][1]}: {raised[-1][2]}" if raised else (said.strip().splitlines() or ["nothing"])[-1]
+    raised = [match for match in map(_RAISED.fullmatch, output.splitlines()) if match]
+    last = f"{raised[-1][1]}: {raised[-1][2]}" if raised else (output.strip().splitlines() or ["nothing"])[-1]
     what = " ".join(last.split()).removesuffix(": None").removesuffix(".")
     what = what if len(what) <= _SAID_MAX else f"{what[: _SAID_MAX - 3]}..."
-    return QuantmillError(f"the converter failed ({what})", source, "the log has all that it said")
+    return QuantmillError(f"the converter failed ({what})", source, "the log has its whole output")
 
 
-def report(source: Checkpoint, config: dict[str, Any], header: Header, to: str) -> dict[str, Any]:
+def report(source: Checkpoint, config: dict[str, Any], header: Header, to: str) -> Converted:
     """What was converted, and to what: `source/<model>.gguf.json` of docs/files.md."""
     return {
         "checkpoint": source.folder.resolve().name,
@@ -128,7 +130,7 @@ def report(source: Checkpoint, config: dict[str, Any], header: Header, to: str) 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.convert`."""
-    settings = args.spec["config"]
+    settings: Convert = args.spec["config"]
     source, config = Checkpoint(args.source), dict(read_json(args.source / "config.json"))
     python, llama = converter_of(args.converter)
     expected = sum(2 * t.bytes // _WIDTHS.get(t.dtype, 1) for t in source.tensors.values())
@@ -143,13 +145,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
     words: list[Path | str] = [python, "-P", _RUNNER, llama, pre_tokenizer, drafts, args.source]
     words += ["--outfile", part, "--outtype", settings["to"]]
     try:
-        # Not resolved: the environment's python is a link, and is told by its place.
-        code, said = run(
+        # Not resolved: the environment's python is a link, and its place decides.
+        code, output = run(
             [str(w.absolute() if isinstance(w, Path) else w) for w in words], part, expected, log
         )
-        log.say("\n".join(line.rpartition("\r")[2] for line in said.splitlines()))
+        log.say("\n".join(line.rpartition("\r")[2] for line in output.splitlines()))
         if code != 0:
-            raise failure(code, said, args.source)
+            raise failure(code, output, args.source)
         read_header(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -158,7 +160,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         with suppress(OSError):
             part.unlink()
     facts = report(source, config, read_header(args.gguf), settings["to"])
-    write_json(args.facts, facts)
+    CONVERTED.write(args.facts, facts)
     log.say(f"{facts['tensors']} tensors, {facts['bytes']:,} bytes")
 
 

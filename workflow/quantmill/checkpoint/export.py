@@ -22,10 +22,15 @@ from numpy.typing import NDArray
 from quantmill import command
 from quantmill.checkpoint.check import check
 from quantmill.checkpoint.forms import CONFIG, FORMS, QUANT_CONFIG, Form
-from quantmill.checkpoint.modules import Part, find, inputs_of, kept_modules
+from quantmill.checkpoint.modules import Part, find, inputs_of, unchanged_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
 from quantmill.files import building, read_json, write_json
+from quantmill.formats.importance import ACTIVATIONS
+from quantmill.formats.publication import CHECKPOINT, Calibration, ErrorSpread, OfDtype, QuantizedWeight
+from quantmill.formats.publication import Checkpoint as CheckpointReport
+from quantmill.formats.publication import Part as File
+from quantmill.formats.settings import Export
 from quantmill.nvfp4 import values as nvfp4
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
@@ -56,7 +61,7 @@ def carried(folder: Path) -> list[Path]:
 
 
 def write_weights(
-    form: Form, folder: Path, source: Checkpoint, groups: list[list[Part]], kept: list[Tensor],
+    form: Form, folder: Path, source: Checkpoint, groups: list[list[Part]], unchanged: list[Tensor],
     inputs: dict[str, float], pool: Executor, done: Callable[[int], None],
 ) -> None:  # fmt: skip
     """The tensors, in files of the source's names, and their index where the source has one.
@@ -65,7 +70,7 @@ def write_weights(
     `inputs` has the largest magnitude that enters each, where activations are
     quantized too.
     """
-    outputs = outputs_of(form, groups, kept)
+    outputs = outputs_of(form, groups, unchanged)
     with ExitStack() as stack:
         writers = {
             shard: stack.enter_context(
@@ -73,7 +78,7 @@ def write_weights(
             )
             for shard in source.shards
         }
-        for tensor in kept:
+        for tensor in unchanged:
             writers[tensor.file].put(tensor.name, source.data(tensor))
             done(tensor.bytes)
         for group in groups:
@@ -93,9 +98,9 @@ def write_weights(
         write_json(folder / INDEX, {"metadata": metadata, "weight_map": placed})
 
 
-def outputs_of(form: Form, groups: list[list[Part]], kept: list[Tensor]) -> list[Tensor]:
+def outputs_of(form: Form, groups: list[list[Part]], unchanged: list[Tensor]) -> list[Tensor]:
     """All tensors of the new checkpoint; `file` is the source's file, by whose name theirs goes."""
-    return [*kept, *(tensor for group in groups for part in group for tensor in form.outputs(part))]
+    return [*unchanged, *(tensor for group in groups for part in group for tensor in form.outputs(part))]
 
 
 def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
@@ -106,12 +111,18 @@ def _largest(part: Part, source: Checkpoint, pool: Executor) -> float:
 
 
 def report(
-    form: Form, folder: Path, source: Checkpoint, config: dict[str, Any], recipe: str,
-    rows: list[dict[str, Any]], exclude: list[str], calibration: dict[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
+    form: Form,
+    folder: Path,
+    source: Checkpoint,
+    config: dict[str, Any],
+    recipe: str,
+    rows: list[QuantizedWeight],
+    exclude: list[str],
+    calibration: Calibration | None,
+) -> CheckpointReport:
     """`checkpoint/<model>-<recipe>.json` of docs/files.md: what the folder holds, and how far it is off."""
     tensors = list(Checkpoint(folder).tensors.values())
-    files = [
+    files: list[File] = [
         {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
     ]
@@ -145,17 +156,17 @@ def report(
     }
 
 
-def by_dtype(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
+def by_dtype(tensors: Iterable[Tensor]) -> dict[str, OfDtype]:
     """How many tensors and bytes there are of each dtype."""
-    found: dict[str, dict[str, int]] = {}
+    totals: dict[str, OfDtype] = {}
     for tensor in tensors:
-        entry = found.setdefault(tensor.dtype, {"tensors": 0, "bytes": 0})
+        entry = totals.setdefault(tensor.dtype, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += tensor.bytes
-    return dict(sorted(found.items()))
+    return dict(sorted(totals.items()))
 
 
-def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def spread(rows: list[QuantizedWeight]) -> ErrorSpread:
     """The relative errors of some matrices: how many there are, mean, largest, and whose it is."""
     worst = max(rows, key=lambda row: row["error"])
     mean = round(math.fsum(row["error"] for row in rows) / len(rows), 6)
@@ -164,21 +175,26 @@ def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.export`."""
-    settings = args.spec["config"]
+    settings: Export = args.spec["config"]
     form = replace(FORMS[settings["form"]], activations=args.activations is not None)
     config = read_config(args.source)
     source = Checkpoint(args.source)
     groups = find(source.tensors, layers_of(config))
     parts = [part for group in groups for part in group]
     quantized = [part.module for part in parts]
-    calibration = read_json(args.activations) if form.activations else None
-    inputs = inputs_of(groups, calibration.pop("largest")) if calibration else {}
+    activations = ACTIVATIONS.read(args.activations) if form.activations else None
+    inputs = inputs_of(groups, activations["largest"]) if activations else {}
+    calibration: Calibration | None = activations and {
+        "corpus": activations["corpus"],
+        "chunks": activations["chunks"],
+        "context": activations["context"],
+    }
     taken = {part.tensor.name for part in parts}
-    kept = [tensor for tensor in source.tensors.values() if tensor.name not in taken]
-    unchanged = kept_modules(kept, quantized)
+    unchanged = [tensor for tensor in source.tensors.values() if tensor.name not in taken]
+    modules = unchanged_modules(unchanged, quantized)
     total = sum(tensor.bytes for tensor in source.tensors.values())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(tensor.bytes for tensor in outputs_of(form, groups, kept))
+    needed = sum(tensor.bytes for tensor in outputs_of(form, groups, unchanged))
     if (free := shutil.disk_usage(args.out.parent).free) < needed:
         raise QuantmillError(
             f"needs {needed:,} bytes, the disk has {free:,} left", args.out, "free some space"
@@ -188,18 +204,18 @@ def main(args: argparse.Namespace, log: Log) -> None:
             shutil.copyfile(path, folder / path.name)
         with log.progress("export", round(total / 2**20, 1), "MiB") as progress:
             write_weights(
-                form, folder, source, groups, kept, inputs, pool, lambda size: progress.add(size / 2**20)
+                form, folder, source, groups, unchanged, inputs, pool, lambda size: progress.add(size / 2**20)
             )
-        exclude = form.write(folder, config, unchanged, quantized)
+        exclude = form.write(folder, config, modules, quantized)
         with log.progress("check", round(total / 2**20, 1), "MiB") as progress:
             rows = check(
-                form, folder, source, parts, kept, inputs, pool, lambda size: progress.add(size / 2**20)
+                form, folder, source, parts, unchanged, inputs, pool, lambda size: progress.add(size / 2**20)
             )
-        form.check(folder, quantized, unchanged)
+        form.check(folder, quantized, modules)
         facts = report(form, folder, source, config, settings["recipe"], rows, exclude, calibration)
-    write_json(args.report, facts)
+    CHECKPOINT.write(args.report, facts)
     log.say(
-        f"{len(parts)} matrices as NVFP4, {len(kept)} tensors as they were; {facts['bytes']:,} bytes; "
+        f"{len(parts)} matrices as NVFP4, {len(unchanged)} tensors as they were; {facts['bytes']:,} bytes; "
         f"relative error {facts['error']['mean']} on average, {facts['error']['max']} at most"
     )
 

@@ -66,26 +66,26 @@ class Form:
         return self.stored(tensor_scale(largest))
 
     def write(
-        self, folder: Path, config: dict[str, Any], kept: Collection[str], quantized: Collection[str]
+        self, folder: Path, config: dict[str, Any], unchanged: Collection[str], quantized: Collection[str]
     ) -> list[str]:
         """Write the configs of a checkpoint in this form; what they say is left as it was."""
-        ignore = sorted(kept) if self.reciprocal else exclude_list(kept, quantized)
+        ignore = sorted(unchanged) if self.reciprocal else exclude_list(unchanged, quantized)
         write_configs(self, folder, config, ignore)
         return ignore
 
-    def check(self, folder: Path, quantized: list[str], kept: list[str]) -> None:
-        """QuantmillError unless the configs mean `kept` and nothing of `quantized`, by the reader's rules."""
+    def check(self, folder: Path, quantized: list[str], unchanged: list[str]) -> None:
+        """QuantmillError unless the configs leave out all of `unchanged` and none of `quantized`."""
         inner = read_json(folder / CONFIG)["quantization_config"]
         if self.reciprocal:
-            ignored = set(inner["ignore"]) & {*quantized, *kept}
+            ignored = set(inner["ignore"]) & {*quantized, *unchanged}
         else:
             outer = read_json(folder / QUANT_CONFIG)["quantization"]
             if inner["ignore"] != outer["exclude_modules"] or inner["quant_algo"] != outer["quant_algo"]:
                 raise _wrong("differ in what they say of the quantization", "the two configs", folder)
             # vLLM sees fused modules too: whatever says `gate_proj` is looked up as `gate_up_proj` as well.
             fused = {name.replace("gate_proj", "gate_up_proj") for name in quantized}
-            ignored = excluded({*fused, *quantized, *kept}, inner["ignore"])
-        wrong = ignored - set(kept) or set(kept) - ignored
+            ignored = excluded({*fused, *quantized, *unchanged}, inner["ignore"])
+        wrong = ignored - set(unchanged) or set(unchanged) - ignored
         if wrong:
             raise _wrong("stands wrongly with the exclude list", min(wrong), folder)
 
@@ -149,4 +149,4 @@ def _compressed(form: Form, ignore: list[str]) -> dict[str, Any]:
 
 
 def _wrong(what: str, name: str, folder: Path) -> QuantmillError:
-    return QuantmillError(f"{name} {what}", folder, "nothing was kept; look at that tensor in the source")
+    return QuantmillError(f"{name} {what}", folder, "no file was written; look at that tensor in the source")

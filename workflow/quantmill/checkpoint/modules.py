@@ -92,7 +92,7 @@ def inputs_of(groups: list[list[Part]], largest: dict[str, float]) -> dict[str, 
     Gate and up have one input, so that either's will do, or their fused
     weight's. QuantmillError where there is none that is more than 0.
     """
-    found = {}
+    inputs = {}
     for part in (part for group in groups for part in group):
         match = _MLP.fullmatch(part.module)
         assert match is not None
@@ -111,8 +111,8 @@ def inputs_of(groups: list[list[Part]], largest: dict[str, float]) -> dict[str, 
                 "nothing was seen to enter it", part.module,
                 "calibrate on more text, or leave out scheme: W4A4",
             )  # fmt: skip
-        found[part.module] = value
-    return found
+        inputs[part.module] = value
+    return inputs
 
 
 def _experts(tensor: Tensor, before: str, projection: str, tensors: dict[str, Tensor]) -> list[list[Part]]:
@@ -153,7 +153,7 @@ def _check(tensor: Tensor) -> None:
         raise QuantmillError(f"has the shape {list(tensor.shape)}", tensor.name, "NVFP4 cannot hold it")
 
 
-def kept_modules(tensors: Iterable[Tensor], quantized: Collection[str]) -> list[str]:
+def unchanged_modules(tensors: Iterable[Tensor], quantized: Collection[str]) -> list[str]:
     """The modules with a weight of two dimensions or more that stays as it is; `lm_head` always.
 
     (A tied head has no tensor, and readers make the module all the same.)
@@ -162,11 +162,11 @@ def kept_modules(tensors: Iterable[Tensor], quantized: Collection[str]) -> list[
     return sorted((names | {"lm_head"}) - set(quantized))
 
 
-def exclude_list(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
-    """`kept` in few patterns, as modelopt writes them: `prefix*` where no quantized module begins so."""
+def exclude_list(unchanged: Iterable[str], quantized: Iterable[str]) -> list[str]:
+    """`unchanged` in few patterns, as modelopt writes them: `prefix*` where no quantized module begins so."""
     beginnings = {name[:end] for name in quantized for end in range(len(name) + 1)}
     patterns = set()
-    for name in kept:
+    for name in unchanged:
         prefixes = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
         shorter = (
             prefix + ("*" if prefix not in beginnings else ".*")

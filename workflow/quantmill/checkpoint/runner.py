@@ -5,7 +5,7 @@
 FOLDER holds convert_hf_to_gguf.py and what it needs of llama.cpp.
 PRE_TOKENIZER, unless empty, is taken for the checkpoint's: the converter knows
 pre-tokenizers by a hash of what they do, and refuses all others. Where DRAFTS
-is `none` (the checkpoint has no draft layers) the converter is told so, which
+is `none` (the checkpoint has no draft layers) the converter gets an option for that, which
 it demands of the models that may have some.
 """
 

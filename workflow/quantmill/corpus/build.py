@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -27,8 +27,10 @@ from quantmill.corpus.mix import Broken, Row, Selection, apportion, interleave, 
 from quantmill.corpus.read import Source, open_source, read_rows
 from quantmill.engine.mainline import LONGEST_STRETCH, Vocabulary, tokenizable
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json, writing
+from quantmill.files import writing
+from quantmill.formats import settings
 from quantmill.formats.chunks import Chunk, Tokens, row_digests, write_chunks
+from quantmill.formats.corpus import CORPUS, Corpus, CorpusSource
 from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import file_sha256
@@ -105,21 +107,20 @@ def cut(
 
 
 def build(
-    config: dict[str, Any], sources: Sequence[Source], render: Render, tokenize: Tokenize, log: Log
+    config: settings.Corpus, sources: Sequence[Source], render: Render, tokenize: Tokenize, log: Log
 ) -> tuple[list[Chunk], list[Part]]:
     """The corpus's chunks in their order, and the part of each source; `config` as in the spec."""
-    settings_of_sources = config["sources"]
-    counts = apportion([source["weight"] for source in settings_of_sources], config["chunks"])
+    counts = apportion([each["weight"] for each in config["sources"]], config["chunks"])
     parts: list[Part] = []
     taken: set[int] = set()
-    for source, settings, count in zip(sources, settings_of_sources, counts, strict=True):
+    for source, own, count in zip(sources, config["sources"], counts, strict=True):
         if count == 0:
             parts.append(Part([], [], Selection()))
             continue
         part = take(
             partial(_watched, source, log), render, tokenize, messages=source.messages, taken=taken,
-            domain=settings["name"], file=source.path.name, chunks=count, context=config["context"],
-            seed=config["seed"], rows=settings.get("rows"),
+            domain=own["name"], file=source.path.name, chunks=count, context=config["context"],
+            seed=config["seed"], rows=own.get("rows"),
         )  # fmt: skip
         taken |= {row.digest for row in part.rows}
         parts.append(part)
@@ -140,15 +141,14 @@ def check_disjoint(corpus: str, rows: Iterable[Row], other: str, digests: set[in
 
 
 def report(
-    config: dict[str, Any], sources: Sequence[Source], digests: Sequence[str], parts: Sequence[Part]
-) -> dict[str, Any]:
+    config: settings.Corpus, sources: Sequence[Source], digests: Sequence[str], parts: Sequence[Part]
+) -> Corpus:
     """The corpus's JSON, as docs/files.md has it; `digests` are the sha256 of the files."""
-    settings_of_sources = config["sources"]
-    weights = math.fsum(settings["weight"] for settings in settings_of_sources)
-    entries = []
+    weights = math.fsum(each["weight"] for each in config["sources"])
+    entries: list[CorpusSource] = []
     warnings = []
-    for source, settings, sha256, part in zip(sources, settings_of_sources, digests, parts, strict=True):
-        name, selection, count = settings["name"], part.selection, len(part.chunks)
+    for source, own, sha256, part in zip(sources, config["sources"], digests, parts, strict=True):
+        name, selection, count = own["name"], part.selection, len(part.chunks)
         entries.append(
             {
                 "name": name,
@@ -169,7 +169,7 @@ def report(
                 "characters": sum(len(row.document.text) for row in part.rows),
                 "tokens": count * config["context"],
                 "chunks": count,
-                "share_wanted": settings["weight"] / weights,
+                "share_wanted": own["weight"] / weights,
                 "share_got": count / config["chunks"],
             }
         )
@@ -183,8 +183,15 @@ def report(
         if not count:
             warnings.append(f"{name}: its weight is too low for one of {config['chunks']} chunks")
     total = config["chunks"] * config["context"]
-    own = {key: config[key] for key in ("corpus", "seed", "context", "chunks")}
-    return own | {"tokens": total, "sources": entries, "warnings": warnings}
+    return {
+        "corpus": config["corpus"],
+        "seed": config["seed"],
+        "context": config["context"],
+        "chunks": config["chunks"],
+        "tokens": total,
+        "sources": entries,
+        "warnings": warnings,
+    }
 
 
 def _document(value: object, render: Render, messages: bool) -> Document:
@@ -267,12 +274,12 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Build one corpus for one model."""
-    config = args.spec["config"]
+    config: settings.Corpus = args.spec["config"]
     if len(args.sources) != len(config["sources"]):
         raise QuantmillError(f"{len(args.sources)} files for {len(config['sources'])} sources", "--sources")
     sources = [
-        open_source(path, settings.get("column"))
-        for path, settings in zip(args.sources, config["sources"], strict=True)
+        open_source(path, own.get("column"))
+        for path, own in zip(args.sources, config["sources"], strict=True)
     ]
     others = {path.stem: row_digests(path) for path in args.disjoint_from}
     digests = args.spec.get("from", {}).get("files") or [file_sha256(path) for path in args.sources]
@@ -288,7 +295,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     with writing(args.corpus) as file:
         write_chunks(file, chunks)
     written = report(config, sources, digests, parts)
-    write_json(args.report, written)
+    CORPUS.write(args.report, written)
     log.warn(written["warnings"])
     log.say(f"{len(chunks)} chunks of {config['context']} tokens from {sum(len(p.rows) for p in parts)} rows")
 

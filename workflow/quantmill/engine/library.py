@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
@@ -161,7 +161,13 @@ def lacking(needs: frozenset[str]) -> str:
     return ", ".join(missing[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def marked() -> dict[str, str]:
+class Mark(TypedDict, total=False):
+    """What a report has of its engine."""
+
+    engine: str
+
+
+def marked() -> Mark:
     """What a report says of the engine that made it: nothing of mainline, as reports always did."""
     return {} if in_use() == "mainline" else {"engine": in_use()}
 

@@ -25,12 +25,14 @@ from quantmill.evaluate import sandbox
 from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, strip_thinking, wilson
 from quantmill.evaluate.problems import Problem, read
 from quantmill.evaluate.prompting import Prompter, generated, trained_context
-from quantmill.files import read_json, write_json, write_text
+from quantmill.files import write_text
+from quantmill.formats import settings as settings_of
+from quantmill.formats.measurements import HUMANEVAL, HumanEval, Sample
+from quantmill.formats.publication import model_sha256
 from quantmill.progress import Log
 from quantmill.store import Store
 
 STAGE: Final = "evaluate.humaneval"
-CLASSES: Final = ("wrong", "syntax", "error", "timeout", "limits")
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 
 
@@ -44,12 +46,18 @@ def check_limits(problem: Problem, limits: sandbox.Limits, *, confined: bool) ->
 
 
 def samples(
-    problems: Sequence[Problem], answers: Sequence[Answer], limits: sandbox.Limits, *, chat: bool,
-    confined: bool, threads: int, log: Log,
-) -> list[dict[str, Any]]:  # fmt: skip
+    problems: Sequence[Problem],
+    answers: Sequence[Answer],
+    limits: sandbox.Limits,
+    *,
+    chat: bool,
+    confined: bool,
+    threads: int,
+    log: Log,
+) -> list[Sample]:
     """Each answer with its code, the result of running it, and the audits."""
 
-    def sample(problem: Problem, answer: Answer) -> dict[str, Any]:
+    def sample(problem: Problem, answer: Answer) -> Sample:
         code = code_of(answer.text, problem, chat=chat)
         verdict = sandbox.run(problem.program(code), limits, confined=confined)
         passed = verdict.kind == "passed"
@@ -74,34 +82,47 @@ def samples(
 
 
 def report(
-    rows: Sequence[dict[str, Any]], answers: Sequence[Answer], settings: dict[str, Any]
-) -> dict[str, Any]:
+    rows: Sequence[Sample], answers: Sequence[Answer], settings: dict[str, Any], model: str
+) -> HumanEval:
     """The JSON of one file: pass@1 with its interval, the audits, the kinds of failure.
 
     The rate is of generating alone, as llama-bench's: the time of the prompts stands beside it.
     """
     passed, tokens = sum(row["passed"] for row in rows), sum(row["tokens"] for row in rows)
     seconds = sum(answer.seconds for answer in answers)
-    audits = ("empty", "fenced", "verbatim", "cut_off", "repetition")
     results = Counter(row["result"] for row in rows)
     return {
         "problems": len(rows),
         "passed": passed,
         "pass_at_1": passed / len(rows),
         "interval": list(wilson(passed, len(rows))),
-        "audits": {audit: sum(row[audit] for row in rows) for audit in audits},
-        "failures": {name: results[name] for name in CLASSES},
+        "audits": {
+            "empty": sum(row["empty"] for row in rows),
+            "fenced": sum(row["fenced"] for row in rows),
+            "verbatim": sum(row["verbatim"] for row in rows),
+            "cut_off": sum(row["cut_off"] for row in rows),
+            "repetition": sum(row["repetition"] for row in rows),
+        },
+        "failures": {
+            "wrong": results["wrong"],
+            "syntax": results["syntax"],
+            "error": results["error"],
+            "timeout": results["timeout"],
+            "limits": results["limits"],
+        },
         "generated_tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 2) if seconds > 0 else 0.0,
         "seconds": round(seconds, 3),
         "prompt_seconds": round(sum(answer.prompt_seconds for answer in answers), 3),
         "settings": settings,
+        "model_sha256": model,
     }
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `evaluate.humaneval`."""
-    config, facts = args.spec["config"], read_json(args.facts)
+    config: settings_of.HumanEval = args.spec["config"]
+    sha256 = model_sha256(args.facts)
     chat = config["prompt"] == "chat"
     problems = read(args.problems, config["limit"])
     limits = sandbox.Limits(config["seconds"], config["memory"])
@@ -120,19 +141,31 @@ def main(args: argparse.Namespace, log: Log) -> None:
         what = f"{most} tokens of prompt and answer pass the model's context of {trained}"
         raise QuantmillError(what, "bench.humaneval.max_tokens", f"lower it by {most - trained}")
     store = Store(args.store, args.store_max, log)
-    identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
-    settings = {name: config[name] for name in ("max_tokens", "stop", "parallel")}
-    answers = generated(STAGE, args.model, prompts, settings, identity=identity, threads=args.threads,
-                        store=store, log=log)  # fmt: skip
+    identity = {"engine": args.spec["engine"], "model": sha256}
+    limits_of_answers = {
+        "max_tokens": config["max_tokens"],
+        "stop": config["stop"],
+        "parallel": config["parallel"],
+    }
+    answers = generated(
+        STAGE,
+        args.model,
+        prompts,
+        limits_of_answers,
+        identity=identity,
+        threads=args.threads,
+        store=store,
+        log=log,
+    )
     rows = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
-    settings = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
+    settings: dict[str, Any] = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
     settings |= {"file": args.problems.name, "confined": confined}
-    written = report(rows, answers, settings)
+    written = report(rows, answers, settings, sha256)
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows)
     write_text(args.samples, "".join(f"{line}\n" for line in lines))
-    write_json(args.out, written | {"model_sha256": facts["sha256"]})
-    log.say(f"pass@1 {written['passed']} of {written['problems']}; "
-            f"{store.made} answers generated, {store.reused} reused")  # fmt: skip
+    HUMANEVAL.write(args.out, written)
+    passed = f"{written['passed']} of {written['problems']}"
+    log.say(f"pass@1 {passed}; {store.made} answers generated, {store.reused} reused")
 
 
 if __name__ == "__main__":

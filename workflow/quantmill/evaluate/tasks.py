@@ -22,7 +22,9 @@ from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
 from quantmill.evaluate.prompting import Prompter, generated, trained_context
-from quantmill.files import read_json, write_json
+from quantmill.formats import settings
+from quantmill.formats.measurements import TASKS, Task
+from quantmill.formats.publication import model_sha256
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -65,8 +67,8 @@ class Engine:
             numbers = list(group)
             room = max(1, self._likelihoods.context - most)
             prompts = [self.prompter.with_bos(self._tokens(requests[i][0]))[-room:] for i in numbers]
-            settings = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
-            generations = generated(STAGE, self._path, prompts, settings, identity=self._identity,
+            options = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
+            generations = generated(STAGE, self._path, prompts, options, identity=self._identity,
                               threads=self._threads, store=self._store, log=self._log)  # fmt: skip
             answers |= {i: answer.text for i, answer in zip(numbers, generations, strict=True)}
         return [answers[i] for i in range(len(requests))]
@@ -118,7 +120,7 @@ def adapter(engine: Engine) -> Any:
     return EngineLM()
 
 
-def evaluate(engine: Engine, config: dict[str, Any]) -> dict[str, Any]:
+def evaluate(engine: Engine, config: settings.Tasks) -> dict[str, Any]:
     """lm-eval's results for the tasks named in `config`; those of the folder `include` come first."""
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     import lm_eval
@@ -156,9 +158,9 @@ def _explaining(names: list[str]) -> Iterator[None]:
         ) from error
 
 
-def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(results: dict[str, Any]) -> list[Task]:
     """One row for each task and metric of lm-eval's results."""
-    written = []
+    written: list[Task] = []
     for name, values in results["results"].items():
         for key, value in values.items():
             metric, _, way = key.partition(",")
@@ -187,11 +189,12 @@ def chance(results: dict[str, Any], name: str) -> float | None:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `evaluate.tasks`."""
-    config, facts = args.spec["config"], read_json(args.facts)
+    config: settings.Tasks = args.spec["config"]
+    sha256 = model_sha256(args.facts)
     log.path = log.path and log.path.resolve()
     model, out = args.model.resolve(), args.out.resolve()
     store = Store(args.store.resolve(), args.store_max, log)
-    identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    identity = {"engine": args.spec["engine"], "model": sha256}
     context = min(config["context"], trained_context(model) or config["context"])
     with ExitStack() as stack:
         vocabulary = stack.enter_context(Vocabulary(model))
@@ -201,7 +204,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         engine = Engine(model, vocabulary, likelihoods, chat=config["chat"], threads=args.threads,
                         identity=identity, store=store, log=log)  # fmt: skip
         scores = rows(evaluate(engine, config))
-    write_json(out, {"tasks": scores, "settings": config, "model_sha256": facts["sha256"]})
+    TASKS.write(out, {"tasks": scores, "settings": {**config}, "model_sha256": sha256})
     for row in scores:
         log.say(f"{row['name']}: {row['metric']} {row['value']:.4f} of {row['samples']}")
     log.say(f"{store.made} units made, {store.reused} reused")

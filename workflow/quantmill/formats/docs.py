@@ -130,5 +130,5 @@ def _nested(hint: Any) -> Any:
 
 def _first_line(kind: Any) -> str:
     """The first line of a type's docstring; of those made by a call, their name."""
-    text = (kind.__doc__ or "").splitlines()
-    return text[0] if text and not text[0].startswith("dict(") else f"{kind.__name__}:"
+    text = (kind.__doc__ or "").partition("\n")[0]
+    return text if text and not text.startswith("dict(") else f"{kind.__name__}:"

@@ -15,14 +15,14 @@ class ImatrixEntry(TypedDict):
     matrices: int
     count_min: Annotated[int | float, "tokens of the matrix that saw the fewest"]
     count_max: int | float
-    sum: float
-    mean: float
-    sd: float
-    min: float
-    max: float
-    active: float
-    entropy: float
-    z_over_1: float
+    sum: Annotated[float | None, "of the mean squares of the columns; null where no expert saw a token"]
+    mean: float | None
+    sd: float | None
+    min: float | None
+    max: float | None
+    active: Annotated[float | None, "share above 1e-5"]
+    entropy: Annotated[float | None, "bits, of the values as shares of their sum"]
+    z_over_1: Annotated[float | None, "share more than one standard deviation above the mean"]
     cosine: Annotated[float | None, "to the same role one layer before"]
 
 

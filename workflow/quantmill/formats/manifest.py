@@ -13,7 +13,7 @@ COLUMNS: Final = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "
 
 
 class ManifestRow(NamedTuple):
-    """One tensor: `shape` has ne0 first and no trailing ones but ne0, `sha256` is of its data alone."""
+    """One tensor: `shape` has ne0 first (as read, four extents), `sha256` is of its data alone."""
 
     name: str
     role: str

@@ -69,28 +69,26 @@ class Gap(TypedDict):
     error: float
 
 
-class Reference(TypedDict):
+class ReferenceForm(TypedDict):
+    """The settings of the reduced form in which the source's predictions are stored."""
+
+    threshold: Annotated[float, "tokens above this probability are stored exactly"]
+    most_of_vocabulary: Annotated[float, "share of the vocabulary that is stored at most"]
+    samples: Annotated[int, "tokens drawn from the rest"]
+
+
+class Reference(ReferenceForm):
     """The reduced form in which the source's predictions are stored."""
 
-    threshold: float
-    most_of_vocabulary: float
-    samples: int
     tokens: Annotated[float, "stored of a prediction, mean"]
     mass: Annotated[float, "their probability, mean"]
     least_mass: float
     gap: Gap
 
 
-class Divergence(TypedDict):
-    """The KL divergence of a file's predictions from the source's."""
+class Described(TypedDict):
+    """llama-perplexity's statistics of the predictions."""
 
-    corpus: str
-    chunks: int
-    context: int
-    tokens: Annotated[int, "scored predictions"]
-    model_sha256: str
-    reference_sha256: str
-    seconds: float
     kld: Annotated[Distribution, "nats"]
     p_diff: Annotated[Differences, "change of the probability of the token that came; a share"]
     same_top: Annotated[Mean, "share of predictions whose most likely token is the source's"]
@@ -102,6 +100,18 @@ class Divergence(TypedDict):
     difference: Annotated[Value, "of the perplexities, their errors correlated"]
     by_chunk: ByChunk
     reference: Reference
+
+
+class Divergence(Described):
+    """The KL divergence of a file's predictions from the source's."""
+
+    corpus: str
+    chunks: int
+    context: int
+    tokens: Annotated[int, "scored predictions"]
+    model_sha256: str
+    reference_sha256: str
+    seconds: float
     engine: NotRequired[Engine]
 
 

@@ -1,7 +1,10 @@
 """The reports of finished files: quantized ones, their parts, checkpoints, what is withheld."""
 
+from pathlib import Path
 from typing import Annotated, Final, NotRequired, TypedDict
 
+from quantmill.errors import QuantmillError
+from quantmill.files import read_json
 from quantmill.formats.report import Report
 
 
@@ -30,6 +33,20 @@ class Facts(TypedDict):
     ]
     engine: NotRequired[Annotated[str, "ik, where it quantized the file; absent: llama.cpp"]]
     parts: NotRequired[Annotated[list[Part], "where the recipe is split"]]
+
+
+def files_of(facts: Facts) -> list[Part]:
+    """The parts of a split file, or the file itself."""
+    whole: Part = {"file": facts["file"], "bytes": facts["bytes"], "sha256": facts["sha256"]}
+    return facts.get("parts", [whole])
+
+
+def model_sha256(path: Path) -> str:
+    """The sha256 of a GGUF, by the report of it: `model.json`, or that of a quantized file."""
+    report = read_json(path)
+    if not isinstance(report, dict) or not isinstance(report.get("sha256"), str):
+        raise QuantmillError("no field sha256", path, "delete it to have it made again")
+    return str(report["sha256"])
 
 
 Parts = dict[str, list[Part]]
@@ -121,7 +138,7 @@ class Checkpoint(TypedDict):
     quant_algo: Annotated[str, "W4A16_NVFP4 (weights only) or NVFP4"]
     calibration: Calibration | None
     architectures: Annotated[list[str] | None, "of config.json"]
-    layers: int
+    layers: int | None
     parameters: int
     quantized_parameters: Annotated[int, "of them as NVFP4"]
     bpw: Annotated[float, "bits per parameter of all tensors"]

@@ -18,7 +18,7 @@ class Converted(TypedDict):
     """A checkpoint, converted to GGUF."""
 
     checkpoint: Annotated[str, "the folder's name"]
-    architectures: Annotated[list[str], "of config.json"]
+    architectures: Annotated[list[str] | None, "of config.json"]
     dtypes: Annotated[dict[str, int], "tensors of each dtype of the checkpoint"]
     drafts: Annotated[bool, "whether it has layers for multi-token prediction"]
     to: Annotated[str, "the type in the config: auto, f16 or bf16"]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.formats import ggufio
+from quantmill.formats import ggufio, importance
 from quantmill.formats.imatrix import UNDER_SAMPLED, Entry, Imatrix
+from quantmill.formats.importance import ImatrixEntry, UnderSampled
 from quantmill.model import roles
 
 # An expert with fewer tokens than this has a poor estimate of its columns'
@@ -56,26 +57,33 @@ def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None
     return float(a @ b) / norm if norm > 0 else None
 
 
-def report(imatrix: Imatrix, header: ggufio.Header, why_missing: str) -> dict[str, Any]:
+def report(imatrix: Imatrix, header: ggufio.Header, why_missing: str) -> importance.Imatrix:
     """Of imatrix.json what follows from the imatrix: an entry's statistics each, coverage, warnings.
 
     `why_missing` ends the warning of tensors without an entry.
     """
     by_place = {(roles.role_of(name), roles.layer_of(name)): entry for name, entry in imatrix.entries.items()}
-    rows = []
+    rows: list[ImatrixEntry] = []
     for name, entry in imatrix.entries.items():
         role, layer = roles.role_of(name), roles.layer_of(name)
         before = by_place.get((role, layer - 1)) if layer > 0 else None
         rows.append(
-            {"name": name, "role": role, "layer": layer, **statistics(entry),
-             "cosine": None if before is None else cosine(entry.in_sum2, before.in_sum2)}
-        )  # fmt: skip
+            {
+                "name": name,
+                "role": role,
+                "layer": layer,
+                **statistics(entry),  # type: ignore[typeddict-item]
+                "cosine": None if before is None else cosine(entry.in_sum2, before.in_sum2),
+            }
+        )
     missing = unseen(imatrix, header)
-    under = [
+    under: list[UnderSampled] = [
         {"name": name, "expert": expert, "count": int(count)}
-        for name, entry in imatrix.entries.items() if len(entry.counts) > 1
-        for expert, count in enumerate(entry.counts) if count < FLOOR_TOKENS
-    ]  # fmt: skip
+        for name, entry in imatrix.entries.items()
+        if len(entry.counts) > 1
+        for expert, count in enumerate(entry.counts)
+        if count < FLOOR_TOKENS
+    ]
     return {
         "chunks": imatrix.chunks,
         "context": imatrix.context,
@@ -99,7 +107,7 @@ def unseen(imatrix: Imatrix, header: ggufio.Header) -> list[str]:
     return [t.name for t in matrices if t.name not in imatrix.entries and (plain or t.type != "f32")]
 
 
-def warnings(missing: list[str], under: list[dict[str, Any]], why_missing: str) -> list[str]:
+def warnings(missing: list[str], under: list[UnderSampled], why_missing: str) -> list[str]:
     """What a reader of the card must know, a sentence each."""
     sentences = []
     if missing:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
 from quantmill.formats import imatrix as formats
 from quantmill.formats.ggufio import Header, Tensor
 from quantmill.formats.imatrix import Entry, Imatrix
+from quantmill.formats.importance import IMATRIX
 from quantmill.formats.types import EXEMPT
 from quantmill.imatrix import coverage
 from quantmill.model import roles
@@ -115,12 +115,15 @@ def main(args: argparse.Namespace, log: Log) -> None:
     formats.write_dat(args.dat, imatrix)
     report = coverage.report(imatrix, header, f"{args.file.name} has no entry of them")
     report["imported"] = {
-        "file": args.file.name, "sha256": args.spec["from"]["imatrix"], "dataset": imatrix.dataset or None
-    }  # fmt: skip
-    for unsaid in ("chunks", "context", "tokens"):
-        report[unsaid] = report[unsaid] or None
+        "file": args.file.name,
+        "sha256": args.spec["from"]["imatrix"],
+        "dataset": imatrix.dataset or None,
+    }
+    report["chunks"] = report["chunks"] or None  # 0 where the file does not give it
+    report["context"] = report["context"] or None
+    report["tokens"] = report["tokens"] or None
     report["warnings"][:0] = warnings
-    write_json(args.report, report)
+    IMATRIX.write(args.report, report)
     log.say(f"{len(imatrix.entries)} entries from {args.file.name}")
     log.warn(report["warnings"])
 

@@ -64,11 +64,11 @@ class Collector:
         """The engine's observer: whether to show this node's data, then whether to go on."""
         name = node.weight
         if node.ask:
-            return self._wanted(node) and self._leads(node, name)
+            return self._is_wanted(node) and self._leads(node, name)
         self._add(node, name)
         return self.head or self.last is None or name != self.last
 
-    def _wanted(self, node: MatMul) -> bool:
+    def _is_wanted(self, node: MatMul) -> bool:
         if node.indirect:
             return True
         return node.input_is_f32 and node.input_shape[1] >= ROWS_AT_LEAST and node.weight.startswith("blk.")

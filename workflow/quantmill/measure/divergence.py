@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,16 @@ from quantmill import command
 from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.formats.measurements import (
+    DIVERGENCE,
+    Described,
+    Distribution,
+    Divergence,
+    Mean,
+    Value,
+)
+from quantmill.formats.publication import model_sha256
+from quantmill.formats.settings import Chunks
 from quantmill.measure import perplexity, reference
 from quantmill.measure.reference import Floats, Reference, Values, compare
 from quantmill.measure.score import cut, load_chunks, predictions, unit_key, with_bos
@@ -70,26 +79,26 @@ def measure(
         progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
         due = [part for part in cut(chunks) if store.get(key_of(part)) is None]
         predicted = partial(_references, source, load=load, pool=pool, store=store, log=log)
-        kept = {} if itself else predicted(due)
+        payloads = {} if itself else predicted(due)
         loaded = cache(lambda: stack.enter_context(load(model.path)))
 
         def make(part: Tokens) -> bytes:
             start = time.monotonic()
             key = unit_key(reference.STAGE, part, source.identity)
-            stored = kept.pop(key, None) or store.get(key)
+            stored = payloads.pop(key, None) or store.get(key)
             if stored is None and not itself:  # evicted since
                 stored = predicted([part])[key]
             pieces = [] if stored is None else reference.from_bytes(stored)
             _check_vocabulary(loaded(), pieces, model.path)
-            found: list[Values] = []
+            compared: list[Values] = []
             for chunk in part:
                 for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), batch):
                     if stored is None:
-                        pieces.append(_kept(logits, targets, pool, model.path))
-                    found.append(compare(logits, targets, pieces[len(found)], pool))
-                    _check_finite(found[-1].nll + found[-1].kld, model.path)
+                        pieces.append(_stored(logits, targets, pool, model.path))
+                    compared.append(compare(logits, targets, pieces[len(compared)], pool))
+                    _check_finite(compared[-1].nll + compared[-1].kld, model.path)
                 progress.add(1)
-            values, seconds = Values.joined(found), time.monotonic() - start
+            values, seconds = Values.joined(compared), time.monotonic() - start
             if stored is None:
                 store.put(key, reference.to_bytes(pieces))
             store.put(
@@ -120,29 +129,29 @@ def _references(
             pieces = []
             for chunk in part:
                 for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), loaded().batch):
-                    pieces.append(_kept(logits, targets, pool, source.path))
+                    pieces.append(_stored(logits, targets, pool, source.path))
             return reference.to_bytes(pieces)
 
-        kept = {}
+        payloads = {}
         for part in parts:
             key, made = unit_key(reference.STAGE, part, source.identity), store.made
             payload = store.get_or_make(key, partial(make, part))
             if store.made > made:  # what was found is got again in its turn: held, each may hold a file open
-                kept[key] = payload
-        return kept
+                payloads[key] = payload
+        return payloads
 
 
-def _kept(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Path) -> Reference:
-    kept = reference.keep(logits, targets, pool)
-    _check_finite(kept.nll, path)
-    return kept
+def _stored(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Path) -> Reference:
+    stored = reference.keep(logits, targets, pool)
+    _check_finite(stored.nll, path)
+    return stored
 
 
 def _check_vocabulary(model: Evaluator, pieces: list[Reference], path: Path) -> None:
     if pieces and pieces[0].vocabulary != model.vocab_size:
-        wanted = pieces[0].vocabulary
+        expected = pieces[0].vocabulary
         raise QuantmillError(
-            f"has a vocabulary of {model.vocab_size} tokens, the reference one of {wanted}",
+            f"has a vocabulary of {model.vocab_size} tokens, the reference one of {expected}",
             path, "compare it with the model that it was made from",
         )  # fmt: skip
 
@@ -157,7 +166,7 @@ _Numbers = NDArray[np.float64]
 _QUANTILES = (99.9, 99, 95, 90, 75, 25, 10, 5, 1, 0.1)
 
 
-def describe(values: Values, chunks: int) -> dict[str, Any]:
+def describe(values: Values, chunks: int) -> Described:
     """llama-perplexity's statistics (tools/perplexity/perplexity.cpp, kl_divergence) of some predictions.
 
     Errors are standard errors of a mean over predictions, and to first order
@@ -180,9 +189,12 @@ def describe(values: Values, chunks: int) -> dict[str, Any]:
     whole = ~np.isnan(values.whole)
     gap = values.whole[whole] - values.kld[whole]
     return {
-        "kld": _mean(values.kld) | _quantiles(values.kld),
-        "p_diff": _mean(change) | _quantiles(change)
-        | {"rms": rms, "rms_error": 0.5 * squares["error"] / rms if rms else 0.0},
+        "kld": _distribution(values.kld),
+        "p_diff": {
+            **_distribution(change),
+            "rms": rms,
+            "rms_error": 0.5 * squares["error"] / rms if rms else 0.0,
+        },
         "same_top": same,
         "perplexity": _perplexity(values.nll),
         "perplexity_reference": _perplexity(values.nll_reference),
@@ -191,41 +203,44 @@ def describe(values: Values, chunks: int) -> dict[str, Any]:
         "ratio": {"value": ratio, "error": ratio * log_ratio["error"]},
         "difference": _difference(ours, theirs),
         "by_chunk": {
-            name: getattr(values, name).reshape(chunks, -1).mean(axis=1, dtype=np.float64).tolist()
-            for name in ("kld", "nll", "nll_reference", "same_top")
+            "kld": _by_chunk(values.kld, chunks),
+            "nll": _by_chunk(values.nll, chunks),
+            "nll_reference": _by_chunk(values.nll_reference, chunks),
+            "same_top": _by_chunk(values.same_top, chunks),
         },
         "reference": {
             **reference.FORM,
-            "tokens": float(values.kept.mean()),
+            "tokens": float(values.tokens_stored.mean()),
             "mass": float(values.mass.mean(dtype=np.float64)),
             "least_mass": float(values.mass.min()),
-            "gap": _mean(gap) | {"predictions": len(gap), "kld": float(values.whole[whole].mean())},
+            "gap": {**_mean(gap), "predictions": len(gap), "kld": float(values.whole[whole].mean())},
         },
-    }  # fmt: skip
+    }
 
 
-def _mean(values: _Numbers) -> dict[str, float]:
+def _by_chunk(values: NDArray[Any], chunks: int) -> list[float]:
+    return list(values.reshape(chunks, -1).mean(axis=1, dtype=np.float64).tolist())
+
+
+def _mean(values: _Numbers) -> Mean:
     """The mean and its standard error, by llama-perplexity's formula."""
     error = math.sqrt(values.var() / (len(values) - 1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "error": error}
 
 
-def _quantiles(values: _Numbers) -> dict[str, float]:
-    found = np.percentile(values, _QUANTILES)
-    named = {f"{percent:g}%": float(value) for percent, value in zip(_QUANTILES, found, strict=True)}
-    return named | {
-        "max": float(values.max()),
-        "median": float(np.median(values)),
-        "min": float(values.min()),
-    }
+def _distribution(values: _Numbers) -> Distribution:
+    values_at = np.percentile(values, _QUANTILES)
+    named = {f"{percent:g}%": float(value) for percent, value in zip(_QUANTILES, values_at, strict=True)}
+    extremes = {"max": float(values.max()), "median": float(np.median(values)), "min": float(values.min())}
+    return cast(Distribution, {**_mean(values), **named, **extremes})
 
 
-def _perplexity(nll: Floats) -> dict[str, float]:
-    found = perplexity_of(nll)
-    return {"value": found["perplexity"], "error": found["error"]}
+def _perplexity(nll: Floats) -> Value:
+    value = perplexity_of(nll)
+    return {"value": value["perplexity"], "error": value["error"]}
 
 
-def _difference(ours: _Numbers, theirs: _Numbers) -> dict[str, float]:
+def _difference(ours: _Numbers, theirs: _Numbers) -> Value:
     """PPL - PPL of the reference: the error is that of the mean of both nll, each times its perplexity."""
     one, other = math.exp(ours.mean()), math.exp(theirs.mean())
     return {"value": one - other, "error": _mean(one * ours - other * theirs)["error"]}
@@ -233,15 +248,16 @@ def _difference(ours: _Numbers, theirs: _Numbers) -> dict[str, float]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.divergence`."""
-    config, engine = args.spec["config"], args.spec["engine"]
+    config: Chunks = args.spec["config"]
+    engine = args.spec["engine"]
     library.use(config.get("engine", "mainline"))
     chunks = load_chunks(args.corpus, config)
-    ours, theirs = read_json(args.facts)["sha256"], read_json(args.reference_facts)["sha256"]
+    ours, theirs = model_sha256(args.facts), model_sha256(args.reference_facts)
     model = Model(args.model, {"engine": engine, "model": ours})
     source = Model(args.reference, {"engine": engine, "model": theirs})
     store = Store(args.store, args.store_max, log)
     values, seconds = measure(model, source, chunks, threads=args.threads, store=store, log=log)
-    written = {
+    written: Divergence = {
         "corpus": config["corpus"],
         "chunks": len(chunks),
         "context": config["context"],
@@ -252,10 +268,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
         **library.marked(),
         **describe(values, len(chunks)),
     }
-    write_json(args.out, written)
+    DIVERGENCE.write(args.out, written)
     kld, same = written["kld"], written["same_top"]
-    log.say(f"KL divergence {kld['mean']:.6f} +/- {kld['error']:.6f}, same top {100 * same['mean']:.2f} %; "
-            f"{store.made} units made, {store.reused} reused")  # fmt: skip
+    value = f"{kld['mean']:.6f} +/- {kld['error']:.6f}, same top {100 * same['mean']:.2f} %"
+    log.say(f"KL divergence {value}; {store.made} units made, {store.reused} reused")
 
 
 if __name__ == "__main__":

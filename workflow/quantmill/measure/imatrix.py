@@ -19,9 +19,10 @@ from quantmill.check.kind import kind_of
 from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
 from quantmill.formats import ggufio
 from quantmill.formats import imatrix as formats
+from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
+from quantmill.formats.settings import Chunks
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import ROWS_AT_LEAST, Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
@@ -101,7 +102,7 @@ def collect(
     half chunk alone. A model that is not `sampled` predicts nothing, and is given each chunk whole.
     """  # fmt: skip
     start = time.monotonic()
-    collector.sums, found = {}, [np.empty(0, np.float32)]
+    collector.sums, losses = {}, [np.empty(0, np.float32)]
     for index, chunk in enumerate(chunks):
         chunk = with_bos(chunk, model.bos)
         model.clear()
@@ -113,9 +114,9 @@ def collect(
             model.decode(chunk[tokens], tokens.start, discard=not sample and tokens.stop == len(chunk))
             if sample:
                 logits = model.logits(tokens.stop - tokens.start)[first:]
-                found.append(nll(logits, chunk[targets], pool))
+                losses.append(nll(logits, chunk[targets], pool))
         progress.add(1)
-    return Shard(collector.sums, dict(collector.leader), np.concatenate(found), time.monotonic() - start)
+    return Shard(collector.sums, dict(collector.leader), np.concatenate(losses), time.monotonic() - start)
 
 
 def measure(
@@ -162,7 +163,7 @@ def entries(shard: Shard, names: set[str]) -> dict[str, formats.Entry]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.imatrix`."""
-    config = args.spec["config"]
+    config: Chunks = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     header = ggufio.read_header(args.model)
     kind = kind_of(header)
@@ -175,30 +176,35 @@ def main(args: argparse.Namespace, log: Log) -> None:
         args.model, chunks, identity=identity, threads=args.threads, store=store, log=log,
         sampled=kind.predicts,
     )  # fmt: skip
-    found = entries(shard, {tensor.name for tensor in header.tensors})
-    broken = [name for name, entry in found.items() if not np.isfinite(entry.in_sum2).all()]
+    measured = entries(shard, {tensor.name for tensor in header.tensors})
+    broken = [name for name, entry in measured.items() if not np.isfinite(entry.in_sum2).all()]
     if broken:
         raise QuantmillError(f"non-finite activations in {broken[0]}", args.model, "the source is damaged")
-    imatrix = formats.Imatrix(config["corpus"], config["chunks"], config["context"], found)
-    sample: dict[str, Any] | None = None
+    imatrix = formats.Imatrix(config["corpus"], config["chunks"], config["context"], measured)
+    sample: CalibrationPerplexity | None = None
     if kind.predicts:
-        scored = {"chunks": -(-len(chunks) // CHUNKS_A_UNIT), "tokens": int(shard.nll.size)}
-        sample = scored | perplexity(shard.nll)
+        sample = {
+            **perplexity(shard.nll),
+            "chunks": -(-len(chunks) // CHUNKS_A_UNIT),
+            "tokens": int(shard.nll.size),
+        }
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
     report = coverage.report(imatrix, header, "the model's graph never used them on this corpus")
-    report |= {"corpus": config["corpus"], "seconds": round(shard.seconds, 3), "perplexity": sample}
+    report["corpus"] = config["corpus"]
+    report["seconds"] = round(shard.seconds, 3)
+    report["perplexity"] = sample
     if sample and sample["perplexity"] > HIGHEST_PERPLEXITY:
         report["warnings"].append(
             f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "
             "the corpus does not suit the model, or the source is damaged"
         )
-    write_json(args.report, report)
+    IMATRIX.write(args.report, report)
     log.warn(report["warnings"])
-    said = f"{len(found)} entries; {store.made} units made, {store.reused} reused"
+    summary = f"{len(measured)} entries; {store.made} units made, {store.reused} reused"
     if sample:
-        said += f"; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}"
-    log.say(said)
+        summary += f"; calibration perplexity {sample['perplexity']:.4f} +/- {sample['error']:.4f}"
+    log.say(summary)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from quantmill import command
 from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.formats.measurements import PERPLEXITY, Perplexity
+from quantmill.formats.publication import model_sha256
+from quantmill.formats.settings import Chunks
 from quantmill.measure.score import load_chunks, loaded, perplexity, score_chunk, units, with_bos
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -54,9 +56,9 @@ def measure(
             return to_bytes(np.stack(values), time.monotonic() - start)
 
         progress = stack.enter_context(log.progress("perplexity", len(chunks), "chunks"))
-        found = list(units(STAGE, chunks, identity, store, progress, make))
-    seconds = sum(float(np.frombuffer(unit, np.float64, 1)[0]) for unit in found)
-    values = np.concatenate([np.frombuffer(unit, np.float32, offset=8) for unit in found])
+        stored = list(units(STAGE, chunks, identity, store, progress, make))
+    seconds = sum(float(np.frombuffer(unit, np.float64, 1)[0]) for unit in stored)
+    values = np.concatenate([np.frombuffer(unit, np.float32, offset=8) for unit in stored])
     return values.reshape(len(chunks), -1), seconds
 
 
@@ -65,7 +67,7 @@ def to_bytes(nll: NDArray[np.float32], seconds: float) -> bytes:
     return np.float64(seconds).tobytes() + nll.tobytes()
 
 
-def report(config: dict[str, Any], nll: NDArray[np.float32], seconds: float) -> dict[str, Any]:
+def report(config: Chunks, nll: NDArray[np.float32], seconds: float, model: str) -> Perplexity:
     """The JSON of one measurement: the perplexity, its error, and the mean nll of every chunk."""
     return {
         "corpus": config["corpus"],
@@ -75,25 +77,27 @@ def report(config: dict[str, Any], nll: NDArray[np.float32], seconds: float) -> 
         "nll": [float(value) for value in nll.mean(axis=1, dtype=np.float64)],
         "seconds": round(seconds, 3),
         **perplexity(nll.reshape(-1)),
+        "model_sha256": model,
+        **library.marked(),
     }
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.perplexity`."""
-    config = args.spec["config"]
+    config: Chunks = args.spec["config"]
     library.use(config.get("engine", "mainline"))
     chunks = load_chunks(args.corpus, config)
-    facts = read_json(args.facts)
-    identity = {"engine": args.spec["engine"], "model": facts["sha256"]}
+    sha256 = model_sha256(args.facts)
+    identity = {"engine": args.spec["engine"], "model": sha256}
     store = Store(args.store, args.store_max, log)
     nll, seconds = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     if not np.isfinite(nll).all():
         cure = "the file is damaged, or its types are too small for it"
         raise QuantmillError("gives perplexities that are not finite", args.model, cure)
-    written = report(config, nll, seconds)
-    write_json(args.out, written | {"model_sha256": facts["sha256"]} | library.marked())
-    log.say(f"perplexity {written['perplexity']:.4f} +/- {written['error']:.5f}; "
-            f"{store.made} units made, {store.reused} reused")  # fmt: skip
+    written = report(config, nll, seconds, sha256)
+    PERPLEXITY.write(args.out, written)
+    value = f"{written['perplexity']:.4f} +/- {written['error']:.5f}"
+    log.say(f"perplexity {value}; {store.made} units made, {store.reused} reused")
 
 
 if __name__ == "__main__":

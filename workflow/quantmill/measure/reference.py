@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine.evaluator import Tokens
+from quantmill.formats.measurements import ReferenceForm
 from quantmill.measure.score import Softmax, in_blocks
 
 STAGE: Final = "measure.reference"
@@ -43,7 +44,11 @@ _THRESHOLD = 1e-5
 _KEPT_OF_VOCABULARY = 1 / 16
 _SAMPLES = 64
 # What a reader of the figures must know of the form.
-FORM: Final = {"threshold": _THRESHOLD, "most_of_vocabulary": _KEPT_OF_VOCABULARY, "samples": _SAMPLES}
+FORM: Final[ReferenceForm] = {
+    "threshold": _THRESHOLD,
+    "most_of_vocabulary": _KEPT_OF_VOCABULARY,
+    "samples": _SAMPLES,
+}
 # Of so many predictions one is kept whole: 3 % of what llama-perplexity keeps.
 _WHOLE_OF = 64
 _TINY = np.finfo(np.float32).tiny
@@ -81,9 +86,9 @@ class Reference:
     def part(self, rows: slice) -> Reference:
         """Some of the predictions, without `whole`."""
         ends = np.concatenate([[0], np.cumsum(self.counts)])
-        kept = slice(ends[rows.start], ends[rows.stop])
+        tokens = slice(ends[rows.start], ends[rows.stop])
         return Reference(
-            self.counts[rows], self.ids[kept], self.logs[kept], self.rest[rows], self.sample_ids[rows],
+            self.counts[rows], self.ids[tokens], self.logs[tokens], self.rest[rows], self.sample_ids[rows],
             self.sample_logs[rows], self.top[rows], self.nll[rows], self.whole[:0],
         )  # fmt: skip
 
@@ -198,16 +203,16 @@ class Values:
 
     `kld` [n], nats; `nll` [n] of the token that came, `nll_reference` [n] the
     reference's own; `same_top` [n]: whether both hold the same token the most
-    likely; `kept` [n] how many tokens were kept of the reference and `mass` [n]
+    likely; `tokens_stored` [n] how many tokens were tokens_stored of the reference and `mass` [n]
     their probability; `whole` [n] the divergence over the whole vocabulary,
-    NaN where the prediction was not kept whole.
+    NaN where the prediction was not tokens_stored whole.
     """
 
     kld: NDArray[np.float64]
     nll: Floats
     nll_reference: Floats
     same_top: NDArray[np.bool_]
-    kept: NDArray[np.int64]
+    tokens_stored: NDArray[np.int64]
     mass: Floats
     whole: NDArray[np.float64]
 
@@ -230,37 +235,37 @@ class Values:
             return cls(**{f.name: arrays[f.name] for f in fields(cls)}), float(arrays["seconds"])
 
 
-def compare(logits: Floats, targets: Tokens, kept: Reference, pool: ThreadPoolExecutor) -> Values:
+def compare(logits: Floats, targets: Tokens, stored: Reference, pool: ThreadPoolExecutor) -> Values:
     """Predictions `logits` [n, vocabulary] beside the reference's; `targets` [n] are the tokens that came."""
 
     def block(rows: slice) -> Values:
-        return _compare(Softmax(logits[rows]), targets[rows], kept.part(rows))
+        return _compare(Softmax(logits[rows]), targets[rows], stored.part(rows))
 
     values = Values.joined(in_blocks(len(targets), pool, block))
     rows = whole_rows(len(targets))
     ours = Softmax(logits[rows]).all_log_probabilities()
-    values.whole[rows] = _terms(kept.whole, ours).sum(axis=1)
+    values.whole[rows] = _terms(stored.whole, ours).sum(axis=1)
     return values
 
 
-def _compare(softmax: Softmax, targets: Tokens, kept: Reference) -> Values:
+def _compare(softmax: Softmax, targets: Tokens, stored: Reference) -> Values:
     """The three terms of the divergence, as above."""
     every = np.arange(len(targets))
-    rows = np.repeat(every, kept.counts)
-    starts = np.concatenate([[0], np.cumsum(kept.counts)[:-1]])
-    kld = np.add.reduceat(_terms(kept.logs, softmax.log_probabilities(rows, kept.ids)), starts)
-    mass = np.add.reduceat(np.exp(kept.logs), starts)
-    samples = softmax.log_probabilities(every[:, None], kept.sample_ids).astype(np.float64)
+    rows = np.repeat(every, stored.counts)
+    starts = np.concatenate([[0], np.cumsum(stored.counts)[:-1]])
+    kld = np.add.reduceat(_terms(stored.logs, softmax.log_probabilities(rows, stored.ids)), starts)
+    mass = np.add.reduceat(np.exp(stored.logs), starts)
+    samples = softmax.log_probabilities(every[:, None], stored.sample_ids).astype(np.float64)
     nll = -softmax.log_probabilities(every, targets)
-    same_top = softmax.logits.argmax(axis=1) == kept.top
+    same_top = softmax.logits.argmax(axis=1) == stored.top
     # the last: it spends the exps
-    rest = rest_of(softmax, rows, kept.ids).astype(np.float64)
-    some = kept.rest > -np.inf
-    theirs = kept.rest[some].astype(np.float64)
-    ratio = (samples[some] - rest[some, None]) - (kept.sample_logs[some] - theirs[:, None])
+    rest = rest_of(softmax, rows, stored.ids).astype(np.float64)
+    some = stored.rest > -np.inf
+    theirs = stored.rest[some].astype(np.float64)
+    ratio = (samples[some] - rest[some, None]) - (stored.sample_logs[some] - theirs[:, None])
     within = (np.expm1(ratio) - ratio).mean(axis=1)
     kld[some] += np.exp(theirs) * (theirs - rest[some] + within)
-    return Values(kld, nll, kept.nll, same_top, kept.counts, mass, np.full(len(targets), np.nan))
+    return Values(kld, nll, stored.nll, same_top, stored.counts, mass, np.full(len(targets), np.nan))
 
 
 def _terms(p: Floats, q: Floats) -> NDArray[np.float64]:

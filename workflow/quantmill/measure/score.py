@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from quantmill.engine import loader
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats.chunks import read_chunks
+from quantmill.formats.settings import Chunks
 from quantmill.measure.without_mtp import evaluable
 from quantmill.progress import Log, Progress
 from quantmill.stages import VERSIONS
@@ -79,15 +80,15 @@ def observed(
         yield from units(stage, chunks, identity, store, progress, lambda part: make(model(), part, progress))
 
 
-def load_chunks(path: Path, config: dict[str, Any]) -> Tokens:
+def load_chunks(path: Path, config: Chunks) -> Tokens:
     """The first token chunks [chunks, context] of a corpus. QuantmillError where it holds too few."""
     chunks, _ = read_chunks(path, 0, config["chunks"])
     if chunks.shape != (config["chunks"], config["context"]):
-        had, wanted = (
+        had, expected = (
             "{} chunks of {} tokens".format(*chunks.shape),
             f"{config['chunks']} of {config['context']}",
         )
-        raise QuantmillError(f"holds {had}, not {wanted}", path, "delete it to have it made again")
+        raise QuantmillError(f"holds {had}, not {expected}", path, "delete it to have it made again")
     return chunks
 
 
@@ -167,8 +168,8 @@ def nll(logits: NDArray[np.float32], targets: Tokens, pool: ThreadPoolExecutor) 
     """Negative log likelihood (nats) of each of the targets [n] under its row of logits [n, vocabulary]."""
 
     def block(part: slice) -> NDArray[np.float32]:
-        wanted = targets[part]
-        return -Softmax(logits[part]).log_probabilities(np.arange(len(wanted)), wanted)
+        tokens = targets[part]
+        return -Softmax(logits[part]).log_probabilities(np.arange(len(tokens)), tokens)
 
     return np.concatenate(in_blocks(len(targets), pool, block))
 
@@ -189,18 +190,25 @@ def predictions(model: Evaluator, chunk: Tokens, batch: int) -> Iterator[tuple[N
     model.clear()
     for tokens, first, targets in parts(len(chunk), batch):
         model.decode(chunk[tokens], tokens.start, first)
-        wanted = chunk[targets]
-        if len(wanted):
-            yield model.logits(tokens.stop - tokens.start - first)[: len(wanted)], wanted
+        scored = chunk[targets]
+        if len(scored):
+            yield model.logits(tokens.stop - tokens.start - first)[: len(scored)], scored
 
 
 def score_chunk(model: Evaluator, chunk: Tokens, batch: int, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
     """nll [context/2 - 1] of the second half of a chunk [context], evaluated `batch` tokens at a time."""
-    found = [nll(logits, targets, pool) for logits, targets in predictions(model, chunk, batch)]
-    return np.concatenate(found)
+    losses = [nll(logits, targets, pool) for logits, targets in predictions(model, chunk, batch)]
+    return np.concatenate(losses)
 
 
-def perplexity(values: NDArray[np.float32]) -> dict[str, float]:
+class PerplexityError(TypedDict):
+    """A perplexity with its error."""
+
+    perplexity: float
+    error: float
+
+
+def perplexity(values: NDArray[np.float32]) -> PerplexityError:
     """Perplexity of the nll of n tokens, and its error.
 
     exp(m) and exp(m) * sqrt((mean of squares - m^2) / (n - 1)), with m the mean

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 
 from quantmill import command
 from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
-from quantmill.files import read_json, write_json
+from quantmill.formats import settings
+from quantmill.formats.measurements import SPEED, Machine, Rate, Speed
+from quantmill.formats.publication import model_sha256
 from quantmill.measure.score import loaded
 from quantmill.progress import Log, Progress
 
@@ -45,7 +46,7 @@ def rates(
     warm_up: int,
     repetitions: int,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Rate:
     """Tokens a second of `repetitions` runs over `count` random tokens, after one warm-up run.
 
     Random tokens and a cleared memory each time, as llama-bench does; mean and
@@ -72,7 +73,7 @@ def rates(
     return {"tokens": count, "mean": fmean(samples), "sd": spread, "samples": samples}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """The machine's processor, cores available and memory in bytes."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -89,7 +90,8 @@ def machine() -> dict[str, Any]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `measure.speed`."""
-    config, facts = args.spec["config"], read_json(args.facts)
+    config: settings.Speed = args.spec["config"]
+    sha256 = model_sha256(args.facts)
     library.use(config.get("engine", "mainline"))
     prompt, generate, repetitions = config["prompt"], config["generate"], config["repetitions"]
     context = max(prompt, generate)
@@ -100,9 +102,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
         pp = rates(model, prompt_run, prompt, prompt, repetitions, progress)
         model.clear()
         tg = rates(model, generation_run, generate, 1, repetitions, progress)
-    measured = {"prompt": pp, "generate": tg, "threads": args.threads, "backend": library.backend()}
-    measured |= {"machine": machine(), "model_sha256": facts["sha256"]}
-    write_json(args.out, measured | library.marked())
+    measured: Speed = {
+        "prompt": pp,
+        "generate": tg,
+        "threads": args.threads,
+        "backend": library.backend(),
+        "machine": machine(),
+        "model_sha256": sha256,
+        **library.marked(),
+    }
+    SPEED.write(args.out, measured)
     for name, rate in ((f"pp{prompt}", pp), (f"tg{generate}", tg)):
         log.say(f"{name}: {rate['mean']:.2f} +/- {rate['sd']:.2f} tokens/s")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.formats.settings import Fetch
+from quantmill.formats.source import FETCHED
 from quantmill.progress import Log
 
 
@@ -43,11 +44,11 @@ def fetch(repo: str, file: str, revision: str, out: Path) -> None:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Fetch one file, and note where it is from."""
-    settings = args.spec["config"]
+    settings: Fetch = args.spec["config"]
     fetch(settings["repo"], settings["file"], settings["revision"], args.gguf)
-    facts = settings | {"bytes": args.gguf.stat().st_size}
-    write_json(args.facts, facts)
-    log.say(f"{settings['repo']}/{settings['file']}: {facts['bytes']:,} bytes")
+    size = args.gguf.stat().st_size
+    FETCHED.write(args.facts, {**settings, "bytes": size})
+    log.say(f"{settings['repo']}/{settings['file']}: {size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -14,21 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json, write_table
 from quantmill.formats.ggufio import Header, Tensor, read_header
+from quantmill.formats.manifest import ManifestRow, write_manifest
+from quantmill.formats.source import MODEL, Model
 from quantmill.formats.types import is_quantized, known
 from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
-
-COLUMNS = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]
 
 _BLOCK = 4 << 20
 
@@ -101,15 +100,15 @@ def digests(header: Header, threads: int, done: Callable[[int], None]) -> tuple[
     return tensors, files
 
 
-def rows(header: Header, sha256: dict[str, str]) -> list[list[Any]]:
+def rows(header: Header, sha256: dict[str, str]) -> list[ManifestRow]:
     """The manifest's rows, in the source's order."""
     return [
-        [t.name, role_of(t.name), layer_of(t.name), *(*t.shape, 1, 1, 1)[:4], t.type, t.bytes, sha256[t.name]]
+        ManifestRow(t.name, role_of(t.name), layer_of(t.name), t.shape, t.type, t.bytes, sha256[t.name])
         for t in header.tensors
     ]
 
 
-def facts(header: Header, files: list[str], size: int) -> dict[str, Any]:
+def facts(header: Header, files: list[str], size: int) -> Model:
     """What the card and the recipes say of the model: `model.json` of docs/files.md.
 
     `files` are the sha256s of the shards, `size` their bytes together.
@@ -204,8 +203,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     size = sum(shard.stat().st_size for shard in header.shards)
     with log.progress("hashing", round(size / 2**20, 1), "MiB") as progress:
         tensors, files = digests(header, args.threads, lambda count: progress.add(count / 2**20))
-    write_table(args.manifest, COLUMNS, rows(header, tensors))
-    write_json(args.facts, facts(header, files, size))
+    write_manifest(args.manifest, rows(header, tensors))
+    MODEL.write(args.facts, facts(header, files, size))
     log.say(f"{len(header.tensors)} tensors, {size:,} bytes")
     strange = [tensor.name for tensor in header.tensors if role_of(tensor.name) == "unknown"]
     if strange:

@@ -20,8 +20,10 @@ from typing import Any, Final
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.formats.allocation import PLAN
 from quantmill.formats.ggufio import Header
+from quantmill.formats.source import MEMORY, MemoryRow
+from quantmill.formats.source import Memory as Tables
 from quantmill.formats.types import known, named
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
@@ -80,7 +82,7 @@ def needs(header: Header, context: int, cache: str = "f16") -> Memory:
     return Memory(kv_bytes(header, context, kind), state_bytes(header), compute_bytes(header, context))
 
 
-def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | None) -> dict[str, Any]:
+def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | None) -> Tables:
     """The memory tables of files of `sizes` bytes, by name: `memory.json` of docs/files.md.
 
     `contexts` (tokens) are the user's; those that the model was not trained for are
@@ -120,7 +122,7 @@ def longest(own: int, room: int, total: Callable[[int], int]) -> int:
     return steps[count - 1] if count else 0
 
 
-def _row(size: int, context: int, kind: str, memory: Memory) -> dict[str, Any]:
+def _row(size: int, context: int, kind: str, memory: Memory) -> MemoryRow:
     return {
         "context": context,
         "cache": kind,
@@ -296,10 +298,10 @@ def _padded(cells: int) -> int:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `model.memory`."""
-    plans = [read_json(path) for path in args.plans]
-    sizes = {plan["recipe"]: int(plan["file_bytes"]) for plan in plans}
+    plans = [PLAN.read(path) for path in args.plans]
+    sizes = {plan["recipe"]: plan["file_bytes"] for plan in plans}
     report = tables(read_source(args.model), sizes, args.spec["config"]["contexts"])
-    write_json(args.out, report)
+    MEMORY.write(args.out, report)
     log.say(f"{len(sizes)} files at {len(report['contexts'])} contexts")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, split_lines
+from quantmill.files import split_lines
+from quantmill.formats import publication
 from quantmill.spec import file_sha256
 
 SUMS: Final = "SHA256SUMS"
@@ -76,7 +77,7 @@ def items_of(
 def withheld_in(results: Path) -> list[str]:
     """The recipes that the card withholds."""
     path = results / "card" / WITHHELD
-    return [entry["recipe"] for entry in read_json(path)["withheld"]] if path.exists() else []
+    return [entry["recipe"] for entry in publication.WITHHELD.read(path)["withheld"]] if path.exists() else []
 
 
 def sums_of(items: Iterable[Item], earlier: dict[str, str]) -> Item:
@@ -107,8 +108,8 @@ def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
 
 def _quant(folder: Path, facts: str) -> Iterator[Item]:
     """A recipe's GGUF, or its parts, with the digests that were taken when they were written."""
-    described = read_json(folder / facts)
-    for part in described.get("parts", [described]):
+    described = publication.FACTS.read(folder / facts)
+    for part in publication.files_of(described):
         path = folder / part["file"]
         if path.stat().st_size != part["bytes"]:
             what = f"has {path.stat().st_size:,} bytes, not {part['bytes']:,}"

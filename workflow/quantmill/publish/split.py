@@ -10,37 +10,34 @@ import argparse
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
 from quantmill.formats.ggufio import Header, padded, read_header
 from quantmill.formats.plan import PlanRow
+from quantmill.formats.publication import FACTS, PARTS, Facts, Part, Parts, files_of
+from quantmill.formats.settings import Split
 from quantmill.progress import Log
 from quantmill.publish.files import ByteRange, Item
 from quantmill.quantize import split
 
-Parts = Mapping[str, list[dict[str, Any]]]
-"""parts.json: of each split file, by recipe, `file` (its path in the repository), `bytes` and `sha256`."""
 
-
-def described(facts: Mapping[str, dict[str, Any]], folder: Path, most: int, log: Log) -> Parts:
+def described(facts: Mapping[str, Facts], folder: Path, most: int, log: Log) -> Parts:
     """The parts of the files of more than `most` bytes; none is larger than that, its header included.
 
     `facts` are what `quantize.write` says of each recipe's file in `folder`. QuantmillError where a
     file cannot be split: it is a part of a model already, or a tensor is larger by itself.
     """
-    parts: dict[str, list[dict[str, Any]]] = {}
+    parts: Parts = {}
     for recipe, file in facts.items():
-        for whole in file.get("parts") or [file]:
+        for whole in files_of(file):
             if whole["bytes"] <= most:
                 continue
             path = folder / whole["file"]
             parts[recipe] = []
             with log.progress(f"sha256 of the parts of {path.name}", path.stat().st_size / 2**20, "MiB") as p:
                 for name, part in _parts(path, most):
-                    entry = {"file": f"{path.stem}/{name}", "bytes": part.size, "sha256": _sha256(part)}
+                    entry: Part = {"file": f"{path.stem}/{name}", "bytes": part.size, "sha256": _sha256(part)}
                     parts[recipe].append(entry)
                     p.add(part.size / 2**20)
     return parts
@@ -97,10 +94,10 @@ def _sha256(part: ByteRange) -> str:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `publish.split`."""
-    config = args.spec["config"]
+    config: Split = args.spec["config"]
     folder = args.results / "gguf"
-    facts = {name: read_json(folder / f"{config['model']}-{name}.json") for name in config["recipes"]}
-    write_json(args.out, described(facts, folder, config["split"], log))
+    facts = {name: FACTS.read(folder / f"{config['model']}-{name}.json") for name in config["recipes"]}
+    PARTS.write(args.out, described(facts, folder, config["split"], log))
 
 
 _CURE = "give `split` a larger size under publish"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
+from quantmill.formats.publication import PARTS
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
@@ -42,7 +42,7 @@ def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: boo
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
     items = items_of(results, model, recipes, settings["include"], settings["measured"])
-    items = split_items(items, read_json(results / "parts.json"), settings["split"])
+    items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
     repository = Repository(settings["repo"], settings["revision"])
     try:
         held = repository.holdings()

@@ -24,10 +24,14 @@ from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
-from quantmill.files import building, part_of, read_json, read_table, write_json, writing
+from quantmill.files import building, part_of, writing
 from quantmill.formats import ggufio, output, types
+from quantmill.formats.allocation import PLAN
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
+from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
+from quantmill.formats.publication import FACTS, Facts, Part
+from quantmill.formats.settings import ImatrixFile, Quantize
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize import split
@@ -51,7 +55,7 @@ class Source:
     def __init__(self, path: Path, manifest: Path) -> None:
         self.header = ggufio.read_header(path)
         self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
-        self.sha256 = {row["name"]: row["sha256"] for row in read_table(manifest)}
+        self.sha256 = {row.name: row.sha256 for row in read_manifest_rows(manifest)}
         if self.sha256.keys() != self.tensors.keys():
             raise QuantmillError(
                 f"lists other tensors than {path.name}", manifest, "delete it to have it made again"
@@ -187,29 +191,37 @@ def write_parts(
     tensors: Iterator[bytes | memoryview],
     progress: Progress,
     tried: Trial,
-) -> dict[str, Any]:
-    """Stream a model into the files of a new folder; what `facts` say of them.
+) -> list[Part]:
+    """Stream a model into the files of a new folder; their names, sizes and digests.
 
-    The sha256 of several files is that of theirs, joined by newlines, as of a split source.
     `tried` is given the first of them, all written, before the folder has its name.
     """
-    parts: list[dict[str, Any]] = []
+    parts: list[Part] = []
     with building(folder) as made:
         for name, header, count in files:
             with writing(made / name) as file:
                 size, sha256 = _stream(file, header, islice(tensors, count), progress)
             parts.append({"file": f"{folder.name}/{name}", "bytes": size, "sha256": sha256})
         tried(made / files[0][0])
+    return parts
+
+
+def facts_of(parts: list[Part], *, tensors: int, tried: str) -> Facts:
+    """The report of a file, or of the parts of one. The sha256 of several is that of theirs, joined by
+    newlines, as of a split source.
+    """
     digests = [part["sha256"] for part in parts]
     return {
         "file": parts[0]["file"],
         "bytes": sum(part["bytes"] for part in parts),
         "sha256": digests[0] if len(digests) == 1 else specs.digest("\n".join(digests)),
-        "parts": parts,
+        "tensors": tensors,
+        "tried": tried,
+        **library.marked(),  # type: ignore[typeddict-item]
     }
 
 
-def imatrix_facts(config: dict[str, Any] | None, imatrix: Imatrix | None) -> dict[str, Any] | None:
+def imatrix_facts(config: ImatrixFile | None, imatrix: Imatrix | None) -> dict[str, Any] | None:
     """What the file's metadata say of the imatrix, as llama-quantize writes it; a bare name, no path."""
     if config is None or imatrix is None:
         return None
@@ -267,8 +279,9 @@ def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
-    spec, plan = args.spec, read_json(args.report)
-    engine = spec["config"].get("engine", "mainline")
+    spec, plan = args.spec, PLAN.read(args.report)
+    settings: Quantize = spec["config"]
+    engine = settings.get("engine", "mainline")
     if plan["engine"] != engine:
         raise QuantmillError(
             f"the recipe's engine is {plan['engine']}, and its file was to be made by {engine}",
@@ -282,11 +295,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
     todo = tasks(rows, source, imatrix, engine)
-    kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(spec["config"]["imatrix"], imatrix))
+    kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
     store = Store(args.store, args.store_max, log)
-    most = spec["config"].get("split")
+    most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
     with (
@@ -300,12 +313,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
         )
         if most is None:
             size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried)
-            facts = {"file": args.gguf.name, "bytes": size, "sha256": sha256}
+            parts: list[Part] = [{"file": args.gguf.name, "bytes": size, "sha256": sha256}]
         else:
             files = split.files(args.gguf.name, kv, rows, most)
-            facts = write_parts(args.gguf, files, tensors, progress, tried)
-    facts |= {"tensors": len(rows), "tried": how}
-    write_json(args.facts, facts | library.marked())
+            parts = write_parts(args.gguf, files, tensors, progress, tried)
+    facts = facts_of(parts, tensors=len(rows), tried=how)
+    if most is not None:
+        facts["parts"] = parts
+    FACTS.write(args.facts, facts)
     log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 
 

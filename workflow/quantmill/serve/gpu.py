@@ -9,6 +9,8 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
+from quantmill.formats.measurements import Gpu
+
 _EVERY_SECONDS = 0.25
 _USED_BYTES = 64 << 20  # a device whose memory grows by less is not used
 
@@ -71,7 +73,7 @@ class Watch:
                 for device in self._devices
             ])  # fmt: skip
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> Gpu | None:
         """The devices whose memory the server took: their names, mean power and most memory (sums over
         them), highest temperature; None where it took none.
         """
@@ -91,6 +93,8 @@ class Watch:
             return None
         names, power, temperature, memory = zip(*readings, strict=True)
         return {
-            "name": ", ".join(names), "power_w": sum(power), "temperature_c": max(temperature),
+            "name": ", ".join(names),
+            "power_w": sum(power),
+            "temperature_c": max(temperature),
             "memory_bytes": sum(memory),
-        }  # fmt: skip
+        }

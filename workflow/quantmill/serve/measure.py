@@ -6,13 +6,14 @@ import argparse
 import random
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from quantmill import command
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.formats import settings
 from quantmill.formats.ggufio import read_header
+from quantmill.formats.measurements import SERVED, Served, ServedRate, Workload
+from quantmill.formats.publication import model_sha256
 from quantmill.measure.speed import machine
 from quantmill.progress import Log
 from quantmill.serve.gpu import Watch
@@ -50,30 +51,26 @@ def _count(vocabulary: Vocabulary, words: list[str]) -> int:
     return len(vocabulary.tokenize(" ".join(words))) + vocabulary.adds_bos
 
 
-def rates(prompts: list[int], timings: list[Timing]) -> dict[str, Any]:
-    """Tokens a second, mean, sample standard deviation and samples: of prompts of so many tokens until the
-    first token comes, and of those after it.
-    """
+def rates(prompts: list[int], timings: list[Timing]) -> tuple[ServedRate, ServedRate]:
+    """(prefill, decode) in tokens a second: of the prompts up to the first token, and of those after it."""
     prefill = [tokens / timing.first for tokens, timing in zip(prompts, timings, strict=True)]
     decode = [(timing.tokens - 1) / timing.rest for timing in timings]
-    return {
-        name: {
-            "mean": fmean(samples),
-            "sd": stdev(samples) if len(samples) > 1 else 0.0,
-            "samples": samples,
-        }
-        for name, samples in (("prefill", prefill), ("decode", decode))
-    }
+    return _rate(prefill), _rate(decode)
+
+
+def _rate(samples: list[float]) -> ServedRate:
+    spread = stdev(samples) if len(samples) > 1 else 0.0
+    return {"mean": fmean(samples), "sd": spread, "samples": samples}
 
 
 def measured(
-    server: Server, vocabulary: Vocabulary, workloads: list[dict[str, Any]], repetitions: int, log: Log
-) -> list[dict[str, Any]]:
+    server: Server, vocabulary: Vocabulary, workloads: list[settings.Workload], repetitions: int, log: Log
+) -> list[Workload]:
     """Each workload's rates over `repetitions` runs, after one run that is not counted."""
     never = vocabulary.ends()
     run = 0
     server.complete(text_of(vocabulary, 16, run)[0], 4, never)
-    rows = []
+    rows: list[Workload] = []
     with log.progress("served", len(workloads) * repetitions, "runs") as progress:
         for workload in workloads:
             prompts, timings = [], []
@@ -91,15 +88,20 @@ def measured(
                     timing = timing._replace(first=first, rest=rest)
                 timings.append(timing)
                 progress.add(1)
-            facts = {
-                "name": workload["name"], "prompt_tokens": round(fmean(prompts)),
-                "generated_tokens": workload["generate"],
-            }  # fmt: skip
-            rows.append(facts | rates(prompts, timings))
+            prefill, decode = rates(prompts, timings)
+            rows.append(
+                {
+                    "name": workload["name"],
+                    "prompt_tokens": round(fmean(prompts)),
+                    "generated_tokens": workload["generate"],
+                    "prefill": prefill,
+                    "decode": decode,
+                }
+            )
     return rows
 
 
-def context_for(workloads: list[dict[str, Any]], model: Path) -> int:
+def context_for(workloads: list[settings.Workload], model: Path) -> int:
     """The positions that the longest workload needs. QuantmillError where the model was not made for them."""
     longest = max(workloads, key=lambda workload: workload["prompt"] + workload["generate"])
     tokens = longest["prompt"] + longest["generate"]
@@ -116,7 +118,8 @@ def context_for(workloads: list[dict[str, Any]], model: Path) -> int:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `serve.measure`."""
-    config, facts = args.spec["config"], read_json(args.facts)
+    config: settings.Served = args.spec["config"]
+    sha256 = model_sha256(args.facts)
     workloads, repetitions = config["workloads"], config["repetitions"]
     version = version_of(args.server)
     port = args.port or free_port()
@@ -132,12 +135,18 @@ def main(args: argparse.Namespace, log: Log) -> None:
         log.say(f"{version} answers")
         with watch.sampling():
             rows = measured(server, vocabulary, workloads, repetitions, log)
-    report = {"server": version, "workloads": rows, "gpu": watch.report(), "threads": args.threads}
-    write_json(args.out, report | {"machine": machine(), "model_sha256": facts["sha256"]})
+    report: Served = {
+        "server": version,
+        "workloads": rows,
+        "gpu": watch.report(),
+        "threads": args.threads,
+        "machine": machine(),
+        "model_sha256": sha256,
+    }
+    SERVED.write(args.out, report)
     for entry in rows:
-        speeds = " and ".join(
-            f"{entry[name]['mean']:.2f} +/- {entry[name]['sd']:.2f}" for name in ("prefill", "decode")
-        )
+        rates_of = (entry["prefill"], entry["decode"])
+        speeds = " and ".join(f"{rate['mean']:.2f} +/- {rate['sd']:.2f}" for rate in rates_of)
         log.say(f"{entry['name']}: prefill and decode {speeds} tokens/s")
 
 
