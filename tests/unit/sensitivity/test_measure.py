@@ -16,6 +16,7 @@ from quantmill.engine import library
 from quantmill.engine.ggml import Conversion, type_ids
 from quantmill.formats import imatrix
 from quantmill.formats.ggufio import read_header
+from quantmill.formats.manifest import write_manifest
 from quantmill.formats.types import WRITABLE, tensor_bytes
 from quantmill.model import manifest
 from quantmill.progress import Log
@@ -38,7 +39,6 @@ def source_of(folder: Path, **options) -> Source:
     header = read_header(path)
     digests, _ = manifest.digests(header, 1, lambda count: None)
     rows = manifest.rows(header, digests)
-
     write_manifest(folder / "manifest.tsv", rows)
     return Source(path, folder / "manifest.tsv")
 
