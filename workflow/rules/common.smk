@@ -36,7 +36,7 @@ from quantmill import machine, spec
 from quantmill.budget import candidates
 from quantmill.check import kind
 from quantmill.config import file as user
-from quantmill.card import texts
+from quantmill.card import template, texts
 from quantmill.engine import library
 from quantmill.evaluate import problems
 from quantmill.config.source import PackageSource, calibrated, exports as exports_of, of_ggufs
@@ -123,7 +123,7 @@ with refusing():
             texts.check(words, f"{config_file}: models.{model}.card.{where}" if where == field else where)
         for rival in cfg.models[model].card.iso_disk:
             if rival.model is None:
-                same_size.read_rival(Path(rival.results or rival.csv))
+                same_size.read_competitor(Path(rival.results or rival.csv))
             elif rival.model not in cfg.models:
                 where = f"{config_file}: models.{model}.card.iso_disk"
                 raise QuantmillError(f"no model {rival.model}", where, f"there are {', '.join(cfg.models)}")
@@ -157,7 +157,6 @@ if workflow.resource_settings.cores:  # jobs run here, and not on a cluster's no
 shell.prefix("set -u; exec python -m quantmill.watch ")
 # The rows of the bench that are the source itself, and their engines.
 SOURCES = {"source": "mainline", "source-ik": "ik"}
-CARD_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "card.md.j2")
 CHECKPOINT_TEMPLATE = os.path.join(LIBRARY, "quantmill", "card", "checkpoint.md.j2")
 
 

@@ -451,7 +451,7 @@ def card_spec(model):
         settings["engines"] = engines
         settings["toolchain"]["ik-llama-cpp-python"] = version("ik-llama-cpp-python")
     made_from = {
-        "template": file_sha256(CARD_TEMPLATE),
+        "template": spec.digest([file_sha256(str(path)) for path in template.FILES]),
         "check": spec.digest(check_spec(model)),
         "manifest": spec.digest(manifest_spec(model)),
         "corpora": [spec.digest(corpus_spec(model, corpus)) for corpus in cfg.corpora_of(model)],

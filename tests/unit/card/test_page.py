@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quantmill.card import page
+from quantmill.card.charts import files
 from quantmill.files import read_json, write_json, write_table
 from quantmill.judge import frontier
 from quantmill.judge.results import Results, read
@@ -61,9 +62,9 @@ def test_what_was_not_measured_is_no_part_of_the_page(make_tree: Callable[..., T
 
 
 def test_a_loss_below_zero_takes_no_logarithm(tree: Tree) -> None:
-    _, chart, rows = page.files(read(*tree), [])
-    assert min(row["low"] for row in rows) < 0
-    assert "log" not in str(chart.to_dict())
+    chart = files.build(read(*tree), [])
+    assert min(row["low"] for row in chart.rows) < 0
+    assert "log" not in str(chart.drawn.to_dict())
 
 
 @pytest.fixture

@@ -361,8 +361,8 @@ def test_nothing_generates_in_ik(tree: Tree) -> None:
     }
     write_json(folder / "bench" / "source" / "tasks.json", tasks)
     results = read(folder, config)
-    assert results.tasks == tasks
-    assert {quant.tasks is None for quant in results.quants} == {True}
+    assert results.source["tasks"] == tasks
+    assert {quant.measured["tasks"] is None for quant in results.quants} == {True}
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["split by its recipe", "cut for the repository"])

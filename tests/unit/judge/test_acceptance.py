@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from quantmill.card import maps, write
+from quantmill.card import maps, view, write
 from quantmill.files import read_json, read_table, write_json, write_table
 from quantmill.judge import advice, frontier, memory
-from quantmill.judge.acceptance import sensitivity
 from quantmill.judge.results import Results, read
+from quantmill.judge.sensitivity import at_one_type
 
 # name: types, then what the perplexity and the divergence come from, as in conftest.RECIPES
 RECIPES: dict[str, tuple[str, str, str, float, float]] = {
@@ -86,20 +86,20 @@ def fitted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
 
 
 def fit_of(results: Results, name: str) -> Any:
-    return next(fit for fit in results.fits if fit.quant.name == name)
+    return next(fit for fit in results.size_targeted if fit.quant.name == name)
 
 
 def test_the_rival_is_the_best_file_within_the_budget(fitted: tuple[Path, dict[str, Any]]) -> None:
     results = read(*fitted)
     sizes = {quant.name: quant.bytes for quant in results.quants}
     assert sizes["Q6_K"] > sizes["fit"] > sizes["poor"] > sizes["Q3_K_M"] > sizes["small"]
-    assert fit_of(results, "fit").rival.name == "Q4_K_M"
-    assert fit_of(results, "small").rival is None
+    assert fit_of(results, "fit").baseline.name == "Q4_K_M"
+    assert fit_of(results, "small").baseline is None
     # a file may be smaller than its budget, and than a rival within it
     edit(fitted[0] / "recipes" / "small.json", budget={"size": sizes["Q3_K_M"], "bytes": sizes["Q3_K_M"]})
-    assert fit_of(read(*fitted), "small").rival.name == "Q3_K_M"
+    assert fit_of(read(*fitted), "small").baseline.name == "Q3_K_M"
     assert fit_of(results, "fit").difference.mean == pytest.approx(
-        fit_of(results, "fit").quant.divergence.mean - fit_of(results, "fit").rival.divergence.mean
+        fit_of(results, "fit").quant.divergence.mean - fit_of(results, "fit").baseline.divergence.mean
     )
 
 
@@ -120,7 +120,7 @@ def test_a_file_whose_gate_is_closed_is_no_choice_anywhere(fitted: tuple[Path, d
     folder, config = fitted
     for gate, offered in ((True, False), (False, True)):
         config["fits"]["poor"]["gate"] = gate
-        names = {quant.name for quant in frontier.sound(read(folder, config))}
+        names = {quant.name for quant in frontier.recommendable(read(folder, config))}
         assert ("poor" in names) == offered and {"Q6_K", "fit"} <= names
     assert "poor" in {quant.name for quant in memory.recommendable(with_tables(read(folder, config)))}
     config["fits"]["poor"]["gate"] = True
@@ -137,9 +137,9 @@ def test_a_gate_stays_closed_where_the_rival_is_withheld(
 ) -> None:
     """Another fitted file may dominate the rival, which is then not offered: the loser is none the better."""
     results = read(*fitted)
-    usual = [SimpleNamespace(quant=quant) for quant in results.quants if quant.fit is None]
+    usual = [SimpleNamespace(quant=quant) for quant in results.quants if quant.allocation is None]
     monkeypatch.setattr(frontier, "withheld", lambda *_: usual)
-    kept = write.offered(results, fitted[1])[1]
+    kept = view.view(results, fitted[1]).kept
     assert {quant.name for quant in kept.quants} == set(FITTED)
     assert set(kept.rejected) == {"poor"}
     assert "poor" not in " ".join(advice.choice(kept))
@@ -187,14 +187,14 @@ def test_the_card_has_prediction_bound_gap_and_rules(fitted: tuple[Path, dict[st
 
 def test_the_heat_map_is_at_the_type_that_most_tensors_have(fitted: tuple[Path, dict[str, Any]]) -> None:
     rows = read_table(fitted[0] / "sensitivity.tsv")
-    found = sensitivity(rows)
+    found = at_one_type(rows)
     assert found is not None
     assert (found.type, found.tensors, found.of) == ("q6_K", 9, 9)
-    without = sensitivity([row for row in rows if row["role"] != "output"])
+    without = at_one_type([row for row in rows if row["role"] != "output"])
     assert without is not None
     assert without.type == "q4_K" and without.cells["ffn_down", 3] == 0.004
     assert without.how == {"measured": 8}
-    assert sensitivity([]) is None
+    assert at_one_type([]) is None
     card = write.render(read(*fitted), fitted[1])
     assert 'alt="KL divergence with one tensor alone at q6_K; the most at output (0.02000)' in card
 

@@ -31,14 +31,16 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def reasons(results: Results) -> dict[str, tuple[str, str | None]]:
-    found = frontier.condemned(results)
-    return {name: (verdict.reason, verdict.rival and verdict.rival.name) for name, verdict in found.items()}
+    found = frontier.unneeded(results)
+    return {
+        name: (verdict.reason, verdict.instead and verdict.instead.name) for name, verdict in found.items()
+    }
 
 
 def test_a_file_is_dominated_by_one_no_larger_and_surely_better(kld_tree: Tree) -> None:
     results = read(*kld_tree)
     assert reasons(results) == {"Q4_K_L": ("dominated", "Q5_K_M"), "IQ2_XXS": ("collapsed", None)}
-    verdict = frontier.condemned(results)["Q4_K_L"]
+    verdict = frontier.unneeded(results)["Q4_K_L"]
     assert verdict.difference is not None
     assert verdict.difference.mean == pytest.approx(0.066 - 0.015, abs=1e-6)
     assert 0 < verdict.difference.low < verdict.difference.mean < verdict.difference.high
@@ -49,7 +51,7 @@ def test_a_file_is_dominated_by_one_no_larger_and_surely_better(kld_tree: Tree) 
 def test_by_perplexity_where_no_divergence_was_measured(tree: Tree) -> None:
     results = read(*tree)
     assert reasons(results)["Q4_K_L"] == ("dominated", "Q5_K_M")
-    assert frontier.condemned(results)["Q4_K_L"].figure.startswith("+3.46 % perplexity (95 %: +")
+    assert frontier.unneeded(results)["Q4_K_L"].figure.startswith("+3.46 % perplexity (95 %: +")
 
 
 def test_a_difference_within_the_noise_condemns_nothing(make_tree: Callable[..., Tree]) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantmill.card import tables, write
+from quantmill.card import write
+from quantmill.card.sections.memory import longest
 from quantmill.files import write_json
 from quantmill.judge import memory
 from quantmill.judge.results import read
@@ -97,7 +98,7 @@ def test_devices_of_one_answer_are_one_line(kld_tree: Tree) -> None:
         {"total_bytes": gib * GIB, "cache": cache, "context": context}
         for gib, context in ((8, 0), (12, 4096), (16, 4096), (24, 4096)) for cache in ("f16", "q8_0")
     ]  # fmt: skip
-    assert tables.longest(replace(quant, memory={"rows": [], "fits": fits})) == [
+    assert longest(replace(quant, memory={"rows": [], "fits": fits})) == [
         ("8 GB", {"f16": 0, "q8_0": 0}), ("12 to 24 GB", {"f16": 4096, "q8_0": 4096}),
     ]  # fmt: skip
 

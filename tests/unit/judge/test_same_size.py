@@ -12,8 +12,9 @@ from quantmill.card import write
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.judge import compare, same_size
-from quantmill.judge.results import HUMANEVAL, read, scored
+from quantmill.judge.results import read
 from quantmill.judge.same_size import Entry
+from quantmill.judge.scores import HUMANEVAL, scores_of
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -45,7 +46,7 @@ def test_answers_with_line_separators_are_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "humaneval.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers), encoding="utf-8")
     measured = {"interval": [0.1, 0.9], "passed": 1, "problems": 2, "pass_at_1": 0.5}
-    assert scored(measured, None, path)[HUMANEVAL].passes == (True, False)
+    assert scores_of(measured, None, path)[HUMANEVAL].passes == (True, False)
 
 
 def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
@@ -80,12 +81,12 @@ def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, said: 
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(QuantmillError, match=said):
-        same_size.read_rival(path)
+        same_size.read_competitor(path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match=r"no results of a model; name the folder results/<model>"):
-        same_size.read_rival(tmp_path)
+        same_size.read_competitor(tmp_path)
 
 
 def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> None:
@@ -97,7 +98,9 @@ def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> 
     csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n", encoding="utf-8")
     rivals = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
     config["card"]["iso_disk"] = rivals
-    card = write.render(read(folder, config), config, rivals=[same_size.read_rival(p) for p in (other, csv)])
+    card = write.render(
+        read(folder, config), config, competitors=[same_size.read_competitor(p) for p in (other, csv)]
+    )
     first, second = card.split("## The same disk: ")[1:]
     assert "| 8.0 MiB to 11.3 MiB | `Q5_K_M`, 10.3 MiB | 0.01500 | `Q4_K_M`, 9.0 MiB | 0.125 |" in first
     assert "Figures of Published: their card of May, not measured here." in second

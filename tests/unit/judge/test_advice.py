@@ -1,4 +1,4 @@
-"""Rows, notes and the answer to "which file", from a made-up tree of results."""
+"""Notes and the answer to "which file", from made-up results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from quantmill import text
-from quantmill.card import tables
-from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json
 from quantmill.judge import advice, frontier
 from quantmill.judge.results import Results, read
@@ -23,19 +18,9 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def notes(results: Results) -> dict[str, str]:
-    return {row.name: row.note for row in tables.rows(results)}
-
-
-LEFT_OUT = "prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9"
-
-
-def test_rows_stand_largest_first_after_the_source(tree: Tree) -> None:
-    rows = tables.rows(read(*tree))
-    assert [row.name for row in rows] == ["source", "Q8_0", "Q6_K", "Q4_K_L", "Q5_K_M", "Q4_K_M", "IQ2_XXS"]
-    assert [row.bytes for row in rows] == sorted((row.bytes for row in rows), reverse=True)
-    assert [row.name for row in rows if row.best] == ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
-    assert [row.name for row in rows if row.fastest] == ["IQ2_XXS"]
-    assert rows[0].type == "f16"
+    """The note of each file, and of the source."""
+    notes = {quant.name: advice.note(quant, results) for quant in results.quants}
+    return notes | {"source": advice.source_note(results)}
 
 
 def test_each_note_says_what_was_measured(tree: Tree) -> None:
@@ -167,94 +152,3 @@ def test_an_absurd_source_condemns_the_run(tree: Tree) -> None:
     assert "No advice can be given" in said
     assert "54,321" in said
     assert notes(results)["Q4_K_L"] == ""
-
-
-def test_fallbacks_are_grouped_with_their_widths(tree: Tree) -> None:
-    found = tables.fallbacks(read(*tree))
-    assert [(f["name"], f["wanted"], f["type"], f["tensors"], f["roles"], f["widths"]) for f in found] == [
-        ("Q4_K_L", "q4_K", "q5_0", 4, ["attn_k"], [512]),
-        ("Q4_K_M", "q4_K", "q5_0", 4, ["attn_k"], [512]),
-    ]
-
-
-def test_bits_by_role_and_what_is_protected(tree: Tree) -> None:
-    quant = next(quant for quant in read(*tree).quants if quant.name == "Q4_K_M")
-    bits = tables.bits_by_role(quant)
-    assert bits["attn_q"] == pytest.approx(4.5)
-    assert bits["ffn_down"] == pytest.approx((4.5 + 6.5625) / 2)
-    assert "attn_norm" not in bits
-    above, below = tables.uneven(quant)
-    assert above == [
-        "`token_embd` (q6_K)",
-        "`attn_k` (q5_0, 4 of 4)",
-        "`attn_v` (q6_K, 4 of 4)",
-        "`ffn_down` (q6_K, 2 of 4)",
-    ]
-    assert below == []
-
-
-def test_reasons_count_every_tensor_once(tree: Tree) -> None:
-    for quant in read(*tree).quants:
-        groups = tables.by_reason(quant)
-        assert sum(group["tensors"] for group in groups) == quant.plan["tensors"]
-        assert sum(group["bytes"] for group in groups) == quant.plan["tensor_bytes"]
-
-
-def test_every_stages_warnings_are_shown_once(tree: Tree) -> None:
-    folder, config = tree
-    edit(folder / "imatrix.json", warnings=["3 experts below the floor"])
-    for name in ("Q8_0", "Q6_K"):
-        edit(folder / "plans" / f"{name}.json", warnings=["said twice"])
-    assert tables.warnings(read(folder, config)) == [
-        (LEFT_OUT, ["corpus calibration", "corpus held-out"]),
-        ("3 experts below the floor", ["imatrix"]),
-        ("said twice", ["Q8_0", "Q6_K"]),
-    ]
-
-
-def test_speeds_of_two_settings_are_told_apart(tree: Tree) -> None:
-    folder, config = tree
-    assert len(tables.machines(read(folder, config))) == 1
-    edit(folder / "bench" / "Q8_0" / "speed.json", threads=4)
-    assert [names for _, names in tables.machines(read(folder, config))][1] == ["Q8_0"]
-
-
-def test_a_measurement_of_another_file_is_refused(tree: Tree) -> None:
-    folder, config = tree
-    edit(folder / "bench" / "Q8_0" / "speed.json", model_sha256="0" * 64)
-    with pytest.raises(QuantmillError, match=r"Q8_0/speed\.json: measured on another file; delete it"):
-        read(folder, config)
-
-
-@pytest.mark.parametrize(
-    "missing", ["model.json", "manifest.tsv", "plans/Q6_K.tsv", "plans/Q6_K.json", "recipes/Q6_K.yaml",
-                "gguf/tiny-Q6_K.json", "bench/Q6_K/perplexity.json", "bench/Q6_K/kld.json",
-                "imatrix.json", "corpus/held-out.json"],
-)  # fmt: skip
-def test_a_missing_file_is_named(kld_tree: Tree, missing: str) -> None:
-    folder, config = kld_tree
-    (folder / missing).unlink()
-    with pytest.raises(QuantmillError, match=rf"{missing.rsplit('/', 1)[-1]}: no such file"):
-        read(folder, config)
-
-
-def test_a_broken_file_is_named(tree: Tree) -> None:
-    folder, config = tree
-    (folder / "imatrix.json").write_text('{"corpus": ', encoding="utf-8")
-    with pytest.raises(QuantmillError, match=r"imatrix\.json: no valid JSON"):
-        read(folder, config)
-
-
-def test_units_and_escapes() -> None:
-    assert text.size(3 * 2**30 / 2) == "1.50 GiB"
-    assert text.size(2**20 * 12.34) == "12.3 MiB"
-    assert text.size(1024 * 1.5) == "1.5 KiB"
-    assert text.decimal_size(1_500_000_000) == "1.50 GB"
-    assert text.percent(-1.234, 0.05) == "-1.23 ± 0.05 %"
-    assert text.rate({"mean": 12.345, "sd": 0.26, "samples": [12, 13]}) == "12.3 ± 0.3"
-    assert text.rate({"mean": 1234.5, "sd": 2.6, "samples": [1234, 1235]}) == "1234 ± 3"
-    assert text.rate({"mean": 1234.5, "sd": 0.0, "samples": [1234.5]}) == "1234"
-    assert text.md("a|b *c* _d_ e_f <g>\nh") == r"a\|b \*c\* \_d\_ e_f &lt;g&gt; h"
-    assert text.code("a`b|c") == r"`` a`b\|c ``"
-    assert text.fence("x\n```\ny", "yaml") == "````yaml\nx\n```\ny\n````"
-    assert [text.duration(s) for s in (45, 200, 8000)] == ["45 s", "3 min", "2.2 h"]
