@@ -64,9 +64,9 @@ def test_points_stand_at_their_size_and_change(tree: Tree) -> None:
         for line in plots.draw_size_perplexity(results).axes[0].lines
         if len(line.get_xydata()) == 1
     ]
-    wanted = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
-    wanted.append((results.facts["bytes"] / 2**20, 0.0))
-    assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in wanted]
+    expected = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
+    expected.append((results.facts["bytes"] / 2**20, 0.0))
+    assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in expected]
 
 
 def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -> None:

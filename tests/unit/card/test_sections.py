@@ -20,8 +20,8 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def test_fallbacks_are_grouped_with_their_widths(tree: Tree) -> None:
-    found = contents.fallbacks(read(*tree))
-    assert [(f["name"], f["requested"], f["type"], f["tensors"], f["roles"], f["widths"]) for f in found] == [
+    rows = contents.fallbacks(read(*tree))
+    assert [(f["name"], f["requested"], f["type"], f["tensors"], f["roles"], f["widths"]) for f in rows] == [
         ("Q4_K_L", "q4_K", "q5_0", 4, ["attn_k"], [512]),
         ("Q4_K_M", "q4_K", "q5_0", 4, ["attn_k"], [512]),
     ]
@@ -38,11 +38,11 @@ def test_every_stages_warnings_are_shown_once(tree: Tree) -> None:
     folder, config = tree
     edit(folder / "imatrix.json", warnings=["3 experts below the floor"])
     for name in ("Q8_0", "Q6_K"):
-        edit(folder / "plans" / f"{name}.json", warnings=["said twice"])
+        edit(folder / "plans" / f"{name}.json", warnings=["of two files"])
     assert summary.warnings(read(folder, config)) == [
         (LEFT_OUT, ["corpus calibration", "corpus held-out"]),
         ("3 experts below the floor", ["imatrix"]),
-        ("said twice", ["Q8_0", "Q6_K"]),
+        ("of two files", ["Q8_0", "Q6_K"]),
     ]
 
 

@@ -24,12 +24,12 @@ def notes(results: Results) -> dict[str, str]:
 
 
 def test_each_note_says_what_was_measured(tree: Tree) -> None:
-    found = notes(read(*tree))
-    assert found["Q8_0"] == "lowest perplexity"
-    assert found["Q6_K"] == "smallest not measurably worse than the source"
-    assert found["Q4_K_L"] == "skip: `Q5_K_M` is smaller and measurably better"
-    assert found["Q4_K_M"] == "16 % smaller than `Q5_K_M` for +1.71 % perplexity"
-    assert found["IQ2_XXS"] == "collapsed: 2.5 times the source's perplexity"
+    note_of = notes(read(*tree))
+    assert note_of["Q8_0"] == "lowest perplexity"
+    assert note_of["Q6_K"] == "smallest not measurably worse than the source"
+    assert note_of["Q4_K_L"] == "skip: `Q5_K_M` is smaller and measurably better"
+    assert note_of["Q4_K_M"] == "16 % smaller than `Q5_K_M` for +1.71 % perplexity"
+    assert note_of["IQ2_XXS"] == "collapsed: 2.5 times the source's perplexity"
 
 
 def test_the_answer_names_the_smallest_good_one_the_near_one_and_the_smallest(tree: Tree) -> None:
@@ -64,39 +64,41 @@ def test_by_divergence_the_answer_is_the_smallest_near_one_and_the_closest(kld_t
 
 
 def test_by_divergence_each_note_says_what_was_measured(kld_tree: Tree) -> None:
-    found = notes(read(*kld_tree))
-    assert found["Q8_0"] == "closest to the source"
-    assert found["Q6_K"] == "19 % smaller than `Q8_0` for 0.00090 more KL divergence"
-    assert found["Q4_K_L"] == "skip: `Q5_K_M` is smaller and measurably better"
-    assert found["Q5_K_M"] == "smallest within 0.02 of the source"
-    assert found["IQ2_XXS"] == "collapsed: KL divergence 1.353, the worth of 3.9 times the perplexity"
+    note_of = notes(read(*kld_tree))
+    assert note_of["Q8_0"] == "closest to the source"
+    assert note_of["Q6_K"] == "19 % smaller than `Q8_0` for 0.00090 more KL divergence"
+    assert note_of["Q4_K_L"] == "skip: `Q5_K_M` is smaller and measurably better"
+    assert note_of["Q5_K_M"] == "smallest within 0.02 of the source"
+    assert note_of["IQ2_XXS"] == "collapsed: KL divergence 1.353, the worth of 3.9 times the perplexity"
 
 
 def test_of_two_files_of_one_size_the_worse_is_skipped(make_tree: Callable[..., Tree]) -> None:
     recipes = {"fit": ("q5_0", "q6_K", "q6_K", 0.01, 0.001), "Q5_K_M": ("q5_K", "q6_K", "q6_K", 0.05, 0.001)}
     folder, config = make_tree(recipes=recipes)
-    found = notes(read(folder, config | {"kld": True}))
-    assert found["Q5_K_M"] == "skip: `fit` is as small and measurably better"
-    assert "fit" not in found["fit"]
+    note_of = notes(read(folder, config | {"kld": True}))
+    assert note_of["Q5_K_M"] == "skip: `fit` is as small and measurably better"
+    assert "fit" not in note_of["fit"]
 
 
 def test_by_divergence_with_no_file_near_the_closest_is_named(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(recipes={"Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.05, 0.01)})
-    (said,) = advice.choice(read(folder, config | {"kld": True}))
-    assert said.startswith("**Closest to the source is `Q4_K_M` (8.6 MiB)** (KL divergence 0.07800 ± 0.00156")
+    (sentence,) = advice.choice(read(folder, config | {"kld": True}))
+    assert sentence.startswith(
+        "**Closest to the source is `Q4_K_M` (8.6 MiB)** (KL divergence 0.07800 ± 0.00156"
+    )
 
 
 def test_divergences_of_too_few_chunks_give_no_advice(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(n=3)
-    said = advice.choice(read(folder, config | {"kld": True}))
-    assert said == ["KL divergence was measured on too few chunks to tell the files apart."]
+    sentence = advice.choice(read(folder, config | {"kld": True}))
+    assert sentence == ["KL divergence was measured on too few chunks to tell the files apart."]
 
 
 def test_an_absurd_source_is_seen_by_its_divergence_alone(kld_tree: Tree) -> None:
     folder, config = kld_tree
     edit(folder / "bench" / "source" / "kld.json", perplexity={"value": 54321.0, "error": 1.0})
-    (said,) = advice.choice(read(folder, config | {"perplexity": False}))
-    assert "54,321" in said
+    (sentence,) = advice.choice(read(folder, config | {"perplexity": False}))
+    assert "54,321" in sentence
 
 
 def test_a_file_no_smaller_than_its_quantized_source_is_said_to_be(tree: Tree) -> None:
@@ -144,11 +146,11 @@ def test_too_few_chunks_give_no_advice(make_tree: Callable[..., Tree]) -> None:
     assert notes(results)["Q4_K_L"] == ""
 
 
-def test_an_absurd_source_condemns_the_run(tree: Tree) -> None:
+def test_an_absurd_source_makes_the_run_invalid(tree: Tree) -> None:
     folder, config = tree
     edit(folder / "bench" / "source" / "perplexity.json", perplexity=54321.0)
     results = read(folder, config)
-    (said,) = advice.choice(results)
-    assert "No advice can be given" in said
-    assert "54,321" in said
+    (sentence,) = advice.choice(results)
+    assert "No advice can be given" in sentence
+    assert "54,321" in sentence
     assert notes(results)["Q4_K_L"] == ""

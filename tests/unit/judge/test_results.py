@@ -26,10 +26,20 @@ def test_a_measurement_of_another_file_is_refused(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["model.json", "manifest.tsv", "plans/Q6_K.tsv", "plans/Q6_K.json", "recipes/Q6_K.yaml",
-                "gguf/tiny-Q6_K.json", "bench/Q6_K/perplexity.json", "bench/Q6_K/kld.json",
-                "imatrix.json", "corpus/held-out.json"],
-)  # fmt: skip
+    "missing",
+    [
+        "model.json",
+        "manifest.tsv",
+        "plans/Q6_K.tsv",
+        "plans/Q6_K.json",
+        "recipes/Q6_K.yaml",
+        "gguf/tiny-Q6_K.json",
+        "bench/Q6_K/perplexity.json",
+        "bench/Q6_K/kld.json",
+        "imatrix.json",
+        "corpus/held-out.json",
+    ],
+)
 def test_a_missing_file_is_named(kld_tree: Tree, missing: str) -> None:
     folder, config = kld_tree
     (folder / missing).unlink()

@@ -1,4 +1,4 @@
-"""The same disk: bands, a table of published figures and what is wrong in one, another model's results."""
+"""The same-size comparison: bands, a table of published figures and its faults, another model's results."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Tree = tuple[Path, dict[str, Any]]
 def test_bands_are_half_an_octave_and_hold_the_best_of_each_side() -> None:
     ours = [Entry("a", 1500, None, 0.02), Entry("b", 1600, None, 0.01), Entry("c", 4000, None, 0.001)]
     theirs = [Entry("x", 1450, None, 0.03), Entry("y", 100, None, 0.9)]
-    found = [
+    names = [
         (b.low, b.high, b.ours and b.ours.name, b.theirs and b.theirs.name)
         for b in same_size.bands(ours, theirs)
     ]
-    assert found == [
+    assert names == [
         (pytest.approx(2896.3, abs=0.1), pytest.approx(4096.0), "c", None),
         (pytest.approx(1448.2, abs=0.1), pytest.approx(2048.0), "b", "x"),
         (pytest.approx(90.5, abs=0.1), pytest.approx(128.0), None, "y"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_verdict_needs_an_interval_on_both_sides() -> None:
@@ -61,7 +61,7 @@ def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("file,gb,ppl\na,1,9\n", r"x\.csv: line 1: unknown column ppl; known are file, bytes, gib, gb"),
         ("file,gb,kld,\na,1,9,\n", r"line 1: unknown column \(no name\)"),
@@ -76,11 +76,11 @@ def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
         ("file,gb,kld\n", r"x\.csv: no rows"),
         ("", r"the columns are none"),
     ],
-)  # fmt: skip
-def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, said: str) -> None:
+)
+def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(QuantmillError, match=said):
+    with pytest.raises(QuantmillError, match=message):
         same_size.read_competitor(path)
 
 
@@ -96,8 +96,8 @@ def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> 
     write_json(other / "bench" / "Q4_K_M" / "kld.json", {"kld": {"mean": 0.125}})
     csv = tmp_path / "x.csv"
     csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n", encoding="utf-8")
-    rivals = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
-    config["card"]["iso_disk"] = rivals
+    models = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
+    config["card"]["iso_disk"] = models
     card = write.render(
         read(folder, config), config, competitors=[same_size.read_competitor(p) for p in (other, csv)]
     )

@@ -24,14 +24,14 @@ def front_matter(view: View) -> str:
     """The YAML without its `---` lines, for the files that are offered."""
     from huggingface_hub.repocard_data import ModelCardData
 
-    tags = ["gguf", "quantized", "llama.cpp", *(["imatrix"] if view.kept.imatrix else [])]
+    tags = ["gguf", "quantized", "llama.cpp", *(["imatrix"] if view.published.imatrix else [])]
     if any(quant.needs_other_engine for quant in view.offered):
         tags.append("ik_llama.cpp")
     tags += view.card.get("tags") or []
     more = hub_fields(view.card)
-    if results := [result for quant in view.offered for result in _results(quant, view.kept.unranked)]:
+    if results := [result for quant in view.offered for result in _results(quant, view.published.unranked)]:
         more |= {"model_name": view.title, "eval_results": results}
-    license = view.card.get("license") or view.kept.facts["licence"]
+    license = view.card.get("license") or view.published.facts["licence"]
     return ModelCardData(license=license, tags=tags, **more).to_yaml()
 
 

@@ -22,14 +22,14 @@ _CONTEXT: Final = 4096
 class View:
     """One card.
 
-    `measured` are all results, `kept` those of the files that are offered.
+    `measured` are all results, `published` those of the files that are offered.
     `config` is the config of the stage's spec. `plots` is the folder of the
     pictures, relative to the card. `competitors` are the files of the models of
     the same-size comparison, in the order of the config.
     """
 
     measured: Results
-    kept: Results
+    published: Results
     withheld: list[Unneeded]
     config: dict[str, Any]
     plots: str = "plots"
@@ -38,12 +38,12 @@ class View:
     @property
     def offered(self) -> list[Quant]:
         """The files that are offered, largest first; there may be none."""
-        return self.kept.quants
+        return self.published.quants
 
     @property
     def shown(self) -> Results:
         """The results that tables and advice are about: of what is offered, of all where nothing is."""
-        return self.kept if self.kept.quants else self.measured
+        return self.published if self.published.quants else self.measured
 
     @property
     def card(self) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def view(
     withheld = frontier.withheld(measured, config.get("withhold", "none"))
     names = {verdict.quant.name for verdict in withheld}
     quants = [quant for quant in measured.quants if quant.name not in names]
-    kept = replace(measured, quants=quants, withheld=[verdict.quant for verdict in withheld])
-    return View(measured, kept, withheld, config, plots, competitors)
+    published = replace(measured, quants=quants, withheld=[verdict.quant for verdict in withheld])
+    return View(measured, published, withheld, config, plots, competitors)
 
 
 def title_of(results: Results, config: dict[str, Any]) -> str:

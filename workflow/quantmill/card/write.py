@@ -51,9 +51,9 @@ def card(view: View) -> str:
 def modelfiles(view: View) -> dict[str, str]:
     """The Modelfiles by name: one for each file that is offered and that Ollama can load."""
     return {
-        f"Modelfile.{quant.name}": ollama.modelfile(quant.file, view.context, view.kept.facts)
+        f"Modelfile.{quant.name}": ollama.modelfile(quant.file, view.context, view.published.facts)
         for quant in view.offered
-        if loads_in_ollama(quant, view.kept)
+        if loads_in_ollama(quant, view.published)
     }
 
 

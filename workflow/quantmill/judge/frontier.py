@@ -31,7 +31,7 @@ HUMANEVAL_SHARE: Final = 0.5
 """A file with significantly less than this share of the source's HumanEval score has collapsed too,"""
 
 LOOPS_SHARE: Final = 0.1
-"""or one where significantly more answers end in a loop than of the source's, by this share of all answers."""
+"""or one where significantly more answers end in a loop than of the source, by this share of all answers."""
 
 NOTICEABLE: Final = 0.05
 """A file that is slower by a smaller share than this is not worse for it: nobody notices."""
@@ -39,7 +39,7 @@ NOTICEABLE: Final = 0.05
 
 @dataclass(frozen=True)
 class Unneeded:
-    """Why a file is not needed: the `reason`, the file to take `instead` if there is one, the figure in words.
+    """Why a file is not needed: the `reason`, the file to take `instead` if any, the figure in words.
 
     `difference` (nats) is the file's loss less that of the file to take instead,
     or the loss itself where the file has collapsed; None for a duplicate.

@@ -27,7 +27,7 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Devices:
-    """One row: devices with the same answers, from the smallest to the largest (GB), and a file per context."""
+    """One row: devices with the same answers, the smallest to the largest (GB), a file for each context."""
 
     smallest: int
     largest: int
