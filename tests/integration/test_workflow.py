@@ -74,7 +74,7 @@ def test_an_input_from_the_future_is_refused_before_work(house: House) -> None:
     house.configure(lambda config: config.update(LEAN, recipes=["Q8_0", {"name": "own", "template": "own"}]))
     (house.folder / "recipes" / "own.yaml.j2").write_text("base: Q8_0\n", encoding="utf-8")
     tomorrow = time.time() + 86400
-    for name in ("tiny-llama.gguf", "recipes/own.yaml.j2", "workflow/quantmill/card/card.md.j2"):
+    for name in ("tiny-llama.gguf", "recipes/own.yaml.j2", "workflow/quantmill/card/sections/credits.md.j2"):
         path = house.folder / name
         os.utime(path, (tomorrow, tomorrow))
         refused = house.snakemake()

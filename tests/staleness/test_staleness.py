@@ -200,7 +200,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         section("corpora", "held-out", seed=2),
         HELD_OUT | KLDS | PERPLEXITIES | CARD,
     ),
-    "the card's template": (append("workflow/quantmill/card/card.md.j2", TEMPLATE), CARD),
+    "the card's template": (append("workflow/quantmill/card/sections/credits.md.j2", TEMPLATE), CARD),
     "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
     "a text of the card in a file": (text_in_a_file, CARD),
     "another model's figures": (figures_of_another, CARD),

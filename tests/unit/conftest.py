@@ -16,14 +16,29 @@ import pytest
 from quantmill.files import write_json, write_table, write_text
 
 BITS = {
-    "f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q6_K": 6.5625, "q5_K": 5.5, "q5_0": 5.5, "q4_K": 4.5,
-    "iq4_xs": 4.25, "q3_K": 3.4375, "iq3_xxs": 3.0625, "iq2_xxs": 2.0625,
-}  # fmt: skip
+    "f32": 32.0,
+    "f16": 16.0,
+    "q8_0": 8.5,
+    "q6_K": 6.5625,
+    "q5_K": 5.5,
+    "q5_0": 5.5,
+    "q4_K": 4.5,
+    "iq4_xs": 4.25,
+    "q3_K": 3.4375,
+    "iq3_xxs": 3.0625,
+    "iq2_xxs": 2.0625,
+}
 SHAPES = {
-    "attn_norm": (512,), "attn_q": (512, 512), "attn_k": (512, 128), "attn_v": (512, 128),
-    "attn_output": (512, 512), "ffn_norm": (512,), "ffn_gate": (512, 1536), "ffn_up": (512, 1536),
+    "attn_norm": (512,),
+    "attn_q": (512, 512),
+    "attn_k": (512, 128),
+    "attn_v": (512, 128),
+    "attn_output": (512, 512),
+    "ffn_norm": (512,),
+    "ffn_gate": (512, 1536),
+    "ffn_up": (512, 1536),
     "ffn_down": (1536, 512),
-}  # fmt: skip
+}
 
 #             main type, embeddings, more (attn_v and half of ffn_down), mean nll added, its sd over chunks
 RECIPES: dict[str, tuple[str, str, str, float, float]] = {
@@ -51,9 +66,16 @@ def exactly(n: int, mean: float, sd: float, seed: str) -> list[float]:
 def perplexity(nll: list[float], model: str) -> dict[str, Any]:
     value = math.exp(statistics.fmean(nll))
     return {
-        "corpus": "held-out", "chunks": len(nll), "context": 512, "tokens": 255 * len(nll), "nll": nll,
-        "perplexity": value, "error": 0.02 * value, "seconds": 3.5, "model_sha256": model,
-    }  # fmt: skip
+        "corpus": "held-out",
+        "chunks": len(nll),
+        "context": 512,
+        "tokens": 255 * len(nll),
+        "nll": nll,
+        "perplexity": value,
+        "error": 0.02 * value,
+        "seconds": 3.5,
+        "model_sha256": model,
+    }
 
 
 def kld(values: list[float], nll: list[float], base: list[float], model: str) -> dict[str, Any]:
@@ -61,13 +83,22 @@ def kld(values: list[float], nll: list[float], base: list[float], model: str) ->
     mean, ratio = statistics.fmean(values), math.exp(statistics.fmean(nll) - statistics.fmean(base))
     spread = {"99.9%": 9 * mean, "max": 15 * mean, "median": 0.7 * mean, "min": 0.01 * mean}
     reference = {
-        "threshold": 1e-5, "most_of_vocabulary": 0.0625, "samples": 64, "tokens": 779.4, "mass": 0.9928,
-        "least_mass": 0.9, "gap": {"mean": 0.0001 * mean, "error": 0.0002 * mean, "predictions": 160,
-                                   "kld": mean},
-    }  # fmt: skip
+        "threshold": 1e-5,
+        "most_of_vocabulary": 0.0625,
+        "samples": 64,
+        "tokens": 779.4,
+        "mass": 0.9928,
+        "least_mass": 0.9,
+        "gap": {"mean": 0.0001 * mean, "error": 0.0002 * mean, "predictions": 160, "kld": mean},
+    }
     return {
-        "corpus": "held-out", "chunks": len(values), "context": 512, "tokens": 255 * len(values),
-        "seconds": 3.5, "model_sha256": model, "reference_sha256": sha("source"),
+        "corpus": "held-out",
+        "chunks": len(values),
+        "context": 512,
+        "tokens": 255 * len(values),
+        "seconds": 3.5,
+        "model_sha256": model,
+        "reference_sha256": sha("source"),
         "kld": {"mean": mean, "error": mean / 50} | spread,
         "p_diff": {"mean": -mean / 8, "error": mean / 99, "rms": mean / 3, "rms_error": mean / 70},
         "same_top": {"mean": 1 - min(0.9, mean), "error": mean / 30},
@@ -75,7 +106,7 @@ def kld(values: list[float], nll: list[float], base: list[float], model: str) ->
         "ratio": {"value": ratio, "error": ratio / 200},
         "by_chunk": {"kld": values, "nll": nll, "nll_reference": base, "same_top": [0.9] * len(values)},
         "reference": reference,
-    }  # fmt: skip
+    }
 
 
 def speed(prompt: float, generate: float, model: str) -> dict[str, Any]:
@@ -84,38 +115,66 @@ def speed(prompt: float, generate: float, model: str) -> dict[str, Any]:
 
     machine = {"cpu": "Example CPU @ 2.00GHz", "cores": 2, "memory_bytes": 8 << 30}
     return {
-        "prompt": half(512, prompt), "generate": half(128, generate), "threads": 2, "backend": "CPU",
-        "machine": machine, "model_sha256": model,
-    }  # fmt: skip
+        "prompt": half(512, prompt),
+        "generate": half(128, generate),
+        "threads": 2,
+        "backend": "CPU",
+        "machine": machine,
+        "model_sha256": model,
+    }
 
 
 def corpus(name: str) -> dict[str, Any]:
-    def source(source: str, chunks: int, wanted: float, got: float) -> dict[str, Any]:
+    def source(source: str, chunks: int, requested: float, actual: float) -> dict[str, Any]:
         return {
-            "name": source, "file": f"{source}.parquet", "sha256": sha(source), "column": "content",
-            "rows_read": 1200, "rows_used": 300, "rows_broken": 3, "rows_duplicate": 7, "rows_empty": 1,
-            "rows_joined": 0, "rows_cut": 0, "broken": [{"reason": "not UTF-8", "rows": 3, "first": 9}],
-            "characters": 90_000, "tokens": 512 * chunks, "chunks": chunks,
-            "share_wanted": wanted, "share_got": got,
-        }  # fmt: skip
+            "name": source,
+            "file": f"{source}.parquet",
+            "sha256": sha(source),
+            "column": "content",
+            "rows_read": 1200,
+            "rows_used": 300,
+            "rows_broken": 3,
+            "rows_duplicate": 7,
+            "rows_empty": 1,
+            "rows_joined": 0,
+            "rows_cut": 0,
+            "broken": [{"reason": "not UTF-8", "rows": 3, "first": 9}],
+            "characters": 90_000,
+            "tokens": 512 * chunks,
+            "chunks": chunks,
+            "share_wanted": requested,
+            "share_got": actual,
+        }
 
     return {
-        "corpus": name, "seed": 1, "context": 512, "chunks": 40, "tokens": 512 * 40,
+        "corpus": name,
+        "seed": 1,
+        "context": 512,
+        "chunks": 40,
+        "tokens": 512 * 40,
         "sources": [source("code", 20, 0.5, 0.5), source("prose", 20, 0.5, 0.5)],
         "warnings": ["prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9"],
-    }  # fmt: skip
+    }
 
 
 def tensors(recipe: tuple[str, str, str, float, float], layers: int) -> list[dict[str, Any]]:
     main, embeddings, more, _, _ = recipe
-    found = []
+    rows = []
 
     def add(name: str, role: str, layer: int, shape: tuple[int, ...], type_: str, reason: str) -> None:
         bytes_ = int(math.prod(shape) * BITS[type_] / 8)
-        found.append({
-            "name": name, "role": role, "layer": layer, "shape": "x".join(map(str, shape)),
-            "source_type": "f16", "type": type_, "bytes": bytes_, "reason": reason,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "role": role,
+                "layer": layer,
+                "shape": "x".join(map(str, shape)),
+                "source_type": "f16",
+                "type": type_,
+                "bytes": bytes_,
+                "reason": reason,
+            }
+        )
 
     add("token_embd.weight", "token_embd", -1, (512, 4096), embeddings, "rule 1: embeddings")
     add("output_norm.weight", "output_norm", -1, (512,), "f32", "never quantized")
@@ -130,7 +189,7 @@ def tensors(recipe: tuple[str, str, str, float, float], layers: int) -> list[dic
                 add(name, role, layer, shape, "q5_0", "fallback from q4_K: width 512 is no multiple of 256")
             else:
                 add(name, role, layer, shape, main, "the preset's own mixture")
-    return found
+    return rows
 
 
 def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,16 +207,29 @@ def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if (members := [row for row in rows if row["type"] == type_])
     ]
     return {
-        "recipe": name, "engine": "mainline", "base": name.replace("_L", "_M"), "file_type": 15,
-        "imatrix": True, "tensors": len(rows), "parameters": parameters, "file_bytes": tensor_bytes + 4096,
-        "tensor_bytes": tensor_bytes, "metadata_bytes": 4096, "bpw": 8 * (tensor_bytes + 4096) / parameters,
-        "by_type": sorted(by_type, key=lambda one: (-one["bytes"], one["type"])), "bits": [],
+        "recipe": name,
+        "engine": "mainline",
+        "base": name.replace("_L", "_M"),
+        "file_type": 15,
+        "imatrix": True,
+        "tensors": len(rows),
+        "parameters": parameters,
+        "file_bytes": tensor_bytes + 4096,
+        "tensor_bytes": tensor_bytes,
+        "metadata_bytes": 4096,
+        "bpw": 8 * (tensor_bytes + 4096) / parameters,
+        "by_type": sorted(by_type, key=lambda one: (-one["bytes"], one["type"])),
+        "bits": [],
         "fallbacks": [
             {"name": row["name"], "wanted": "q4_K", "type": row["type"]}
-            for row in rows if row["reason"].startswith("fallback")
+            for row in rows
+            if row["reason"].startswith("fallback")
         ],
-        "requantized": False, "source_types": {"f16": 7}, "rules": 1, "warnings": [],
-    }  # fmt: skip
+        "requantized": False,
+        "source_types": {"f16": 7},
+        "rules": 1,
+        "warnings": [],
+    }
 
 
 def loss(nll_added: float) -> float:
@@ -176,30 +248,64 @@ def make(
     base = exactly(n, 2.9, 0.4, "source")
     rows = tensors(("f16", "f16", "f16", 0, 0), layers)
     manifest = [
-        [row["name"], row["role"], row["layer"], *(row["shape"].split("x") + ["1"] * 4)[:4], row["type"],
-         row["bytes"], sha(row["name"])]
+        [
+            row["name"],
+            row["role"],
+            row["layer"],
+            *(row["shape"].split("x") + ["1"] * 4)[:4],
+            row["type"],
+            row["bytes"],
+            sha(row["name"]),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     source = sha("source")
     parameters = sum(math.prod(map(int, row["shape"].split("x"))) for row in rows)
     header = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]
     write_table(folder / "manifest.tsv", header, manifest)
-    write_json(folder / "model.json", {
-        "name": "Tiny Test", "architecture": "llama", "layers": layers, "context_length": 2048,
-        "embedding_length": 512, "experts": 0, "experts_used": 0, "parameters": parameters,
-        "tensors": len(rows), "bytes": sum(row["bytes"] for row in rows) + 4096, "sha256": source,
-        "types": {"f16": 7 * layers + 1, "f32": 2 * layers + 1}, "quantized": False, "quantized_types": [],
-        "tokenizer": "gpt2", "chat_template": "{{ messages }}", "licence": "apache-2.0",
-    })  # fmt: skip
+    write_json(
+        folder / "model.json",
+        {
+            "name": "Tiny Test",
+            "architecture": "llama",
+            "layers": layers,
+            "context_length": 2048,
+            "embedding_length": 512,
+            "experts": 0,
+            "experts_used": 0,
+            "parameters": parameters,
+            "tensors": len(rows),
+            "bytes": sum(row["bytes"] for row in rows) + 4096,
+            "sha256": source,
+            "types": {"f16": 7 * layers + 1, "f32": 2 * layers + 1},
+            "quantized": False,
+            "quantized_types": [],
+            "tokenizer": "gpt2",
+            "chat_template": "{{ messages }}",
+            "licence": "apache-2.0",
+        },
+    )
     write_json(folder / "check.json", {"kind": "decoder", "words": "a language model", "warnings": []})
     for name in ("calibration", "held-out"):
         write_json(folder / "corpus" / f"{name}.json", corpus(name))
-    write_json(folder / "imatrix.json", {
-        "corpus": "calibration", "chunks": 40, "context": 512, "tokens": 20480, "seconds": 130.0,
-        "entries": [{"name": f"blk.{i}.attn_q.weight", "role": "attn_q", "layer": i} for i in range(layers)],
-        "missing": ["token_embd.weight"], "experts_under_floor": [], "floor": 32,
-        "perplexity": {"perplexity": 17.25, "error": 0.31, "chunks": 12, "tokens": 3060}, "warnings": [],
-    })  # fmt: skip
+    write_json(
+        folder / "imatrix.json",
+        {
+            "corpus": "calibration",
+            "chunks": 40,
+            "context": 512,
+            "tokens": 20480,
+            "seconds": 130.0,
+            "entries": [
+                {"name": f"blk.{i}.attn_q.weight", "role": "attn_q", "layer": i} for i in range(layers)
+            ],
+            "missing": ["token_embd.weight"],
+            "experts_under_floor": [],
+            "floor": 32,
+            "perplexity": {"perplexity": 17.25, "error": 0.31, "chunks": 12, "tokens": 3060},
+            "warnings": [],
+        },
+    )
     write_json(folder / "bench" / "source" / "perplexity.json", perplexity(base, source))
     write_json(folder / "bench" / "source" / "kld.json", kld([0.0] * n, base, base, source))
     write_json(folder / "bench" / "source" / "speed.json", speed(400.0, 30.0, source))
@@ -231,13 +337,24 @@ def make(
     return {
         "model": "tiny",
         "recipes": list(recipes),
-        "card": {"license": "apache-2.0", "base_model": "example/Tiny-Test", "language": ["en"],
-                 "tags": ["test"], "pipeline_tag": "text-generation", "about": "Made to test the card."},
-        "imatrix": True, "kld": False, "perplexity": True, "speed": True,
-        "sensitivity": False, "fits": {}, "include": ["imatrix", "recipes"],
+        "card": {
+            "license": "apache-2.0",
+            "base_model": "example/Tiny-Test",
+            "language": ["en"],
+            "tags": ["test"],
+            "pipeline_tag": "text-generation",
+            "about": "Made to test the card.",
+        },
+        "imatrix": True,
+        "kld": False,
+        "perplexity": True,
+        "speed": True,
+        "sensitivity": False,
+        "fits": {},
+        "include": ["imatrix", "recipes"],
         "source": {"file": "tiny-test.gguf", "from": "of the Python package tiny_models"},
         "toolchain": {"llama-cpp-python": "0.3.36", "quantmill": "0.1.0"},
-    }  # fmt: skip
+    }
 
 
 def edit(path: Path, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Modelfiles: chat templates in Go's syntax give the same text; what cannot be said is left out."""
+"""Modelfiles: chat templates in Go's syntax give the same text; others are left out."""
 
 from __future__ import annotations
 
@@ -55,32 +55,48 @@ def test_a_conversation_comes_out_as_by_the_models_own_template(
 ) -> None:
     from jinja2 import Environment
 
-    found = ollama.chat(template, tokenizer)
-    assert found is not None
-    wanted = Environment().from_string(template).render(
-        messages=[{"role": role, "content": text} for role, text in TALK], add_generation_prompt=True,
-        bos_token="", eos_token="</s>",
-    )  # fmt: skip
-    assert found.apply(TALK) == wanted
-    assert found.stop == stop
+    form = ollama.chat(template, tokenizer)
+    assert form is not None
+    expected = (
+        Environment()
+        .from_string(template)
+        .render(
+            messages=[{"role": role, "content": text} for role, text in TALK],
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token="</s>",
+        )
+    )
+    assert form.apply(TALK) == expected
+    assert form.stop == stop
 
 
 def test_the_go_template_says_what_apply_does() -> None:
-    found = ollama.chat(OWN_SYSTEM + CHATML)
-    assert found is not None
-    assert found.template == (
+    form = ollama.chat(OWN_SYSTEM + CHATML)
+    assert form is not None
+    assert form.template == (
         "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n<|im_start|>user\n"
         "{{ else }}<|im_start|>user\n{{ end }}{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n"
         "{{ .Response }}<|im_end|>\n"
     )
-    assert found.system == "Be kind."
+    assert form.system == "Be kind."
 
 
 @pytest.mark.parametrize(
     "template",
-    [None, "", NO_SYSTEM, LAST_ONLY, NUMBERED, MISTRAL, "{{ broken", "{{ messages }}", "{{ 1 / 0 }}",
-     CHATML + "{# a doc: {{ '\"\"\"' }} #}"],
-)  # fmt: skip
+    [
+        None,
+        "",
+        NO_SYSTEM,
+        LAST_ONLY,
+        NUMBERED,
+        MISTRAL,
+        "{{ broken",
+        "{{ messages }}",
+        "{{ 1 / 0 }}",
+        CHATML + '{# a doc: {{ \'"""\' }} #}',
+    ],
+)
 def test_what_ollamas_form_cannot_say_is_left_out(template: str | None) -> None:
     assert ollama.chat(template, "gpt2") is None
 
@@ -108,5 +124,5 @@ def test_a_modelfile_whole() -> None:
 
 def test_a_model_without_a_template_and_one_that_cannot_be_said() -> None:
     assert "no chat template: it goes on with the text" in ollama.modelfile("x.gguf", 9, facts(None))
-    said = ollama.modelfile("x.gguf", 9, facts(LAST_ONLY))
-    assert "# No TEMPLATE" in said and 'TEMPLATE "' not in said
+    content = ollama.modelfile("x.gguf", 9, facts(LAST_ONLY))
+    assert "# No TEMPLATE" in content and 'TEMPLATE "' not in content

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quantmill.card import page
+from quantmill.card.charts import files
 from quantmill.files import read_json, write_json, write_table
 from quantmill.judge import frontier
 from quantmill.judge.results import Results, read
@@ -29,10 +30,22 @@ def full(kld_tree: Tree) -> Results:
     write_json(path, report | {"entries": [entry | {"mean": 0.5} for entry in report["entries"]]})
     columns = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
     rows = [
-        [f"blk.{layer}.attn_q.weight", "attn_q", layer, "512x512", type_, 9, 0.1, 0, 0.01 * (layer + 1), 0,
-         "measured"]
-        for layer in range(4) for type_ in ("q4_K", "q3_K")
-    ]  # fmt: skip
+        [
+            f"blk.{layer}.attn_q.weight",
+            "attn_q",
+            layer,
+            "512x512",
+            type_,
+            9,
+            0.1,
+            0,
+            0.01 * (layer + 1),
+            0,
+            "measured",
+        ]
+        for layer in range(4)
+        for type_ in ("q4_K", "q3_K")
+    ]
     write_table(folder / "sensitivity.tsv", columns, rows)
     write_json(folder / "sensitivity.json", {"how": "imported", "warnings": []})
     return read(folder, config | {"sensitivity": True})
@@ -61,9 +74,9 @@ def test_what_was_not_measured_is_no_part_of_the_page(make_tree: Callable[..., T
 
 
 def test_a_loss_below_zero_takes_no_logarithm(tree: Tree) -> None:
-    _, chart, rows = page.files(read(*tree), [])
-    assert min(row["low"] for row in rows) < 0
-    assert "log" not in str(chart.to_dict())
+    chart = files.build(read(*tree), [])
+    assert min(row["low"] for row in chart.rows) < 0
+    assert "log" not in str(chart.drawn.to_dict())
 
 
 @pytest.fixture
@@ -107,8 +120,8 @@ def test_in_a_browser_it_draws_tells_and_filters(full: Results, browser: Any, tm
     assert len(browser.find_elements(By.CSS_SELECTOR, "#texts .mark-rect.role-mark path")) == 2 * 2
 
     ActionChains(browser).move_to_element(points()[0]).perform()
-    told = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#vg-tooltip-element.visible")).text
-    assert "Q8_0" in told and "KL divergence, nats" in told
+    tooltip = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#vg-tooltip-element.visible")).text
+    assert "Q8_0" in tooltip and "KL divergence, nats" in tooltip
 
     Select(browser.find_element(By.CSS_SELECTOR, "#files select")).select_by_visible_text("q4_K")
     wait.until(lambda _: len(points()) == 2)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from quantmill.card import maps, plots, tables
+from quantmill.card import maps, mix, plots
 from quantmill.files import read_json, write_json
 from quantmill.judge.results import read
 
@@ -64,9 +64,9 @@ def test_points_stand_at_their_size_and_change(tree: Tree) -> None:
         for line in plots.draw_size_perplexity(results).axes[0].lines
         if len(line.get_xydata()) == 1
     ]
-    wanted = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
-    wanted.append((results.facts["bytes"] / 2**20, 0.0))
-    assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in wanted]
+    expected = [(q.bytes / 2**20, q.difference.percent) for q in results.quants if q.difference]
+    expected.append((results.facts["bytes"] / 2**20, 0.0))
+    assert [tuple(point) for point in drawn] == [pytest.approx(point) for point in expected]
 
 
 def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -> None:
@@ -74,8 +74,12 @@ def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -
     axes = plots.draw_size_kld(results).axes[0]
     assert axes.get_yscale() == "log"
     drawn = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
-    wanted = [(quant.bytes / 2**20, quant.kld["kld"]["mean"]) for quant in results.quants if quant.kld]
-    assert drawn == [pytest.approx(point) for point in wanted]
+    expected = [
+        (quant.bytes / 2**20, kld["kld"]["mean"])
+        for quant in results.quants
+        if (kld := quant.measured["kld"])
+    ]
+    assert drawn == [pytest.approx(point) for point in expected]
 
 
 def test_where_files_are_no_smaller_than_the_source_a_line_stands_at_its_size(kld_tree: Tree) -> None:
@@ -98,7 +102,7 @@ def drawn(folder: Path, config: dict[str, Any]) -> Any:
 
 def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) -> None:
     results = read(*make_tree(recipes=MANY))
-    chosen = tables.telling(results.quants)
+    chosen = mix.representative(results.quants)
     assert len(chosen) == 6
     assert (chosen[0], chosen[-1]) == (results.quants[0], results.quants[-1])
     titles = [axes.get_title(loc="left") for axes in maps.draw_bits(results).axes]

@@ -42,7 +42,7 @@ def test_a_text_without_variables_is_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a\n{{ model", r"why\.md: broken template, line 2: unexpected end of template.*known are model"),
         ("{% if %}", r"why\.md: broken template, line 1"),
@@ -52,8 +52,8 @@ def test_a_text_without_variables_is_as_it_is() -> None:
         ("{{ files / 0 }}", r"broken template: division by zero"),
         ("{% include 'x' %}", r"broken template: no loader"),
     ],
-)  # fmt: skip
-def test_a_broken_text_is_refused_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(QuantmillError, match=said) as caught:
+)
+def test_a_broken_text_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(QuantmillError, match=message) as caught:
         texts.check(text, "why.md")
     assert "\n" not in str(caught.value)

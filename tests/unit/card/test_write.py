@@ -61,10 +61,10 @@ def test_the_hub_reads_the_front_matter(tree: Tree) -> None:
     assert data.language == ["en"]
     assert data.pipeline_tag == "text-generation"
     assert {"gguf", "imatrix", "test"} <= set(data.tags)
-    found = {result.metric_name: result.metric_value for result in data.eval_results}
+    metrics = {result.metric_name: result.metric_value for result in data.eval_results}
     for name in config["recipes"]:
         measured = read_json(folder / "bench" / name / "perplexity.json")["perplexity"]
-        assert found[f"Perplexity of {name}"] == pytest.approx(measured, abs=5e-5)
+        assert metrics[f"Perplexity of {name}"] == pytest.approx(measured, abs=5e-5)
     assert {result.dataset_name for result in data.eval_results} == {"held-out, 40 chunks of 512 tokens"}
 
 
@@ -141,8 +141,9 @@ def test_many_files_are_compared_with_the_next_larger_alone(make_tree: Callable[
     folder, config = make_tree(recipes=many)
     section = card_of((folder, config | {"kld": True})).split("Compared in pairs")[1]
     assert [(row["File"], row["Against"]) for row in table(section, "File")][:2] == [
-        ("`Q1`", "`Q0`"), ("`Q2`", "`Q1`"),
-    ]  # fmt: skip
+        ("`Q1`", "`Q0`"),
+        ("`Q2`", "`Q1`"),
+    ]
 
 
 def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
@@ -156,7 +157,7 @@ def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("off", "gone", "kept"),
+    ("off", "gone", "present"),
     [
         (
             "perplexity",
@@ -169,12 +170,12 @@ def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
     ],
 )
 def test_what_was_not_measured_is_absent_and_not_broken(
-    tree: Tree, off: str, gone: list[str], kept: list[str]
+    tree: Tree, off: str, gone: list[str], present: list[str]
 ) -> None:
     folder, config = tree
     card = card_of((folder, config | {off: False}))
     assert [text for text in gone if text in card] == []
-    assert [text for text in kept if text not in card] == []
+    assert [text for text in present if text not in card] == []
     assert "None" not in card
     table(card, "File")  # as many cells in each row as in the header, or zip raises
 
@@ -212,9 +213,13 @@ def test_a_requantized_source_is_said_aloud_before_the_table(tree: Tree) -> None
 def test_experts_under_the_floor_and_tensors_without_an_entry_are_shown(tree: Tree) -> None:
     folder, config = tree
     path = folder / "imatrix.json"
-    both = [("blk.1.ffn_up_exps.weight", 7, 1200), ("blk.1.ffn_gate_exps.weight", 7, 1200),
-            ("blk.1.ffn_up_exps.weight", 2, 0), ("blk.1.ffn_gate_exps.weight", 2, 0),
-            ("blk.2.ffn_up_exps.weight", 7, 1200)]  # fmt: skip
+    both = [
+        ("blk.1.ffn_up_exps.weight", 7, 1200),
+        ("blk.1.ffn_gate_exps.weight", 7, 1200),
+        ("blk.1.ffn_up_exps.weight", 2, 0),
+        ("blk.1.ffn_gate_exps.weight", 2, 0),
+        ("blk.2.ffn_up_exps.weight", 7, 1200),
+    ]
     seen = [{"name": name, "expert": expert, "count": count} for name, expert, count in both]
     write_json(path, read_json(path) | {"experts_under_floor": seen})
     card = card_of((folder, config))
@@ -246,23 +251,45 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
     for place, name in enumerate(("source", *config["recipes"])):
         passes = [number % 10 < 6 - (name == "IQ2_XXS") * 4 for number in range(160)]
         passed = sum(passes)
-        write_json(folder / "bench" / name / "humaneval.json", {
-            "problems": 160, "passed": passed, "pass_at_1": passed / 160,
-            "interval": [passed / 160 - 0.07, passed / 160 + 0.07],
-            "audits": {"empty": 0, "fenced": 160, "verbatim": 1, "cut_off": 2, "repetition": 0},
-            "failures": {"wrong": 60, "syntax": 3, "error": 0, "timeout": 1, "limits": 0},
-            "generated_tokens": 9000, "tokens_per_s": 88.5,
-            "settings": {"file": "HumanEval.jsonl.gz", "prompt": "chat", "max_tokens": 512, "limit": None,
-                         "confined": True},
-        })  # fmt: skip
+        write_json(
+            folder / "bench" / name / "humaneval.json",
+            {
+                "problems": 160,
+                "passed": passed,
+                "pass_at_1": passed / 160,
+                "interval": [passed / 160 - 0.07, passed / 160 + 0.07],
+                "audits": {"empty": 0, "fenced": 160, "verbatim": 1, "cut_off": 2, "repetition": 0},
+                "failures": {"wrong": 60, "syntax": 3, "error": 0, "timeout": 1, "limits": 0},
+                "generated_tokens": 9000,
+                "tokens_per_s": 88.5,
+                "settings": {
+                    "file": "HumanEval.jsonl.gz",
+                    "prompt": "chat",
+                    "max_tokens": 512,
+                    "limit": None,
+                    "confined": True,
+                },
+            },
+        )
         lines = (json.dumps({"task_id": str(number), "passed": one}) for number, one in enumerate(passes))
         (folder / "bench" / name / "humaneval.jsonl").write_text("\n".join(lines), encoding="utf-8")
         rate = {"mean": 100.0 + place, "sd": 1.5, "samples": [100.0] * 3}
-        write_json(folder / "bench" / name / "served.json", {
-            "server": "llama-cpp-python 0.3.36", "gpu": None,
-            "workloads": [{"name": "short", "prompt_tokens": 30, "generated_tokens": 300, "prefill": rate,
-                           "decode": rate}],
-        })  # fmt: skip
+        write_json(
+            folder / "bench" / name / "served.json",
+            {
+                "server": "llama-cpp-python 0.3.36",
+                "gpu": None,
+                "workloads": [
+                    {
+                        "name": "short",
+                        "prompt_tokens": 30,
+                        "generated_tokens": 300,
+                        "prefill": rate,
+                        "decode": rate,
+                    }
+                ],
+            },
+        )
     config |= {"humaneval": True, "served": True}
     card = card_of((folder, config))
     (row,) = [row for row in table(card, "File") if "`Q8_0`" in row["File"]]
@@ -282,9 +309,9 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
     assert served[1]["Decode"] == "101.0 ± 1.5" and "Temperature" not in card
     from huggingface_hub import ModelCard
 
-    found = {result.metric_name: result for result in ModelCard(card).data.eval_results}
-    assert found["pass@1 of Q8_0"].metric_value == 0.6
-    assert found["KL divergence of Q8_0 from the source"].metric_type == "kl_divergence"
+    metrics = {result.metric_name: result for result in ModelCard(card).data.eval_results}
+    assert metrics["pass@1 of Q8_0"].metric_value == 0.6
+    assert metrics["KL divergence of Q8_0 from the source"].metric_type == "kl_divergence"
 
 
 def test_a_file_of_iks_types_is_used_with_ik_alone(tree: Tree, tmp_path: Path) -> None:
@@ -309,11 +336,11 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
     shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
     nll = read_json(folder / "bench" / "source" / "perplexity.json")["nll"]
     edit(folder / "bench" / "source-ik" / "perplexity.json", nll=[value + 0.25 for value in nll])
-    found = {quant.name: quant.difference for quant in read(folder, config).quants}
-    one, other = found.pop("Q4_K_M"), before.pop("Q4_K_M")
+    after = {quant.name: quant.difference for quant in read(folder, config).quants}
+    one, other = after.pop("Q4_K_M"), before.pop("Q4_K_M")
     assert one is not None and other is not None
     assert one.mean == pytest.approx(other.mean - 0.25)
-    assert found == before
+    assert after == before
 
 
 def test_a_picture_of_sizes_alone_says_so(tree: Tree) -> None:
@@ -334,8 +361,12 @@ def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) ->
     assert listed(include=[]) == always
     every = ["imatrix", "recipes", "measurements", "logs"]
     assert listed(include=every, repo="me/x") == always | {
-        "`imatrix.gguf`, `imatrix.dat`", "`recipes/`, `plans/`", "`bench/`", "`logs/`", "`SHA256SUMS`",
-    }  # fmt: skip
+        "`imatrix.gguf`, `imatrix.dat`",
+        "`recipes/`, `plans/`",
+        "`bench/`",
+        "`logs/`",
+        "`SHA256SUMS`",
+    }
 
 
 def test_two_engines_are_compared_each_beside_its_own_source(tree: Tree) -> None:
@@ -361,8 +392,8 @@ def test_nothing_generates_in_ik(tree: Tree) -> None:
     }
     write_json(folder / "bench" / "source" / "tasks.json", tasks)
     results = read(folder, config)
-    assert results.tasks == tasks
-    assert {quant.tasks is None for quant in results.quants} == {True}
+    assert results.source["tasks"] == tasks
+    assert {quant.measured["tasks"] is None for quant in results.quants} == {True}
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["split by its recipe", "cut for the repository"])
@@ -440,8 +471,8 @@ def test_what_a_corpus_left_out_and_changed_is_said(tree: Tree) -> None:
     assert [row["broken"] for row in table(card, "Source of held-out")] == ["1,080", "3"]
     joined = "in 120 rows the system message stands in the first user turn"
     assert card.count(f"the chat template has no system role: {joined}") == 1
-    said = "- prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9 ("
-    assert card.count(said) == 1
+    text = "- prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9 ("
+    assert card.count(text) == 1
 
 
 @pytest.mark.parametrize(
@@ -452,7 +483,7 @@ def test_what_a_corpus_left_out_and_changed_is_said(tree: Tree) -> None:
         ("encoder-decoder", "an encoder-decoder model", "llama-completion -m tiny-Q8_0.gguf"),
         ("draft", "a draft model", "llama-server -m MODEL.gguf --model-draft tiny-Q8_0.gguf"),
     ],
-)  # fmt: skip
+)
 def test_a_card_says_how_a_file_of_another_kind_is_used(
     tree: Tree, tmp_path: Path, kind: str, words: str, used: str
 ) -> None:
@@ -472,7 +503,7 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
 
 
 @pytest.mark.parametrize(
-    ("fields", "dataset", "said"),
+    ("fields", "dataset", "text"),
     [
         ({"chunks": 90, "context": 512}, "cal.txt", "made from 90 chunks of 512 tokens of `cal.txt`."),
         ({"chunks": None, "context": None}, "cal.txt", "made from `cal.txt`."),
@@ -481,7 +512,7 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
     ],
 )
 def test_an_imatrix_that_was_not_measured_here_is_said_to_be_given(
-    tree: Tree, fields: dict[str, Any], dataset: str | None, said: str
+    tree: Tree, fields: dict[str, Any], dataset: str | None, text: str
 ) -> None:
     path = tree[0] / "imatrix.json"
     report = read_json(path)
@@ -491,7 +522,7 @@ def test_an_imatrix_that_was_not_measured_here_is_said_to_be_given(
     write_json(path, report | fields | {"tokens": None, "imported": given})
     card = card_of(tree)
     assert f"Not measured here: it was given as the file `x-imatrix.gguf` (sha256 `{'ab' * 32}`)" in card
-    assert said in card and "| Importance matrix | `x-imatrix.gguf`, not measured here; " in card
+    assert text in card and "| Importance matrix | `x-imatrix.gguf`, not measured here; " in card
     assert "Perplexity on the calibration text" not in card and "None" not in card
 
 

@@ -18,13 +18,13 @@ def measured(nll: list[float], **fields: Any) -> dict[str, Any]:
 
 def test_the_difference_is_the_mean_of_the_chunks_differences_and_its_error_sd_over_root_n() -> None:
     # differences 0.01, 0.03, 0.02, 0.02, 0.02: mean 0.02, sd sqrt(0.0002 / 4), error sd / sqrt(5)
-    found = compare.paired(measured([1.01, 2.03, 3.02, 4.02, 5.02]), measured([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert found.ln_ratio == pytest.approx(0.02)
-    assert found.error == pytest.approx(math.sqrt(0.0002 / 4) / math.sqrt(5))
-    assert found.low == pytest.approx(0.02 - 2.776 * found.error, rel=1e-3)
-    assert found.high == pytest.approx(0.02 + 2.776 * found.error, rel=1e-3)
-    assert found.percent == pytest.approx(2.0201, abs=1e-4)
-    assert found.percent_error == pytest.approx(102.0201 * found.error, rel=1e-6)
+    difference = compare.paired(measured([1.01, 2.03, 3.02, 4.02, 5.02]), measured([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert difference.ln_ratio == pytest.approx(0.02)
+    assert difference.error == pytest.approx(math.sqrt(0.0002 / 4) / math.sqrt(5))
+    assert difference.low == pytest.approx(0.02 - 2.776 * difference.error, rel=1e-3)
+    assert difference.high == pytest.approx(0.02 + 2.776 * difference.error, rel=1e-3)
+    assert difference.percent == pytest.approx(2.0201, abs=1e-4)
+    assert difference.percent_error == pytest.approx(102.0201 * difference.error, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -68,27 +68,32 @@ def test_divergences_are_compared_chunk_by_chunk() -> None:
     random = np.random.default_rng(0)
     text = random.lognormal(-4, 1, 40)  # what all files find hard alike
     small, large = text * 1.05 + random.normal(0, 1e-4, 40), text
-    found = compare.divergence(diverged(list(small)), diverged(list(large)))
-    assert found.mean == pytest.approx((small - large).mean())
-    assert found.error == pytest.approx((small - large).std(ddof=1) / math.sqrt(40))
-    assert found.low < found.mean < found.high
-    assert found.verdict == "worse"
+    difference = compare.divergence(diverged(list(small)), diverged(list(large)))
+    assert difference.mean == pytest.approx((small - large).mean())
+    assert difference.error == pytest.approx((small - large).std(ddof=1) / math.sqrt(40))
+    assert difference.low < difference.mean < difference.high
+    assert difference.verdict == "worse"
     assert compare.divergence(diverged(list(large)), diverged(list(small))).verdict == "better"
-    # not in pairs they could not be told apart
+    # unpaired, they could not be distinguished
     assert (small.mean() - large.mean()) < math.hypot(small.std(), large.std()) / math.sqrt(40)
 
 
 def test_the_interval_of_a_divergence_is_the_same_each_time_and_not_symmetric() -> None:
     values = list(np.random.default_rng(1).lognormal(-4, 1.5, 40))
-    found = compare.divergence(diverged(values), diverged([0.0] * 40))
-    assert found == compare.divergence(diverged(values), diverged([0.0] * 40))
-    assert found.low > 0
-    assert found.high - found.mean > 1.1 * (found.mean - found.low)
+    difference = compare.divergence(diverged(values), diverged([0.0] * 40))
+    assert difference == compare.divergence(diverged(values), diverged([0.0] * 40))
+    assert difference.low > 0
+    assert difference.high - difference.mean > 1.1 * (difference.mean - difference.low)
 
 
 def test_a_file_beside_itself_is_not_distinguishable() -> None:
-    found = compare.divergence(diverged([0.1, 0.2, 0.3, 0.4]), diverged([0.1, 0.2, 0.3, 0.4]))
-    assert (found.mean, found.low, found.high, found.verdict) == (0.0, 0.0, 0.0, "not distinguishable")
+    difference = compare.divergence(diverged([0.1, 0.2, 0.3, 0.4]), diverged([0.1, 0.2, 0.3, 0.4]))
+    assert (difference.mean, difference.low, difference.high, difference.verdict) == (
+        0.0,
+        0.0,
+        0.0,
+        "not distinguishable",
+    )
 
 
 def test_divergences_of_few_chunks_have_no_verdict() -> None:

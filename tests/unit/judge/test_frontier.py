@@ -20,9 +20,7 @@ from quantmill.progress import Log
 Tree = tuple[Path, dict[str, Any]]
 
 # name: (main type, embeddings, more, mean nll added, its sd): as in conftest
-TWO = {
-    "Q5_K_M": ("q5_K", "q8_0", "q6_K", 0.0080, 0.006), "Q4_K_L": ("q4_K", "f16", "q8_0", 0.0420, 0.010)
-}  # fmt: skip
+TWO = {"Q5_K_M": ("q5_K", "q8_0", "q6_K", 0.0080, 0.006), "Q4_K_L": ("q4_K", "f16", "q8_0", 0.0420, 0.010)}
 NOISY = {"big": ("q5_K", "q8_0", "q6_K", 0.010, 0.2), "small": ("q5_K", "q6_K", "q6_K", 0.0099, 0.2)}
 
 
@@ -31,14 +29,14 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def reasons(results: Results) -> dict[str, tuple[str, str | None]]:
-    found = frontier.condemned(results)
-    return {name: (verdict.reason, verdict.rival and verdict.rival.name) for name, verdict in found.items()}
+    verdicts = frontier.unneeded(results).values()
+    return {v.quant.name: (v.reason, v.instead.name if v.instead else None) for v in verdicts}
 
 
-def test_a_file_is_dominated_by_one_no_larger_and_surely_better(kld_tree: Tree) -> None:
+def test_a_file_is_dominated_by_one_no_larger_and_significantly_better(kld_tree: Tree) -> None:
     results = read(*kld_tree)
     assert reasons(results) == {"Q4_K_L": ("dominated", "Q5_K_M"), "IQ2_XXS": ("collapsed", None)}
-    verdict = frontier.condemned(results)["Q4_K_L"]
+    verdict = frontier.unneeded(results)["Q4_K_L"]
     assert verdict.difference is not None
     assert verdict.difference.mean == pytest.approx(0.066 - 0.015, abs=1e-6)
     assert 0 < verdict.difference.low < verdict.difference.mean < verdict.difference.high
@@ -49,10 +47,10 @@ def test_a_file_is_dominated_by_one_no_larger_and_surely_better(kld_tree: Tree) 
 def test_by_perplexity_where_no_divergence_was_measured(tree: Tree) -> None:
     results = read(*tree)
     assert reasons(results)["Q4_K_L"] == ("dominated", "Q5_K_M")
-    assert frontier.condemned(results)["Q4_K_L"].figure.startswith("+3.46 % perplexity (95 %: +")
+    assert frontier.unneeded(results)["Q4_K_L"].figure.startswith("+3.46 % perplexity (95 %: +")
 
 
-def test_a_difference_within_the_noise_condemns_nothing(make_tree: Callable[..., Tree]) -> None:
+def test_a_difference_within_the_noise_decides_nothing(make_tree: Callable[..., Tree]) -> None:
     folder, config = make_tree(recipes=NOISY)
     results = read(folder, config | {"kld": True})
     big, small = results.quants
@@ -61,9 +59,9 @@ def test_a_difference_within_the_noise_condemns_nothing(make_tree: Callable[...,
     assert reasons(results) == {}
 
 
-@pytest.mark.parametrize(("slower", "kept"), [(0.9, True), (0.97, False)])
+@pytest.mark.parametrize(("slower", "needed"), [(0.9, True), (0.97, False)])
 def test_a_faster_file_stays_unless_nobody_would_notice(
-    make_tree: Callable[..., Tree], slower: float, kept: bool
+    make_tree: Callable[..., Tree], slower: float, needed: bool
 ) -> None:
     folder, config = make_tree(recipes=TWO)
     config |= {"kld": True}
@@ -71,12 +69,12 @@ def test_a_faster_file_stays_unless_nobody_would_notice(
     samples = [slower * theirs["mean"]] * 5
     half = theirs | {"mean": slower * theirs["mean"], "sd": 0.1, "samples": samples}
     edit(folder / "bench" / "Q5_K_M" / "speed.json", prompt=half)
-    assert ("Q4_K_L" not in reasons(read(folder, config))) == kept
+    assert ("Q4_K_L" not in reasons(read(folder, config))) == needed
 
 
-@pytest.mark.parametrize(("score", "kept"), [(0.30, True), (0.55, False)])
+@pytest.mark.parametrize(("score", "needed"), [(0.30, True), (0.55, False)])
 def test_a_file_that_surely_scores_more_stays(
-    make_tree: Callable[..., Tree], score: float, kept: bool
+    make_tree: Callable[..., Tree], score: float, needed: bool
 ) -> None:
     folder, config = make_tree(recipes=TWO)
     config |= {"kld": True}
@@ -84,14 +82,18 @@ def test_a_file_that_surely_scores_more_stays(
         value = score if name == "Q5_K_M" else 0.6
         humaneval(folder, name, round(164 * value))
     results = read(folder, config | {"humaneval": True})
-    assert ("Q4_K_L" not in reasons(results)) == kept
+    assert ("Q4_K_L" not in reasons(results)) == needed
 
 
 def humaneval(folder: Path, row: str, passed: int, loops: int = 0, problems: int = 164) -> None:
     share = passed / problems
-    measured = {"problems": problems, "passed": passed, "pass_at_1": share,
-                "interval": [max(0.0, share - 0.075), share + 0.075],
-                "audits": {"repetition": loops}}  # fmt: skip
+    measured = {
+        "problems": problems,
+        "passed": passed,
+        "pass_at_1": share,
+        "interval": [max(0.0, share - 0.075), share + 0.075],
+        "audits": {"repetition": loops},
+    }
     write_json(folder / "bench" / row / "humaneval.json", measured)
 
 
@@ -112,8 +114,11 @@ def test_a_collapse_in_humaneval_is_named(
 ) -> None:
     folder, config = make_tree(recipes=TWO)
     config |= {"kld": True, "humaneval": True, "withhold": "collapsed"}
-    for row, ours, end in (("source", passed[0], loops[0]), ("Q4_K_L", passed[0], loops[0]),
-                           ("Q5_K_M", passed[1], loops[1])):  # fmt: skip
+    for row, ours, end in (
+        ("source", passed[0], loops[0]),
+        ("Q4_K_L", passed[0], loops[0]),
+        ("Q5_K_M", passed[1], loops[1]),
+    ):
         humaneval(folder, row, ours, end)
     results = read(folder, config)
     named = {verdict.quant.name: verdict.figure for verdict in frontier.withheld(results, "collapsed")}
@@ -135,13 +140,16 @@ def test_where_only_humaneval_was_measured_the_collapsed_are_not_among_the_choic
     config |= {"humaneval": True, "kld": False, "perplexity": False, "speed": False}
     for row in ("source", *config["recipes"]):
         humaneval(folder, row, 100, 90 if row == "IQ2_XXS" else 2)
-    said = " ".join(advice.choice(read(folder, config)))
-    assert "go from `Q4_K_M`" in said and "IQ2_XXS" not in said
-    assert "Their closeness to the source was not measured" in said and "quality" not in said
+    sentences = " ".join(advice.choice(read(folder, config)))
+    assert "go from `Q4_K_M`" in sentences and "IQ2_XXS" not in sentences
+    assert "Their closeness to the source was not measured" in sentences and "quality" not in sentences
     assert "collapsed: 90 of 164" in advice.note(read(folder, config).quants[-1], read(folder, config))
     edit(folder / "model.json", bytes=1 + read_json(folder / "gguf" / "tiny-Q4_K_M.json")["bytes"])
-    said = " ".join(advice.choice(read(folder, config)))
-    assert said.startswith("There is one file to take, `Q4_K_M` (") and "4 files are no smaller" in said
+    sentences = " ".join(advice.choice(read(folder, config)))
+    assert (
+        sentences.startswith("There is one file to take, `Q4_K_M` (")
+        and "4 files are no smaller" in sentences
+    )
 
 
 def test_few_problems_condemn_nothing(make_tree: Callable[..., Tree]) -> None:
@@ -154,15 +162,16 @@ def test_few_problems_condemn_nothing(make_tree: Callable[..., Tree]) -> None:
 
 def test_a_rival_that_is_dominated_itself_gives_way_to_the_best(make_tree: Callable[..., Tree]) -> None:
     chain = {
-        "worst": ("q6_K", "f16", "q8_0", 0.06, 0.001), "middle": ("q6_K", "q8_0", "q8_0", 0.04, 0.001),
+        "worst": ("q6_K", "f16", "q8_0", 0.06, 0.001),
+        "middle": ("q6_K", "q8_0", "q8_0", 0.04, 0.001),
         "best": ("q6_K", "q6_K", "q6_K", 0.01, 0.001),
-    }  # fmt: skip
+    }
     folder, config = make_tree(recipes=chain)
-    found = reasons(read(folder, config | {"kld": True}))
-    assert found == {"worst": ("dominated", "best"), "middle": ("dominated", "best")}
+    verdicts = reasons(read(folder, config | {"kld": True}))
+    assert verdicts == {"worst": ("dominated", "best"), "middle": ("dominated", "best")}
 
 
-def test_a_twin_is_named_and_the_first_of_the_two_stays(make_tree: Callable[..., Tree]) -> None:
+def test_a_duplicate_is_named_and_the_first_of_the_two_stays(make_tree: Callable[..., Tree]) -> None:
     same = ("q4_K", "q6_K", "q6_K", 0.02, 0.01)
     folder, config = make_tree(recipes={"Q4_K_M": same, "Q4_K_L": same})
     results = read(folder, config | {"kld": True})
@@ -177,7 +186,7 @@ def test_each_policy_withholds_its_own(kld_tree: Tree) -> None:
     assert {v.quant.name for v in frontier.withheld(results, "dominated")} == {"Q4_K_L", "IQ2_XXS"}
 
 
-def test_where_the_source_itself_is_absurd_only_twins_are_condemned(kld_tree: Tree) -> None:
+def test_where_the_source_itself_is_absurd_only_duplicates_are_unneeded(kld_tree: Tree) -> None:
     folder, config = kld_tree
     edit(folder / "bench" / "source" / "perplexity.json", perplexity=54321.0)
     results = read(folder, config)
@@ -213,20 +222,29 @@ def test_a_model_of_which_nothing_is_left_has_a_card_that_says_so(make_tree: Cal
     assert "model-index" not in card and "## How to use" not in card and "★" not in card
     # beside it the page, whose one file is withheld, and no Modelfile
     plots = folder / "card" / "plots"
-    write.main(argparse.Namespace(spec={"config": config}, results=folder, card=folder / "card/README.md",
-                                  plots=plots), Log(folder / "log"))  # fmt: skip
+    write.main(
+        argparse.Namespace(
+            spec={"config": config}, results=folder, card=folder / "card/README.md", plots=plots
+        ),
+        Log(folder / "log"),
+    )
     assert {path.name for path in plots.parent.iterdir()} == {
-        "README.md", "index.html", "withheld.json", "plots",
-    }  # fmt: skip
+        "README.md",
+        "index.html",
+        "withheld.json",
+        "plots",
+    }
 
 
 def test_scores_are_compared_by_newcombes_interval() -> None:
     # Newcombe 1998, table II, method 10: 56/70 against 48/80, 0.2 with 0.0524 to 0.3339
     one = compare.Score(56 / 70, 0.69176, 0.87697, "")
     other = compare.Score(48 / 80, 0.49044, 0.70040, "")
-    found = compare.scores(one, other)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-4)
-    assert found.verdict == "better"
+    difference = compare.scores(one, other)
+    assert (difference.mean, difference.low, difference.high) == pytest.approx(
+        (0.2, 0.0524, 0.3339), abs=2e-4
+    )
+    assert difference.verdict == "better"
 
 
 def test_rates_are_compared_by_welchs_interval() -> None:
@@ -235,9 +253,9 @@ def test_rates_are_compared_by_welchs_interval() -> None:
     from scipy import stats
 
     halves = [{"mean": sum(x) / 5, "sd": stats.tstd(x), "samples": x} for x in (a, b)]
-    found = compare.rates(*halves)
-    wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((wanted.low / 9.1, wanted.high / 9.1))
+    difference = compare.rates(*halves)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (difference.low, difference.high) == pytest.approx((expected.low / 9.1, expected.high / 9.1))
     once = compare.rates(*({"mean": mean, "sd": 0.0, "samples": [mean]} for mean in (1.0, 9.0)))
     assert once.mean == pytest.approx(-8 / 9) and once.verdict == compare.SAME
 
@@ -253,8 +271,10 @@ def test_paired_answers_make_the_interval_of_their_difference_narrower() -> None
         low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
         return compare.Score(p, low, high, "", passes if paired else ())
 
-    found = compare.scores(wilson(ours, True), wilson(other, True))
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    difference = compare.scores(wilson(ours, True), wilson(other, True))
+    assert (difference.mean, difference.low, difference.high) == pytest.approx(
+        (0.2, 0.0569, 0.3404), abs=1e-4
+    )
     same = [wilson(answers, paired) for answers in [(True, False) * 40] for paired in (True, False)]
     alike, apart = compare.scores(same[0], same[0]), compare.scores(same[1], same[1])
     assert alike.high - alike.low < 0.2 * (apart.high - apart.low)

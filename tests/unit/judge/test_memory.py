@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantmill.card import tables, write
+from quantmill.card import write
+from quantmill.card.sections.memory import longest
 from quantmill.files import write_json
 from quantmill.judge import memory
 from quantmill.judge.results import read
@@ -18,13 +19,21 @@ GIB = 1 << 30
 def table(file: int, per_token: float = 0.25) -> dict[str, Any]:
     """Made up: a cache of f16 takes so many MiB a token, q8_0 half of it."""
     rows = [
-        {"context": context, "cache": cache, "file_bytes": file, "compute_bytes": 0,
-         "cache_bytes": round(context * per_token * share * (1 << 20)),
-         "total_bytes": file + round(context * per_token * share * (1 << 20))}
-        for context in (4096, 32768) for cache, share in (("q8_0", 0.5), ("f16", 1.0))
-    ]  # fmt: skip
-    fits = [{"total_bytes": 16 * GIB, "cache": "f16", "context": 8192},
-            {"total_bytes": 8 * GIB, "cache": "f16", "context": 0}]  # fmt: skip
+        {
+            "context": context,
+            "cache": cache,
+            "file_bytes": file,
+            "compute_bytes": 0,
+            "cache_bytes": round(context * per_token * share * (1 << 20)),
+            "total_bytes": file + round(context * per_token * share * (1 << 20)),
+        }
+        for context in (4096, 32768)
+        for cache, share in (("q8_0", 0.5), ("f16", 1.0))
+    ]
+    fits = [
+        {"total_bytes": 16 * GIB, "cache": "f16", "context": 8192},
+        {"total_bytes": 8 * GIB, "cache": "f16", "context": 0},
+    ]
     return {"rows": rows, "fits": fits}
 
 
@@ -39,18 +48,18 @@ def with_memory(tree: Tree) -> Tree:
 def test_the_closest_file_that_fits_is_named_for_each_device_and_context(kld_tree: Tree) -> None:
     results = read(*with_memory(kld_tree))
     assert memory.contexts(results) == [4096, 32768]
-    found = [
+    rows = [
         (d.smallest, d.largest, [f and (f.quant.name, f.cache, f.total / GIB) for f in d.fitting])
         for d in memory.by_device(results)
     ]
     # nothing but IQ2_XXS fits 8 and 12 GB, and that has collapsed; 1 GiB stays free
-    assert found == [
+    assert rows == [
         (8, 12, [None, None]),
         (16, 16, [("Q4_K_M", "f16", 14.0), None]),
         (24, 24, [("Q6_K", "f16", 22.0), ("Q4_K_M", "f16", 21.0)]),
         (32, 32, [("Q8_0", "f16", 29.0), ("Q6_K", "f16", 29.0)]),
         (48, 48, [("Q8_0", "f16", 29.0), ("Q8_0", "f16", 36.0)]),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_smaller_cache_is_taken_where_nothing_fits_otherwise(kld_tree: Tree) -> None:
@@ -95,11 +104,13 @@ def test_devices_of_one_answer_are_one_line(kld_tree: Tree) -> None:
     quant = read(*with_memory(kld_tree)).quants[0]
     fits = [
         {"total_bytes": gib * GIB, "cache": cache, "context": context}
-        for gib, context in ((8, 0), (12, 4096), (16, 4096), (24, 4096)) for cache in ("f16", "q8_0")
-    ]  # fmt: skip
-    assert tables.longest(replace(quant, memory={"rows": [], "fits": fits})) == [
-        ("8 GB", {"f16": 0, "q8_0": 0}), ("12 to 24 GB", {"f16": 4096, "q8_0": 4096}),
-    ]  # fmt: skip
+        for gib, context in ((8, 0), (12, 4096), (16, 4096), (24, 4096))
+        for cache in ("f16", "q8_0")
+    ]
+    assert longest(replace(quant, memory={"rows": [], "fits": fits})) == [
+        ("8 GB", {"f16": 0, "q8_0": 0}),
+        ("12 to 24 GB", {"f16": 4096, "q8_0": 4096}),
+    ]
 
 
 def test_without_memory_tables_the_card_says_nothing_of_devices(kld_tree: Tree) -> None:

@@ -1,4 +1,4 @@
-"""The same disk: bands, a table of published figures and what is wrong in one, another model's results."""
+"""The same-size comparison: bands, a table of published figures and its faults, another model's results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from quantmill.card import write
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.judge import compare, same_size
-from quantmill.judge.results import HUMANEVAL, read, scored
+from quantmill.judge.results import read
 from quantmill.judge.same_size import Entry
+from quantmill.judge.scores import HUMANEVAL, scores_of
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -21,15 +22,15 @@ Tree = tuple[Path, dict[str, Any]]
 def test_bands_are_half_an_octave_and_hold_the_best_of_each_side() -> None:
     ours = [Entry("a", 1500, None, 0.02), Entry("b", 1600, None, 0.01), Entry("c", 4000, None, 0.001)]
     theirs = [Entry("x", 1450, None, 0.03), Entry("y", 100, None, 0.9)]
-    found = [
+    names = [
         (b.low, b.high, b.ours and b.ours.name, b.theirs and b.theirs.name)
         for b in same_size.bands(ours, theirs)
     ]
-    assert found == [
+    assert names == [
         (pytest.approx(2896.3, abs=0.1), pytest.approx(4096.0), "c", None),
         (pytest.approx(1448.2, abs=0.1), pytest.approx(2048.0), "b", "x"),
         (pytest.approx(90.5, abs=0.1), pytest.approx(128.0), None, "y"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_verdict_needs_an_interval_on_both_sides() -> None:
@@ -45,7 +46,7 @@ def test_answers_with_line_separators_are_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "humaneval.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers), encoding="utf-8")
     measured = {"interval": [0.1, 0.9], "passed": 1, "problems": 2, "pass_at_1": 0.5}
-    assert scored(measured, None, path)[HUMANEVAL].passes == (True, False)
+    assert scores_of(measured, None, path)[HUMANEVAL].passes == (True, False)
 
 
 def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("file,gb,ppl\na,1,9\n", r"x\.csv: line 1: unknown column ppl; known are file, bytes, gib, gb"),
         ("file,gb,kld,\na,1,9,\n", r"line 1: unknown column \(no name\)"),
@@ -75,17 +76,17 @@ def test_a_table_of_published_figures_is_read(tmp_path: Path) -> None:
         ("file,gb,kld\n", r"x\.csv: no rows"),
         ("", r"the columns are none"),
     ],
-)  # fmt: skip
-def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, said: str) -> None:
+)
+def test_a_broken_table_is_refused_by_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(QuantmillError, match=said):
-        same_size.read_rival(path)
+    with pytest.raises(QuantmillError, match=message):
+        same_size.read_competitor(path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match=r"no results of a model; name the folder results/<model>"):
-        same_size.read_rival(tmp_path)
+        same_size.read_competitor(tmp_path)
 
 
 def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> None:
@@ -95,9 +96,11 @@ def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> 
     write_json(other / "bench" / "Q4_K_M" / "kld.json", {"kld": {"mean": 0.125}})
     csv = tmp_path / "x.csv"
     csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n", encoding="utf-8")
-    rivals = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
-    config["card"]["iso_disk"] = rivals
-    card = write.render(read(folder, config), config, rivals=[same_size.read_rival(p) for p in (other, csv)])
+    models = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]
+    config["card"]["iso_disk"] = models
+    card = write.render(
+        read(folder, config), config, competitors=[same_size.read_competitor(p) for p in (other, csv)]
+    )
     first, second = card.split("## The same disk: ")[1:]
     assert "| 8.0 MiB to 11.3 MiB | `Q5_K_M`, 10.3 MiB | 0.01500 | `Q4_K_M`, 9.0 MiB | 0.125 |" in first
     assert "Figures of Published: their card of May, not measured here." in second

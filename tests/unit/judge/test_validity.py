@@ -1,4 +1,4 @@
-"""What the source's own measurements condemn, and that the card ranks nothing on it and says so."""
+"""Validity warnings: where the source measures badly, the card ranks nothing by it and tells why."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [(None, ""), (9.95, ""), (1000.0, ""), (54321.0, "54,321: either this text is foreign"),
-     (1.02, "1.020: it all but knows")],
-)  # fmt: skip
-def test_a_sources_perplexity_out_of_range(value: float | None, said: str) -> None:
-    found = validity.of_perplexity(value)
-    assert said in found and bool(said) == bool(found)
+    ("value", "expected"),
+    [
+        (None, ""),
+        (9.95, ""),
+        (1000.0, ""),
+        (54321.0, "54,321: either this text is foreign"),
+        (1.02, "1.020: it all but knows"),
+    ],
+)
+def test_a_sources_perplexity_out_of_range(value: float | None, expected: str) -> None:
+    message = validity.of_perplexity(value)
+    assert expected in message and bool(expected) == bool(message)
 
 
 @pytest.mark.parametrize(("floor", "wrong"), [(0.0, False), (1e-6, False), (1e-3, True)])
@@ -38,7 +43,7 @@ def test_a_floor_is_measured_by_the_closest_file(floor: float, wrong: bool) -> N
 @pytest.mark.parametrize(
     ("value", "chance", "wrong"),
     [(0.27, 0.25, True), (0.35, 0.25, False), (0.35, None, False), (0.0, None, True)],
-)  # fmt: skip
+)
 def test_a_task_at_chance(value: float, chance: float | None, wrong: bool) -> None:
     assert bool(validity.of_score("arc", value, 0.02, chance)) == wrong
 
@@ -65,9 +70,15 @@ def test_a_task_at_chance_gives_no_verdict(kld_tree: Tree) -> None:
     for name in ("source", *config["recipes"]):
         tasks = [
             {"name": "hard", "metric": "acc", "value": 0.26, "stderr": 0.03, "samples": 200, "chance": 0.25},
-            {"name": "easy", "metric": "acc", "value": 0.9 if name != "IQ2_XXS" else 0.3, "stderr": 0.02,
-             "samples": 200, "chance": 0.25},
-        ]  # fmt: skip
+            {
+                "name": "easy",
+                "metric": "acc",
+                "value": 0.9 if name != "IQ2_XXS" else 0.3,
+                "stderr": 0.02,
+                "samples": 200,
+                "chance": 0.25,
+            },
+        ]
         write_json(folder / "bench" / name / "tasks.json", {"tasks": tasks})
     config |= {"tasks": True}
     card = write.render(read(folder, config), config)

@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command
-from quantmill.card.write import hub_fields, listed, template
+from quantmill.card import template
+from quantmill.card.front_matter import hub_fields
+from quantmill.card.view import listed
 from quantmill.files import read_json, write_text
 from quantmill.progress import Log
 
 
 def render(report: dict[str, Any], config: dict[str, Any]) -> str:
     """The card as markdown; `report` is `checkpoint/<model>-<recipe>.json`, `config` the spec's."""
-    return template("checkpoint.md.j2").render(
-        front_matter=front_matter(config),
-        title=_title(report, config),
-        r=report,
-        tensor_bytes=sum(part["bytes"] for part in report["dtypes"].values()),
-        repo=config.get("repo"),
-        folder=f"{config['model']}-{report['recipe']}",
-        base_models=listed(config["card"].get("base_model")),
-        toolchain=sorted(config["toolchain"].items()),
-    )
+    values = {
+        "front_matter": front_matter(config),
+        "title": _title(config),
+        "r": report,
+        "tensor_bytes": sum(part["bytes"] for part in report["dtypes"].values()),
+        "repo": config.get("repo"),
+        "folder": f"{config['model']}-{report['recipe']}",
+        "base_models": listed(config["card"].get("base_model")),
+        "toolchain": sorted(config["toolchain"].items()),
+    }
+    return template.render("checkpoint.md.j2", values)
 
 
 def front_matter(config: dict[str, Any]) -> str:
@@ -38,7 +41,7 @@ def front_matter(config: dict[str, Any]) -> str:
     return ModelCardData(license=card.get("license"), tags=tags, **hub_fields(card)).to_yaml()
 
 
-def _title(report: dict[str, Any], config: dict[str, Any]) -> str:
+def _title(config: dict[str, Any]) -> str:
     base = listed(config["card"].get("base_model"))
     name = config["card"].get("title") or (base[0].rsplit("/", 1)[-1] if base else config["model"])
     return f"{name} NVFP4" if "nvfp4" not in name.lower() else str(name)

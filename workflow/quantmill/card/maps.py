@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantmill import command
-from quantmill.card import tables
+from quantmill.card import mix
 from quantmill.card.plots import LIGHT, Theme, save
 from quantmill.files import read_table
-from quantmill.judge import acceptance
-from quantmill.judge.results import Quant, Results
+from quantmill.judge import sensitivity
+from quantmill.judge.quant import Quant
+from quantmill.judge.results import Results
 from quantmill.progress import Log
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ _FULL_BITS = 8.5
 def draw_sensitivity(rows: list[dict[str, str]], theme: Theme = LIGHT) -> Figure:
     """The heat map of sensitivities: layers across, roles down, on a logarithmic scale.
 
-    What stands outside the layers fills its row. Noise that came out at or
-    below zero has the colour of the least.
+    A tensor outside the layers fills its row. Noise that came out at or below
+    zero has the colour of the smallest value.
     """
     import matplotlib
     from matplotlib.cm import ScalarMappable
@@ -40,8 +41,8 @@ def draw_sensitivity(rows: list[dict[str, str]], theme: Theme = LIGHT) -> Figure
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    found = acceptance.sensitivity(rows)
-    cells = found.cells if found else {}
+    shown = sensitivity.at_one_type(rows)
+    cells = shown.cells if shown else {}
     roles = list(dict.fromkeys(role for role, _ in cells))
     layers = max(1, 1 + max((layer for _, layer in cells), default=0))
     above = [value for value in cells.values() if value > 0] or [1.0]
@@ -58,7 +59,8 @@ def draw_sensitivity(rows: list[dict[str, str]], theme: Theme = LIGHT) -> Figure
     _layer_axes(axes, layers, roles)
     axes.set_xlabel("layer", fontsize=10)
     bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=45, pad=0.02, fraction=0.06)
-    bar.set_label(f"KL divergence with that tensor alone at {found.type}, nats" if found else "", fontsize=10)
+    label = f"KL divergence with that tensor alone at {shown.type}, nats" if shown else ""
+    bar.set_label(label, fontsize=10)
     bar.ax.tick_params(labelsize=9)
     return figure
 
@@ -70,14 +72,14 @@ def draw_bits(results: Results, theme: Theme = LIGHT) -> Figure:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    quants = tables.telling(results.quants)
-    roles = tables.roles(results)
+    quants = mix.representative(results.quants)
+    roles = mix.roles(results)
     columns = 1 if len(quants) < 3 else 2
     lines = math.ceil(len(quants) / columns)
     figure = Figure(figsize=(6.5, lines * (0.55 + 0.2 * len(roles)) + 0.9), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    found = [min(value, _FULL_BITS) for quant in quants for value in tables.bits_by_role(quant).values()]
-    low, high = min(found, default=_FULL_BITS), max(found, default=_FULL_BITS)
+    bits = [min(value, _FULL_BITS) for quant in quants for value in mix.bits_by_role(quant).values()]
+    low, high = min(bits, default=_FULL_BITS), max(bits, default=_FULL_BITS)
     colors = ScalarMappable(Normalize(min(low, high - 1), high, clip=True), matplotlib.colormaps["viridis"])
     for place, axes in enumerate(grid.flat):
         if place < len(quants):
@@ -98,7 +100,7 @@ def draw_bits(results: Results, theme: Theme = LIGHT) -> Figure:
 def _panel(
     axes: Axes, quant: Quant, roles: list[str], colors: ScalarMappable, theme: Theme, enough: float
 ) -> None:
-    """One file: runs of layers of one type are one patch, named where wider than `enough` of the panel."""
+    """One file: neighbouring layers of one type are a patch, named where wider than `enough` of the panel."""
     from matplotlib.patches import Rectangle
 
     layers = max(1, 1 + max(tensor["layer"] for tensor in quant.tensors))
@@ -136,10 +138,10 @@ def _layer_axes(axes: Axes, layers: int, roles: list[str]) -> None:
 
 
 def _cells(quant: Quant, layers: int) -> dict[tuple[str, int], tuple[float, str]]:
-    """(bits, type) by role and layer; what stands outside the layers is in all of them."""
+    """(bits, type) by role and layer; a tensor outside the layers is in all of them."""
     return {
         (role, each): value
-        for (role, layer), value in tables.cells(quant).items()
+        for (role, layer), value in mix.cells(quant).items()
         for each in (range(layers) if layer < 0 else (layer,))
     }
 
@@ -155,6 +157,6 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--damages", type=Path, required=True, help="sensitivity.tsv")
     arguments.add_argument(
-        "--out", type=Path, required=True, help="SVG to write; its dark twin comes beside it"
+        "--out", type=Path, required=True, help="SVG to write; its dark version comes beside it"
     )
     command.run(arguments, main)

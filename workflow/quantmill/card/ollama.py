@@ -1,11 +1,11 @@
-"""A Modelfile for Ollama: the model's own chat template, said in Go's syntax, and its stop words.
+"""A Modelfile for Ollama: the model's own chat template, in Go's syntax, and its stop words.
 
 Ollama reads the Jinja template of a GGUF only to recognize it among those that
 it knows; any other model would get none at all. So the template is rendered
-with stand-ins, and what stands between them is written down in Ollama's form:
-`.System`, `.Prompt` and `.Response`, applied to each turn. That says all of a
-template that treats every turn alike, which is checked on a longer
-conversation; for any other the Modelfile has no TEMPLATE, and says so.
+with placeholders, and the text between them is written in Ollama's form:
+`.System`, `.Prompt` and `.Response`, applied to each turn. That is complete for
+a template that treats every turn in the same way, which is checked on a longer
+conversation. For any other template the Modelfile has no TEMPLATE, and tells so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STOP = re.compile(r"(<[^<>\s]+>|\x01eos\x01)\n*")
 
 @dataclass(frozen=True)
 class Chat:
-    """What stands around the texts of a conversation; `system` is the template's own, where it has one."""
+    """The text around each message of a conversation; `system` is the template's own, where it has one."""
 
     before_system: str
     after_system: str
@@ -36,11 +36,11 @@ class Chat:
         """In Go's syntax, as Ollama applies it to each turn."""
         first = f"{self.before_system}{{{{ .System }}}}{self.after_system}"
         prompt = f"{{{{ .Prompt }}}}{self.before_answer}"
-        said = f"{{{{ if .System }}}}{first}{{{{ else }}}}{self.before_user}{{{{ end }}}}"
-        return f"{said}{prompt}{{{{ .Response }}}}{self.after_answer}"
+        start = f"{{{{ if .System }}}}{first}{{{{ else }}}}{self.before_user}{{{{ end }}}}"
+        return f"{start}{prompt}{{{{ .Response }}}}{self.after_answer}"
 
     def apply(self, messages: list[tuple[str, str]]) -> str:
-        """What the model is given of (role, text) pairs, as Ollama makes it: for tests and the check."""
+        """The prompt of (role, text) pairs, as Ollama makes it: for tests and the check."""
         system, text = "", ""
         for role, content in messages:
             if role == "system":
@@ -55,7 +55,7 @@ class Chat:
 
 
 def chat(template: str | None, tokenizer: str = "") -> Chat | None:
-    """The template as Ollama can have it; None where there is none, or where its turns are not alike.
+    """The template in Ollama's form; None where there is none, or where it treats turns differently.
 
     `tokenizer` is `tokenizer.ggml.model`: that of SentencePiece (`llama`) ends a text with `</s>`.
     """
@@ -71,17 +71,14 @@ def chat(template: str | None, tokenizer: str = "") -> Chat | None:
         return None
     before_system, after_system, before_answer = parts[:3]
     first = bare.split(_USER)[0]
-    # a template that puts in a system text of its own, where none is given
+    # a template may have a system text of its own, for a conversation without one
     own = first.startswith(before_system) and first.endswith(after_system)
     system = first[len(before_system) : len(first) - len(after_system)] if own else ""
     eos = "</s>" if tokenizer == "llama" else _EOS
-    found = [
-        part.replace(_EOS, eos)
-        for part in (
-            before_system, after_system, parts[3][end.end() :], before_answer, end[0], system, end[1]
-        )
-    ]  # fmt: skip
-    made = Chat(*found)
+    before_user = parts[3][end.end() :]
+    fields = (before_system, after_system, before_user, before_answer, end[0], system, end[1])
+    texts = [field.replace(_EOS, eos) for field in fields]
+    made = Chat(*texts)
     start = [("system", system)] if system else []
     same = [
         (turns, whole),
@@ -89,27 +86,27 @@ def chat(template: str | None, tokenizer: str = "") -> Chat | None:
         ([*turns, ("assistant", "b"), ("user", "c")], None),
     ]
     for messages, expected in same:
-        wanted = expected if expected is not None else _render(template, messages)
-        if wanted is None or made.apply(messages) != wanted.replace(_EOS, eos):
+        prompt = expected if expected is not None else _render(template, messages)
+        if prompt is None or made.apply(messages) != prompt.replace(_EOS, eos):
             return None
-    return None if any("\x01" in part or "{{" in part for part in found) else made
+    return None if any("\x01" in part or "{{" in part for part in texts) else made
 
 
 def modelfile(file: str, context: int, facts: dict[str, Any]) -> str:
     """The Modelfile of a GGUF beside it; `facts` are those of model.json."""
-    found = chat(facts["chat_template"], facts.get("tokenizer") or "")
+    form = chat(facts["chat_template"], facts.get("tokenizer") or "")
     lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
-    if found:
-        lines += [f'TEMPLATE """{found.template}"""', f'PARAMETER stop "{found.stop}"']
-        lines += [f'SYSTEM """{found.system}"""'] if found.system else []
+    if form:
+        lines += [f'TEMPLATE """{form.template}"""', f'PARAMETER stop "{form.stop}"']
+        lines += [f'SYSTEM """{form.system}"""'] if form.system else []
     elif facts["chat_template"]:
-        lines.append(_UNSAID)
+        lines.append(_NO_TEMPLATE)
     else:
         lines.append("# The model has no chat template: it goes on with the text that it is given.")
     return "\n".join([*lines, ""])
 
 
-_UNSAID: Final = (
+_NO_TEMPLATE: Final = (
     "# No TEMPLATE: the model's own says more than Ollama's form can. Ollama takes the one that it has for\n"
     "# this model where it knows it; llama.cpp applies the model's own."
 )
@@ -130,7 +127,10 @@ def _render(template: str, messages: list[tuple[str, str]]) -> str | None:
     try:
         return environment.from_string(template).render(
             messages=[{"role": role, "content": text} for role, text in messages],
-            add_generation_prompt=True, bos_token="", eos_token=_EOS, tools=None,
-        )  # fmt: skip
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token=_EOS,
+            tools=None,
+        )
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None

@@ -1,8 +1,8 @@
 """The first picture of the card, sizes against quality; and how every picture looks.
 
 SVG, the same bytes for the same results: text as paths of matplotlib's own
-font, fixed ids, no date. Each is drawn twice, for light pages and for dark
-ones, on a ground of its own, so that it is read on either. Sizes are chosen to be read at 400 px
+font, fixed ids, no date. Each is drawn twice, for light pages and for dark ones, on
+a background of its own, so that it can be read on either. Sizes are chosen to be read at 400 px
 of width. Colours are from Okabe and Ito's palette, which the colour-blind can
 tell apart; what is best differs in its marker besides.
 """
@@ -52,12 +52,12 @@ DARK: Final = Theme("dark", "#0d1117", "#e6edf3", "#2d333b", "#56B4E9", "#E69F00
 
 
 def dark(picture: str) -> str:
-    """The name of a picture's dark twin: `size.svg` to `size-dark.svg`."""
+    """The name of a picture's dark version: `size.svg` to `size-dark.svg`."""
     return picture.replace(".svg", "-dark.svg")
 
 
 def save(draw: Callable[[Theme], Figure], path: Path) -> None:
-    """Draw for both themes: to `path` (SVG), and to its dark twin beside it."""
+    """Draw for both themes: to `path` (SVG), and the dark version beside it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -84,7 +84,7 @@ class Point(NamedTuple):
 
 
 def sizes(results: Results, path: Path) -> None:
-    """Draw the files' sizes against the first measure of quality that there is, to `path` and its twin."""
+    """Draw sizes against the first measure of quality that was taken, to `path` and its dark version."""
     by = {"kld": draw_size_kld, "perplexity": draw_size_perplexity, None: draw_sizes}[results.measure]
     save(lambda theme: by(results, theme), path)
 
@@ -111,7 +111,8 @@ def draw_size_perplexity(results: Results, theme: Theme = LIGHT) -> Figure:
     hide what differs. Past one percent the axis is logarithmic, so that one
     ruined file does not flatten the rest.
     """
-    assert results.perplexity is not None
+    perplexity = results.source["perplexity"]
+    assert perplexity is not None
     figure, axes, unit = _canvas(results, theme)
     best = frontier.best(results)
     points = [
@@ -122,7 +123,7 @@ def draw_size_perplexity(results: Results, theme: Theme = LIGHT) -> Figure:
     axes.axhline(0, color=theme.source, linewidth=1.5, zorder=1)
     steps = _points(axes, points, theme)
     changes = [0.0, *(p.low for p in points), *(p.high for p in points)]
-    _change_axes(axes, changes, results.perplexity["perplexity"])
+    _change_axes(axes, changes, perplexity["perplexity"])
     # far off to the right as a rule, but a source that was quantized before may be among its files
     axes.plot(
         results.facts["bytes"] / unit,
@@ -133,7 +134,7 @@ def draw_size_perplexity(results: Results, theme: Theme = LIGHT) -> Figure:
         markeredgecolor=theme.page,
         zorder=4,
     )
-    axes.set_ylabel(f"perplexity on {results.perplexity['corpus']}", fontsize=11)
+    axes.set_ylabel(f"perplexity on {perplexity['corpus']}", fontsize=11)
     _label(axes, theme, points, steps, f"source, {size(results.facts['bytes'])}")
     return figure
 
@@ -147,7 +148,8 @@ def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    assert results.kld is not None
+    kld = results.source["kld"]
+    assert kld is not None
     figure, axes, unit = _canvas(results, theme)
     best = frontier.best(results)
     points = [
@@ -160,7 +162,7 @@ def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     steps = _points(axes, points, theme)
-    axes.set_ylabel(f"KL divergence from the source on {results.kld['corpus']}", fontsize=11)
+    axes.set_ylabel(f"KL divergence from the source on {kld['corpus']}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     if any(quant.bytes >= results.facts["bytes"] for quant in results.quants):
         _line_of_source(axes, theme, results.facts["bytes"] / unit, f"source, {size(results.facts['bytes'])}")
@@ -177,10 +179,8 @@ def _line_of_source(axes: Axes, theme: Theme, at: float, name: str) -> None:
     side = (
         "left" if at < left + (right - left) / 4 else "right" if at > right - (right - left) / 4 else "center"
     )
-    axes.text(
-        at, 1.01, name, color=theme.source, fontsize=10, ha=side, va="bottom",
-        transform=axes.get_xaxis_transform(),
-    )  # fmt: skip
+    above = axes.get_xaxis_transform()
+    axes.text(at, 1.01, name, color=theme.source, fontsize=10, ha=side, va="bottom", transform=above)
 
 
 def _canvas(results: Results, theme: Theme) -> tuple[Figure, Axes, int]:

@@ -1,7 +1,7 @@
-"""The publisher's own words on the card: markdown, with the names of what was built where it wants them.
+"""The publisher's own texts on the card: markdown that may name what was built.
 
-They are Jinja templates, sandboxed, for configs are passed around; what can be
-wrong in one is found before any work starts.
+They are Jinja templates, in a sandbox because configs are passed around. A
+broken one is refused before any work starts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ from typing import Any, Final
 from quantmill.errors import QuantmillError
 
 VARIABLES: Final[dict[str, Any]] = {
-    "model": "x", "title": "x", "base_model": "x", "license": "x", "source": "x", "architecture": "x",
-    "parameters": 1, "files": 1, "largest": "x", "smallest": "x", "recommended": "x",
-}  # fmt: skip
-"""What a text may name, each with a stand-in of its type."""
+    "model": "x",
+    "title": "x",
+    "base_model": "x",
+    "license": "x",
+    "source": "x",
+    "architecture": "x",
+    "parameters": 1,
+    "files": 1,
+    "largest": "x",
+    "smallest": "x",
+    "recommended": "x",
+}
+"""What a text may name, each with a value of its type for the check."""
 
 FIELDS: Final = ("about", "credits", "license_notes")
 """The fields of the card that are such texts."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quantmill import spec
+from quantmill.card import template
 from quantmill.config.card import ComparedModel
 from quantmill.errors import QuantmillError
 from quantmill.flow.once import once
@@ -18,9 +19,7 @@ from quantmill.flow.targets import Targets
 from quantmill.measures import MEASURES
 from quantmill.spec import digest
 
-_TEMPLATES: Final = Path(__file__).parents[1] / "card"
-CARD_TEMPLATE: Final = _TEMPLATES / "card.md.j2"
-CHECKPOINT_TEMPLATE: Final = _TEMPLATES / "checkpoint.md.j2"
+CHECKPOINT_TEMPLATE: Final = template.FOLDER / "checkpoint.md.j2"
 
 CARD_FIELDS: Final = frozenset(
     (
@@ -80,7 +79,7 @@ class CardSpecs:
             "toolchain": self._toolchain(model),
         }
         made_from = {
-            "template": self.digests.file(str(CARD_TEMPLATE)),
+            "template": digest([self.digests.file(str(path)) for path in template.FILES]),
             "check": digest(specs.check(model)),
             "manifest": digest(specs.manifest(model)),
             "corpora": [digest(specs.corpus(model, corpus)) for corpus in config.corpora_of(model)],

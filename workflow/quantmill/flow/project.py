@@ -89,7 +89,7 @@ class Project:
             texts.check(text, f"{self.file}: models.{model}.card.{where}" if where == field else where)
         for other in card.same_size:
             if other.model is None:
-                same_size.read_rival(Path(other.results or other.csv or ""))
+                same_size.read_competitor(Path(other.results or other.csv or ""))
             elif other.model not in self.models:
                 where = f"{self.file}: models.{model}.card.same_size"
                 raise QuantmillError(f"no model {other.model}", where, f"there are {', '.join(self.models)}")

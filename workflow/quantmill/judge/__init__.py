@@ -1,1 +1,1 @@
-"""What the measurements mean: differences, frontiers, what to doubt. Files in, judgements out."""
+"""What the measurements mean: differences, frontiers, validity. It reads files and gives verdicts."""

@@ -1,55 +1,52 @@
-"""Recipes that were fitted to a budget: what was predicted and what was measured, and whether they win.
+"""Size-targeted files: what was predicted, what was measured, and whether they pass the acceptance test.
 
-A fitted file is recommended only where it beats, beyond doubt, the best of the
-usual recipes' files within its budget, in pairs on the same held-out chunks. (Not
-of its size: it may be a few bytes smaller than the preset whose size was asked for.)
+A size-targeted file passes where it is significantly (95 %) better than its
+baseline: the best file of the other recipes within its budget, paired on the
+same held-out chunks. The baseline is chosen by the budget and not by the file's
+size, which may be a few bytes smaller than the preset whose size was requested.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantmill.judge import compare
-from quantmill.text import code, count, decimal_size, nats, size
-
-if TYPE_CHECKING:
-    from quantmill.judge.results import Quant
+from quantmill.judge.quant import Quant
+from quantmill.text import code, count, decimal_size, size
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One fitted file, the report of its allocation, the file that it must beat, and the difference to it."""
+class SizeTargeted:
+    """A size-targeted file, the report of its allocation, its baseline, and the difference to it."""
 
     quant: Quant
     report: dict[str, Any]
-    rival: Quant | None
+    baseline: Quant | None
     difference: compare.Paired | None
 
     @property
     def rejected(self) -> bool:
-        """Whether its gate is closed: there is a rival that it does not surely beat."""
-        won = self.difference is not None and self.difference.verdict == compare.BETTER
-        return bool(self.report["gate"]) and self.rival is not None and not won
+        """Whether it failed the acceptance test: it has a baseline, and is not significantly better."""
+        better = self.difference is not None and self.difference.verdict == compare.BETTER
+        return self.quant.acceptance_test and self.baseline is not None and not better
 
     @property
     def verdict(self) -> str:
-        """In a few words (markdown)."""
-        if self.rival is None:
+        """The result of the comparison in a few words (markdown)."""
+        if self.baseline is None:
             return "no other file within its budget to compare with"
-        name = code(self.rival.name)
+        name = code(self.baseline.name)
         if self.difference is None:
-            said = f"not measured against {name}"
-        elif self.difference.verdict in (compare.BETTER, compare.WORSE):
-            said = f"{self.difference.verdict} than {name}"
+            words = f"not measured against {name}"
+        elif self.difference.verdict == compare.FEW:
+            words = f"too few chunks to compare with {name}"
+        elif self.difference.verdict == compare.SAME:
+            words = f"{self.difference.verdict} from {name}"
         else:
-            said = f"{self.difference.verdict} from {name}"
-            said = (
-                f"too few chunks to compare with {name}" if self.difference.verdict == compare.FEW else said
-            )
-        return f"**not recommended:** {said}" if self.rejected else said
+            words = f"{self.difference.verdict} than {name}"
+        return f"**not recommended:** {words}" if self.rejected else words
 
     @property
     def measured(self) -> compare.Paired | None:
@@ -58,13 +55,13 @@ class Fit:
 
     @property
     def ratio(self) -> float | None:
-        """The measured divergence over the predicted."""
+        """The measured divergence over the predicted one."""
         predicted = self.report["predicted_kld"]
         return self.measured.mean / predicted if self.measured and predicted and predicted > 0 else None
 
     @property
-    def asked(self) -> str:
-        """The budget as it was asked for."""
+    def budget(self) -> str:
+        """The budget as the config gives it."""
         budget = self.report["budget"]
         if "bpw" in budget:
             return f"{budget['bpw']:g} bpw"
@@ -74,90 +71,43 @@ class Fit:
         return f"{size(memory['total'])} of memory, {count(memory['context'])} tokens of context"
 
     @property
-    def spent(self) -> list[tuple[str, int]]:
-        """How a memory is spent: what on, and bytes; empty for another budget."""
-        room = self.report["memory"]
-        if room is None:
+    def memory_use(self) -> list[tuple[str, int]]:
+        """What a memory budget is used for, and bytes; empty for another budget."""
+        memory = self.report["memory"]
+        if memory is None:
             return []
-        context = f"cache of {count(room['context'])} tokens, {room['cache']}"
-        named = [(context, "kv"), ("recurrent states", "state"), ("computation, an estimate", "compute"),
-                 ("left free for the rest", "reserve")]  # fmt: skip
-        parts = [(words, int(room[part])) for words, part in named if room[part]]
-        return [("the file", self.quant.bytes), *parts]
+        parts = {
+            f"cache of {count(memory['context'])} tokens, {memory['cache']}": memory["kv"],
+            "recurrent states": memory["state"],
+            "computation, an estimate": memory["compute"],
+            "left free for the rest": memory["reserve"],
+        }
+        used = [(part, int(bytes_)) for part, bytes_ in parts.items() if bytes_]
+        return [("the file", self.quant.bytes), *used]
 
     @property
-    def never_taken(self) -> str:
-        """The types that no budget would take for a role, by role (markdown)."""
+    def never_chosen(self) -> str:
+        """The types that no budget would choose for a role, by role (markdown)."""
         roles: dict[str, list[str]] = {}
-        for one in self.report["dominated"]:
-            if one["tensors"] == one["of"]:
-                roles.setdefault(one["role"], []).append(one["type"])
+        for entry in self.report["dominated"]:
+            if entry["tensors"] == entry["of"]:
+                roles.setdefault(entry["role"], []).append(entry["type"])
         return "; ".join(f"{code(role)}: {', '.join(types)}" for role, types in roles.items())
 
 
-def fitted(quants: Sequence[Quant]) -> list[Fit]:
-    """The fitted ones of the quants, each beside the best usual one within its budget.
+def size_targeted(quants: Sequence[Quant]) -> list[SizeTargeted]:
+    """The size-targeted files, each with its baseline: the best other file within its budget.
 
-    The best is the one of the least loss; where nothing was measured, the largest.
+    The best is the one with the smallest loss; where none was measured, the largest.
     """
-    usual = [quant for quant in quants if quant.fit is None]
-    return [_fit(quant, usual) for quant in quants if quant.fit is not None]
+    others = [quant for quant in quants if quant.allocation is None]
+    return [_compared(quant, quant.allocation, others) for quant in quants if quant.allocation is not None]
 
 
-def _fit(quant: Quant, usual: Sequence[Quant]) -> Fit:
-    assert quant.fit is not None
-    within = [other for other in usual if other.bytes <= quant.fit["budget"]["bytes"]]
-    told = [other for other in within if other.loss is not None]
-    rival = min(told, key=lambda other: other.loss.mean if other.loss else 0.0, default=None)
-    rival = rival or (within[0] if within else None)
-    difference = quant.against(rival) if rival and rival.loss and quant.loss else None
-    return Fit(quant, quant.fit, rival, difference)
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What each tensor is worth, at one type: `cells` holds the divergence (nats) by role and layer.
-
-    Tensors that cannot have the type are left out; several of one role and layer are added up.
-    """
-
-    type: str
-    cells: dict[tuple[str, int], float]
-    tensors: int
-    of: int
-    how: dict[str, int]
-
-    @property
-    def finding(self) -> str:
-        """What the heat map shows, for those who cannot see it (plain text)."""
-        most = sorted(self.cells.items(), key=lambda cell: -cell[1])[:3]
-        named = [
-            f"{role}{f' of layer {layer}' if layer >= 0 else ''} ({nats(value)})"
-            for (role, layer), value in most
-        ]
-        return f"KL divergence with one tensor alone at {self.type}; the most at {', '.join(named)}."
-
-
-def sensitivity(rows: Sequence[dict[str, str]]) -> Sensitivity | None:
-    """The sensitivities at the type that most tensors can have, of several the smallest; None without any.
-
-    `rows` are those of sensitivity.tsv.
-    """
-    told = [row for row in rows if row["kld"] not in ("", "nan")]
-    if not told:
-        return None
-    counted = Counter(row["type"] for row in told)
-    bits: dict[str, float] = {}
-    for row in told:
-        elements = 1
-        for extent in row["shape"].split("x"):
-            elements *= int(extent)
-        bits.setdefault(row["type"], 8 * int(row["bytes"]) / elements)
-    kind = min(counted, key=lambda name: (-counted[name], bits[name], name))
-    cells: dict[tuple[str, int], float] = {}
-    chosen = [row for row in told if row["type"] == kind]
-    for row in chosen:
-        key = (row["role"], int(row["layer"]))
-        cells[key] = cells.get(key, 0.0) + float(row["kld"])
-    tensors = {row["name"] for row in rows}
-    return Sensitivity(kind, cells, len(chosen), len(tensors), dict(Counter(row["how"] for row in chosen)))
+def _compared(quant: Quant, report: dict[str, Any], others: Sequence[Quant]) -> SizeTargeted:
+    within = [other for other in others if other.bytes <= report["budget"]["bytes"]]
+    measured = [other for other in within if other.loss is not None]
+    baseline = min(measured, key=lambda other: other.loss.mean if other.loss else 0.0, default=None)
+    baseline = baseline or (within[0] if within else None)
+    difference = quant.against(baseline) if baseline and baseline.loss and quant.loss else None
+    return SizeTargeted(quant, report, baseline, difference)

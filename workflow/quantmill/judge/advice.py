@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 
 from quantmill.judge import compare, frontier
-from quantmill.judge.results import DECODER, Quant, Results
+from quantmill.judge.quant import DECODER, Quant
+from quantmill.judge.results import Results
 from quantmill.text import code, nats, percent, plural, size
 
 NEAR_PERCENT = 2.0
-"""A file whose whole 95 % interval lies below this costs little: the middle choice."""
+"""A file loses little where its whole 95 % interval lies below this: the middle choice."""
 
 NEAR = math.log1p(NEAR_PERCENT / 100)
 """The same in nats, 0.0198."""
@@ -23,8 +24,8 @@ NEAR = math.log1p(NEAR_PERCENT / 100)
 def smallest_same(results: Results) -> Quant | None:
     """The smallest quant that is as good as the source.
 
-    By KL divergence, from which no quant is free: which surely costs little.
-    By perplexity: which is not measurably worse.
+    By KL divergence, which no quant is free of: the loss is significantly below `NEAR`.
+    By perplexity: the file is not significantly worse.
     """
     same = [
         quant
@@ -36,7 +37,7 @@ def smallest_same(results: Results) -> Quant | None:
 
 
 def recommended(results: Results) -> Quant | None:
-    """The first choice: that one, else the closest to the source; None where nothing can be told."""
+    """The first choice: that one, else the closest to the source; None where no file can be ranked."""
     if results.unranked or not _worthwhile(results):
         return None
     return smallest_same(results) or min(_worthwhile(results), key=frontier.loss)
@@ -74,7 +75,7 @@ def choice(results: Results) -> list[str]:
             f"**With memory to spare, {_named(closest)}:** "
             f"the closest to the source{of} ({_change(closest)})."
         )
-    usable = [quant for quant in frontier.sound(results) if quant.loss]
+    usable = [quant for quant in frontier.recommendable(results) if quant.loss]
     near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
@@ -93,8 +94,8 @@ def choice(results: Results) -> list[str]:
 
 def _by_size(results: Results) -> list[str]:
     """The same where no file's distance from the source was measured: of those that have not collapsed."""
-    sound = [quant for quant in results.quants if not frontier.collapse(quant, results)] or results.quants
-    smaller = frontier.smaller(sound, results)
+    usable = [quant for quant in results.quants if not frontier.collapse(quant, results)] or results.quants
+    smaller = frontier.smaller(usable, results)
     largest, smallest = smaller[0], smaller[-1]
     scored = any(quant.scores for quant in results.quants)
     unknown = "closeness to the source" if scored else "quality"
@@ -106,7 +107,7 @@ def _by_size(results: Results) -> list[str]:
             "as a rule, take the largest that fits your memory"
             + (" with room left for the context." if results.kind == DECODER else ".")
         ]
-    return sentences + _no_smaller(sum(quant.bytes >= results.facts["bytes"] for quant in sound))
+    return sentences + _no_smaller(sum(quant.bytes >= results.facts["bytes"] for quant in usable))
 
 
 def _no_smaller(count: int) -> list[str]:
@@ -121,7 +122,7 @@ def _no_smaller(count: int) -> list[str]:
 def note(quant: Quant, results: Results) -> str:
     """One short sentence about a file, from the measurements (markdown)."""
     for other in results.quants[: results.quants.index(quant)]:
-        if other.makes == quant.makes:
+        if other.content == quant.content:
             return f"every tensor as in {code(other.name)}"
     if quant.name in results.rejected:
         return results.rejected[quant.name].verdict
@@ -135,16 +136,16 @@ def note(quant: Quant, results: Results) -> str:
     beaten = _beaten_by(quant, results)
     if beaten:
         return beaten
-    said = []
+    notes = []
     if quant is smallest_same(results):
-        said.append(
+        notes.append(
             f"smallest within {NEAR:.2f} of the source" if _by_kld(results) else f"smallest {_NOT_WORSE}"
         )
     if frontier.loss(quant) == min(frontier.loss(other) for other in results.quants):
-        said.append("closest to the source" if _by_kld(results) else "lowest perplexity")
+        notes.append("closest to the source" if _by_kld(results) else "lowest perplexity")
     if smallest:
-        said.append("smallest")
-    return "; ".join(said) or _step(quant, results)
+        notes.append("smallest")
+    return "; ".join(notes) or _step(quant, results)
 
 
 def source_note(results: Results) -> str:
@@ -155,7 +156,7 @@ def source_note(results: Results) -> str:
     )
 
 
-def finding(results: Results) -> str:
+def description(results: Results) -> str:
     """What the picture of size against quality shows, for those who cannot see it (plain text)."""
     plain, files = " ".join(choice(results)).replace("*", "").replace("`", ""), len(results.quants)
     if results.measure is None:
@@ -164,18 +165,18 @@ def finding(results: Results) -> str:
 
 
 def _worthwhile(results: Results) -> list[Quant]:
-    """What can be told apart and is smaller than the source; all of them where none is smaller.
+    """The files that can be ranked and are smaller than the source; all of them where none is smaller.
 
-    A fitted file whose gate is closed is not among them, nor what has collapsed, unless all have.
+    A rejected file is not among them, nor a collapsed one, unless all have collapsed.
     """
-    open_ = [quant for quant in results.quants if quant.name not in results.rejected]
-    told = [quant for quant in open_ if quant.loss and not _few(quant)]
-    sound = [quant for quant in told if not frontier.collapse(quant, results)]
-    return frontier.smaller(sound or told, results)
+    accepted = [quant for quant in results.quants if quant.name not in results.rejected]
+    ranked = [quant for quant in accepted if quant.loss and not _few(quant)]
+    usable = [quant for quant in ranked if not frontier.collapse(quant, results)]
+    return frontier.smaller(usable or ranked, results)
 
 
 def _beaten_by(quant: Quant, results: Results) -> str:
-    """That a file no larger is better, or a smaller one no worse; empty where none is."""
+    """Which file no larger is better, or smaller and no worse; empty where none is."""
     others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
     others = [other for other in others if other is quant or not frontier.collapse(other, results)]
     other = min(others, key=frontier.loss)
@@ -206,8 +207,8 @@ def _named(quant: Quant) -> str:
 
 
 def _change(quant: Quant) -> str:
-    if quant.divergence and quant.kld:
-        kld, same = quant.kld["kld"], quant.kld["same_top"]
+    if quant.divergence and (report := quant.measured["kld"]):
+        kld, same = report["kld"], report["same_top"]
         return (
             f"KL divergence {nats(kld['mean'], kld['error'])}, "
             f"the same most likely token in {100 * same['mean']:.1f} % of all cases"

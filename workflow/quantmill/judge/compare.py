@@ -1,4 +1,4 @@
-"""Statistics of the card: differences in pairs, verdicts, the frontier of size and quality.
+"""The statistics of comparisons: paired differences, verdicts, the frontier of size and quality.
 
 Pure functions of what `bench/<recipe>/perplexity.json` and `kld.json` hold.
 """
@@ -9,13 +9,18 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from quantmill.errors import QuantmillError
 
 BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few chunks to tell"
-MIN_CHUNKS = 4
-"""Below it a t interval says nothing worth printing (3 degrees of freedom: t = 3.2)."""
+"""The verdicts. `better` and `worse` mean significantly: the 95 % interval does not contain zero."""
+
+Z_95: Final = 1.96
+"""Half the width of a two-sided 95 % interval, in standard errors of a normal distribution."""
+
+MIN_CHUNKS: Final = 4
+"""With fewer chunks a t interval is too wide to be of use (3 degrees of freedom: t = 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the 95 % interval leaves out zero, in words otherwise."""
+        """`better` or `worse` where the 95 % interval does not contain zero, otherwise `SAME` or `FEW`."""
         if self.chunks < MIN_CHUNKS:
             return FEW
         if self.low > 0:
@@ -81,8 +86,8 @@ def paired(ours: dict[str, Any], reference: dict[str, Any], where: str = "perple
         return Difference(mean, error, mean, mean, n)
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(n - 1, 0.975)) * error
-    return Difference(mean, error, mean - reach, mean + reach, n)
+    half_width = float(stdtrit(n - 1, 0.975)) * error
+    return Difference(mean, error, mean - half_width, mean + half_width, n)
 
 
 def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.json") -> Paired:
@@ -90,9 +95,9 @@ def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.js
 
     Its interval is a bootstrap over the chunks (BCa: B. Efron, "Better Bootstrap
     Confidence Intervals", 1987, as scipy has it), for divergences are far from
-    normal: a few chunks hold most of them. Beside the source, whose own is 0,
-    it is the interval of the divergence itself. The resamples are always the
-    same ones. Raises QuantmillError (naming `where`) unless both saw the same
+    normal: a few chunks hold most of them. The source's own divergence is 0, so
+    beside the source it is the interval of the divergence itself. The resamples
+    are always the same ones. Raises QuantmillError (naming `where`) unless both saw the same
     chunks and were compared with the same reference.
     """
     _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
@@ -103,11 +108,11 @@ def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.js
     import numpy as np
     from scipy.stats import bootstrap
 
-    found = bootstrap(
-        (np.subtract(ours["by_chunk"]["kld"], other["by_chunk"]["kld"]),), np.mean,
-        n_resamples=_RESAMPLES, method="BCa", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return Paired(mean, error, float(found.low), float(found.high), n)
+    differences = np.subtract(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
+    generator = np.random.default_rng(0)
+    resampled = bootstrap((differences,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=generator)
+    interval = resampled.confidence_interval
+    return Paired(mean, error, float(interval.low), float(interval.high), n)
 
 
 _RESAMPLES = 9999
@@ -155,7 +160,7 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the interval leaves out zero, in words otherwise."""
+        """`better` or `worse` where the interval does not contain zero, otherwise `SAME`."""
         if self.low > 0:
             return BETTER
         return WORSE if self.high < 0 else SAME
@@ -167,7 +172,7 @@ def scores(ours: Score, other: Score) -> Interval:
     Square and add: R. G. Newcombe, "Improved confidence intervals for the
     difference between binomial proportions based on paired data", 1998, method
     10: what the two have in common, by the questions that both answered, makes
-    it narrower. Where it is not known which those are they count as independent
+    it narrower. Where those questions are not known, the shares count as independent
     (his method 10 of "Interval estimation for the difference between
     independent proportions", 1998), which is rather too wide.
     """
@@ -186,11 +191,8 @@ def shares(ours: tuple[int, int], other: tuple[int, int]) -> Interval:
     proportions", 2000: one of each kind is added to both, so that few of few say little.
     """
     (a, p), (b, q) = (((some + 1) / (of + 2), of + 2) for some, of in (ours, other))
-    reach = _SURE * math.sqrt(a * (1 - a) / p + b * (1 - b) / q)
-    return Interval(a - b, a - b - reach, a - b + reach)
-
-
-_SURE = 1.96  # standard errors of a two-sided 95 % interval
+    half_width = Z_95 * math.sqrt(a * (1 - a) / p + b * (1 - b) / q)
+    return Interval(a - b, a - b - half_width, a - b + half_width)
 
 
 def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
@@ -213,7 +215,7 @@ def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
 def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:
     """How much faster, as a share of the other's rate: one half of two speed.json; Welch's interval.
 
-    A single run says nothing of how much runs differ: then nothing is sure.
+    A single run does not show how much runs differ: then nothing is significant.
     """
     from scipy.special import stdtrit
 
@@ -225,9 +227,9 @@ def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:
     if error == 0:
         return Interval(*[difference / other["mean"]] * 3)
     freedom = sum(parts) ** 2 / sum(part**2 / n for part, n in zip(parts, free, strict=True))
-    reach = float(stdtrit(freedom, 0.975)) * error
+    half_width = float(stdtrit(freedom, 0.975)) * error
     return Interval(
-        *(value / other["mean"] for value in (difference, difference - reach, difference + reach))
+        *(value / other["mean"] for value in (difference, difference - half_width, difference + half_width))
     )
 
 

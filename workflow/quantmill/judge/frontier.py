@@ -1,101 +1,104 @@
-"""Which files nobody needs: what another one beats beyond doubt, what has collapsed, what is another's twin.
+"""Which files nobody needs: dominated by another file, collapsed, or a duplicate of another.
 
 The frontier is drawn over the bytes and all that was measured. A file is
-dominated where another one is no larger, surely diverges less (the whole 95 %
-interval of the paired difference; by perplexity where no divergence was
-measured), and is surely worse in nothing else: not in an evaluation, and not
-slower by more than `NOTICED`. Whatever the intervals leave open leaves a file
-where it is.
+dominated where another one is no larger, diverges significantly less (the whole
+95 % interval of the paired difference; by perplexity where no divergence was
+measured), and is significantly worse in nothing else: not in an evaluation, and
+not slower by more than `NOTICEABLE`. A difference that is not significant
+leaves a file where it is.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from quantmill.judge import compare
-from quantmill.judge.results import HUMANEVAL, Quant, Results
+from quantmill.judge.quant import Quant
+from quantmill.judge.results import Results
+from quantmill.judge.scores import HUMANEVAL
 from quantmill.text import nats, percent, size
 
 Policy = Literal["dominated", "collapsed", "none"]
-DOMINATED, COLLAPSED, IDENTICAL = "dominated", "collapsed", "identical"
+DOMINATED, COLLAPSED, DUPLICATE = "dominated", "collapsed", "identical"
+"""The reasons why a file is not needed, as withheld.json has them."""
 
-COLLAPSED_FROM = math.log(2)
+COLLAPSED_FROM: Final = math.log(2)
 """The loss (nats) from which a file is of no use at any size: twice the source's perplexity."""
 
-KEPT = 0.5
-"""A file that surely has less than this share of the source's HumanEval score has collapsed too,"""
+HUMANEVAL_SHARE: Final = 0.5
+"""A file with significantly less than this share of the source's HumanEval score has collapsed too,"""
 
-LOOPS = 0.1
-"""or one of whose answers surely so many more than of the source's, as a share of all, end in a loop."""
+LOOPS_SHARE: Final = 0.1
+"""or one where significantly more answers end in a loop than of the source, by this share of all answers."""
 
-NOTICED = 0.05
-"""A file that is slower by less is not worse for it: nobody notices."""
+NOTICEABLE: Final = 0.05
+"""A file that is slower by a smaller share than this is not worse for it: nobody notices."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Why a file is of no use: the `reason`, the file that condemns it where one does, the figure in words.
+class Unneeded:
+    """Why a file is not needed: the `reason`, the file to take `instead` if any, the figure in words.
 
-    `difference` (nats) is the file's loss less the rival's, or the loss itself
-    where the file has collapsed; None for a twin.
+    `difference` (nats) is the file's loss less that of the file to take instead,
+    or the loss itself where the file has collapsed; None for a duplicate.
     """
 
     quant: Quant
     reason: str
-    rival: Quant | None
+    instead: Quant | None
     figure: str
     difference: compare.Paired | None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What withheld.json says of it."""
+        """Its entry in withheld.json."""
         d = self.difference
         return {
             "recipe": self.quant.name,
             "file": self.quant.file,
             "bytes": self.quant.bytes,
             "reason": self.reason,
-            "rival": self.rival.name if self.rival else None,
-            "rival_bytes": self.rival.bytes if self.rival else None,
+            "rival": self.instead.name if self.instead else None,
+            "rival_bytes": self.instead.bytes if self.instead else None,
             "figure": self.figure,
             "measure": self.quant.measure if d else None,
             "difference": {"mean": d.mean, "low": d.low, "high": d.high} if d else None,
         }
 
 
-def condemned(results: Results) -> dict[str, Verdict]:
-    """The files that nobody needs, by name; none is condemned by one that is condemned itself.
+def unneeded(results: Results) -> dict[str, Unneeded]:
+    """The files that nobody needs, by name; a file to take instead of another is needed itself.
 
-    Where the measurements are in doubt (`Results.doubts`) only twins are.
+    Where the measurements are not valid (`Results.unranked`), only duplicates are unneeded.
     """
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Unneeded] = {}
     for quant in results.quants:
-        verdict = _twin(quant, results) or _collapsed(quant, results)
+        verdict = _duplicate(quant, results) or _collapsed(quant, results)
         if verdict:
-            found[quant.name] = verdict
-    sound = [quant for quant in results.quants if quant.name not in found]
-    for quant in sound:
-        rival = dominating(quant, sound)
-        if rival and not results.unranked:
-            found[quant.name] = _dominated(quant, rival)
-    # A rival that is dominated itself stands for the one that dominates both.
-    for name, verdict in found.items():
-        last = verdict.rival
-        while last and verdict.reason == DOMINATED and (above := found.get(last.name)):
-            last = above.rival
-        if last and last is not verdict.rival and dominates(last, verdict.quant):
-            found[name] = _dominated(verdict.quant, last)
-    return found
+            verdicts[quant.name] = verdict
+    rest = [quant for quant in results.quants if quant.name not in verdicts]
+    for quant in rest:
+        better = dominating(quant, rest)
+        if better and not results.unranked:
+            verdicts[quant.name] = _dominated(quant, better)
+    # Where the file to take instead is dominated itself, the one that dominates both takes its place.
+    for name, verdict in verdicts.items():
+        last = verdict.instead
+        while last and verdict.reason == DOMINATED and (above := verdicts.get(last.name)):
+            last = above.instead
+        if last and last is not verdict.instead and dominates(last, verdict.quant):
+            verdicts[name] = _dominated(verdict.quant, last)
+    return verdicts
 
 
-def withheld(results: Results, policy: Policy) -> list[Verdict]:
-    """What is not offered, largest first: `dominated` takes in what collapsed, and twins."""
+def withheld(results: Results, policy: Policy) -> list[Unneeded]:
+    """The files that are not offered, largest first: `dominated` includes collapsed files and duplicates."""
     if policy == "none":
         return []
-    found = condemned(results).values()
-    return [verdict for verdict in found if policy == DOMINATED or verdict.reason == COLLAPSED]
+    verdicts = unneeded(results).values()
+    return [verdict for verdict in verdicts if policy == DOMINATED or verdict.reason == COLLAPSED]
 
 
 def collapse(quant: Quant, results: Results) -> str:
@@ -114,35 +117,36 @@ def far(quant: Quant, results: Results) -> str:
 
 
 def failing(quant: Quant, results: Results) -> str:
-    """What it lost in HumanEval that no use is left of it, in words; empty where that is not sure."""
-    ours, source = quant.humaneval, results.humaneval
+    """What it lost in HumanEval that makes it useless, in words; empty where the loss is not significant."""
+    ours, source = quant.measured["humaneval"], results.source["humaneval"]
     if not (ours and source):
         return ""
     if (score := quant.scores.get(HUMANEVAL)) and (of := results.scores.get(HUMANEVAL)):
-        part = compare.Score(KEPT * of.value, KEPT * of.low, KEPT * of.high, of.words)
+        share = HUMANEVAL_SHARE
+        part = compare.Score(share * of.value, share * of.low, share * of.high, of.words)
         if compare.scores(score, part).high < 0:
             return f"HumanEval {score.words}, the source {of.words}"
     loops, usual = ((one["audits"]["repetition"], one["problems"]) for one in (ours, source))
-    if compare.shares(loops, usual).low > LOOPS:
+    if compare.shares(loops, usual).low > LOOPS_SHARE:
         return f"{loops[0]} of {loops[1]} answers to HumanEval end in a loop, of the source's {usual[0]}"
     return ""
 
 
 def best(results: Results) -> set[str]:
-    """The best of each size: files that none of no more bytes matches, going by the mean loss alone.
+    """The best of each size: no file of as few bytes has as small a mean loss.
 
-    The source is among the rivals. What has collapsed, or is not recommended, is the best of no size.
+    The source is among the files compared. A collapsed or rejected file is the best of no size.
     """
     if results.unranked:
         return set()
-    usable = [quant for quant in sound(results) if quant.loss]
+    usable = [quant for quant in recommendable(results) if quant.loss]
     points = [(quant.bytes, loss(quant)) for quant in usable]
     are_best = compare.pareto([*points, (results.facts["bytes"], 0.0)])
     return {quant.name for quant, is_best in zip(usable, are_best, strict=False) if is_best}
 
 
-def sound(results: Results) -> list[Quant]:
-    """The files that may be recommended: none that has collapsed, none whose gate is closed."""
+def recommendable(results: Results) -> list[Quant]:
+    """The files that may be recommended: not collapsed, and not rejected by the acceptance test."""
     return [
         quant
         for quant in results.quants
@@ -169,54 +173,54 @@ def dominating(quant: Quant, others: list[Quant]) -> Quant | None:
     return next((other for other in sorted(better, key=loss) if dominates(other, quant)), None)
 
 
-def dominates(rival: Quant, quant: Quant) -> bool:
-    """Whether the rival is no larger, surely better, and surely worse in nothing else."""
-    if rival.bytes > quant.bytes or quant.against(rival).verdict != compare.WORSE:
+def dominates(other: Quant, quant: Quant) -> bool:
+    """Whether the other is no larger, significantly better, and significantly worse in nothing else."""
+    if other.bytes > quant.bytes or quant.against(other).verdict != compare.WORSE:
         return False
-    return not _slower(rival, quant) and not _fails(rival, quant)
+    return not _slower(other, quant) and not _fails(other, quant)
 
 
-def _slower(rival: Quant, quant: Quant) -> bool:
-    """Whether the rival is surely slower by more than `NOTICED` at reading or writing."""
-    if rival.speed is None or quant.speed is None:
+def _slower(other: Quant, quant: Quant) -> bool:
+    """Whether the other is significantly slower, by more than `NOTICEABLE`, at reading or writing."""
+    theirs, ours = other.measured["speed"], quant.measured["speed"]
+    if theirs is None or ours is None:
         return False
+    return any(compare.rates(theirs[half], ours[half]).high < -NOTICEABLE for half in ("prompt", "generate"))
+
+
+def _fails(other: Quant, quant: Quant) -> bool:
+    """Whether the other scores significantly less in an evaluation."""
     return any(
-        compare.rates(rival.speed[half], quant.speed[half]).high < -NOTICED for half in ("prompt", "generate")
+        compare.scores(other.scores[name], ours).high < 0
+        for name, ours in quant.scores.items()
+        if name in other.scores
     )
 
 
-def _fails(rival: Quant, quant: Quant) -> bool:
-    """Whether the rival surely scores less in an evaluation."""
-    for name, ours in quant.scores.items():
-        theirs = rival.scores.get(name)
-        if theirs and compare.scores(theirs, ours).high < 0:
-            return True
-    return False
-
-
-def _dominated(quant: Quant, rival: Quant) -> Verdict:
-    found = quant.against(rival)
-    if isinstance(found, compare.Difference):
-        low, high = found.percent_interval
-        more = f"{percent(found.percent)} perplexity (95 %: {percent(low)} to {percent(high)})"
+def _dominated(quant: Quant, better: Quant) -> Unneeded:
+    difference = quant.against(better)
+    if isinstance(difference, compare.Difference):
+        low, high = difference.percent_interval
+        more = f"{percent(difference.percent)} perplexity (95 %: {percent(low)} to {percent(high)})"
     else:
-        more = f"{nats(found.mean)} more KL divergence (95 %: {nats(found.low)} to {nats(found.high)})"
-    smaller = quant.bytes - rival.bytes
-    saved = f"{size(smaller)} smaller" if smaller else "of the same size"
-    return Verdict(quant, DOMINATED, rival, f"{more}, and {rival.name} is {saved}", found)
+        interval = f"{nats(difference.low)} to {nats(difference.high)}"
+        more = f"{nats(difference.mean)} more KL divergence (95 %: {interval})"
+    saved = quant.bytes - better.bytes
+    saving = f"{size(saved)} smaller" if saved else "of the same size"
+    return Unneeded(quant, DOMINATED, better, f"{more}, and {better.name} is {saving}", difference)
 
 
-def _collapsed(quant: Quant, results: Results) -> Verdict | None:
+def _collapsed(quant: Quant, results: Results) -> Unneeded | None:
     if figure := far(quant, results):
-        return Verdict(quant, COLLAPSED, None, figure, quant.loss)
+        return Unneeded(quant, COLLAPSED, None, figure, quant.loss)
     if figure := failing(quant, results):
-        return Verdict(quant, COLLAPSED, None, figure, None)
+        return Unneeded(quant, COLLAPSED, None, figure, None)
     return None
 
 
-def _twin(quant: Quant, results: Results) -> Verdict | None:
+def _duplicate(quant: Quant, results: Results) -> Unneeded | None:
     for other in results.quants[: results.quants.index(quant)]:
-        if other.makes == quant.makes:
-            return Verdict(quant, IDENTICAL, other, f"every tensor has the type that it has in {other.name}",
-                           None)  # fmt: skip
+        if other.content == quant.content:
+            figure = f"every tensor has the type that it has in {other.name}"
+            return Unneeded(quant, DUPLICATE, other, figure, None)
     return None

@@ -1,4 +1,4 @@
-"""The same disk: the best file of this model beside the best of another, by bands of size and not by names.
+"""The same-size comparison: the best file of this model and of another within each band of size.
 
 Another model's figures come from its own results, or from a table of published
 ones: CSV with a header of the columns `file`, one of `bytes`, `gib`, `gb`, and
@@ -19,7 +19,10 @@ from typing import Final
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_user_text
 from quantmill.judge import compare, frontier
-from quantmill.judge.results import HUMANEVAL, Results, scored
+from quantmill.judge.quant import Quant
+from quantmill.judge.results import Results
+from quantmill.judge.scores import HUMANEVAL, scores_of
+from quantmill.measures import MEASURES
 from quantmill.text import GIB
 
 UNITS: Final = {"bytes": 1, "gib": GIB, "gb": 10**9}
@@ -30,7 +33,7 @@ _BANDS_AN_OCTAVE = 2
 
 @dataclass(frozen=True)
 class Entry:
-    """A file on a disk: name, bytes, and what is known of it."""
+    """A file: name, bytes, and its score and KL divergence where they are known."""
 
     name: str
     bytes: int
@@ -40,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Band:
-    """The best of ours and the best of theirs between two sizes (bytes); None where one has no file there."""
+    """The best file of ours and of theirs between two sizes (bytes); None where a model has none there."""
 
     low: float
     high: float
@@ -60,21 +63,27 @@ class Band:
 def ours(results: Results) -> list[Entry]:
     """This model's files."""
     return [
-        Entry(q.name, q.bytes, q.scores.get(HUMANEVAL), q.divergence.mean if q.divergence else None)
-        for q in results.quants
-        if not frontier.collapse(q, results)
-    ]  # fmt: skip
+        Entry(quant.name, quant.bytes, quant.scores.get(HUMANEVAL), _divergence(quant))
+        for quant in results.quants
+        if not frontier.collapse(quant, results)
+    ]
+
+
+def _divergence(quant: Quant) -> float | None:
+    return quant.divergence.mean if quant.divergence else None
 
 
 def bands(ours: Iterable[Entry], theirs: Iterable[Entry]) -> list[Band]:
     """Bands of half an octave that any file lies in, largest first, with the best of each side."""
-    mine, other = _by_band(ours), _by_band(theirs)
-    found = sorted({*mine, *other}, reverse=True)
-    return [Band(_edge(band), _edge(band + 1), mine.get(band), other.get(band)) for band in found]
+    left, right = _by_band(ours), _by_band(theirs)
+    return [
+        Band(_edge(band), _edge(band + 1), left.get(band), right.get(band))
+        for band in sorted({*left, *right}, reverse=True)
+    ]
 
 
-def read_rival(path: Path) -> list[Entry]:
-    """The files of another model: a folder of results, or a CSV. QuantmillError for a broken one."""
+def read_competitor(path: Path) -> list[Entry]:
+    """The files of a competing model: a folder of results, or a CSV. QuantmillError for a broken one."""
     return _read_results(path) if path.is_dir() else read_csv(path)
 
 
@@ -84,13 +93,12 @@ def read_csv(path: Path) -> list[Entry]:
     columns = rows.fieldnames or []
     known = ("file", *UNITS, *FIGURES)
     if unknown := [column for column in columns if column not in known]:
-        raise QuantmillError(
-            f"unknown column {unknown[0] or '(no name)'}", f"{path}: line 1", f"known are {', '.join(known)}"
-        )
+        message = f"unknown column {unknown[0] or '(no name)'}"
+        raise QuantmillError(message, f"{path}: line 1", f"known are {', '.join(known)}")
     units = [unit for unit in UNITS if unit in columns]
     if "file" not in columns or len(units) != 1 or not set(columns) & set(FIGURES):
-        wanted = "it needs file, one of bytes, gib and gb, and humaneval or kld"
-        raise QuantmillError(f"the columns are {', '.join(columns) or 'none'}", f"{path}: line 1", wanted)
+        cure = "it needs file, one of bytes, gib and gb, and humaneval or kld"
+        raise QuantmillError(f"the columns are {', '.join(columns) or 'none'}", f"{path}: line 1", cure)
     entries = []
     for row in rows:
         where = f"{path}: line {rows.line_num}"
@@ -118,16 +126,10 @@ def _read_results(folder: Path) -> list[Entry]:
     entries = []
     for path in facts:
         name, file = path.stem.removeprefix(f"{folder.resolve().name}-"), read_json(path)
-        bench = folder / "bench" / name
-        kld, score = bench / "kld.json", bench / "humaneval.json"
-        entries.append(
-            Entry(
-                name,
-                file["bytes"],
-                scored(read_json(score), None)[HUMANEVAL] if score.is_file() else None,
-                read_json(kld)["kld"]["mean"] if kld.is_file() else None,
-            )
-        )
+        kld, humaneval = (folder / MEASURES[measure].path(name) for measure in ("kld", "humaneval"))
+        score = scores_of(read_json(humaneval), None)[HUMANEVAL] if humaneval.is_file() else None
+        divergence = read_json(kld)["kld"]["mean"] if kld.is_file() else None
+        entries.append(Entry(name, file["bytes"], score, divergence))
     return entries
 
 
@@ -146,13 +148,13 @@ def _number(text: str, column: str, where: str) -> float | None:
 
 def _by_band(entries: Iterable[Entry]) -> dict[int, Entry]:
     """The best of each band: by score, then by divergence, then the largest."""
-    found: dict[int, Entry] = {}
-    for entry in sorted(entries, key=_worth):
-        found[math.floor(_BANDS_AN_OCTAVE * math.log2(entry.bytes))] = entry
-    return found
+    return {
+        math.floor(_BANDS_AN_OCTAVE * math.log2(entry.bytes)): entry
+        for entry in sorted(entries, key=_quality)
+    }
 
 
-def _worth(entry: Entry) -> tuple[float, float, int]:
+def _quality(entry: Entry) -> tuple[float, float, int]:
     score = entry.score.value if entry.score else -1.0
     return score, -(math.inf if entry.kld is None else entry.kld), entry.bytes
 

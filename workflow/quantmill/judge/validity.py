@@ -1,22 +1,38 @@
-"""Whether the measurements can be trusted at all: what the source itself says of them.
+"""Whether the measurements can be trusted: what the source's own measurements show.
 
 The source is measured like any file. Where it does badly, the text, the task
-or the run is at fault and not a quantization, and nothing is ranked on it.
+or the run is at fault, not a quantization. Then no file is ranked by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
-HIGHEST_PERPLEXITY = 1000.0
-"""A model that reads its own kind of text is far below; above it the text or the run is at fault."""
+from quantmill.judge.compare import Z_95
+from quantmill.judge.quant import Measurements
+from quantmill.judge.scores import HUMANEVAL, tasks_by_name
 
-LOWEST_PERPLEXITY = 1.1
-"""No text is that predictable to a model that has not seen it; in its training text nothing shows."""
+HIGHEST_PERPLEXITY: Final = 1000.0
+"""A model that reads its own kind of text is far below this. Above it, the text or the run is at fault."""
 
-FLOOR_SHARE = 0.1
-"""The source's divergence from itself, as a share of the least file's: above it the noise ranks."""
+LOWEST_PERPLEXITY: Final = 1.1
+"""No text is that predictable to a model that has not seen it. Its training text shows no loss."""
+
+NOISE_FLOOR_SHARE: Final = 0.1
+"""The highest valid noise floor: the source's divergence from itself, as a share of the closest file's."""
+
+
+def warnings(source: Measurements, divergences: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Why a measure or task is not valid, by its name, in words; `divergences` are the files' kld.json."""
+    perplexity, kld = source["perplexity"], source["kld"]
+    value = perplexity["perplexity"] if perplexity else kld["perplexity"]["value"] if kld else None
+    messages = {"perplexity": of_perplexity(value), "kld": of_divergence(kld, divergences)}
+    if humaneval := source["humaneval"]:
+        messages[HUMANEVAL] = of_score(HUMANEVAL, humaneval["pass_at_1"], 0.0, None)
+    for name, task in tasks_by_name(source["tasks"]):
+        messages[name] = of_score(name, task["value"], task["stderr"] or 0.0, task["chance"])
+    return {measure: message for measure, message in messages.items() if message}
 
 
 def of_perplexity(source: float | None) -> str:
@@ -35,16 +51,16 @@ def of_perplexity(source: float | None) -> str:
 
 
 def of_divergence(source: dict[str, Any] | None, files: Iterable[dict[str, Any]]) -> str:
-    """What is wrong with the floor of the divergences (kld.json of the source, of the files)."""
+    """What is wrong with the noise floor of the divergences (kld.json of the source, of the files)."""
     if source is None:
         return ""
-    floor = abs(source["kld"]["mean"])
-    least = min((abs(file["kld"]["mean"]) for file in files), default=0.0)
-    if floor == 0 or floor < FLOOR_SHARE * least:
+    noise_floor = abs(source["kld"]["mean"])
+    closest = min((abs(file["kld"]["mean"]) for file in files), default=0.0)
+    if noise_floor == 0 or noise_floor < NOISE_FLOOR_SHARE * closest:
         return ""
     return (
-        f"the source diverges from itself by {floor:.1e}, where 0 is expected and the closest file "
-        f"diverges by {least:.1e}: its evaluation does not repeat, and KL divergence ranks nothing here"
+        f"the source diverges from itself by {noise_floor:.1e}, where 0 is expected and the closest file "
+        f"diverges by {closest:.1e}: its evaluation does not repeat, and KL divergence ranks nothing here"
     )
 
 
@@ -52,12 +68,9 @@ def of_score(name: str, value: float, error: float, chance: float | None) -> str
     """What is wrong with the source's own score in a task, shares; `error` is its standard error."""
     if value <= 0:
         return f"{name}: the source itself scores nothing, so that the task tells no files apart"
-    if chance is not None and value - _SURE * error <= chance:
+    if chance is not None and value - Z_95 * error <= chance:
         return (
             f"{name}: the source itself is at chance ({100 * value:.1f} ± {100 * error:.1f} %, guessing "
             f"{100 * chance:.1f} %), so that the task tells no files apart"
         )
     return ""
-
-
-_SURE = 1.96  # standard errors of a two-sided 95 % interval

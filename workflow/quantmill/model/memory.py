@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from quantmill import command
+from quantmill.devices import CACHES as TABLE_CACHES
+from quantmill.devices import DEVICES, RESERVE
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import PLAN
 from quantmill.formats.ggufio import Header
@@ -37,15 +39,6 @@ CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0",
 
 CONTEXTS: Final = (4096, 8192, 16384, 32768, 65536, 131072)
 """The contexts of the tables where the user names none."""
-
-TABLED: Final = ("f16", "q8_0", "q4_0")
-"""The caches of the tables."""
-
-DEVICES: Final = (8, 12, 16, 24, 32, 48)
-"""Devices that people have, in GB as they are sold, which are GiB."""
-
-RESERVE: Final = 1 << 30
-"""Bytes of a device that are left for whatever else uses it."""
 
 _PAD: Final = 256  # cells; GGML_PAD of n_ctx and of the window's cache
 
@@ -91,9 +84,9 @@ def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | N
     small = _for_caches(header)
     own = int(_value(header, "context_length", 0)) or CONTEXTS[-1]
     lengths = sorted({context for context in contexts or CONTEXTS if context <= own}) or [own]
-    taken = {(context, kind): needs(small, context, kind) for context in lengths for kind in TABLED}
+    taken = {(context, kind): needs(small, context, kind) for context in lengths for kind in TABLE_CACHES}
     total = cache(lambda kind, context: needs(small, context, kind).total)
-    devices = [(gb << 30, kind) for gb in DEVICES for kind in TABLED]
+    devices = [(gb << 30, kind) for gb in DEVICES for kind in TABLE_CACHES]
     return {
         "contexts": lengths,
         "context_length": own,

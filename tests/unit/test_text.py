@@ -1,0 +1,25 @@
+"""Units, numbers with errors, and what is escaped in markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quantmill import text
+
+Tree = tuple[Path, dict[str, Any]]
+
+
+def test_units_and_escapes() -> None:
+    assert text.size(3 * 2**30 / 2) == "1.50 GiB"
+    assert text.size(2**20 * 12.34) == "12.3 MiB"
+    assert text.size(1024 * 1.5) == "1.5 KiB"
+    assert text.decimal_size(1_500_000_000) == "1.50 GB"
+    assert text.percent(-1.234, 0.05) == "-1.23 ± 0.05 %"
+    assert text.rate({"mean": 12.345, "sd": 0.26, "samples": [12, 13]}) == "12.3 ± 0.3"
+    assert text.rate({"mean": 1234.5, "sd": 2.6, "samples": [1234, 1235]}) == "1234 ± 3"
+    assert text.rate({"mean": 1234.5, "sd": 0.0, "samples": [1234.5]}) == "1234"
+    assert text.md("a|b *c* _d_ e_f <g>\nh") == r"a\|b \*c\* \_d\_ e_f &lt;g&gt; h"
+    assert text.code("a`b|c") == r"`` a`b\|c ``"
+    assert text.fence("x\n```\ny", "yaml") == "````yaml\nx\n```\ny\n````"
+    assert [text.duration(s) for s in (45, 200, 8000)] == ["45 s", "3 min", "2.2 h"]

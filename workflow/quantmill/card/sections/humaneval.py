@@ -1,0 +1,60 @@
+"""HumanEval: what each file passed, beside the source; why answers failed."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from quantmill.card.view import View
+from quantmill.judge import frontier
+from quantmill.judge.results import Results
+from quantmill.judge.scores import HUMANEVAL
+from quantmill.measures import SOURCE
+from quantmill.text import md
+
+_WORDS: Final = {
+    "cut_off": "cut off",
+    "limits": "over the limits",
+    "max_tokens": "tokens at most",
+    "prompt": "prompted by",
+    "file": "problems of",
+    "limit": "the first",
+}
+"""Settings, failures and audits of humaneval.json in words, where their names are not clear."""
+
+_SETTINGS: Final = ("file", "prompt", "max_tokens", "limit")
+
+
+def build(view: View) -> dict[str, Any] | None:
+    """Where it was measured."""
+    measured = view.measured
+    first = measured.source["humaneval"]
+    if first is None:
+        return None
+    settings = first["settings"]
+    return {
+        "problems": first["problems"],
+        "settings": [
+            f"{_WORDS[name]} {md(settings[name])}" for name in _SETTINGS if settings.get(name) is not None
+        ],
+        "confined": settings.get("confined"),
+        "validity_warning": measured.validity_warnings.get(HUMANEVAL),
+        "rows": _rows(measured),
+        "failures": _words(first["failures"]),
+        "audits": _words(first["audits"]),
+    }
+
+
+def _rows(measured: Results) -> list[tuple[str, dict[str, Any], str]]:
+    """The name of a row, its report, and the verdict beside the source; the source has none."""
+    source = measured.source["humaneval"]
+    rows = [(SOURCE, source, "")] if source else []
+    for quant in measured.quants:
+        if report := quant.measured["humaneval"]:
+            collapsed = "**collapsed**, " if frontier.failing(quant, measured) else ""
+            verdict = collapsed + measured.beside_source(quant, HUMANEVAL)
+            rows.append((quant.name, report, verdict))
+    return rows
+
+
+def _words(counts: dict[str, int]) -> dict[str, str]:
+    return {name: _WORDS.get(name, name) for name in counts}

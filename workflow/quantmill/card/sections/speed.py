@@ -1,0 +1,37 @@
+"""Speed: tokens a second of each file, and the machine that measured them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from quantmill.card.view import View
+from quantmill.judge.results import Results
+from quantmill.measures import SOURCE
+from quantmill.text import plural, size
+
+
+def build(view: View) -> dict[str, Any] | None:
+    """Where it was measured."""
+    source = view.measured.source["speed"]
+    if source is None:
+        return None
+    return {
+        "source": source,
+        "machines": machines(view.measured),
+        "rows": [(quant.name, speed) for quant in view.measured.quants if (speed := quant.measured["speed"])],
+    }
+
+
+def machines(results: Results) -> list[tuple[str, list[str]]]:
+    """The machines that measured speed, in words, and which files each measured; usually one."""
+    files: dict[str, list[str]] = defaultdict(list)
+    rows = [(SOURCE, results.source["speed"])]
+    rows += [(quant.name, quant.measured["speed"]) for quant in results.quants]
+    for name, speed in rows:
+        if speed:
+            cpu, cores, memory = (speed["machine"][key] for key in ("cpu", "cores", "memory_bytes"))
+            machine = f"{cpu}, {plural(cores, 'core')}, {size(memory)} memory"
+            setting = f"{plural(speed['threads'], 'thread')}, backend {speed['backend']}"
+            files[f"{machine}; {setting}"].append(name)
+    return list(files.items())

@@ -1,0 +1,59 @@
+"""The summary: the source, the files, how they were made and checked, and all warnings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from quantmill.card.view import View
+from quantmill.judge.quant import Quant
+from quantmill.judge.results import Results
+
+
+def build(view: View) -> dict[str, Any]:
+    """It is on every card that offers a file."""
+    imatrix = view.measured.imatrix
+    return {
+        "facts": view.measured.facts,
+        "bpw": view.measured.bpw,
+        "source": view.config["source"],
+        "offered": view.offered,
+        "imatrix": imatrix,
+        "with_imatrix": sum(bool(quant.plan["imatrix"]) for quant in view.offered),
+        "tried": tried(view.offered),
+        "toolchain": sorted(view.config["toolchain"].items()),
+        "warnings": warnings(view.measured),
+    }
+
+
+def warnings(results: Results) -> list[tuple[str, list[str]]]:
+    """All warnings of all stages: the text, and where it comes from; the same text stands once."""
+    origins: dict[str, list[str]] = defaultdict(list)
+    for warning in results.check["warnings"]:
+        origins[warning].append("source")
+    for name, corpus in results.corpora.items():
+        for warning in corpus["warnings"]:
+            origins[warning].append(f"corpus {name}")
+    for warning in results.imatrix["warnings"] if results.imatrix else []:
+        origins[warning].append("imatrix")
+    for warning in results.sensitivity["warnings"] if results.sensitivity else []:
+        origins[warning].append("sensitivity")
+    if results.noise_floor:
+        origins[
+            f"the source's own predictions diverge from themselves by up to {results.noise_floor:.1e}: "
+            "its evaluation does not repeat exactly, and divergences about as small mean nothing"
+        ].append("KL divergence")
+    for quant in results.quants:
+        for warning in quant.plan["warnings"]:
+            origins[warning].append(quant.name)
+    return list(origins.items())
+
+
+def tried(quants: Iterable[Quant]) -> str:
+    """How far all files were tried after they were written, in words."""
+    how = {quant.tried for quant in quants}
+    if "read" in how:
+        return "the header of each file was read back after it was written"
+    loaded = "each file was loaded by its engine after it was written"
+    return loaded if "loaded" in how else f"{loaded}, and evaluated a few tokens"

@@ -1,0 +1,30 @@
+"""The files that were made and measured but are not offered, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from quantmill.card.view import View
+from quantmill.judge import frontier
+
+_FOLDED_FROM: Final = 7
+"""A table of so many files is folded."""
+
+
+def build(view: View) -> dict[str, Any] | None:
+    """Where any file is withheld."""
+    if not view.withheld:
+        return None
+    reasons = Counter(verdict.reason for verdict in view.withheld)
+    source = view.measured.source
+    return {
+        "withheld": view.withheld,
+        "folded": len(view.withheld) >= _FOLDED_FROM,
+        "reasons": ", ".join(f"{number} {reason}" for reason, number in reasons.items()),
+        "speed": source["speed"] is not None,
+        "humaneval": source["humaneval"] is not None,
+        "collapsed_from": frontier.COLLAPSED_FROM,
+        "humaneval_percent": 100 * frontier.HUMANEVAL_SHARE,
+        "loops_percent": 100 * frontier.LOOPS_SHARE,
+    }

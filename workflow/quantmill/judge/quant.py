@@ -1,0 +1,113 @@
+"""One file of a model: its facts, its plan, its measurements, and how far it is from the source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, TypedDict
+
+from quantmill.judge import compare
+from quantmill.measures import MAINLINE
+
+DECODER: Final = "decoder"
+"""The kind of a model that continues a text, as check.json names it."""
+
+
+class Measurements(TypedDict):
+    """The reports of one row of the bench, by the names of `measures.MEASURES`; None where not taken."""
+
+    kld: dict[str, Any] | None
+    perplexity: dict[str, Any] | None
+    speed: dict[str, Any] | None
+    served: dict[str, Any] | None
+    humaneval: dict[str, Any] | None
+    tasks: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Quant:
+    """The file of one recipe.
+
+    `tensors` are the rows of the plan, with `parameters` and `bytes` as numbers.
+    `divergence` and `difference` (of the perplexities) are the paired ones to
+    the source; there is no `divergence` where the source's own is not valid.
+    `scores` are the evaluations that tell files apart, by name. `allocation` is
+    the report of a size-targeted recipe, `acceptance_test` whether the file must
+    beat its baseline to be recommended. `memory` are its tables in memory.json.
+    `parts` are the files of a split one; the first is `file`. `tried` is how far
+    the file was tried after it was written: `answered`, `loaded` or `read`.
+    `source_perplexity` is the source's perplexity.json in the file's own engine.
+    """
+
+    name: str
+    file: str
+    bytes: int
+    sha256: str
+    plan: dict[str, Any]
+    tensors: list[dict[str, Any]]
+    recipe: str
+    measured: Measurements
+    divergence: compare.Paired | None
+    difference: compare.Difference | None
+    scores: dict[str, compare.Score] = field(default_factory=dict)
+    allocation: dict[str, Any] | None = None
+    acceptance_test: bool = False
+    memory: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    tried: str = "answered"
+    source_perplexity: dict[str, Any] | None = None
+
+    @property
+    def measure(self) -> str | None:
+        """What its loss is measured by: `kld`, else `perplexity`."""
+        return "kld" if self.divergence else "perplexity" if self.difference else None
+
+    @property
+    def loss(self) -> compare.Paired | None:
+        """How far it is from the source (nats): by KL divergence, the first measure, else by perplexity."""
+        return self.divergence or self.difference
+
+    def against(self, other: Quant) -> compare.Paired:
+        """The paired difference to another file, by the same measure; one must have been taken.
+
+        Two engines round the same weights differently. So each file is compared with the source in its own
+        engine.
+        """
+        ours, theirs = self.measured["kld"], other.measured["kld"]
+        if self.divergence and other.divergence and ours and theirs:
+            return compare.divergence(ours, theirs)
+        return compare.paired(self._beyond_source, other._beyond_source)
+
+    @property
+    def _beyond_source(self) -> dict[str, Any]:
+        """Its perplexity.json, with the nll of each chunk less the source's."""
+        perplexity = self.measured["perplexity"]
+        assert perplexity is not None
+        assert self.source_perplexity is not None
+        pairs = zip(perplexity["nll"], self.source_perplexity["nll"], strict=True)
+        return {**perplexity, "nll": [ours - source for ours, source in pairs]}
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of the whole file."""
+        return float(self.plan["bpw"])
+
+    @property
+    def type(self) -> str:
+        """The type that holds the most bytes."""
+        return str(self.plan["by_type"][0]["type"])
+
+    @property
+    def engine(self) -> str:
+        """The engine that can load it, as plans name it."""
+        return str(self.plan["engine"])
+
+    @property
+    def needs_other_engine(self) -> bool:
+        """Whether llama.cpp itself cannot load it."""
+        return self.engine != MAINLINE
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What decides the tensors' bytes: the type of each, the engine, whether the imatrix is used."""
+        types = {tensor["name"]: tensor["type"] for tensor in self.tensors}
+        return types, self.plan["engine"], self.plan["imatrix"]
