@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 # Bits per weight and their colour; between them it is mixed (viridis, for all kinds of sight).
-SCALE = [(2.0, (68, 1, 84)), (3.5, (59, 82, 139)), (4.5, (33, 145, 140)), (6.5, (94, 201, 98)),
-         (8.5, (253, 231, 37))]  # fmt: skip
+SCALE = [
+    (2.0, (68, 1, 84)),
+    (3.5, (59, 82, 139)),
+    (4.5, (33, 145, 140)),
+    (6.5, (94, 201, 98)),
+    (8.5, (253, 231, 37)),
+]
 OVER = (190, 190, 190)  # 16 bits and more: not quantized
 
 # The order in which a token passes them.
