@@ -46,3 +46,23 @@ def test_the_readmes_config_is_right() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) < 700
+
+
+def test_the_places_of_changes_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.partition("## Where does a change go?")[2].partition("Made, not written by hand")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE)[1:]
+    assert len(rows) == 13  # a version of llama.cpp and another engine are two
+    places = {
+        place
+        for _, cell in rows
+        for place in re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|smk|in|json|md))`", cell)
+    }
+    roots = (
+        ROOT,
+        ROOT / "workflow" / "quantmill",
+        ROOT / "workflow" / "quantmill" / "engine",
+        ROOT / "workflow" / "rules",
+    )
+    assert len(places) > 20
+    assert not {place for place in places if not any((root / place).exists() for root in roots)}
