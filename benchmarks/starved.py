@@ -5,7 +5,7 @@
 TRUE is the model's imatrix of many chunks, the others are of few: experts' tensors
 are quantized with each estimate of their importance, and the squared error of the
 result, weighted by the true one, compared with what the true one itself gives.
-docs/design.md has what came out on tiny-hybrid-moe.
+docs/quality.md has the results on tiny-hybrid-moe.
 """
 
 from __future__ import annotations

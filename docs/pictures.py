@@ -1,10 +1,10 @@
-"""What recipes give to each role and layer, drawn from their plans: the pictures of docs/recipes.md.
+"""Draws the types that a plan gives to each role and layer: the pictures of docs/recipes.md.
 
     python docs/pictures.py docs/families results/real/*/plans/APEX-I-Quality.json ...
 
-makes an SVG a plan. Layers stand across, roles down; what lies outside the
-layers fills its row, and neighbours of one type are one patch. The background is
-left to the page: the ink of the words follows light or dark.
+makes one SVG per plan: layers across, roles down. A tensor outside the layers fills
+its row; neighbours of one type are one patch. The background is transparent, and
+the colour of the text follows the page's light or dark theme.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-# Bits per weight and their colour; between them it is mixed (viridis, for all kinds of sight).
-SCALE = [(2.0, (68, 1, 84)), (3.5, (59, 82, 139)), (4.5, (33, 145, 140)), (6.5, (94, 201, 98)),
-         (8.5, (253, 231, 37))]  # fmt: skip
+# Bits per weight and their colour, mixed in between: viridis, which colour-blind people can read too.
+SCALE = [
+    (2.0, (68, 1, 84)),
+    (3.5, (59, 82, 139)),
+    (4.5, (33, 145, 140)),
+    (6.5, (94, 201, 98)),
+    (8.5, (253, 231, 37)),
+]
 OVER = (190, 190, 190)  # 16 bits and more: not quantized
 
 # The order in which a token passes them.
