@@ -63,7 +63,7 @@ rule allocate_recipe:
     input:
         model=lambda w: from_source(w.model),
         reach=lambda w: reach_of(w.model, w.recipe),
-        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
+        sensitivity=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
         report=f"{RESULTS}/{{model}}/sensitivity.json",
     output:
         recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
@@ -85,5 +85,5 @@ rule allocate_recipe:
         "{wildcards.model}: recipe {wildcards.recipe}, allocated"
     shell:
         "python -m quantmill.budget.allocate --spec {params.spec:q} --model {input.model[0]:q}"
-        " --damages {input.damages:q}"
+        " --sensitivity {input.sensitivity:q}"
         " --out {output.recipe:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
