@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quantmill import spec
 from quantmill.budget import candidates
@@ -180,7 +180,7 @@ class Specs:
         """What decides the types of a size-targeted recipe."""
         chosen = self.project.allocated(model, recipe)
         settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
-        candidates.check(settings, self.project.place_of(model, recipe))
+        candidates.check(cast(candidates.Spec, settings), self.project.place_of(model, recipe))
         return settings
 
     @once
