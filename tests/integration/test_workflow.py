@@ -186,13 +186,13 @@ def test_a_header_alone_is_planned_and_refused_by_what_needs_the_data(house: Hou
         ({"about": {"file": "why.md"}}, "why.md: broken template, line 2: "),
         ({"about": {"file": "gone.md"}}, "gone.md: no such file; give a markdown file in UTF-8"),
         (
-            {"iso_disk": [{"name": "x", "csv": "x.csv", "source": "there"}]},
+            {"same_size": [{"name": "x", "csv": "x.csv", "source": "there"}]},
             "x.csv: line 1: unknown column ppl; known are file, bytes, gib, gb, humaneval, kld",
         ),
-        ({"iso_disk": [{"name": "x", "results": "nowhere"}]}, "nowhere: no such file"),
+        ({"same_size": [{"name": "x", "results": "nowhere"}]}, "nowhere: no such file"),
         (
-            {"iso_disk": [{"name": "x", "model": "y"}]},
-            "models.tiny.card.iso_disk: no model y; there are tiny",
+            {"same_size": [{"name": "x", "model": "y"}]},
+            "models.tiny.card.same_size: no model y; there are tiny",
         ),
     ],
 )

@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "another budget": (fit(bpw=5.5), FIT | CARD),
     "another pool": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
     "a pin": (fit(pin=[{"role": "output", "type": "q8_0"}]), FIT | CARD),
-    "the gate": (fit(gate=False), CARD),
+    "the acceptance test": (fit(acceptance_test=False), CARD),
     "another sensitivity": (swapped, IMPORTED | FIT | CARD),
     "another curve": (lambda h: h.edit("group0.csv", "q4_K,", "q4_K,1"), IMPORTED | FIT | CARD),
     "the other recipe": (

@@ -112,7 +112,7 @@ def figures_of_another(house: House) -> None:
     """A table of published figures beside the model's own."""
     (house.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n", encoding="utf-8")
     rival = {"name": "Other", "csv": "published.csv", "source": "their card"}
-    section("models", "tiny", "card", iso_disk=[rival])(house)
+    section("models", "tiny", "card", same_size=[rival])(house)
 
 
 # A test's own engine: the stages still load the real one, the specs name another.

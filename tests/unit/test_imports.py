@@ -13,8 +13,8 @@ MODULES = imports.modules()
 # What each package may import besides itself and the core (the modules beside the packages).
 BELOW: dict[str, set[str]] = {
     "core": set(),
-    "config": set(),
     "formats": set(),
+    "config": {"formats"},
     "engine": set(),
     "selftest": {"engine"},
     "model": {"formats"},
@@ -33,6 +33,7 @@ BELOW: dict[str, set[str]] = {
     "publish": {"formats", "quantize"},
     "judge": set(),
     "card": {"judge"},
+    "flow": {"budget", "card", "check", "config", "engine", "evaluate", "formats", "judge", "recipe"},
 }
 
 

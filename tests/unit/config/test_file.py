@@ -15,7 +15,6 @@ from quantmill.config import file as config
 from quantmill.config.refusal import check_duplicates, check_input
 from quantmill.config.source import exports, of_ggufs
 from quantmill.errors import QuantmillError
-from quantmill.measure.collect import ROWS_AT_LEAST
 
 ROOT = Path(__file__).parents[3]
 BASE: dict[str, Any] = {
@@ -60,12 +59,12 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "models.m.card.about.fil: unknown field; did you mean file?",
     ),
     (
-        put("models.m.card", {"iso_disk": [{"name": "x"}]}),
-        "models.m.card.iso_disk[0]: give it exactly one of model, results and csv",
+        put("models.m.card", {"same_size": [{"name": "x"}]}),
+        "models.m.card.same_size[0]: give it exactly one of model, results and csv",
     ),
     (
-        put("models.m.card", {"iso_disk": [{"name": "x", "csv": "x.csv"}]}),
-        "models.m.card.iso_disk[0].source: figures of others need their source",
+        put("models.m.card", {"same_size": [{"name": "x", "csv": "x.csv"}]}),
+        "models.m.card.same_size[0].source: figures of others need their source",
     ),
     (put("model", {}), "model: unknown field; did you mean models?"),
     (put("split", {"max": "50"}), 'split.max: "50" is not allowed; a size is a number and its unit'),
@@ -499,11 +498,6 @@ def test_an_input_from_the_future_is_refused_and_one_of_the_next_seconds_waited_
         QuantmillError, match=r"^here: .* was last changed 24.0 h in the future; .*touch '.*my"
     ):
         check_input(path, "here", tmp_path / "results")
-
-
-def test_the_least_context_of_an_imatrix_is_what_the_collector_takes() -> None:
-    """The config imports no stage, so that the number stands in both."""
-    assert config.LEAST_ROWS == ROWS_AT_LEAST
 
 
 def test_braces_that_come_with_a_folder_are_refused_too(tmp_path: Path) -> None:

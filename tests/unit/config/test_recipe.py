@@ -26,8 +26,8 @@ FULL: dict[str, Any] = {
     "memory": {"total": "16 GiB", "context": 32768, "cache": "q8_0", "reserve": "500 MB"},
     "types": ["q3_K", "q4_K"], "harmonize": [["attn_q", "attn_k"]],
     "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"},
-    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required", "damage": "error",
-    "gate": False,
+    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required",
+    "objective": "error", "acceptance_test": False,
 }  # fmt: skip
 
 
@@ -55,11 +55,11 @@ def test_the_three_kinds_of_budget_in_bytes() -> None:
     }
 
 
-def test_every_field_reaches_the_allocation_but_the_gate() -> None:
+def test_every_field_reaches_the_allocation_but_the_acceptance_test() -> None:
     found = parsed(FULL, **MEASURED).recipes_of("m")["fit"]
     assert isinstance(found, BudgetRecipe)
     settings = found.settings
-    assert "gate" not in settings and not found.gate
+    assert "gate" not in settings and not found.acceptance_test
     assert settings["use_imatrix"] == "required" and settings["damage"] == "error"
     assert settings["budget"]["memory"]["reserve"] == 500_000_000
     assert {key: settings[key] for key in ("types", "harmonize", "pin", "at_least", "at_most", "engine")} == {
@@ -89,8 +89,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"memory": {"total": "1 GiB"}}, "recipes[1].memory.context: missing field; add it"),
     ({"memory": {"total": "1 GiB", "context": 9, "cache": "q4_K"}}, "recipes[1].memory.cache: input"),
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
-    ({"bpw": 4, "damage": "error"}, "recipes[1].damage: kld is all that an imported sensitivity knows"),
-    ({"bpw": 4, "damage": "ppl"}, "recipes[1].damage: input should be 'kld' or 'error'"),
+    ({"bpw": 4, "objective": "error"}, "recipes[1].objective: kld is all that an imported sensitivity knows"),
+    ({"bpw": 4, "objective": "ppl"}, "recipes[1].objective: input should be 'kld' or 'error'"),
 ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ Words = Annotated[
 ]
 
 
-class IsoDisk(Strict):
+class ComparedModel(Strict):
     """Another model to compare with by size: one of this file, results elsewhere, or published figures."""
 
     name: Text
@@ -53,7 +53,7 @@ class IsoDisk(Strict):
     source: Text | None = Field(default=None, description="where the figures of the csv are from")
 
     @model_validator(mode="after")
-    def _one(self) -> IsoDisk:
+    def _one(self) -> ComparedModel:
         if sum(given is not None for given in (self.model, self.results, self.csv)) != 1:
             raise refuse("not_one", "give it exactly one of model, results and csv")
         if self.csv is not None and self.source is None:
@@ -83,7 +83,9 @@ class Card(Strict):
     contexts: list[Count] | None = Field(
         default=None, description="tokens of the memory tables; default: powers of two from 4096"
     )
-    iso_disk: list[IsoDisk] = Field(default=[], description="other models, for a table by size")
+    same_size: list[ComparedModel] = Field(
+        default=[], description="other models, for a comparison of files of the same size"
+    )
 
     @property
     def words(self) -> dict[str, tuple[str, str]]:

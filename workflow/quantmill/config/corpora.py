@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -38,13 +38,17 @@ class Corpus(Strict):
 class Chunks(Strict):
     """So many chunks of so many tokens of a corpus."""
 
+    imported: ClassVar[bool] = False
+
     corpus: Name
     chunks: Count
     context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
 
 
 class ImportedImatrix(Strict):
-    """An importance matrix that is there already: its file, in either of llama.cpp's formats."""
+    """A published importance matrix: its file, in either of llama.cpp's formats."""
+
+    imported: ClassVar[bool] = True
 
     file: FilePath = Field(description="GGUF or .dat; it is checked against the model")
 

@@ -17,27 +17,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from quantmill.config import renamed
 from quantmill.config.bench import Bench, Probes
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix
 from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Sensitivity, Split
 from quantmill.config.refusal import explain, refuse
-from quantmill.config.source import (
-    CheckpointSource,
-    HubSource,
-    Source,
-    calibrated,
-    check_folders,
-    check_recipes,
-    exported,
-    of_ggufs,
-    source_files,
-)  # fmt: skip
+from quantmill.config.source import Source, calibrated, check_folders, check_recipes, exported, of_ggufs
 from quantmill.errors import QuantmillError
-
-LEAST_ROWS = 16
-"""Inputs of fewer rows enter no importance matrix: `measure.collect`, after llama-imatrix."""
+from quantmill.formats.imatrix import LEAST_ROWS
 
 
 class Model(Strict):
@@ -83,7 +72,7 @@ class Config(Strict):
         for name, model in self.models.items():
             if self.recipes is None and model.recipes is None:
                 raise refuse("no_recipes", "no recipes; give the model or the file some", f"models.{name}")
-            if isinstance(model.source, CheckpointSource):
+            if model.source.converted:
                 recipes = self.recipes_of(name).values()
                 check_recipes(f"models.{name}", model, recipes)
                 if any(map(calibrated, recipes)):
@@ -146,9 +135,9 @@ class Config(Strict):
             if recipe.name in usual:
                 text = f"another model's recipe {recipe.name} has no budget; rename one"
                 raise refuse("two_kinds", text, f"{own}recipes[{number}].name")
-            if recipe.damage == "error" and self.probes_of(name) is None:
+            if recipe.objective == "error" and self.probes_of(name) is None:
                 text = "kld is all that an imported sensitivity knows; leave it out"
-                raise refuse("imported_error", text, f"{own}recipes[{number}].damage")
+                raise refuse("imported_error", text, f"{own}recipes[{number}].objective")
 
     def _check_splits(self) -> None:
         """Recipes of one name are split for all models or for none: their files go by the name."""
@@ -268,7 +257,7 @@ class Config(Strict):
 
     def source_files(self, model: str) -> list[Path]:
         """The files of the model's source, all parts of a split one."""
-        return source_files(self.models[model].source, model, self.results)
+        return self.models[model].source.files(model, self.results)
 
     @property
     def store_path(self) -> Path:
@@ -277,7 +266,13 @@ class Config(Strict):
 
 
 def parse(data: Any, file: str = "config.yaml") -> Config:
-    """The config from a mapping; the first thing wrong in it is a QuantmillError with its path in `file`."""
+    """The config from a mapping; the first thing wrong in it is a QuantmillError with its path in `file`.
+
+    Fields by their old names are accepted, with a warning on stderr.
+    """
+    data, warnings = renamed.with_new_names(data, file)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -298,7 +293,7 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
     check_folders(config.models, file)
     config = of_ggufs(config)
     for name, model in config.models.items():
-        if not isinstance(model.source, HubSource | CheckpointSource):
+        if not model.source.made:
             for path in config.source_files(name):
                 _check_file(path, f"{file}: models.{name}.source")
     for name in config.models:

@@ -1,8 +1,8 @@
-"""What config.yaml may say of recipes: rendered from a template, or fitted to a budget by sensitivities."""
+"""Recipes in config.yaml: rendered from a template, or size-targeted, with types chosen by sensitivity."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -20,15 +20,15 @@ _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 class Scored(Strict):
     """A file that layers are scored by."""
 
-    path: FilePath
-    weight: Positive = 1.0
+    path: FilePath = Field(description='a JSON file: {"0": 1.5, "1": 0.2, ...}')
+    weight: Positive = Field(default=1.0, description="weight of these scores")
 
 
 class Importance(Strict):
     """What the layers' importance is made of: each source scaled to 0..1, then their weighted mean."""
 
     imatrix: Positive | None = Field(default=None, description="weight of the activations' energy")
-    sensitivity: Positive | None = Field(default=None, description="weight of the damages in sensitivity.tsv")
+    sensitivity: Positive | None = Field(default=None, description="weight of the sensitivities")
     scores: Scored | None = Field(default=None, description='a JSON file: {"0": 1.5, "1": 0.2, ...}')
 
     @model_validator(mode="before")
@@ -56,7 +56,7 @@ class Importance(Strict):
 
 
 class Split(Strict):
-    """How a quantized model is cut into several files."""
+    """How a quantized model is split into several files."""
 
     max: Size = Field(description="of a file's tensors; a model that fits is one file")
 
@@ -79,9 +79,10 @@ class Recipe(Strict):
     """A template of `recipes/` and its parameters: every further field is one of them."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    size_targeted: ClassVar[bool] = False
 
-    name: Name
-    template: Name = "preset"
+    name: Name = Field(description="part of the names of its files")
+    template: Name = Field(default="preset", description="a template of recipes/, or one of your own there")
     importance: Importance | None = Field(default=None, description="of the layers, for templates by rank")
     file: FilePath | None = Field(default=None, description="a recipe of the field's, for template import")
     form: Form | None = Field(
@@ -145,6 +146,8 @@ class Recipe(Strict):
 class ImportedSensitivity(Strict):
     """Sensitivities in the published form of GGUF-Tool-Suite: two tables of comma-separated values."""
 
+    imported: ClassVar[bool] = True
+
     results: FilePath = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
     curve: FilePath = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
 
@@ -163,35 +166,45 @@ Sensitivity = Annotated[
 class MemoryBudget(Strict):
     """A device's memory, of which the file takes what context and computation leave."""
 
-    total: Size
-    context: Count = Field(description="tokens")
-    cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = "f16"
+    total: Size = Field(description="the device's memory")
+    context: Count = Field(description="tokens of the context")
+    cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
+        default="f16", description="type of the KV cache"
+    )
     reserve: Size = Field(default="1 GiB", description="left free for whatever else uses the device")
 
 
 class BudgetRecipe(Strict):
-    """A recipe that is computed: the types that do the least damage within a size, a bpw, or a memory."""
+    """A size-targeted recipe: the types that cost the least quality within a size, a bpw, or a memory."""
 
-    name: Name
-    template: Literal["budget"]
-    size: Size | None = Field(default=None, description="of the whole file")
-    bpw: Positive | None = Field(default=None, description="bits per weight of the whole file")
-    memory: MemoryBudget | None = None
+    size_targeted: ClassVar[bool] = True
+
+    name: Name = Field(description="part of the names of its files")
+    template: Literal["budget"] = Field(description="budget: the types are computed, not rendered")
+    size: Size | None = Field(default=None, description="of the whole file, at most")
+    bpw: Positive | None = Field(default=None, description="bits per weight of the whole file, at most")
+    memory: MemoryBudget | None = Field(default=None, description="of the device that the file runs on")
     types: Annotated[list[Text], Field(min_length=1)] | None = Field(
-        default=None, description="the pool; default: all types of the sensitivities"
+        default=None, description="the candidate types; default: all types of the sensitivities"
     )
     harmonize: list[list[Text]] | None = Field(
         default=None, description="roles that share a type in a layer; default: gate and up"
     )
     pin: list[dict[str, Any]] = Field(default=[], description=f"{_RULE}; they come first")
-    at_least: dict[str, Text] = Field(default={}, description="the least type of a role, by bits per weight")
-    at_most: dict[str, Text] = Field(default={}, description="the most of a role")
-    engine: Literal["mainline", "ik"] = "mainline"
-    imatrix: Literal["required", "optional", "none"] = "optional"
-    damage: Literal["kld", "error"] = Field(
-        default="kld", description="what is added up: the divergence, or the error of quantizing alone"
+    at_least: dict[str, Text] = Field(
+        default={}, description="the smallest type of a role, by bits per weight"
     )
-    gate: bool = Field(
+    at_most: dict[str, Text] = Field(default={}, description="the largest type of a role")
+    engine: Literal["mainline", "ik"] = Field(
+        default="mainline", description="llama.cpp, or ik_llama.cpp, whose types only it can load"
+    )
+    imatrix: Literal["required", "optional", "none"] = Field(
+        default="optional", description="whether the file is quantized with the importance matrix"
+    )
+    objective: Literal["kld", "error"] = Field(
+        default="kld", description="what is minimized: the divergence, or the error of quantizing alone"
+    )
+    acceptance_test: bool = Field(
         default=True,
         description="the card recommends it only where it beats the best other file within its budget",
     )
@@ -226,11 +239,12 @@ class BudgetRecipe(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides its allocation."""
-        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine", "damage")
+        fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine")
         named = {field: getattr(self, field) for field in fields}
-        # `refit`: a field that is gone, still in the spec so that finished files stay as they are.
-        recipe = {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix, "refit": []}
-        return recipe | named
+        # Names of the spec that the config has no more: others would make finished files stale.
+        old_names: dict[str, Any] = {"damage": self.objective, "refit": []}
+        recipe = {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix}
+        return recipe | named | old_names
 
 
 def _kind_of_recipe(given: Any) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from quantmill import spec
 from quantmill.config.fields import Commit, FilePath, GgufFile, GgufPath, Package, Repository, Strict, Text
 from quantmill.config.refusal import refuse
 from quantmill.errors import QuantmillError
@@ -18,34 +19,103 @@ _SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-class PackageSource(Strict):
+class _Source(Strict):
+    """What every kind of source is asked for."""
+
+    fetched: ClassVar[bool] = False
+    """Whether a job downloads its files into the results."""
+    converted: ClassVar[bool] = False
+    """Whether a job makes its GGUF from a checkpoint."""
+
+    @property
+    def made(self) -> bool:
+        """Whether a job makes its files, so that they need not be there yet."""
+        return self.fetched or self.converted
+
+    @property
+    def kept(self) -> bool:
+        """Whether its GGUF stays in the results after everything is made from it."""
+        return False
+
+    @property
+    def origin(self) -> str:
+        """Where its file is from, in words for the card; empty where the user alone knows."""
+        return ""
+
+    def files(self, model: str, results: str) -> list[Path]:
+        """Its GGUF files, all parts of a split one; those that a job makes lie in the results.
+
+        QuantmillError where a package is not installed.
+        """
+        raise NotImplementedError
+
+    def identity(self, of_files: Callable[[], str], of_conversion: Callable[[], str]) -> str:
+        """The digest that stands for its contents: `of_files` unless a job makes them."""
+        return of_files()
+
+
+class PackageSource(_Source):
     """A GGUF that an installed Python package holds."""
 
-    package: Package
-    file: GgufFile
+    package: Package = Field(description="the name by which the package is imported")
+    file: GgufFile = Field(description="the GGUF's path in the package")
+
+    @property
+    def origin(self) -> str:
+        return f"of the Python package {self.package}"
+
+    def files(self, model: str, results: str) -> list[Path]:
+        # The package is only looked up: importing it would run its code.
+        package = importlib.util.find_spec(self.package)
+        if package is None or not package.submodule_search_locations:
+            raise QuantmillError(
+                f"no package {self.package} is installed",
+                f"models.{model}.source.package",
+                "install it, or name a file with path:",
+            )
+        return _parts(Path(package.submodule_search_locations[0]) / self.file)
 
 
-class PathSource(Strict):
+class PathSource(_Source):
     """A GGUF on this machine; of a split one, its first file (-00001-of-0000N.gguf).
 
     For plans alone its header will do, or a manifest.tsv with model.json beside it.
     """
 
-    path: GgufPath
+    path: GgufPath = Field(description="the GGUF, of a split one the first file")
+
+    def files(self, model: str, results: str) -> list[Path]:
+        first = Path(self.path)
+        return [first, first.with_name("model.json")] if first.suffix == ".tsv" else _parts(first)
 
 
-class HubSource(Strict):
+class HubSource(_Source):
     """A GGUF of a Hugging Face repository, pinned by the commit."""
 
-    hf: Repository
-    file: GgufFile
-    revision: Commit
+    fetched: ClassVar[bool] = True
+
+    hf: Repository = Field(description="organisation/name on the Hugging Face hub")
+    file: GgufFile = Field(description="the GGUF's path in the repository, of a split one the first file")
+    revision: Commit = Field(description="the whole commit, 40 hexadecimal digits")
+
+    @property
+    def origin(self) -> str:
+        return f"of {self.hf} at {self.revision[:12]}"
+
+    def files(self, model: str, results: str) -> list[Path]:
+        return _parts(Path(results) / model / "source" / self.file)
+
+    def identity(self, of_files: Callable[[], str], of_conversion: Callable[[], str]) -> str:
+        # The commit names the bytes; they need not be there.
+        return spec.digest(self.model_dump())
 
 
-class CheckpointSource(Strict):
+class CheckpointSource(_Source):
     """A Hugging Face checkpoint on this machine: a folder with config.json and safetensors."""
 
-    checkpoint: FilePath
+    converted: ClassVar[bool] = True
+
+    checkpoint: FilePath = Field(description="the folder that holds config.json and the safetensors")
     to: Literal["auto", "f16", "bf16"] = Field(
         default="auto", description="what it is converted to; auto: as the checkpoint has it"
     )
@@ -55,10 +125,25 @@ class CheckpointSource(Strict):
     )
 
     @property
-    def files(self) -> list[Path]:
-        """Its files, in the order of their names; hidden ones and folders in it left out."""
+    def kept(self) -> bool:
+        return self.keep
+
+    @property
+    def origin(self) -> str:
+        name = Path(self.checkpoint).resolve().name
+        return f"made of the checkpoint {name} by llama.cpp's own converter"
+
+    @property
+    def checkpoint_files(self) -> list[Path]:
+        """The checkpoint's own files, by name; hidden ones and folders are left out."""
         files = (path for path in sorted(Path(self.checkpoint).iterdir()) if path.is_file())
         return [path for path in files if not path.name.startswith(".")]
+
+    def files(self, model: str, results: str) -> list[Path]:
+        return [Path(results) / model / "source" / f"{model}.gguf"]
+
+    def identity(self, of_files: Callable[[], str], of_conversion: Callable[[], str]) -> str:
+        return of_conversion()
 
 
 def _kind_of_source(given: Any) -> str:
@@ -75,31 +160,8 @@ Source = Annotated[
 ]
 
 
-def source_files(source: Source, model: str, results: str) -> list[Path]:
-    """The files of a model's source, all parts of a split one.
-
-    Those of a Hugging Face source lie below the results, where they are fetched
-    to, as does what a checkpoint is converted to. QuantmillError where a package
-    is not installed.
-    """
-    if isinstance(source, CheckpointSource):
-        return [Path(results) / model / "source" / f"{model}.gguf"]
-    if isinstance(source, HubSource):
-        first = Path(results) / model / "source" / source.file
-    elif isinstance(source, PathSource):
-        first = Path(source.path)
-    else:
-        # The package is only looked up: importing it would run its code.
-        found = importlib.util.find_spec(source.package)
-        if found is None or not found.submodule_search_locations:
-            raise QuantmillError(
-                f"no package {source.package} is installed",
-                f"models.{model}.source.package",
-                "install it, or name a file with path:",
-            )
-        first = Path(found.submodule_search_locations[0]) / source.file
-    if first.suffix == ".tsv":
-        return [first, first.with_name("model.json")]
+def _parts(first: Path) -> list[Path]:
+    """All files of a split GGUF by the first one's name; else the file itself."""
     split = _SHARD.search(first.name)
     if split is None:
         return [first]
@@ -137,10 +199,15 @@ def check_recipes(where: str, model: Any, recipes: Iterable[BaseModel]) -> None:
 
 def check_folders(models: Mapping[str, Any], file: str) -> None:
     """Refuse a checkpoint that is not there, before any work starts."""
-    for name, source in ((name, model.source) for name, model in models.items()):
-        if isinstance(source, CheckpointSource) and not (Path(source.checkpoint) / "config.json").is_file():
+    for name, source in checkpoints(models).items():
+        if not (Path(source.checkpoint) / "config.json").is_file():
             what = f"no config.json in {source.checkpoint}"
             raise QuantmillError(what, f"{file}: models.{name}.source.checkpoint", "check the path")
+
+
+def checkpoints(models: Mapping[str, Any]) -> dict[str, CheckpointSource]:
+    """The sources that are checkpoints, by the model's name."""
+    return {name: model.source for name, model in models.items() if model.source.converted}
 
 
 def of_ggufs(config: ConfigT) -> ConfigT:
@@ -148,23 +215,22 @@ def of_ggufs(config: ConfigT) -> ConfigT:
 
     One that is exported alone is there, without a recipe, where it is calibrated.
     """
-    kept: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for name, model in config.models.items():  # type: ignore[attr-defined]
-        if not isinstance(model.source, CheckpointSource):
-            kept[name] = model
+        if not model.source.converted:
+            models[name] = model
             continue
         given = model.recipes or config.recipes or []  # type: ignore[attr-defined]
         left = [recipe for recipe in given if not exported(recipe)]
         if left or any(map(calibrated, given)):
-            kept[name] = model.model_copy(update={"recipes": left})
-    return config.model_copy(update={"models": kept})
+            models[name] = model.model_copy(update={"recipes": left})
+    return config.model_copy(update={"models": models})
 
 
 def exports(config: Any) -> dict[str, dict[str, Any]]:
     """The recipes that export a checkpoint, by model and name."""
-    found = {
+    recipes = {
         name: {key: recipe for key, recipe in config.recipes_of(name).items() if exported(recipe)}
-        for name, model in config.models.items()
-        if isinstance(model.source, CheckpointSource)
+        for name in checkpoints(config.models)
     }
-    return {name: recipes for name, recipes in found.items() if recipes}
+    return {name: exports for name, exports in recipes.items() if exports}

@@ -30,6 +30,9 @@ UNDER_SAMPLED: Final = 32
 TOKENS_A_CALL: Final = 512
 """What a call of a legacy file is taken to be, as in llama.cpp's own conversion; it changes no mean."""
 
+LEAST_ROWS: Final = 16
+"""Inputs of fewer rows enter no importance matrix, as in llama-imatrix."""
+
 _NONE: Final = "is no importance matrix, neither llama.cpp's GGUF nor its older .dat"
 
 

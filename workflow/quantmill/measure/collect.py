@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from quantmill.engine.graph import MatMul
 from quantmill.errors import QuantmillError
-
-ROWS_AT_LEAST = 16
-"""Inputs of fewer rows are not taken."""
+from quantmill.formats.imatrix import LEAST_ROWS
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Collector:
     def _is_wanted(self, node: MatMul) -> bool:
         if node.indirect:
             return True
-        return node.input_is_f32 and node.input_shape[1] >= ROWS_AT_LEAST and node.weight.startswith("blk.")
+        return node.input_is_f32 and node.input_shape[1] >= LEAST_ROWS and node.weight.startswith("blk.")
 
     def _leads(self, node: MatMul, name: str) -> bool:
         """Whether this weight is the first in this graph to take its input."""

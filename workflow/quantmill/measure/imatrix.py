@@ -21,10 +21,11 @@ from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
 from quantmill.formats import imatrix as formats
+from quantmill.formats.imatrix import LEAST_ROWS
 from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
 from quantmill.formats.settings import Chunks
 from quantmill.imatrix import coverage
-from quantmill.measure.collect import ROWS_AT_LEAST, Collector, Sums
+from quantmill.measure.collect import Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.progress import Log, Progress
 from quantmill.store import Store
@@ -106,7 +107,7 @@ def collect(
     for index, chunk in enumerate(chunks):
         chunk = with_bos(chunk, model.bos)
         model.clear()
-        halved = sampled and not index and model.batch >= _SAMPLE_PARTS * ROWS_AT_LEAST
+        halved = sampled and not index and model.batch >= _SAMPLE_PARTS * LEAST_ROWS
         batch = -(-model.batch // _SAMPLE_PARTS) if halved else model.batch
         for tokens, first, targets in parts(len(chunk), batch):
             sample = sampled and index == 0 and first < tokens.stop - tokens.start
