@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-RULES = sorted((Path(__file__).parents[2] / "workflow" / "rules").glob("*.smk"))
-
 # A stage that does what its spec says.
 STAGE = """
 import ctypes, os, signal, sys, time
@@ -221,21 +219,3 @@ def test_the_stage_does_not_outlive_a_watcher_that_is_killed(start: Start) -> No
     process.kill()
     process.wait(10)
     assert gone(stage)
-
-
-def commands(rules: str) -> list[str]:
-    """The text of each rule that has a command, a comment left out."""
-    lines = [line for line in rules.splitlines() if not line.lstrip().startswith("#")]
-    return [
-        rule for rule in re.split(r"^(?:use )?rule ", "\n".join(lines), flags=re.M)[1:] if "shell:" in rule
-    ]
-
-
-@pytest.mark.parametrize("path", RULES, ids=lambda path: path.stem)
-def test_each_rule_is_one_command_that_says_what_memory_it_asks_for(path: Path) -> None:
-    # The watcher replaces the shell (`exec`): what came after the command would never run.
-    for rule in commands(path.read_text("utf-8")):
-        command = rule.partition("shell:")[2].strip()
-        assert re.match(r'f?"python -m quantmill\.', command), rule
-        assert not re.search(r"[;|]|&&|\\n", command), rule
-        assert ("mem_mb=" in rule) == ("--memory {resources.mem_mb}" in command), rule

@@ -1,89 +1,94 @@
-# Recipes fitted to a budget: what others measured of the tensors, and the allocation. A
-# recipe that is allocated is written where a rendered one would be; the plan of both
-# is made alike.
+# Size-targeted recipes: published sensitivities, and the allocation. An allocated recipe is
+# written where a rendered one would be, and its plan is made in the same way.
 
 
 rule import_sensitivity:
     input:
-        model=lambda w: from_source(w.model),
-        results=lambda w: ancient(cfg.sensitivity_of(w.model).results),
-        curve=lambda w: ancient(cfg.sensitivity_of(w.model).curve),
+        model=of(inputs.source),
+        results=of(inputs.published_sensitivity),
+        curve=of(inputs.published_curve),
     output:
-        table=f"{RESULTS}/{{model}}/sensitivity.tsv",
-        report=f"{RESULTS}/{{model}}/sensitivity.json",
+        table="<results>/{model}/sensitivity.tsv",
+        report="<results>/{model}/sensitivity.json",
     log:
-        f"{RESULTS}/{{model}}/logs/sensitivity.log",
+        "<results>/{model}/logs/sensitivity.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/sensitivity.tsv"
+        "<results>/{model}/benchmarks/sensitivity.tsv"
     wildcard_constraints:
-        model=names(IMPORTED),
+        model=pattern(project.with_imported_sensitivity),
     priority: 10
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(import_spec(w.model)),
+        spec=spec_of(specs.sensitivity),
     message:
         "{wildcards.model}: imported sensitivity"
     shell:
-        "python -m quantmill.sensitivity.imported --spec {params.spec:q} --model {input.model[0]:q}"
-        " --results {input.results:q} --curve {input.curve:q}"
-        " --out {output.table:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "sensitivity.imported",
+            "--model {input.model[0]:q} --results {input.results:q} --curve {input.curve:q}"
+            " --out {output.table:q} --report {output.report:q}",
+        )
 
 
-# Before anything is measured for it: what a budget can reach follows from the header.
+# Before anything is measured for it: whether a size can be met follows from the header.
 rule check_budget:
     input:
-        model=lambda w: from_source(w.model),
+        model=of(inputs.source),
     output:
-        f"{RESULTS}/{{model}}/reach/{{recipe}}.json",
+        "<results>/{model}/reach/{recipe}.json",
     log:
-        f"{RESULTS}/{{model}}/logs/reach/{{recipe}}.log",
+        "<results>/{model}/logs/reach/{recipe}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/reach/{{recipe}}.tsv"
+        "<results>/{model}/benchmarks/reach/{recipe}.tsv"
     wildcard_constraints:
-        model=names(set(cfg.models) - IMPORTED),
-        recipe=names(FITTED),
+        model=pattern(set(project.models) - project.with_imported_sensitivity),
+        recipe=pattern(project.size_targeted),
     priority: 20
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(reach_spec(w.model, w.recipe)),
+        spec=spec_of(specs.feasibility),
     message:
-        "{wildcards.model}: what {wildcards.recipe} can reach"
+        "{wildcards.model}: the smallest and the largest size of {wildcards.recipe}"
     shell:
-        "python -m quantmill.budget.feasibility --spec {params.spec:q} --model {input.model[0]:q}"
-        " --out {output:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "budget.feasibility",
+            "--model {input.model[0]:q} --out {output:q}",
+        )
 
 
 rule allocate_recipe:
     input:
-        model=lambda w: from_source(w.model),
-        reach=lambda w: reach_of(w.model, w.recipe),
-        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
-        report=f"{RESULTS}/{{model}}/sensitivity.json",
+        model=of(inputs.source),
+        feasibility=of(inputs.feasibility),
+        sensitivity=ancient("<results>/{model}/sensitivity.tsv"),
+        report="<results>/{model}/sensitivity.json",
     output:
-        recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
-        report=f"{RESULTS}/{{model}}/recipes/{{recipe}}.json",
+        recipe="<results>/{model}/recipes/{recipe}.yaml",
+        report="<results>/{model}/recipes/{recipe}.json",
     log:
-        f"{RESULTS}/{{model}}/logs/recipes/{{recipe}}.log",
+        "<results>/{model}/logs/recipes/{recipe}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/recipes/{{recipe}}.tsv"
+        "<results>/{model}/benchmarks/recipes/{recipe}.tsv"
     wildcard_constraints:
-        recipe=names(FITTED),
+        recipe=pattern(project.size_targeted),
     priority: 10
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(allocate_spec(w.model, w.recipe)),
+        spec=spec_of(specs.allocated),
     message:
         "{wildcards.model}: recipe {wildcards.recipe}, allocated"
     shell:
-        "python -m quantmill.budget.allocate --spec {params.spec:q} --model {input.model[0]:q}"
-        " --damages {input.damages:q}"
-        " --out {output.recipe:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "budget.allocate",
+            "--model {input.model[0]:q} --damages {input.sensitivity:q} --out {output.recipe:q}"
+            " --report {output.report:q}",
+        )

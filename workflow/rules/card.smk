@@ -5,74 +5,79 @@
 # whose wildcard is the model cannot list.
 rule write_card:
     input:
-        described=lambda w: described_in(w.model),
-        measured=lambda w: measured_in(w.model),
-        rivals=lambda w: rivals_of(w.model),
+        described=of(targets.described),
+        measured=of(targets.measured),
+        compared=of(inputs.compared),
     output:
-        card=f"{RESULTS}/{{model}}/card/README.md",
+        card="<results>/{model}/card/README.md",
         page=report(
-            f"{RESULTS}/{{model}}/card/index.html",
+            "<results>/{model}/card/index.html",
             caption="../report/page.rst",
             category="{model}",
             labels={"picture": "all, to point at and to filter"},
         ),
-        withheld=f"{RESULTS}/{{model}}/card/withheld.json",
+        withheld="<results>/{model}/card/withheld.json",
         sizes=report(
-            f"{RESULTS}/{{model}}/card/plots/size.svg",
+            "<results>/{model}/card/plots/size.svg",
             caption="../report/size.rst",
             category="{model}",
             labels={"picture": "size against quality"},
         ),
-        sizes_dark=f"{RESULTS}/{{model}}/card/plots/size-dark.svg",
+        sizes_dark="<results>/{model}/card/plots/size-dark.svg",
         bits=report(
-            f"{RESULTS}/{{model}}/card/plots/bits.svg",
+            "<results>/{model}/card/plots/bits.svg",
             caption="../report/bits.rst",
             category="{model}",
             labels={"picture": "bits by layer and role"},
         ),
-        bits_dark=f"{RESULTS}/{{model}}/card/plots/bits-dark.svg",
+        bits_dark="<results>/{model}/card/plots/bits-dark.svg",
     log:
-        f"{RESULTS}/{{model}}/logs/card.log",
+        "<results>/{model}/logs/card.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/card.tsv"
+        "<results>/{model}/benchmarks/card.tsv"
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(card_spec(w.model)),
+        spec=spec_of(card_specs.card),
+        results=subpath(output.card, ancestor=2),
+        plots=subpath(output.sizes, parent=True),
     message:
         "{wildcards.model}: model card"
     shell:
-        "python -m quantmill.card.write --spec {params.spec:q} --card {output.card:q}"
-        " --log {log:q} --memory {resources.mem_mb}"
-        f" --results {RESULTS_WORD}/{{wildcards.model}} --plots {RESULTS_WORD}/{{wildcards.model}}/card/plots"
+        stage(
+            "card.write",
+            "--card {output.card:q} --results {params.results:q} --plots {params.plots:q}",
+        )
 
 
 rule draw_sensitivity:
     input:
-        damages=ancient(f"{RESULTS}/{{model}}/sensitivity.tsv"),
-        report=f"{RESULTS}/{{model}}/sensitivity.json",
+        sensitivity=ancient("<results>/{model}/sensitivity.tsv"),
+        report="<results>/{model}/sensitivity.json",
     output:
         drawn=report(
-            f"{RESULTS}/{{model}}/card/plots/sensitivity.svg",
+            "<results>/{model}/card/plots/sensitivity.svg",
             caption="../report/sensitivity.rst",
             category="{model}",
             labels={"picture": "what each tensor is worth"},
         ),
-        dark=f"{RESULTS}/{{model}}/card/plots/sensitivity-dark.svg",
+        dark="<results>/{model}/card/plots/sensitivity-dark.svg",
     log:
-        f"{RESULTS}/{{model}}/logs/sensitivity-plot.log",
+        "<results>/{model}/logs/sensitivity-plot.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/sensitivity-plot.tsv"
+        "<results>/{model}/benchmarks/sensitivity-plot.tsv"
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(sensitivity_plot_spec(w.model)),
+        spec=spec_of(card_specs.sensitivity_plot),
     message:
         "{wildcards.model}: heat map of the sensitivity"
     shell:
-        "python -m quantmill.card.maps --spec {params.spec:q} --damages {input.damages:q}"
-        " --out {output.drawn:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "card.maps",
+            "--damages {input.sensitivity:q} --out {output.drawn:q}",
+        )

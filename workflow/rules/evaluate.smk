@@ -3,55 +3,56 @@
 
 rule evaluate_code:
     input:
-        model=lambda w: from_gguf(w.model, w.row),
-        facts=lambda w: facts_of(w.model, w.row),
-        problems=lambda w: ancient(str(evaluated_by_code(w.model).file())),
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        problems=of(inputs.problems),
     output:
-        report=f"{RESULTS}/{{model}}/bench/{{row}}/humaneval.json",
-        samples=f"{RESULTS}/{{model}}/bench/{{row}}/humaneval.jsonl",
+        report="<results>/{model}/bench/{row}/humaneval.json",
+        samples="<results>/{model}/bench/{row}/humaneval.jsonl",
     log:
-        f"{RESULTS}/{{model}}/logs/humaneval/{{row}}.log",
+        "<results>/{model}/logs/humaneval/{row}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/humaneval/{{row}}.tsv"
+        "<results>/{model}/benchmarks/humaneval/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: CORES
+    threads: flow.cores
     resources:
-        mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
+        mem_mb=memory(1.0, 4000),
     params:
-        spec=lambda w: argument(humaneval_spec(w.model, w.row)),
+        spec=spec_of(specs.humaneval),
     message:
         "{wildcards.model}: HumanEval of {wildcards.row}"
     shell:
-        "python -m quantmill.evaluate.humaneval --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --problems {input.problems:q} --out {output.report:q}"
-        " --samples {output.samples:q} --log {log:q} --memory {resources.mem_mb} --threads {threads}"
-        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+        stage(
+            "evaluate.humaneval",
+            "--model {input.model[0]:q} --facts {input.facts:q} --problems {input.problems:q}"
+            " --out {output.report:q} --samples {output.samples:q}",
+        )
 
 
 # lm-eval is an extra (`make evals`), which no other rule needs.
 rule evaluate_tasks:
     input:
-        model=lambda w: from_gguf(w.model, w.row),
-        facts=lambda w: facts_of(w.model, w.row),
-        files=lambda w: ancient(list(files_of_tasks(w.model).values())),
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        files=of(inputs.tasks),
     output:
-        f"{RESULTS}/{{model}}/bench/{{row}}/tasks.json",
+        "<results>/{model}/bench/{row}/tasks.json",
     log:
-        f"{RESULTS}/{{model}}/logs/tasks/{{row}}.log",
+        "<results>/{model}/logs/tasks/{row}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/tasks/{{row}}.tsv"
+        "<results>/{model}/benchmarks/tasks/{row}.tsv"
     conda:
         "../../envs/evals.yaml"
-    threads: CORES
+    threads: flow.cores
     resources:
-        mem_mb=lambda w: megabytes(w.model, 1.0, 4000),
+        mem_mb=memory(1.0, 4000),
     params:
-        spec=lambda w: argument(tasks_spec(w.model, w.row)),
+        spec=spec_of(specs.tasks),
     message:
         "{wildcards.model}: tasks of {wildcards.row}"
     shell:
-        "python -m quantmill.evaluate.tasks --spec {params.spec:q} --model {input.model[0]:q}"
-        " --facts {input.facts:q} --out {output:q}"
-        " --log {log:q} --memory {resources.mem_mb} --threads {threads}"
-        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+        stage(
+            "evaluate.tasks",
+            "--model {input.model[0]:q} --facts {input.facts:q} --out {output:q}",
+        )

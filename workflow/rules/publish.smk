@@ -1,26 +1,28 @@
 # A repository takes files up to a size; how those above it are called there is on the card.
 rule name_parts:
     input:
-        ggufs=lambda w: ancient([gguf_of(w.model, recipe) for recipe in cfg.recipes_of(w.model)]),
-        facts=lambda w: [of(w.model, f"gguf/{w.model}-{r}.json") for r in cfg.recipes_of(w.model)],
+        ggufs=of(inputs.ggufs),
+        facts=of(inputs.gguf_reports),
     output:
-        f"{RESULTS}/{{model}}/parts.json",
+        "<results>/{model}/parts.json",
     log:
-        f"{RESULTS}/{{model}}/logs/parts.log",
+        "<results>/{model}/logs/parts.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/parts.tsv"
+        "<results>/{model}/benchmarks/parts.tsv"
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(parts_spec(w.model)),
+        spec=spec_of(card_specs.parts),
+        results=subpath(output[0], parent=True),
     message:
         "{wildcards.model}: names of the files in the repository"
     shell:
-        "python -m quantmill.publish.split --spec {params.spec:q} --out {output:q}"
-        " --log {log:q} --memory {resources.mem_mb}"
-        f" --results {RESULTS_WORD}/{{wildcards.model}}"
+        stage(
+            "publish.split",
+            "--out {output:q} --results {params.results:q}",
+        )
 
 
 # What is made, for those who download it: shown; and uploaded with --config confirm=yes. It has no
@@ -29,16 +31,19 @@ rule name_parts:
 
 rule publish:
     input:
-        [file for model in PUBLISHED for file in results_of(model)],
+        files(targets.published),
     log:
-        f"{RESULTS}/logs/publish.log",
+        "<results>/logs/publish.log",
     localrule: True
     conda:
         "../../envs/quantmill.yaml"
     params:
-        spec=lambda w: argument(publish_spec()),
+        spec=spec_of(card_specs.publish),
+        results=str(project.results),
     message:
         "publishing"
     shell:
-        "python -m quantmill.publish.upload --spec {params.spec:q}"
-        f" --results {RESULTS_WORD} --log {{log:q}}"
+        stage(
+            "publish.upload",
+            "--results {params.results:q}",
+        )

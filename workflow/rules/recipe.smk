@@ -5,86 +5,90 @@
 
 rule render_recipe:
     input:
-        model=lambda w: from_source(w.model),
-        template=lambda w: ancient(template_of(w.model, w.recipe)),
-        file=lambda w: ancient(imported_by(w.model, w.recipe)),
-        scores=lambda w: ancient(scores_of(w.model, w.recipe)),
-        imatrix=lambda w: ancient(ranks_by("imatrix", w.model, w.recipe, imatrix_of(w.model))),
-        imatrix_report=lambda w: ranks_by("imatrix", w.model, w.recipe, imatrix_report_of(w.model)),
-        sensitivity=lambda w: ancient(
-            ranks_by("sensitivity", w.model, w.recipe, sensitivities_of(w.model)[:1])
-        ),
-        sensitivity_report=lambda w: ranks_by("sensitivity", w.model, w.recipe, sensitivities_of(w.model)[1:]),
+        model=of(inputs.source),
+        template=of(inputs.template),
+        file=of(inputs.published_recipe),
+        scores=of(inputs.scores),
+        imatrix=of(inputs.ranking_imatrix),
+        imatrix_report=of(inputs.ranking_imatrix_report),
+        sensitivity=of(inputs.ranking_sensitivity),
+        sensitivity_report=of(inputs.ranking_sensitivity_report),
     output:
-        f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
+        "<results>/{model}/recipes/{recipe}.yaml",
     log:
-        f"{RESULTS}/{{model}}/logs/recipes/{{recipe}}.log",
+        "<results>/{model}/logs/recipes/{recipe}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/recipes/{{recipe}}.tsv"
+        "<results>/{model}/benchmarks/recipes/{recipe}.tsv"
     wildcard_constraints:
-        recipe=names(RECIPES - FITTED),
+        recipe=pattern(project.recipes - project.size_targeted),
     priority: 10
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=500,
     params:
-        spec=lambda w: argument(render_spec(w.model, w.recipe)),
+        spec=spec_of(specs.rendered),
     message:
         "{wildcards.model}: recipe {wildcards.recipe}"
     shell:
-        "python -m quantmill.recipe.render --spec {params.spec:q} --model {input.model[0]:q}"
-        " --template {input.template:q} --file {input.file:q} --imatrix {input.imatrix:q}"
-        " --scores {input.scores:q} --sensitivity {input.sensitivity:q}"
-        " --out {output:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "recipe.render",
+            "--model {input.model[0]:q} --template {input.template:q} --file {input.file:q}"
+            " --imatrix {input.imatrix:q} --scores {input.scores:q}"
+            " --sensitivity {input.sensitivity:q} --out {output:q}",
+        )
 
 
 rule plan_types:
     input:
-        model=lambda w: from_source(w.model),
-        recipe=f"{RESULTS}/{{model}}/recipes/{{recipe}}.yaml",
-        allocation=lambda w: allocation_of(w.model, w.recipe),
+        model=of(inputs.source),
+        recipe="<results>/{model}/recipes/{recipe}.yaml",
+        allocation=of(inputs.allocation),
     output:
-        plan=f"{RESULTS}/{{model}}/plans/{{recipe}}.tsv",
-        report=f"{RESULTS}/{{model}}/plans/{{recipe}}.json",
+        plan="<results>/{model}/plans/{recipe}.tsv",
+        report="<results>/{model}/plans/{recipe}.json",
     log:
-        f"{RESULTS}/{{model}}/logs/plans/{{recipe}}.log",
+        "<results>/{model}/logs/plans/{recipe}.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/plans/{{recipe}}.tsv"
+        "<results>/{model}/benchmarks/plans/{recipe}.tsv"
     priority: 10
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=1000,
     params:
-        spec=lambda w: argument(plan_spec(w.model, w.recipe)),
+        spec=spec_of(specs.plan),
     message:
         "{wildcards.model}: plan of {wildcards.recipe}"
     shell:
-        "python -m quantmill.recipe.plan --spec {params.spec:q} --model {input.model[0]:q}"
-        " --recipe {input.recipe:q} --allocation {input.allocation:q}"
-        " --plan {output.plan:q} --report {output.report:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "recipe.plan",
+            "--model {input.model[0]:q} --recipe {input.recipe:q} --allocation {input.allocation:q}"
+            " --plan {output.plan:q} --report {output.report:q}",
+        )
 
 
 # What a context takes beside each file: of its own, so that other contexts make no plan stale.
 rule tabulate_memory:
     input:
-        model=lambda w: from_source(w.model),
-        plans=lambda w: [of(w.model, f"plans/{recipe}.json") for recipe in cfg.recipes_of(w.model)],
+        model=of(inputs.source),
+        plans=of(inputs.plan_reports),
     output:
-        f"{RESULTS}/{{model}}/memory.json",
+        "<results>/{model}/memory.json",
     log:
-        f"{RESULTS}/{{model}}/logs/memory.log",
+        "<results>/{model}/logs/memory.log",
     benchmark:
-        f"{RESULTS}/{{model}}/benchmarks/memory.tsv"
+        "<results>/{model}/benchmarks/memory.tsv"
     conda:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=500,
     params:
-        spec=lambda w: argument(memory_spec(w.model)),
+        spec=spec_of(specs.memory),
     message:
         "{wildcards.model}: memory tables"
     shell:
-        "python -m quantmill.model.memory --spec {params.spec:q} --model {input.model[0]:q}"
-        " --plans {input.plans:q} --out {output:q} --log {log:q} --memory {resources.mem_mb}"
+        stage(
+            "model.memory",
+            "--model {input.model[0]:q} --plans {input.plans:q} --out {output:q}",
+        )

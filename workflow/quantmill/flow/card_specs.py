@@ -1,0 +1,212 @@
+"""The specs of what is written for those who download: cards, pictures, the repository."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from quantmill import spec
+from quantmill.config.card import ComparedModel
+from quantmill.errors import QuantmillError
+from quantmill.flow.once import once
+from quantmill.flow.project import ROOT
+from quantmill.flow.specs import Specs
+from quantmill.flow.targets import Targets
+from quantmill.measures import MEASURES
+from quantmill.spec import digest
+
+_TEMPLATES: Final = Path(__file__).parents[1] / "card"
+CARD_TEMPLATE: Final = _TEMPLATES / "card.md.j2"
+CHECKPOINT_TEMPLATE: Final = _TEMPLATES / "checkpoint.md.j2"
+
+CARD_FIELDS: Final = frozenset(
+    (
+        "license",
+        "license_name",
+        "license_link",
+        "base_model",
+        "title",
+        "language",
+        "tags",
+        "pipeline_tag",
+        "library_name",
+        "datasets",
+        "quantized_by",
+    )
+)
+"""What a card takes from the config as it stands; the texts and other models come in apart."""
+
+
+class CardSpecs:
+    """The specs of cards; `specs` has all that they are written from, `targets` which files that are."""
+
+    def __init__(self, specs: Specs, targets: Targets):
+        self.specs = specs
+        self.targets = targets
+        self.project = specs.project
+        self.config = specs.config
+        self.digests = specs.digests
+
+    @once
+    def card(self, model: str) -> str:
+        specs, config = self.specs, self.config
+        bench, recipes, card = (
+            config.bench_of(model),
+            list(config.recipes_of(model)),
+            self.project.card(model),
+        )
+        published, repository = config.publish_of(model), config.repository_of(model)
+        targeted = [name for name, recipe in config.recipes_of(model).items() if recipe.size_targeted]
+        settings = {
+            "model": model,
+            "source": self._origin(model),
+            "recipes": recipes,
+            "card": card.model_dump(include=set(CARD_FIELDS), exclude_none=True)
+            | {field: text for field, (_, text) in card.words.items()}
+            | {"iso_disk": [self._compared(other) for other in card.same_size]},
+            "repo": repository,
+            "withhold": published.withhold,
+            "include": published.include,
+            "imatrix": config.imatrix_of(model) is not None,
+            **{name: getattr(bench, name) is not None for name in MEASURES},
+            "sensitivity": config.sensitivity_of(model) is not None,
+            # `fits`, `gate`, `iso_disk`: the config's old words, without which finished cards are stale.
+            "fits": {
+                name: {"gate": self.project.allocated(model, name).acceptance_test} for name in targeted
+            },
+            "toolchain": self._toolchain(model),
+        }
+        made_from = {
+            "template": self.digests.file(str(CARD_TEMPLATE)),
+            "check": digest(specs.check(model)),
+            "manifest": digest(specs.manifest(model)),
+            "corpora": [digest(specs.corpus(model, corpus)) for corpus in config.corpora_of(model)],
+            "imatrix": [digest(specs.imatrix(model)) for _ in [config.imatrix_of(model)] if _],
+            "sensitivity": [digest(specs.sensitivity(model)) for _ in [config.sensitivity_of(model)] if _],
+            "memory": digest(specs.memory(model)),
+            "quants": self._quants(model),
+            "rivals": [self._compared_digest(other) for other in card.same_size],
+            **self._measurements(model),
+        }
+        if "ik" in self._engines(model).values():
+            settings["engines"] = self._engines(model)
+        if repository:
+            settings["parts"] = True
+            made_from["parts"] = digest(self.parts(model))
+        return spec.make("card.write", settings, made_from)
+
+    def _measurements(self, model: str) -> dict[str, list[str]]:
+        """The digests of a model's measurements, by measure."""
+        specs, bench, rows = self.specs, self.config.bench_of(model), self.project.rows(model)
+        of_row = {
+            "kld": specs.divergence,
+            "perplexity": specs.perplexity,
+            "speed": specs.speed,
+            "served": specs.served,
+            "humaneval": specs.humaneval,
+            "tasks": specs.tasks,
+        }
+        digests = {}
+        for name, measure in MEASURES.items():
+            taken = [row for row in rows if measure.runs_in(self.project.engine_of(model, row))]
+            wanted = getattr(bench, name) is not None
+            digests[name] = [digest(of_row[name](model, row)) for row in taken if wanted]
+        # Measures that came later have no key where they are not asked for: it would make cards stale.
+        return {name: one for name, one in digests.items() if one or name not in ("humaneval", "tasks")}
+
+    def _quants(self, model: str) -> list[str]:
+        return [digest(self.specs.quantized(model, recipe)) for recipe in self.config.recipes_of(model)]
+
+    def _engines(self, model: str) -> dict[str, str]:
+        recipes = self.config.recipes_of(model)
+        return {recipe: self.project.engine_of(model, recipe) for recipe in recipes}
+
+    def _toolchain(self, model: str) -> dict[str, str]:
+        tools = {"quantmill": own_version(), "llama-cpp-python": version("llama-cpp-python")}
+        if "ik" in self._engines(model).values():
+            tools["ik-llama-cpp-python"] = version("ik-llama-cpp-python")
+        return tools
+
+    def _origin(self, model: str) -> dict[str, str]:
+        """The name of the source's file, and where it is from, in words."""
+        first = Path(self.project.source_files(model)[0])
+        return {"file": first.name, "from": self.config.models[model].source.origin}
+
+    def _compared(self, other: ComparedModel) -> dict[str, str | None]:
+        """What the card is told of another model."""
+        place = self.targets.paths.place_of(other)
+        return {"name": other.name, "source": other.source, "path": place}
+
+    def _compared_digest(self, other: ComparedModel) -> str:
+        """Identity of another model's figures: of the files, or of the specs that this run makes them by."""
+        if other.model is None:
+            return digest([self.digests.file(path) for path in self.targets.paths.compared(other)])
+        model, specs = other.model, self.specs
+        recipes, bench = self.config.recipes_of(model), self.config.bench_of(model)
+        texts = [specs.quantized(model, recipe) for recipe in recipes]
+        if bench.kld:
+            texts += [specs.divergence(model, recipe) for recipe in recipes]
+        if bench.humaneval:
+            texts += [specs.humaneval(model, recipe) for recipe in recipes]
+        return digest([digest(text) for text in texts])
+
+    @once
+    def sensitivity_plot(self, model: str) -> str:
+        return spec.make("card.maps", {}, {"sensitivity": digest(self.specs.sensitivity(model))})
+
+    @once
+    def parts(self, model: str) -> str:
+        recipes, split = list(self.config.recipes_of(model)), self.config.publish_of(model).split_bytes
+        settings = {"model": model, "recipes": recipes, "split": split}
+        return spec.make("publish.split", settings, {"quants": self._quants(model)})
+
+    def publish(self) -> str:
+        published = self.project.published
+        if not published:
+            cure = 'add publish: {repo: "organisation/{model}-GGUF"}'
+            raise QuantmillError("no repository to publish in", self.project.file, cure)
+        models = {model: self._published(model) for model in published}
+        return spec.make("publish.upload", {"confirm": self.project.confirmed, "models": models}, {})
+
+    def _published(self, model: str) -> dict[str, Any]:
+        publish, folder = self.config.publish_of(model), self.project.results / model
+        measured = self.targets.measured(model) + self.targets.paths.samples(model)
+        return publish.model_dump(include={"private", "revision", "include", "overwrite"}) | {
+            "repo": self.config.repository_of(model),
+            "split": publish.split_bytes,
+            "recipes": list(self.config.recipes_of(model)),
+            "measured": [os.path.relpath(path, folder) for path in measured],
+        }
+
+    @once
+    def export(self, model: str, recipe: str) -> str:
+        activations = self.targets.paths.activations(model, recipe)
+        made_from = {
+            "source": self.digests.checkpoint(model),
+            "activations": [digest(self.specs.activations(model)) for _ in activations],
+        }
+        form = self.project.exports[model][recipe].form or "modelopt"
+        return spec.make("checkpoint.export", {"recipe": recipe, "form": form}, made_from)
+
+    @once
+    def checkpoint_card(self, model: str, recipe: str) -> str:
+        card = self.project.given.models[model].card
+        settings = {
+            "model": model,
+            "card": card.model_dump(include=set(CARD_FIELDS), exclude_none=True),
+            "toolchain": {"quantmill": own_version()},
+        }
+        made_from = {
+            "template": self.digests.file(str(CHECKPOINT_TEMPLATE)),
+            "export": digest(self.export(model, recipe)),
+        }
+        return spec.make("card.checkpoint", settings, made_from)
+
+
+def own_version() -> str:
+    """quantmill's version; it need not be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    return str(project["project"]["version"])

@@ -1,0 +1,69 @@
+"""Identities: digests of the files and the engines that outputs are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantmill import spec
+from quantmill.config.refusal import check_input
+from quantmill.engine import library
+from quantmill.errors import QuantmillError
+from quantmill.flow.once import once
+from quantmill.flow.project import ROOT, Project
+
+
+class Digests:
+    """Digests of inputs, each computed once; files are read again only where they changed.
+
+    `local`: the jobs run on this machine, which must have what the engines need.
+    """
+
+    def __init__(self, project: Project, *, local: bool = True):
+        self.project = project
+        self.local = local
+
+    @once
+    def file(self, path: str) -> str:
+        """Identity of an input's bytes; one that would fail the jobs that read it is refused."""
+        if Path(path).exists():
+            check_input(Path(path), self.project.file, self.project.results)
+        return self.project.memo.sha256(Path(path))
+
+    def files(self, paths: Iterable[str]) -> str:
+        """Identity of one file, or of several together."""
+        digests = [self.file(path) for path in paths]
+        return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
+
+    @once
+    def checkpoint(self, model: str) -> str:
+        """Identity of a checkpoint: of all its files."""
+        files = self.project.checkpoints[model].checkpoint_files
+        return spec.digest({path.name: self.file(str(path)) for path in files})
+
+    @once
+    def converter(self) -> str:
+        """Identity of the converter, whether it is there yet or not: what is pinned of it."""
+        locks = (ROOT / "envs" / name for name in ("engine.lock", "converter.lock"))
+        return spec.digest("".join(lock.read_text("utf-8") for lock in locks))
+
+    @once
+    def engine(self, name: str = "mainline") -> str:
+        """Identity of an engine's libraries."""
+        if self.local:  # other machines may have what this one lacks, and see for themselves
+            library.check(name)
+        return library.digest(self.project.memo.sha256, name)
+
+    def engine_of(self, model: str, row: str) -> str:
+        """Identity of the engine that a row's file is made and measured in."""
+        return self.engine(self.project.engine_of(model, row))
+
+    def generating_engine(self, model: str, row: str) -> str:
+        """Identity of the engine that generates text with a row's file: llama.cpp, or a refusal."""
+        if not self.project.generates(model, row):
+            raise QuantmillError(
+                f"{row} of {model} is of engine ik, in which nothing generates",
+                self.project.file,
+                "ask for its kld, perplexity and speed",
+            )
+        return self.engine()

@@ -1,0 +1,223 @@
+"""The inputs of the rules, each a function of the wildcards that its parameters are named after.
+
+Snakemake compares files over 1 MB by their times alone, so the large ones are
+`ancient`: touching or copying them does nothing. Each comes with a small file of
+the same job that is not ancient: where all files between two jobs are ancient,
+the second is not even asked whether its params changed once the first is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from quantmill.flow.paths import Paths
+from quantmill.flow.project import SOURCES
+
+Files: TypeAlias = list[str]
+Mark: TypeAlias = Callable[[Files], Files]
+
+
+class Inputs:
+    """The files that jobs read; `ancient` is Snakemake's."""
+
+    def __init__(self, paths: Paths, ancient: Mark):
+        self.paths = paths
+        self.project = paths.project
+        self.ancient = ancient
+
+    # --- the source -----------------------------------------------------------
+
+    def source(self, model: str) -> Files:
+        """The source's files, and the reports of those that were fetched or converted."""
+        files = self.project.source_files(model)
+        made = self.project.config.models[model].source.made
+        return [*self.ancient(files), *(f"{file}.json" for file in files if made)]
+
+    def checkpoint_config(self, model: str) -> Files:
+        """The checkpoint's config.json, by which its folder is known."""
+        folder = self.project.checkpoints[model].checkpoint
+        return self.ancient([f"{folder.removesuffix('/')}/config.json"])
+
+    def checkpoint_files(self, model: str) -> Files:
+        """All files of the checkpoint."""
+        return self.ancient([str(path) for path in self.project.checkpoints[model].checkpoint_files])
+
+    def activations(self, model: str, recipe: str) -> Files:
+        """What entered a checkpoint's weights, where activations are quantized as well."""
+        return self.paths.activations(model, recipe)
+
+    # --- corpora --------------------------------------------------------------
+
+    def texts(self, corpus: str) -> Files:
+        """The user's files of a corpus."""
+        return self.ancient([source.path for source in self.project.config.corpora[corpus].sources])
+
+    def corpora_before(self, model: str, corpus: str) -> Files:
+        """The corpora that this one must share no row with."""
+        return self.ancient(self._corpora(model, self.project.corpora_before(model, corpus), "parquet"))
+
+    def reports_before(self, model: str, corpus: str) -> Files:
+        """Their reports: small and never ancient, so that a corpus built anew is seen."""
+        return self._corpora(model, self.project.corpora_before(model, corpus), "json")
+
+    def calibration_corpus(self, model: str) -> Files:
+        """The corpus of the imatrix."""
+        return self.ancient(self._corpora(model, [self.project.calibration(model).corpus], "parquet"))
+
+    def calibration_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.calibration(model).corpus], "json")
+
+    def tuning_corpus(self, model: str) -> Files:
+        """The corpus of the sensitivity."""
+        return self.ancient(self._corpora(model, [self.project.probes(model).corpus], "parquet"))
+
+    def tuning_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.probes(model).corpus], "json")
+
+    def kld_corpus(self, model: str) -> Files:
+        """The corpus of the divergence."""
+        return self.ancient(self._corpora(model, [self.project.chunks(model, "kld").corpus], "parquet"))
+
+    def kld_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.chunks(model, "kld").corpus], "json")
+
+    def perplexity_corpus(self, model: str) -> Files:
+        """The corpus of the perplexity."""
+        chunks = self.project.chunks(model, "perplexity")
+        return self.ancient(self._corpora(model, [chunks.corpus], "parquet"))
+
+    def perplexity_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.chunks(model, "perplexity").corpus], "json")
+
+    def _corpora(self, model: str, corpora: list[str], ending: str) -> Files:
+        return self.paths.corpora(model, corpora, ending)
+
+    # --- imatrix and sensitivity ----------------------------------------------
+
+    def imatrix(self, model: str) -> Files:
+        """The model's imatrix."""
+        return self.ancient(self.paths.imatrix(model, "gguf"))
+
+    def imatrix_report(self, model: str) -> Files:
+        """Its report."""
+        return self.paths.imatrix(model, "json")
+
+    def published_imatrix(self, model: str) -> Files:
+        """The file to import it from."""
+        return self.ancient([self.project.imported_imatrix(model).file])
+
+    def published_sensitivity(self, model: str) -> Files:
+        """The table to import the sensitivities from."""
+        return self.ancient([self.project.imported_sensitivity(model).results])
+
+    def published_curve(self, model: str) -> Files:
+        """The table of all tensors at each type."""
+        return self.ancient([self.project.imported_sensitivity(model).curve])
+
+    # --- recipes and plans ----------------------------------------------------
+
+    def feasibility(self, model: str, recipe: str) -> Files:
+        """Whether a size can be met, where the sensitivity is yet to be measured: refused before it is."""
+        imported = model in self.project.with_imported_sensitivity
+        return [] if imported else [self.paths.of(model, f"reach/{recipe}.json")]
+
+    def template(self, model: str, recipe: str) -> Files:
+        """A recipe's template."""
+        return self.ancient([self.project.template(model, recipe)])
+
+    def published_recipe(self, model: str, recipe: str) -> Files:
+        """The file that a recipe imports."""
+        file = self.project.rendered(model, recipe).file
+        return self.ancient([file] if file is not None else [])
+
+    def scores(self, model: str, recipe: str) -> Files:
+        """The user's own scores of layers."""
+        importance = self.project.rendered(model, recipe).importance
+        return self.ancient([importance.scores.path] if importance and importance.scores else [])
+
+    def ranking_imatrix(self, model: str, recipe: str) -> Files:
+        """The imatrix, where the recipe ranks layers by it."""
+        return self.ancient(self._ranking("imatrix", model, recipe, self.paths.imatrix(model, "gguf")))
+
+    def ranking_imatrix_report(self, model: str, recipe: str) -> Files:
+        """Its report."""
+        return self._ranking("imatrix", model, recipe, self.paths.imatrix(model, "json"))
+
+    def ranking_sensitivity(self, model: str, recipe: str) -> Files:
+        """The sensitivities, where the recipe ranks layers by them."""
+        return self.ancient(self._ranking("sensitivity", model, recipe, self.paths.sensitivity(model, "tsv")))
+
+    def ranking_sensitivity_report(self, model: str, recipe: str) -> Files:
+        """Their report."""
+        return self._ranking("sensitivity", model, recipe, self.paths.sensitivity(model, "json"))
+
+    def _ranking(self, source: str, model: str, recipe: str, files: Files) -> Files:
+        return files if source in self.project.rendered(model, recipe).weights else []
+
+    def allocation(self, model: str, recipe: str) -> Files:
+        """The report of a size-targeted recipe."""
+        return self.paths.allocation(model, recipe)
+
+    def plan_reports(self, model: str) -> Files:
+        """The reports of all plans of a model."""
+        return [self.paths.of(model, f"plans/{name}.json") for name in self.project.config.recipes_of(model)]
+
+    # --- measurements ---------------------------------------------------------
+
+    def gguf(self, model: str, row: str) -> Files:
+        """The GGUF that a row of the bench is about: a recipe's, or the source itself."""
+        return self.source(model) if row in SOURCES else self.ancient([self.paths.gguf(model, row)])
+
+    def facts(self, model: str, row: str) -> str:
+        """The report with the sha256 of that GGUF."""
+        return self.paths.facts(model, row)
+
+    def noise_floor(self, model: str, row: str) -> Files:
+        """The source's divergence from itself, which that of a file comes after: it makes the predictions."""
+        source = self.project.source_row(model, row)
+        return [] if row in SOURCES else [self.paths.of(model, f"bench/{source}/kld.json")]
+
+    def divergence(self, model: str, row: str) -> Files:
+        """The divergence of a file, which its perplexity comes after where both are of one corpus.
+
+        One evaluation gives both, and the second finds it in the store. It is not
+        ancient, though nothing of it enters the perplexity: else, where both are
+        due, Snakemake would leave the second out.
+        """
+        bench = self.project.config.bench_of(model)
+        same = bench.kld and bench.perplexity and bench.kld.corpus == bench.perplexity.corpus
+        return [self.paths.of(model, f"bench/{row}/kld.json")] if same else []
+
+    def server(self, model: str) -> Files:
+        """The user's own llama-server."""
+        served = self.project.config.bench_of(model).served
+        return self.ancient([served.server] if served and served.server else [])
+
+    def problems(self, model: str) -> Files:
+        """The problems of HumanEval."""
+        return self.ancient([str(self.project.humaneval(model).file())])
+
+    def tasks(self, model: str) -> Files:
+        """The user's own definitions of tasks, and their data."""
+        return self.ancient(list(self.project.task_files(model).values()))
+
+    # --- cards and publishing -------------------------------------------------
+
+    def compared(self, model: str) -> Files:
+        """What the card reads of other models."""
+        others = self.project.card(model).same_size
+        return [file for other in others for file in self.paths.compared(other)]
+
+    def ggufs(self, model: str) -> Files:
+        """The GGUFs of all recipes."""
+        recipes = self.project.config.recipes_of(model)
+        return self.ancient([self.paths.gguf(model, recipe) for recipe in recipes])
+
+    def gguf_reports(self, model: str) -> Files:
+        """Their reports."""
+        return [self.paths.facts(model, recipe) for recipe in self.project.config.recipes_of(model)]

@@ -1,0 +1,85 @@
+"""What the text of a rule is made with: functions of wildcards, the command of a stage, patterns of names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantmill import spec
+from quantmill.errors import QuantmillError
+from quantmill.stages import STAGES
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """End Snakemake with one line where the input is bad."""
+    try:
+        yield
+    except QuantmillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def of(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """A function of Snakemake's wildcards: `function` of those that its parameters are named after."""
+    names = list(inspect.signature(function).parameters)
+
+    def of_wildcards(wildcards: Any) -> Any:
+        with refusing():
+            return function(*(getattr(wildcards, name) for name in names))
+
+    return of_wildcards
+
+
+def spec_of(function: Callable[..., str], folder: Path) -> Callable[[Any], str]:
+    """The same for a spec, as a word of a command line: a long one is a file in `folder`."""
+    of_wildcards = of(function)
+
+    def argument(wildcards: Any) -> str:
+        with refusing():
+            return spec.argument(of_wildcards(wildcards), folder)
+
+    return argument
+
+
+def files(function: Callable[[], list[str]]) -> list[str]:
+    """The files of a target, now: bad input is refused when the workflow is read."""
+    with refusing():
+        return function()
+
+
+def pattern(names: Iterable[str]) -> str:
+    """The regular expression of these names, and of no other."""
+    return "|".join(map(re.escape, sorted(names))) or r"(?!)"
+
+
+def stage(name: str, arguments: str) -> str:
+    """The shell command of a stage: it replaces the shell, under its watcher.
+
+    To its own arguments come the spec, the log, and what the table of stages
+    says that it takes.
+    """
+    known = STAGES[name]
+    words = [f"exec python -m quantmill {name} --spec {{params.spec:q}}", arguments, "--log {log:q}"]
+    if known.memory:
+        words.append("--memory {resources.mem_mb}")
+    if known.threads:
+        words.append("--threads {threads}")
+    if known.store:
+        words.append('--store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"')
+    return " ".join(words)
+
+
+def memory_of(source_files: Callable[[str], list[str]], factor: float, more: int) -> Callable[[Any], int]:
+    """The MB that a job asks for: `factor` times the source of its model, and `more`."""
+
+    def megabytes(wildcards: Any) -> int:
+        paths = map(Path, source_files(wildcards.model))
+        return int(sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6) + more
+
+    return megabytes

@@ -1,0 +1,299 @@
+"""The spec of every output: canonical JSON of all that decides it, as a function of names.
+
+What an output is made from enters by its own spec's digest, so that a change far
+up reaches everything that depends on it, whatever the files' times say. Nothing
+else of the config reaches a stage. The specs of cards are in `card_specs.py`.
+
+Finished files are recognized by the text of these specs: a new key, another name
+or another order of a list makes files stale, and needs a reason.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quantmill import spec
+from quantmill.budget import candidates
+from quantmill.config.corpora import Chunks
+from quantmill.flow.digests import Digests
+from quantmill.flow.once import once
+from quantmill.flow.project import SOURCES
+from quantmill.formats import imatrix
+from quantmill.recipe.rules import known_type
+from quantmill.spec import digest
+
+Settings = dict[str, Any]
+
+
+class Specs:
+    """The spec of each output, a text; `digests` identifies what is no output."""
+
+    def __init__(self, digests: Digests):
+        self.digests = digests
+        self.project = digests.project
+        self.config = digests.project.config
+
+    # --- the source -----------------------------------------------------------
+
+    @once
+    def source(self, model: str) -> str:
+        """Identity of the source: of its bytes, the commit it is fetched from, or how it is converted."""
+        return self.config.models[model].source.identity(
+            lambda: self.digests.files(self.project.source_files(model)),
+            lambda: digest(self.convert(model)),
+        )
+
+    @once
+    def fetch(self, model: str, file: str) -> str:
+        source = self.config.models[model].source.model_dump()
+        settings = {"repo": source["hf"], "file": file, "revision": source["revision"]}
+        return spec.make("model.fetch", settings, {})
+
+    @once
+    def convert(self, model: str) -> str:
+        source = self.project.checkpoints[model]
+        settings = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
+        made_from = {"source": self.digests.checkpoint(model), "converter": self.digests.converter()}
+        return spec.make("checkpoint.convert", settings, made_from)
+
+    @once
+    def manifest(self, model: str) -> str:
+        return spec.make("model.manifest", {}, {"model": self.source(model)})
+
+    @once
+    def check(self, model: str) -> str:
+        made_from = {"model": self.source(model)}
+        return spec.make("check.source", {"model": model}, made_from, engine=self.digests.engine())
+
+    # --- what is measured before any file is made -----------------------------
+
+    @once
+    def corpus(self, model: str, corpus: str) -> str:
+        used = self.project.corpus_use(model, corpus)
+        chosen = self.config.corpora[corpus]
+        before = self.project.corpora_before(model, corpus)
+        settings = {
+            "corpus": corpus,
+            "seed": chosen.seed,
+            "context": used.context,
+            "chunks": used.chunks,
+            "sources": [source.model_dump(exclude={"path"}) for source in chosen.sources],
+        }
+        made_from = {
+            "model": self.source(model),
+            "files": [self.digests.file(source.path) for source in chosen.sources],
+            "disjoint_from": [digest(self.corpus(model, other)) for other in before],
+        }
+        return spec.make("corpus.build", settings, made_from, engine=self.digests.engine())
+
+    @once
+    def imatrix(self, model: str) -> str:
+        if model in self.project.with_imported_imatrix:
+            file = self.project.imported_imatrix(model).file
+            imported = {"model": self.source(model), "imatrix": self.digests.file(file)}
+            return spec.make("imatrix.imported", {"file": Path(file).name}, imported)
+        return self._calibrated("measure.imatrix", model)
+
+    @once
+    def activations(self, model: str) -> str:
+        return self._calibrated("checkpoint.calibrate", model)
+
+    def _calibrated(self, stage: str, model: str) -> str:
+        chunks = self.project.calibration(model)
+        made_from = {"model": self.source(model), "corpus": digest(self.corpus(model, chunks.corpus))}
+        return spec.make(stage, chunks.model_dump(), made_from, engine=self.digests.engine())
+
+    @once
+    def sensitivity(self, model: str) -> str:
+        if model in self.project.with_imported_sensitivity:
+            return self._imported_sensitivity(model)
+        probes = self.project.probes(model)
+        settings = probes.model_dump() | {"types": self._candidate_types(model)}
+        made_from = {
+            "model": self.source(model),
+            "manifest": digest(self.manifest(model)),
+            "corpus": digest(self.corpus(model, probes.corpus)),
+            "imatrix": self._imatrices(model),
+        }
+        return spec.make("sensitivity.measure", settings, made_from, engine=self.digests.engine())
+
+    def _imported_sensitivity(self, model: str) -> str:
+        imported = self.project.imported_sensitivity(model)
+        made_from = {
+            "model": self.source(model),
+            "results": self.digests.file(imported.results),
+            "curve": self.digests.file(imported.curve),
+        }
+        return spec.make("sensitivity.imported", {}, made_from, engine=self.digests.engine())
+
+    def _candidate_types(self, model: str) -> list[str]:
+        """The types that the sensitivity is measured at, by their own names."""
+        types = self.project.probes(model).types
+        return [known_type(name, "sensitivity.types", self.project.file) for name in types]
+
+    def _imatrices(self, model: str) -> list[str]:
+        """The digest of the imatrix's spec, or none."""
+        return [digest(self.imatrix(model))] if self.config.imatrix_of(model) else []
+
+    @once
+    def _imatrix_facts(self, model: str) -> Settings | None:
+        """What a GGUF says of the imatrix that it was made with."""
+        section = self.config.imatrix_of(model)
+        if isinstance(section, Chunks):
+            return {
+                "file": f"{model}-imatrix.gguf",
+                "dataset": section.corpus,
+                "chunks": section.chunks,
+            }
+        if section is None:
+            return None
+        dataset, count = imatrix.facts(Path(section.file))
+        return {"file": Path(section.file).name, "dataset": dataset, "chunks": count}
+
+    # --- recipes and plans ----------------------------------------------------
+
+    @once
+    def rendered(self, model: str, recipe: str) -> str:
+        chosen = self.project.rendered(model, recipe)
+        settings: Settings = {"recipe": recipe, "parameters": chosen.parameters}
+        made_from: Settings = {
+            "model": self.source(model),
+            "template": self.digests.file(self.project.template(model, recipe)),
+        }
+        # What a plain recipe does not ask for must not make it stale.
+        if chosen.file is not None:
+            settings["form"] = chosen.form
+            made_from["file"] = self.digests.file(chosen.file)
+        if chosen.weights:
+            scores = chosen.importance.scores if chosen.importance else None
+            settings["importance"] = chosen.weights
+            made_from["scores"] = [self.digests.file(scores.path)] if scores else []
+            made_from["imatrix"] = [digest(self.imatrix(model))] if "imatrix" in chosen.weights else []
+            made_from["sensitivity"] = (
+                [digest(self.sensitivity(model))] if "sensitivity" in chosen.weights else []
+            )
+        return spec.make("recipe.render", settings, made_from)
+
+    def _allocation_settings(self, model: str, recipe: str) -> Settings:
+        """What decides the types of a size-targeted recipe."""
+        chosen = self.project.allocated(model, recipe)
+        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
+        candidates.check(settings, self.project.place_of(model, recipe))
+        return settings
+
+    @once
+    def feasibility(self, model: str, recipe: str) -> str:
+        settings = self._allocation_settings(model, recipe) | {"measured": self._candidate_types(model)}
+        made_from = {"model": self.source(model)}
+        return spec.make("budget.feasibility", settings, made_from, engine=self.digests.engine())
+
+    @once
+    def allocated(self, model: str, recipe: str) -> str:
+        made_from = {
+            "model": self.source(model),
+            "sensitivity": digest(self.sensitivity(model)),
+            "refit": [],  # a setting that is gone: without it finished files would be stale
+        }
+        settings = self._allocation_settings(model, recipe)
+        return spec.make("budget.allocate", settings, made_from, engine=self.digests.engine())
+
+    @once
+    def plan(self, model: str, recipe: str) -> str:
+        targeted = self.project.recipe(model, recipe).size_targeted
+        written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
+        made_from = {"model": self.source(model), "recipe": digest(written)}
+        settings = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
+        return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
+
+    @once
+    def memory(self, model: str) -> str:
+        recipes = self.config.recipes_of(model)
+        made_from = {"plans": [digest(self.plan(model, recipe)) for recipe in recipes]}
+        return spec.make("model.memory", {"contexts": self.project.card(model).contexts}, made_from)
+
+    @once
+    def quantized(self, model: str, recipe: str) -> str:
+        made_from = {
+            "manifest": digest(self.manifest(model)),
+            "plan": digest(self.plan(model, recipe)),
+            "imatrix": self._imatrices(model),
+        }
+        settings = self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)})
+        if most := self.project.split_of(model, recipe):
+            settings["split"] = most
+        engine = self.digests.engine_of(model, recipe)
+        return spec.make("quantize.write", settings, made_from, engine=engine)
+
+    def _with_engine(self, model: str, row: str, settings: Settings) -> Settings:
+        """The settings of a stage that runs in a row's engine; it is named where it is not mainline."""
+        name = self.project.engine_of(model, row)
+        return settings if name == "mainline" else settings | {"engine": name}
+
+    # --- measurements ---------------------------------------------------------
+
+    @once
+    def file(self, model: str, row: str) -> str:
+        """Identity of the GGUF that a row of the bench is about."""
+        return self.source(model) if row in SOURCES else digest(self.quantized(model, row))
+
+    @once
+    def divergence(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "kld")
+        made_from = {
+            "model": self.file(model, row),
+            "reference": self.source(model),
+            "corpus": digest(self.corpus(model, chunks.corpus)),
+        }
+        return self._measured("measure.divergence", model, row, chunks.model_dump(), made_from)
+
+    @once
+    def perplexity(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "perplexity")
+        corpus = digest(self.corpus(model, chunks.corpus))
+        made_from = {"model": self.file(model, row), "corpus": corpus}
+        return self._measured("measure.perplexity", model, row, chunks.model_dump(), made_from)
+
+    @once
+    def speed(self, model: str, row: str) -> str:
+        speed = self.project.speed(model)
+        return self._measured(
+            "measure.speed", model, row, speed.model_dump(), {"model": self.file(model, row)}
+        )
+
+    def _measured(self, stage: str, model: str, row: str, settings: Settings, made_from: Settings) -> str:
+        engine = self.digests.engine_of(model, row)
+        return spec.make(stage, self._with_engine(model, row, settings), made_from, engine=engine)
+
+    @once
+    def served(self, model: str, row: str) -> str:
+        served = self.project.served(model)
+        made_from = {
+            "model": self.file(model, row),
+            "server": [self.digests.file(served.server)] if served.server else [],
+        }
+        settings = served.model_dump(exclude={"server"})
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("serve.measure", settings, made_from, engine=engine)
+
+    @once
+    def humaneval(self, model: str, row: str) -> str:
+        humaneval = self.project.humaneval(model)
+        made_from = {
+            "model": self.file(model, row),
+            "problems": self.digests.file(str(humaneval.file())),
+        }
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("evaluate.humaneval", humaneval.settings, made_from, engine=engine)
+
+    @once
+    def tasks(self, model: str, row: str) -> str:
+        files = self.project.task_files(model)
+        made_from = {
+            "model": self.file(model, row),
+            "files": {name: self.digests.file(path) for name, path in files.items()},
+        }
+        settings = self.project.tasks(model).model_dump() | {"lm-eval": version("lm-eval")}
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("evaluate.tasks", settings, made_from, engine=engine)

@@ -1,0 +1,123 @@
+"""The start of a run: what the rules need of Snakemake and of the machine, in one place.
+
+Imports little: a PYTHONPATH that brings other packages is refused before any of them is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quantmill import environment, machine
+from quantmill.flow.rules import memory_of, refusing, spec_of
+
+if TYPE_CHECKING:
+    from quantmill.flow.card_specs import CardSpecs
+    from quantmill.flow.inputs import Inputs
+    from quantmill.flow.logs import Logs
+    from quantmill.flow.project import Project
+    from quantmill.flow.specs import Specs
+    from quantmill.flow.targets import Targets
+
+
+class Flow(NamedTuple):
+    """What the rules are made with."""
+
+    project: Project
+    inputs: Inputs
+    targets: Targets
+    specs: Specs
+    card_specs: CardSpecs
+    logs: Logs
+    cores: int
+    spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
+    memory: Callable[[float, int], Callable[[Any], int]]
+    imatrix_memory: Callable[[Any], int]
+
+
+def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], list[str]]) -> Flow:
+    """Check the config and the environment; `workflow`, `config` and `ancient` are Snakemake's.
+
+    Bad input ends the run with one line.
+    """
+    with refusing():
+        environment.check_python_path(os.getenv("PYTHONPATH", ""))
+
+        from quantmill.flow.card_specs import CardSpecs
+        from quantmill.flow.digests import Digests
+        from quantmill.flow.inputs import Inputs
+        from quantmill.flow.logs import Logs
+        from quantmill.flow.paths import Paths
+        from quantmill.flow.project import Project
+        from quantmill.flow.specs import Specs
+        from quantmill.flow.targets import Targets
+
+        confirmed = _confirmed(workflow, config)
+        project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
+    inputs = Inputs(Paths(project), ancient)
+    targets = Targets(inputs)
+    specs = Specs(Digests(project, local=bool(workflow.local_exec)))
+    os.environ.update(_environment(project))
+    return Flow(
+        project,
+        inputs,
+        targets,
+        specs,
+        CardSpecs(specs, targets),
+        Logs(project.results),
+        _cores(workflow),
+        partial(spec_of, folder=project.specs),
+        partial(memory_of, project.source_files),
+        memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
+    )
+
+
+def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:
+    """Whether `--config confirm=yes` lets `publish` upload.
+
+    It is given anew each time: in a file it is an unknown field.
+    """
+    given = workflow.config_settings.config
+    if "confirm" not in given:
+        return False
+    config.pop("confirm", None)
+    return str(given["confirm"]).lower() in ("yes", "true")
+
+
+def _environment(project: Project) -> dict[str, str]:
+    """The variables that the commands of stages read.
+
+    Stages run in this very interpreter's environment and need no installation.
+    The store reaches them here too: in params, a larger cap or another place
+    would make everything stale. Nor is a check stale where something else is
+    asked of the model: it is the same file.
+    """
+    from quantmill.flow.project import ROOT
+
+    library = str(Path(__file__).parents[2])
+    return environment.of_stages(library) | {
+        "QUANTMILL_STORE": str(project.store),
+        "QUANTMILL_SPECS": str(project.specs),
+        "QUANTMILL_CONVERTER": os.getenv("QUANTMILL_CONVERTER") or str(ROOT / ".converter"),
+        "QUANTMILL_STORE_MAX": str(project.config.store.max_bytes),
+        "QUANTMILL_ASKED": json.dumps({"file": project.file, "models": project.unchecked}),
+    }
+
+
+def _cores(workflow: Any) -> int:
+    """The cores that a stage gets: all of them, one native stage at a time.
+
+    A measured speed must not be shared, and the kernels' threads would only
+    fight. Never part of a spec. Snakemake's `all` knows affinity, but no
+    cgroup's quota: on more threads than that ggml's would wait for each other.
+    """
+    given = workflow.resource_settings.cores
+    if not given:  # jobs run on a cluster's nodes
+        return os.cpu_count() or 1
+    cores = min(int(given), machine.cores())
+    workflow.register_resource("_cores", cores)
+    return cores
