@@ -1,0 +1,195 @@
+"""The inputs of rules and the files of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from quantmill.errors import QuantmillError
+from quantmill.flow.project import Project
+
+Flow = Callable[[Project], Any]
+
+
+def plain(files: Any) -> list[str]:
+    """The files whose time counts."""
+    return [file for file in files if type(file) is str]
+
+
+def test_the_source_comes_with_the_report_of_what_made_it(make: Callable[..., Project], flow: Flow) -> None:
+    inputs = flow(make())[0]
+    assert (list(inputs.source("local")), plain(inputs.source("local"))) == (["model.gguf"], [])
+    hub = inputs.source("hub")
+    assert list(hub) == ["results/hub/source/model.gguf", "results/hub/source/model.gguf.json"]
+    assert plain(hub) == ["results/hub/source/model.gguf.json"]
+    converted = inputs.source("checkpoint")
+    assert plain(converted) == ["results/checkpoint/source/checkpoint.gguf.json"]
+
+
+def test_large_files_are_ancient_and_their_reports_are_not(make: Callable[..., Project], flow: Flow) -> None:
+    inputs = flow(make())[0]
+    pairs = [
+        (inputs.calibration_corpus("local"), inputs.calibration_report("local")),
+        (inputs.tuning_corpus("local"), inputs.tuning_report("local")),
+        (inputs.kld_corpus("local"), inputs.kld_report("local")),
+        (inputs.perplexity_corpus("local"), inputs.perplexity_report("local")),
+        (inputs.corpora_before("local", "held-out"), inputs.reports_before("local", "held-out")),
+        (inputs.imatrix("local"), inputs.imatrix_report("local")),
+        (inputs.ranking_imatrix("local", "ranked"), inputs.ranking_imatrix_report("local", "ranked")),
+        (inputs.ranking_sensitivity("local", "ranked"), inputs.ranking_sensitivity_report("local", "ranked")),
+        (inputs.gguf("local", "plain"), [inputs.facts("local", "plain")]),
+        (inputs.ggufs("local"), inputs.gguf_reports("local")),
+    ]
+    for large, reports in pairs:
+        assert large and len(large) == len(reports)
+        assert plain(large) == [] and plain(reports) == reports
+        assert [file.rpartition(".")[0] for file in large] == [file.rpartition(".")[0] for file in reports]
+    users = [
+        inputs.texts("held-out"),
+        inputs.published_imatrix("imported"),
+        inputs.published_sensitivity("imported"),
+        inputs.published_curve("imported"),
+        inputs.template("local", "plain"),
+        inputs.published_recipe("local", "lines"),
+        inputs.scores("local", "ranked"),
+        inputs.server("local"),
+        inputs.problems("local"),
+        inputs.tasks("local"),
+        inputs.checkpoint_config("checkpoint"),
+        inputs.checkpoint_files("checkpoint"),
+    ]
+    assert all(users) and not any(map(plain, users))
+
+
+def test_what_a_recipe_does_not_use_is_no_input(make: Callable[..., Project], flow: Flow) -> None:
+    inputs = flow(make())[0]
+    for method in (
+        "published_recipe",
+        "scores",
+        "ranking_imatrix",
+        "ranking_sensitivity_report",
+        "allocation",
+    ):
+        assert getattr(inputs, method)("local", "plain") == []
+    assert inputs.allocation("local", "sized") == ["results/local/recipes/sized.json"]
+    assert inputs.imatrix("hub") == inputs.imatrix_report("hub") == inputs.server("hub") == []
+    assert inputs.corpora_before("local", "calibration") == []
+
+
+def test_a_size_is_checked_before_the_sensitivity_is_measured(
+    make: Callable[..., Project], flow: Flow
+) -> None:
+    inputs = flow(make())[0]
+    assert inputs.feasibility("local", "sized") == ["results/local/reach/sized.json"]
+    assert inputs.feasibility("imported", "imported-fit") == []
+
+
+def test_the_source_is_measured_first_and_the_divergence_before_the_perplexity(
+    make: Callable[..., Project], flow: Flow
+) -> None:
+    inputs = flow(make())[0]
+    assert inputs.noise_floor("local", "plain") == ["results/local/bench/source/kld.json"]
+    assert inputs.noise_floor("local", "source") == []
+    assert inputs.divergence("local", "plain") == ["results/local/bench/plain/kld.json"]
+    assert flow(make(("bench.kld", None)))[0].divergence("local", "plain") == []
+    other = flow(
+        make(("corpora.more", {"sources": [{"name": "x", "path": "other"}]}), ("bench.kld.corpus", "more"))
+    )
+    assert other[0].divergence("local", "plain") == []
+
+
+def test_a_split_file_is_a_folder(make: Callable[..., Project], flow: Flow) -> None:
+    inputs = flow(make(("recipes.0.split", {"max": "1 MB"})))[0]
+    assert inputs.gguf("local", "plain") == ["results/local/gguf/local-plain"]
+    assert inputs.gguf("local", "lines") == ["results/local/gguf/local-lines.gguf"]
+
+
+def test_what_is_compared_with(make: Callable[..., Project], flow: Flow) -> None:
+    others = [
+        {"name": "table", "csv": "figures.csv", "source": "there"},
+        {"name": "results", "results": "measured"},
+        {"name": "here", "model": "hub"},
+    ]
+    inputs = flow(make(("models.local.card.same_size", others), ("models.hub.bench", {"speed": {}})))[0]
+    assert inputs.compared("local") == [
+        "figures.csv",
+        "measured/bench/Q4/kld.json",
+        "measured/gguf/measured-Q4.json",
+        "results/hub/gguf/hub-Q8_0.json",
+        "results/hub/bench/Q8_0/speed.json",
+    ]
+
+
+def test_every_target_asks_for_existing_rules_files(make: Callable[..., Project], flow: Flow) -> None:
+    targets = flow(make())[1]
+    everything = set(targets.all())
+    for name in ("cards", "quants", "plans", "checkpoints", "imatrices", "sensitivities", "published"):
+        files = getattr(targets, name)()
+        assert files and set(files) <= everything, name
+    assert len(everything) == len(targets.all())
+    assert targets.imatrices()[:4] == [
+        "results/local/check.json",
+        "results/hub/check.json",
+        "results/packaged/check.json",
+        "results/checkpoint/check.json",
+    ]
+
+
+def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> None:
+    project = make(("models.packaged.bench", {"speed": {}, "humaneval": {"problems": "problems.jsonl"}}))
+    results = flow(project)[1].results("packaged")
+    assert [file.removeprefix("results/packaged/") for file in results] == [
+        "check.json",
+        "manifest.tsv",
+        "model.json",
+        "recipes/Q8_0.yaml",
+        "plans/Q8_0.tsv",
+        "plans/Q8_0.json",
+        "memory.json",
+        "gguf/packaged-Q8_0.json",
+        "gguf/packaged-Q8_0.gguf",
+        "bench/source/speed.json",
+        "bench/source/humaneval.json",
+        "bench/Q8_0/speed.json",
+        "bench/Q8_0/humaneval.json",
+        "bench/source/humaneval.jsonl",
+        "bench/Q8_0/humaneval.jsonl",
+        "card/README.md",
+        "card/index.html",
+        "card/withheld.json",
+        "card/plots/bits.svg",
+        "card/plots/bits-dark.svg",
+        "card/plots/size.svg",
+        "card/plots/size-dark.svg",
+    ]
+
+
+def test_a_converted_source_is_a_result_where_it_is_kept(make: Callable[..., Project], flow: Flow) -> None:
+    source = "results/checkpoint/source/checkpoint.gguf"
+    assert source in flow(make())[1].results("checkpoint")
+    assert source not in flow(make(("models.checkpoint.source.keep", False)))[1].results("checkpoint")
+
+
+def test_the_exports_of_a_checkpoint(make: Callable[..., Project], flow: Flow) -> None:
+    folder = "results/checkpoint/checkpoint/checkpoint-nvfp4"
+    files = [f"{folder}/config.json", f"{folder}/README.md", f"{folder}.json"]
+    assert flow(make())[1].checkpoints() == ["results/checkpoint/activations.json", *files]
+    assert flow(make(("models.checkpoint.recipes.1.scheme", "W4A16")))[1].checkpoints() == files
+
+
+def test_what_generates_needs_llama_cpp(make: Callable[..., Project], flow: Flow) -> None:
+    _, targets, specs, _ = flow(
+        make(("models.local.recipes", [{"name": "k", "template": "ik", "base": "IQ4_K"}]))
+    )
+    measured = [file.removeprefix("results/local/bench/") for file in targets.measured("local")]
+    assert [file for file in measured if "humaneval" in file] == ["source/humaneval.json"]
+    assert "k/kld.json" in measured and "source-ik/speed.json" in measured
+    with pytest.raises(QuantmillError, match="k of local is of engine ik, in which nothing generates"):
+        specs.humaneval("local", "k")
+
+
+def test_publishing_needs_a_repository(make: Callable[..., Project], flow: Flow) -> None:
+    with pytest.raises(QuantmillError, match="no repository to publish in; add publish: "):
+        flow(make(("publish", {})))[3].publish()
