@@ -89,6 +89,6 @@ rule allocate_recipe:
     shell:
         stage(
             "budget.allocate",
-            "--model {input.model[0]:q} --damages {input.sensitivity:q} --out {output.recipe:q}"
+            "--model {input.model[0]:q} --sensitivity {input.sensitivity:q} --out {output.recipe:q}"
             " --report {output.report:q}",
         )
