@@ -24,7 +24,7 @@ from quantmill.budget.candidates import HARMONIZE, Settings, groups
 from quantmill.files import read_table
 from quantmill.formats.ggufio import padded
 from quantmill.formats.plan import PlanRow
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.formats.types import known, tensor_bytes
 from quantmill.model.roles import layer_of, role_of
 from quantmill.sensitivity import imported
@@ -42,7 +42,7 @@ def allocate_row(bench: Bench) -> Iterable[Row]:
     for row in tensors:
         gain = draw.lognormvariate(-7, 1)
         damages += [
-            Damage(row.name, row.role, row.layer, row.shape, kind, tensor_bytes(kind, row.shape),
+            SensitivityRow(row.name, row.role, row.layer, row.shape, kind, tensor_bytes(kind, row.shape),
                    kld=gain * 4 ** (3 - known(kind).bits) * draw.lognormvariate(0, 0.2))
             for kind in POOL
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Damages of the tiny models: made up, the same every time."""
+"""Sensitivities of the tiny models: made up, the same every time."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ import random
 from pathlib import Path
 
 from quantmill.formats.ggufio import Header
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.formats.types import fallback, known, tensor_bytes
 from quantmill.model.roles import layer_of, role_of
 
 DATA = Path(__file__).parent / "data"
-POOL = ("q2_K", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
+CANDIDATES = ("q2_K", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
 NEVER = ("norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")
 
 
-def damages_of(header: Header, seed: int = 1, pool: tuple[str, ...] = POOL) -> list[Damage]:
-    """A row a tensor and type: less damage with more bits, as a rule."""
+def sensitivity_of(
+    header: Header, seed: int = 1, types: tuple[str, ...] = CANDIDATES
+) -> list[SensitivityRow]:
+    """A row for each tensor and type: with more bits less divergence, as a rule."""
     draw = random.Random(seed)
     rows = []
     for tensor in header.tensors:
         if len(tensor.shape) < 2 or role_of(tensor.name) in NEVER:
             continue
         gain = draw.lognormvariate(-6, 1)
-        for kind in dict.fromkeys(fallback(kind, tensor.shape[0]) for kind in pool):
+        for kind in dict.fromkeys(fallback(kind, tensor.shape[0]) for kind in types):
             kld = gain * 4 ** (2 - known(kind).bits) * draw.lognormvariate(0, 0.3)
-            rows.append(Damage(
-                tensor.name, role_of(tensor.name), layer_of(tensor.name), tensor.shape, kind,
-                tensor_bytes(kind, tensor.shape), kld * 3, 0.0, kld, kld / 10,
-                draw.choice(("measured", "predicted")),
-            ))  # fmt: skip
+            rows.append(
+                SensitivityRow(
+                    name=tensor.name,
+                    role=role_of(tensor.name),
+                    layer=layer_of(tensor.name),
+                    shape=tensor.shape,
+                    type=kind,
+                    bytes=tensor_bytes(kind, tensor.shape),
+                    error=kld * 3,
+                    error_se=0.0,
+                    kld=kld,
+                    se=kld / 10,
+                    how=draw.choice(("measured", "predicted")),
+                )
+            )
     return rows

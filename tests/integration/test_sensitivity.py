@@ -27,7 +27,7 @@ from quantmill.files import writing
 from quantmill.formats import ggufio
 from quantmill.formats.chunks import Chunk, write_chunks
 from quantmill.formats.imatrix import read_gguf
-from quantmill.formats.sensitivity import read_damages
+from quantmill.formats.sensitivity import read_sensitivity
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
@@ -54,8 +54,11 @@ class Bench:
             write_chunks(file, [Chunk("text", row, []) for row in self.chunks])
         words = ["--spec", spec.make("model.manifest", {}, {}), "--model", model]
         words += ["--manifest", folder / "m.tsv", "--facts", folder / "m.json"]
-        subprocess.run([sys.executable, "-m", "quantmill.model.manifest", *map(str, words)], check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "quantmill.model.manifest", *map(str, words)],
+            check=True,
+            capture_output=True,
+        )
         self.source = Source(model, folder / "m.tsv")
 
     def command(self, types: list[str], minutes: float = 60, imatrix: bool = True) -> list[str]:
@@ -73,7 +76,7 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         report = json.loads((self.folder / "s.json").read_text("utf-8"))
-        return read_damages(self.folder / "s.tsv"), report, done.stderr
+        return read_sensitivity(self.folder / "s.tsv"), report, done.stderr
 
     def choices(self, types: list[str]) -> list[Choice]:
         names = frozenset(name for name in self.source.tensors if self._quantizable(name))
@@ -118,7 +121,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def test_a_probe_is_the_divergence_of_a_file_with_that_tensor(llama: Bench, tmp_path: Path) -> None:
     """Of one that differs from the source in the values of a single tensor, in the source's precision."""
-    rows = {(row.name, row.type): row for row in read_damages(llama.folder / "s.tsv")}
+    rows = {(row.name, row.type): row for row in read_sensitivity(llama.folder / "s.tsv")}
     reference = logits(LLAMA, llama.chunks)
     for choice in llama.choices(["iq3_s", "q5_K"])[::9]:
         tensor = llama.source.tensors[choice.name]
@@ -135,7 +138,7 @@ def test_a_probe_is_the_divergence_of_a_file_with_that_tensor(llama: Bench, tmp_
 
 def test_the_native_type_s_own_divergence_is_near(llama: Bench, tmp_path: Path) -> None:
     """A quantized tensor is multiplied by activations that are quantized too, which a probe leaves out."""
-    rows = {(row.name, row.type): row for row in read_damages(llama.folder / "s.tsv")}
+    rows = {(row.name, row.type): row for row in read_sensitivity(llama.folder / "s.tsv")}
     reference = logits(LLAMA, llama.chunks)
     (choice,) = (c for c in llama.choices(["iq3_s"]) if c.name == "blk.1.ffn_down.weight")
     task, header = choice.task, llama.source.header
@@ -159,7 +162,7 @@ def test_the_native_type_s_own_divergence_is_near(llama: Bench, tmp_path: Path) 
 
 def test_every_choice_is_measured_and_the_floor_is_zero(llama: Bench) -> None:
     rows, report = (
-        read_damages(llama.folder / "s.tsv"),
+        read_sensitivity(llama.folder / "s.tsv"),
         json.loads((llama.folder / "s.json").read_text("utf-8")),
     )
     assert {row.how for row in rows} == {"measured"}
@@ -167,8 +170,10 @@ def test_every_choice_is_measured_and_the_floor_is_zero(llama: Bench) -> None:
     assert report["floor"] == {"before": 0.0, "after": 0.0}
     assert report["tokens"] == CHUNKS * (CONTEXT // 2 - 1)
     # what rounded activations add is the larger part where weights cost little
-    share = {kind: np.median([r.estimate / r.kld for r in rows if r.type == kind and r.role == "ffn_down"])
-             for kind in ("iq3_s", "q5_K")}  # fmt: skip
+    share = {
+        kind: np.median([r.estimate / r.kld for r in rows if r.type == kind and r.role == "ffn_down"])
+        for kind in ("iq3_s", "q5_K")
+    }
     assert 1 < share["iq3_s"] < share["q5_K"]
     assert (report["expanded"], report["unused"], report["warnings"]) == (None, [], [])
     assert all(row.kld > 0 and row.se > 0 and 0 < row.error < 1 and row.error_se == 0 for row in rows)
@@ -201,7 +206,7 @@ def test_a_small_budget_is_kept_and_the_rest_predicted(llama: Bench, monkeypatch
     monkeypatch.setattr(sys, "argv", ["measure", *words])
     measure.command.run(measure.parser(), measure.main)
     rows, report = (
-        read_damages(llama.folder / "s.tsv"),
+        read_sensitivity(llama.folder / "s.tsv"),
         json.loads((llama.folder / "s.json").read_text("utf-8")),
     )
     hows = [row.how for row in rows]
@@ -305,8 +310,16 @@ class _Sessions:
 
     def __call__(self, pool: ThreadPoolExecutor, quantizer: Quantizer, names: set[str]) -> Session:
         identity = {"engine": "e", "model": "m"}
-        return Session(self.bench.source, names, self.bench.chunks, identity=identity, quantizer=quantizer,
-                       pool=pool, folder=self.bench.folder, log=Log(self.bench.folder / "log"))  # fmt: skip
+        return Session(
+            self.bench.source,
+            names,
+            self.bench.chunks,
+            identity=identity,
+            quantizer=quantizer,
+            pool=pool,
+            folder=self.bench.folder,
+            log=Log(self.bench.folder / "log"),
+        )
 
 
 def test_a_probe_that_gives_no_number_is_named_and_the_run_goes_on(

@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[Callable[[House], None], str]] = {
         "config.yaml: corpora.calibration.sources[1].path: no such file: two.txt",
     ),
     "a name with `..`": (field(recipes=["../x"]), 'config.yaml: recipes[0]: "../x" is not allowed'),
-    "a pool with a type that the engine lacks": (
+    "a candidate type that the engine lacks": (
         lambda house: house.configure(lambda c: c["sensitivity"].update(types=["q4_K", "iq4_ks"])),
         "config.yaml: field sensitivity.types[1]: ",
     ),
@@ -384,7 +384,7 @@ BEFORE_PROBES: dict[str, tuple[Callable[[House], None], str]] = {
     ),
     "a type that will not be measured": (
         lambda house: _fitted(house, bpw=6, types=["q5_K", "q8_0"]),
-        "recipe fit.types: nothing is known of the type q5_K; leave it out, or add it",
+        "recipe fit.types: the type q5_K has no sensitivities; leave it out, or add it",
     ),
     "held-out text that is tuned on": (
         lambda house: (house.folder / "three.txt").write_text(

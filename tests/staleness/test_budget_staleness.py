@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from budget_data import POOL
+from budget_data import CANDIDATES
 from house import House
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.types import known
@@ -49,7 +49,7 @@ def swapped(house: House) -> None:
 CASES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (with_(lambda config: None), set()),
     "another budget": (fit(bpw=5.5), FIT | CARD),
-    "another pool": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
+    "other candidate types": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
     "a pin": (fit(pin=[{"role": "output", "type": "q8_0"}]), FIT | CARD),
     "the acceptance test": (fit(acceptance_test=False), CARD),
     "another sensitivity": (swapped, IMPORTED | FIT | CARD),
@@ -80,7 +80,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> House:
     (house.folder / "kld_results.csv").write_text(
         f"QTYPE,{','.join(names)}\nq2_K,{values}\n", encoding="utf-8"
     )
-    points = "".join(f"{kind},{4 ** (2 - known(kind).bits):.6f}\n" for kind in POOL)
+    points = "".join(f"{kind},{4 ** (2 - known(kind).bits):.6f}\n" for kind in CANDIDATES)
     (house.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
     house.configure(settled)
     due = house.due()

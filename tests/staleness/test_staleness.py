@@ -195,7 +195,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         append("four.txt", "\n\nOne more paragraph."),
         TUNING | SENSITIVITY | HELD_OUT | KLDS | PERPLEXITIES | CARD,
     ),
-    "a deleted table of damages": (delete("sensitivity.tsv"), SENSITIVITY | CARD),
+    "a deleted table of sensitivities": (delete("sensitivity.tsv"), SENSITIVITY | CARD),
     "the seed of the held-out corpus": (
         section("corpora", "held-out", seed=2),
         HELD_OUT | KLDS | PERPLEXITIES | CARD,

@@ -29,9 +29,19 @@ def config() -> Callable[..., dict[str, Any]]:
 
     def make(budget: dict[str, Any], **fields: Any) -> dict[str, Any]:
         return {
-            "recipe": "fit", "budget": budget, "types": None, "harmonize": None, "pin": [], "at_least": {},
-            "at_most": {}, "engine": "mainline", "damage": "kld", "refit": [], "use_imatrix": "optional",
-            "imatrix": {"file": "tiny-imatrix.gguf", "dataset": "calibration", "chunks": 4}, **fields,
-        }  # fmt: skip
+            "recipe": "fit",
+            "budget": budget,
+            "types": None,
+            "harmonize": None,
+            "pin": [],
+            "at_least": {},
+            "at_most": {},
+            "engine": "mainline",
+            "damage": "kld",
+            "refit": [],
+            "use_imatrix": "optional",
+            "imatrix": {"file": "tiny-imatrix.gguf", "dataset": "calibration", "chunks": 4},
+            **fields,
+        }
 
     return make

@@ -1,4 +1,4 @@
-"""What a budget can reach is told from the header alone, and is what the allocation reaches."""
+"""The range of sizes follows from the header alone, and is that of the allocation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from budget_data import DATA, POOL, damages_of
+from budget_data import CANDIDATES, DATA, sensitivity_of
 from quantmill.budget import feasibility
-from quantmill.budget.allocate import fit
+from quantmill.budget.allocate import size_targeted
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.formats.ggufio import Header
@@ -20,7 +20,7 @@ from quantmill.progress import Log
 Config = Callable[..., dict[str, Any]]
 
 
-def told(config: dict[str, Any], folder: Path, model: str = "llama") -> dict[str, Any]:
+def stage_report(config: dict[str, Any], folder: Path, model: str = "llama") -> dict[str, Any]:
     """What the stage writes."""
     args = argparse.Namespace(
         spec={"config": config}, model=DATA / f"tiny-{model}.gguf", out=folder / "r.json"
@@ -31,32 +31,36 @@ def told(config: dict[str, Any], folder: Path, model: str = "llama") -> dict[str
 
 @pytest.mark.parametrize("imatrix", [True, False])
 @pytest.mark.parametrize("model", ["llama", "moe"])
-def test_it_is_what_the_allocation_reaches(
+def test_it_is_the_range_of_the_allocation(
     model: str, imatrix: bool, config: Config, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     header: Header = request.getfixturevalue(model)
-    asked = config(
-        {"bpw": 5.0}, at_least={"attn_v" if model == "llama" else "attn_qkv": "q4_K"},
+    spec = config(
+        {"bpw": 5.0},
+        at_least={"attn_v" if model == "llama" else "attn_qkv": "q4_K"},
         pin=[{"role": "token_embd", "type": "q6_K"}],
-    )  # fmt: skip
-    asked |= {} if imatrix else {"imatrix": None}
-    pool = ("iq2_s", *POOL)
-    found = told(asked | {"measured": list(pool)}, tmp_path, model)
-    report = fit(header, damages_of(header, pool=pool), asked)[1]
-    assert (found["least_bytes"], found["most_bytes"]) == (report["least_bytes"], report["most_bytes"])
-    assert found["budget_bytes"] == report["budget"]["bytes"]
-    for size, refused in ((found["least_bytes"], False), (found["least_bytes"] - 1, True)):
-        asked["budget"] = {"size": size}
+    )
+    spec |= {} if imatrix else {"imatrix": None}
+    types = ("iq2_s", *CANDIDATES)
+    report = stage_report(spec | {"measured": list(types)}, tmp_path, model)
+    allocation = size_targeted(header, sensitivity_of(header, types=types), spec)[1]
+    assert (report["least_bytes"], report["most_bytes"]) == (
+        allocation["least_bytes"],
+        allocation["most_bytes"],
+    )
+    assert report["budget_bytes"] == allocation["budget"]["bytes"]
+    for size, refused in ((report["least_bytes"], False), (report["least_bytes"] - 1, True)):
+        spec["budget"] = {"size": size}
         if refused:
             with pytest.raises(QuantmillError, match="cannot be reached"):
-                told(asked | {"measured": list(pool)}, tmp_path, model)
+                stage_report(spec | {"measured": list(types)}, tmp_path, model)
         else:
-            assert told(asked | {"measured": list(pool)}, tmp_path, model)["least_bytes"] == size
+            assert stage_report(spec | {"measured": list(types)}, tmp_path, model)["least_bytes"] == size
 
 
-def test_the_damage_that_is_added_up_does_not_matter(config: Config, tmp_path: Path) -> None:
+def test_the_objective_does_not_matter(config: Config, tmp_path: Path) -> None:
     by_kld, by_error = (
-        told(config({"bpw": 5.0}, damage=damage, measured=["q4_K", "q8_0"]), tmp_path)
-        for damage in ("kld", "error")
+        stage_report(config({"bpw": 5.0}, damage=objective, measured=["q4_K", "q8_0"]), tmp_path)
+        for objective in ("kld", "error")
     )
     assert by_kld == by_error

@@ -45,15 +45,20 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
     ]
     values = [round(0.001 * (1 + number * 7 % 11), 3) for number in range(len(names))]
     values[3] = 404.0
-    (tmp_path / "results.csv").write_text(RESULTS.format(
-        names=",".join(names), values=",".join(map(str, values)),
-        finer=",".join(str(value if value == 404 else round(value / 8, 6)) for value in values),
-    ), encoding="utf-8")  # fmt: skip
+    (tmp_path / "results.csv").write_text(
+        RESULTS.format(
+            names=",".join(names),
+            values=",".join(map(str, values)),
+            finer=",".join(str(value if value == 404 else round(value / 8, 6)) for value in values),
+        ),
+        encoding="utf-8",
+    )
     (tmp_path / "curve.csv").write_text(CURVE, encoding="utf-8")
     fields = {"pin": [{"role": "token_embd", "type": "q6_K"}], "at_least": {"attn_v": "q5_K"}}
     stages: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         "budget.imported": (
-            {}, ["--results", "results.csv", "--curve", "curve.csv", "--out", "s.tsv", "--report", "s.json"],
+            {},
+            ["--results", "results.csv", "--curve", "curve.csv", "--out", "s.tsv", "--report", "s.json"],
             ["s.tsv", "s.json"],
         ),
         "budget.reach": (
@@ -63,10 +68,10 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
         ),
         "budget.allocate": (
             config({"bpw": 4.5}, **fields),
-            ["--damages", "s.tsv", "--out", "r.yaml", "--report", "r.json"],
+            ["--sensitivity", "s.tsv", "--out", "r.yaml", "--report", "r.json"],
             ["r.yaml", "r.json"],
         ),
-    }  # fmt: skip
+    }
     digests = {}
     for stage, (settings, options, outputs) in stages.items():
         model = DATA / "tiny-llama.gguf"

@@ -12,23 +12,21 @@ from quantmill.errors import QuantmillError
 
 
 def problem(seed: int) -> tuple[list[list[int]], list[list[float]], int]:
-    """A few groups whose larger choices may do more damage, or less than none."""
+    """A few groups whose larger choices may cost more, or less than nothing."""
     draw = random.Random(seed)
     groups = draw.randint(1, 6)
     counts = [draw.randint(1, 5) for _ in range(groups)]
     sizes = [[32 * draw.randint(1, 40) for _ in range(n)] for n in counts]
-    damages = [
-        [draw.choice([0.0, draw.gauss(0.5, 0.4), draw.random() ** 8]) for _ in range(n)] for n in counts
-    ]
+    costs = [[draw.choice([0.0, draw.gauss(0.5, 0.4), draw.random() ** 8]) for _ in range(n)] for n in counts]
     least, most = sum(map(min, sizes)), sum(map(max, sizes))
-    return sizes, damages, draw.randint(least, most)
+    return sizes, costs, draw.randint(least, most)
 
 
-def best(sizes: list[list[int]], damages: list[list[float]], capacity: int) -> float:
-    """The least damage of all assignments that fit."""
+def best(sizes: list[list[int]], costs: list[list[float]], capacity: int) -> float:
+    """The least cost of all assignments that fit."""
     every = itertools.product(*(range(len(group)) for group in sizes))
     fitting = (
-        sum(d[c] for d, c in zip(damages, chosen, strict=True))
+        sum(d[c] for d, c in zip(costs, chosen, strict=True))
         for chosen in every
         if sum(s[c] for s, c in zip(sizes, chosen, strict=True)) <= capacity
     )
@@ -37,12 +35,12 @@ def best(sizes: list[list[int]], damages: list[list[float]], capacity: int) -> f
 
 @pytest.mark.parametrize("seed", range(60))
 def test_no_assignment_is_better(seed: int) -> None:
-    sizes, damages, capacity = problem(seed)
-    found = solve(sizes, damages, capacity)
-    assert found.size == sum(group[c] for group, c in zip(sizes, found.picks, strict=True)) <= capacity
-    assert found.damage == pytest.approx(best(sizes, damages, capacity), rel=1e-9, abs=1e-12)
-    assert found.bound <= found.damage
-    assert found.gap < 1e-9
+    sizes, costs, capacity = problem(seed)
+    solution = solve(sizes, costs, capacity)
+    assert solution.size == sum(group[c] for group, c in zip(sizes, solution.picks, strict=True)) <= capacity
+    assert solution.cost == pytest.approx(best(sizes, costs, capacity), rel=1e-9, abs=1e-12)
+    assert solution.bound <= solution.cost
+    assert solution.gap < 1e-9
 
 
 def test_large_sizes_are_added_up_in_integers() -> None:
@@ -54,8 +52,8 @@ def test_large_sizes_are_added_up_in_integers() -> None:
 
 
 def test_groups_that_are_alike_are_filled_in_order() -> None:
-    sizes, damages = [[32, 64]] * 5, [[2.0, 1.0]] * 5
-    assert solve(sizes, damages, 32 * 8).picks == (1, 1, 1, 0, 0)
+    sizes, costs = [[32, 64]] * 5, [[2.0, 1.0]] * 5
+    assert solve(sizes, costs, 32 * 8).picks == (1, 1, 1, 0, 0)
 
 
 def test_among_equal_choices_the_first_is_taken() -> None:
@@ -66,19 +64,19 @@ def test_among_equal_choices_the_first_is_taken() -> None:
 def test_the_same_input_gives_the_same_picks() -> None:
     draw = random.Random(7)
     sizes = [[64 * draw.randint(1, 99) for _ in range(6)] for _ in range(60)]
-    damages = [[round(draw.random(), 2) for _ in range(6)] for _ in range(60)]
+    costs = [[round(draw.random(), 2) for _ in range(6)] for _ in range(60)]
     capacity = sum(map(min, sizes)) * 2
-    assert len({solve(sizes, damages, capacity).picks for _ in range(3)}) == 1
+    assert len({solve(sizes, costs, capacity).picks for _ in range(3)}) == 1
 
 
-def test_a_larger_choice_that_does_more_damage_is_never_taken() -> None:
+def test_a_larger_choice_that_costs_more_is_never_taken() -> None:
     assert solve([[32, 64, 96]], [[0.3, 0.5, 0.2]], 64).picks == (0,)
 
 
-def test_damage_of_noise_may_be_negative() -> None:
-    found = solve([[32, 64], [32, 64]], [[-1e-6, -2e-6], [1e-3, 1e-4]], 96)
-    assert found.picks == (0, 1)
-    assert found.damage == pytest.approx(9.9e-5)
+def test_a_cost_of_noise_may_be_negative() -> None:
+    solution = solve([[32, 64], [32, 64]], [[-1e-6, -2e-6], [1e-3, 1e-4]], 96)
+    assert solution.picks == (0, 1)
+    assert solution.cost == pytest.approx(9.9e-5)
 
 
 def test_the_least_must_fit() -> None:
@@ -86,12 +84,12 @@ def test_the_least_must_fit() -> None:
         solve([[32, 64], [64]], [[1.0, 0.0], [0.0]], 95)
 
 
-def test_of_one_size_the_one_of_least_damage_is_kept() -> None:
+def test_of_one_size_the_one_of_least_cost_is_kept() -> None:
     assert undominated([32, 32, 64], [2.0, 1.0, 1.5]) == [1]
 
 
 class Solver:
-    """The solver with its answers changed: `weights` what it is told they are, `low` what its bound lacks."""
+    """The solver with its answers changed: `weights` scales its weights, `low` lowers its bound."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: float = 1.0, low: float = 0.0) -> None:
         self.calls, self._run = 0, knapsack._run
@@ -107,20 +105,20 @@ class Solver:
 
 
 def test_a_solver_that_overshoots_is_asked_again_with_less_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, damages = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
+    sizes, costs = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
     solver = Solver(monkeypatch, weights=0.6)
-    found = solve(sizes, damages, 128)
+    solution = solve(sizes, costs, 128)
     assert solver.calls > 1
-    assert found.size <= 128 and found.bound <= found.damage
+    assert solution.size <= 128 and solution.bound <= solution.cost
     monkeypatch.setattr(solver, "weights", 0.0)  # as if nothing had a size
     with pytest.raises(QuantmillError, match="overshoots 128 bytes again and again; take another size"):
-        solve(sizes, damages, 128)
+        solve(sizes, costs, 128)
 
 
 def test_the_bound_is_the_solvers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, damages = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
-    assert solve(sizes, damages, 128).gap == pytest.approx(0.0, abs=1e-9)
+    sizes, costs = [[32, 64, 96], [32, 64, 96]], [[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
+    assert solve(sizes, costs, 128).gap == pytest.approx(0.0, abs=1e-9)
     Solver(monkeypatch, low=0.1)
-    found = solve(sizes, damages, 128)
-    assert found.damage == 2.0 and found.bound < 1.95
-    assert found.gap == pytest.approx((found.damage - found.bound) / found.damage)
+    solution = solve(sizes, costs, 128)
+    assert solution.cost == 2.0 and solution.bound < 1.95
+    assert solution.gap == pytest.approx((solution.cost - solution.bound) / solution.cost)

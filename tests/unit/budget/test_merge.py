@@ -30,12 +30,12 @@ def rows(header: Header) -> list[PlanRow]:
     ]
 
 
-def decided(header: Header, said: list[Rule]) -> dict[str, str]:
+def decided(header: Header, made: list[Rule]) -> dict[str, str]:
     """What the recipe language makes of the rules, written to YAML and read again."""
-    text = rules.dump(Recipe("mainline", presets.resolve("q8_0"), "optional", tuple(said)))
+    text = rules.dump(Recipe("mainline", presets.resolve("q8_0"), "optional", tuple(made)))
     quantizable = frozenset(row.name for row in rows(header))
-    found = rules.assign(rules.parse(text, "test"), header, quantizable, "test")
-    return {name: rule.type for name, rule in found.items()}
+    by_name = rules.assign(rules.parse(text, "test"), header, quantizable, "test")
+    return {name: rule.type for name, rule in by_name.items()}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -51,18 +51,18 @@ def test_pinned_tensors_come_first_and_need_no_other_rule(header: Header) -> Non
     tensors = rows(header)
     pins = [Rule(1, "q8_0", ("ffn_down",), layers=(0, 5), why="pinned")]
     types = {row.name: "q8_0" if pins[0].matches(row.name) else "q4_K" for row in tensors}
-    said = merged([row for row in tensors if not pins[0].matches(row.name)], types, pins)
-    assert said[0].why == "pinned" and len(said) == 2
-    assert decided(header, said) == types
+    made = merged([row for row in tensors if not pins[0].matches(row.name)], types, pins)
+    assert made[0].why == "pinned" and len(made) == 2
+    assert decided(header, made) == types
 
 
 def test_rules_are_few_and_shared(header: Header) -> None:
     tensors = rows(header)
     odd = {"ffn_gate", "ffn_up"}
     types = {row.name: "q6_K" if row.role in odd and row.layer in (1, 3) else "q4_K" for row in tensors}
-    said = merged(tensors, types)
-    assert (said[0].type, set(said[0].roles), said[0].layers) == ("q6_K", odd, (1, 3))
-    assert len(said) == 2
+    made = merged(tensors, types)
+    assert (made[0].type, set(made[0].roles), made[0].layers) == ("q6_K", odd, (1, 3))
+    assert len(made) == 2
 
 
 def test_several_tensors_of_a_role_in_a_layer_are_named() -> None:
@@ -70,9 +70,9 @@ def test_several_tensors_of_a_role_in_a_layer_are_named() -> None:
         PlanRow(f"blk.0.ffn_up.{i}.weight", "ffn_up", 0, (256, 256), "f16", "f16", 0, "") for i in range(3)
     ] + [PlanRow("blk.0.strange.weight", "strange", 0, (256, 256), "f16", "f16", 0, "")]
     types = dict(zip((row.name for row in tensors), ("q4_K", "q6_K", "q4_K", "q8_0"), strict=True))
-    said = merged(tensors, types)
-    found = {row.name: next(rule.type for rule in said if rule.matches(row.name)) for row in tensors}
-    assert found == types
+    made = merged(tensors, types)
+    chosen = {row.name: next(rule.type for rule in made if rule.matches(row.name)) for row in tensors}
+    assert chosen == types
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,7 +82,7 @@ def test_lines_equal_the_allocation_in_any_order(header: Header, seed: int) -> N
     lines = [line.rsplit("=", 1) for line in as_lines(types)]
     draw.shuffle(lines)
     for name, kind in types.items():
-        assert [found for pattern, found in lines if re.search(pattern, name)] == [kind]
+        assert [matched for pattern, matched in lines if re.search(pattern, name)] == [kind]
 
 
 def test_a_line_names_its_layers() -> None:

@@ -87,12 +87,19 @@ PUBLISHED: list[tuple[str, str, str, dict[str, Any], float, float]] = [
     ("qwen35moe", "apex", "I-Balanced", {}, 23.60, GIB),
     ("qwen35moe", "apex", "Compact", {}, 15.40, GIB),
     ("qwen35moe", "apex", "I-Compact", {}, 15.40, GIB),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("model", "template", "name", "parameters", "size", "unit"), PUBLISHED)
-def test_a_published_size(headers: dict[str, Header], model: str, template: str, name: str,
-                          parameters: dict[str, Any], size: float, unit: float) -> None:  # fmt: skip
+def test_a_published_size(
+    headers: dict[str, Header],
+    model: str,
+    template: str,
+    name: str,
+    parameters: dict[str, Any],
+    size: float,
+    unit: float,
+) -> None:
     found = planned(headers[model], template, name, **parameters)
     assert found["file_bytes"] == pytest.approx(size * unit, rel=0.005)
 
@@ -169,16 +176,46 @@ def test_the_table_of_the_documentation_is_what_is_planned(headers: dict[str, He
 
 
 TIERS = (
-    "BF16", "Q8_0", "Q6_K_L", "Q6_K", "Q5_K_L", "Q5_K_M", "Q5_K_S", "Q4_K_L", "Q4_1", "Q4_K_M", "Q4_K_S",
-    "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "IQ3_M", "Q3_K_S", "IQ3_XS", "IQ3_XXS",
-    "Q2_K_L", "Q2_K", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M",
-)  # fmt: skip
+    "BF16",
+    "Q8_0",
+    "Q6_K_L",
+    "Q6_K",
+    "Q5_K_L",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q4_K_L",
+    "Q4_1",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q4_0",
+    "IQ4_NL",
+    "IQ4_XS",
+    "Q3_K_XL",
+    "Q3_K_L",
+    "Q3_K_M",
+    "IQ3_M",
+    "Q3_K_S",
+    "IQ3_XS",
+    "IQ3_XXS",
+    "Q2_K_L",
+    "Q2_K",
+    "IQ2_M",
+    "IQ2_S",
+    "IQ2_XS",
+    "IQ2_XXS",
+    "IQ1_M",
+)
 
 
 def test_every_tier_of_the_sweep(headers: dict[str, Header]) -> None:
     found = {tier: planned(headers["gemma4"], "preset", tier) for tier in TIERS}
-    for large, base in (("Q6_K_L", "Q6_K"), ("Q5_K_L", "Q5_K_M"), ("Q4_K_L", "Q4_K_M"), ("Q3_K_XL", "Q3_K_L"),
-                        ("Q2_K_L", "Q2_K")):  # fmt: skip
+    for large, base in (
+        ("Q6_K_L", "Q6_K"),
+        ("Q5_K_L", "Q5_K_M"),
+        ("Q4_K_L", "Q4_K_M"),
+        ("Q3_K_XL", "Q3_K_L"),
+        ("Q2_K_L", "Q2_K"),
+    ):
         changed = {name for name, kind in found[large]["rows"].items() if found[base]["rows"][name] != kind}
         assert changed == {"token_embd.weight"}
         assert found[large]["rows"]["token_embd.weight"] == "q8_0"
@@ -226,11 +263,14 @@ def test_more_layers_than_llama_cpp_has_are_refused_with_its_words(tmp_path: Pat
 
 
 CONTRIB = {
-    "CD-Q6_K": ("q8_0", "q6_K", "q5_K", "q8_0"), "CD-Q5_K_M": ("q6_K", "q5_K", "q4_K", "q6_K"),
-    "CD-Q4_K_M": ("q5_K", "q4_K", "q3_K", "q5_K"), "CD-Q3_K_L": ("q4_K", "q3_K", "q3_K", "q5_K"),
-    "CD-Q3_K_M": ("q4_K", "q3_K", "q3_K", "q5_K"), "CD-Q2_K": ("q3_K", "q2_K", "q2_K", "q4_K"),
+    "CD-Q6_K": ("q8_0", "q6_K", "q5_K", "q8_0"),
+    "CD-Q5_K_M": ("q6_K", "q5_K", "q4_K", "q6_K"),
+    "CD-Q4_K_M": ("q5_K", "q4_K", "q3_K", "q5_K"),
+    "CD-Q3_K_L": ("q4_K", "q3_K", "q3_K", "q5_K"),
+    "CD-Q3_K_M": ("q4_K", "q3_K", "q3_K", "q5_K"),
+    "CD-Q2_K": ("q3_K", "q2_K", "q2_K", "q4_K"),
     "CD-IQ4_K_M": ("iq4_nl", "iq4_xs", "q3_K", "q5_K"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONTRIB)
@@ -323,10 +363,15 @@ def test_a_template_that_ranks_layers_needs_importance() -> None:
         render(text, {}, facts(header) | {"recipe": "CD-Q6_K"}, "t")
 
 
-@pytest.mark.parametrize("spell", [
-    "{{ ''.__class__.__mro__ }}", "{{ edges.__globals__ }}", "{{ model.update.__self__.__class__ }}",
-    "{% for x in range(10 ** 9) %}{% endfor %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spell",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ edges.__globals__ }}",
+        "{{ model.update.__self__.__class__ }}",
+        "{% for x in range(10 ** 9) %}{% endfor %}",
+    ],
+)
 def test_what_the_sandbox_forbids_is_refused(spell: str) -> None:
     with pytest.raises(QuantmillError, match=r"^t: template error \((SecurityError|OverflowError): "):
         render(f"base: Q4_0\n# {spell}", {}, facts(read_header(DATA / "tiny-moe.gguf")), "t")

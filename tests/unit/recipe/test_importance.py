@@ -9,7 +9,7 @@ import pytest
 
 from quantmill.errors import QuantmillError
 from quantmill.formats.imatrix import Entry, Imatrix
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.recipe.importance import blend, from_damages, from_imatrix, from_json, ranked
 
 
@@ -18,12 +18,17 @@ def entry(sums: list[list[float]], counts: list[float]) -> Entry:
 
 
 def test_each_expert_counts_by_its_own_count() -> None:
-    imatrix = Imatrix("c", 1, 8, {
-        "blk.0.attn_q.weight": entry([[2.0, 4.0]], [2]),  # 3 a token
-        "blk.0.ffn_up_exps.weight": entry([[10.0, 10.0], [1.0, 1.0], [0.0, 0.0]], [10, 1, 0]),  # 2 and 2
-        "blk.1.attn_q.weight": entry([[8.0, 8.0]], [4]),
-        "output.weight": entry([[99.0, 99.0]], [1]),
-    })  # fmt: skip
+    imatrix = Imatrix(
+        "c",
+        1,
+        8,
+        {
+            "blk.0.attn_q.weight": entry([[2.0, 4.0]], [2]),  # 3 a token
+            "blk.0.ffn_up_exps.weight": entry([[10.0, 10.0], [1.0, 1.0], [0.0, 0.0]], [10, 1, 0]),  # 2 and 2
+            "blk.1.attn_q.weight": entry([[8.0, 8.0]], [4]),
+            "output.weight": entry([[99.0, 99.0]], [1]),
+        },
+    )
     assert from_imatrix(imatrix, [0, 1], "i") == {0: 5.0, 1: 4.0}
     with pytest.raises(QuantmillError, match=r"^i: no importance of layer 2; the imatrix has no entry"):
         from_imatrix(imatrix, [0, 1, 2], "i")
@@ -55,8 +60,8 @@ def test_wrong_scores_are_refused(tmp_path: Path, text: str, message: str) -> No
         from_json(path, [0, 1, 2, 3])
 
 
-def damage(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> Damage:
-    return Damage(f"blk.{layer}.{role}.weight", role, layer, (2, 2), kind, 1, error=error, kld=kld)
+def damage(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> SensitivityRow:
+    return SensitivityRow(f"blk.{layer}.{role}.weight", role, layer, (2, 2), kind, 1, error=error, kld=kld)
 
 
 def test_scores_that_are_no_json_are_the_users_to_correct(tmp_path: Path) -> None:
@@ -66,8 +71,12 @@ def test_scores_that_are_no_json_are_the_users_to_correct(tmp_path: Path) -> Non
 
 
 def test_damages_at_the_types_that_all_tensors_have() -> None:
-    damages = [damage(0, "attn_q", "q4_K", 1.0), damage(0, "attn_q", "q2_K", 100.0),
-               damage(0, "ffn_up", "q4_K", 0.5), damage(1, "attn_q", "q4_K", 4.0)]  # fmt: skip
+    damages = [
+        damage(0, "attn_q", "q4_K", 1.0),
+        damage(0, "attn_q", "q2_K", 100.0),
+        damage(0, "ffn_up", "q4_K", 0.5),
+        damage(1, "attn_q", "q4_K", 4.0),
+    ]
     assert from_damages(damages, [0, 1], "s") == {0: 1.5, 1: 4.0}
     unmeasured = [*damages, damage(2, "attn_q", "q4_K", float("nan"), error=0.25)]
     assert from_damages(unmeasured, [0, 1, 2], "s")[2] == 0.25

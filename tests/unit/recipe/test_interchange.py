@@ -24,10 +24,10 @@ DATA = ROOT / "tests" / "data"
 LLAMA, MOE = DATA / "tiny-llama.gguf", DATA / "tiny-moe.gguf"
 RULES = {
     "mainline": "base: Q4_K_M\nrules: [{role: [ffn_down, ffn_down_exps], layers: [1], type: q8_0},"
-                " {role: [attn_q, attn_qkv], type: iq4_nl}, {role: token_embd, type: bf16}]",
+    " {role: [attn_q, attn_qkv], type: iq4_nl}, {role: token_embd, type: bf16}]",
     "ik": "engine: ik\nbase: iq4_kt\nrules: [{role: output, type: q6_0},"
-          " {role: [ffn_up, ffn_up_exps], type: iq3_k}]",
-}  # fmt: skip
+    " {role: [ffn_up, ffn_up_exps], type: iq3_k}]",
+}
 
 
 def planned(header: Header, text: str) -> list[PlanRow]:

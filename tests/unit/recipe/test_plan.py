@@ -54,8 +54,10 @@ def test_a_preset_is_llama_cpps_own_mixture_with_its_fallbacks(narrow: Path) -> 
     assert rows["blk.0.attn_norm.weight"].reason == "never quantized"
     assert plan.fallbacks["blk.0.attn_q.weight"] == "q4_K"
     assert [row.name for row in plan.rows][:3] == [
-        "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight",
-    ]  # fmt: skip
+        "output_norm.weight",
+        "token_embd.weight",
+        "blk.0.attn_k.weight",
+    ]
 
 
 def test_rules_are_laid_over_the_mixture_and_shift_nothing_else() -> None:
@@ -178,11 +180,31 @@ def test_a_plan_is_executed_by_its_own_engine_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     spec = '{"config":{"imatrix":null},"engine":"x"}'
     done = subprocess.run(
-        [sys.executable, "-m", "quantmill.quantize.write", "--spec", spec, "--model", LLAMA,
-         "--manifest", "m.tsv", "--plan", tmp_path / "p.tsv", "--report", tmp_path / "p.json", "--imatrix",
-         "--gguf", tmp_path / "x.gguf", "--facts", tmp_path / "x.json", "--store", tmp_path / "store"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.quantize.write",
+            "--spec",
+            spec,
+            "--model",
+            LLAMA,
+            "--manifest",
+            "m.tsv",
+            "--plan",
+            tmp_path / "p.tsv",
+            "--report",
+            tmp_path / "p.json",
+            "--imatrix",
+            "--gguf",
+            tmp_path / "x.gguf",
+            "--facts",
+            tmp_path / "x.json",
+            "--store",
+            tmp_path / "store",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the recipe's engine is ik, and its file was to be made by mainline" in done.stderr
     assert not list(tmp_path.glob("x.*"))
@@ -285,10 +307,26 @@ def command(folder: Path, model: Path, text: str, config: dict[str, Any]) -> sub
     recipe, spec = folder / "r.yaml", json.dumps({"config": config})
     recipe.write_text(text, encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "-m", "quantmill.recipe.plan", "--spec", spec, "--model", model, "--recipe", recipe,
-         "--plan", folder / "p.tsv", "--report", folder / "p.json", "--log", folder / "p.log"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.recipe.plan",
+            "--spec",
+            spec,
+            "--model",
+            model,
+            "--recipe",
+            recipe,
+            "--plan",
+            folder / "p.tsv",
+            "--report",
+            folder / "p.json",
+            "--log",
+            folder / "p.log",
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_command(tmp_path: Path, narrow: Path) -> None:

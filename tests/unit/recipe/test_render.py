@@ -105,10 +105,24 @@ def test_errors(template: str, parameters: dict[str, Any], message: str) -> None
 def command(template: Path, out: Path, parameters: str) -> subprocess.CompletedProcess[str]:
     spec = f'{{"config":{{"recipe":"R","parameters":{parameters}}}}}'
     return subprocess.run(
-        [sys.executable, "-m", "quantmill.recipe.render", "--spec", spec, "--model", MOE, "--template",
-         template, "--out", out, "--log", out.with_suffix(".log")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.recipe.render",
+            "--spec",
+            spec,
+            "--model",
+            MOE,
+            "--template",
+            template,
+            "--out",
+            out,
+            "--log",
+            out.with_suffix(".log"),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(

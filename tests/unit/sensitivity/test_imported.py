@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from budget_data import DATA
-from quantmill.budget.candidates import Settings, groups
+from quantmill.budget.candidates import Settings, make_groups
 from quantmill.errors import QuantmillError
 from quantmill.formats.plan import PlanRow
-from quantmill.formats.sensitivity import read_damages
+from quantmill.formats.sensitivity import read_sensitivity
 from quantmill.sensitivity.imported import Imported, damages, read_curve, read_results
 
 CURVE = {"bf16": 0.0, "q2_K": 0.2, "q3_K": 0.07, "q4_K": 0.02, "iq4_kt": 0.024, "q6_K": 0.002, "q8_0": 0.001}
@@ -106,7 +106,7 @@ def test_the_imported_rows_are_choices() -> None:
     found = damages(TENSORS, {"q2_K": VALUES}, CURVE)
     types = {}
     for engine in ("ik", "mainline"):
-        first, *_ = groups(TENSORS, found.damages, Settings(engine=engine), None, "x")
+        first, *_ = make_groups(TENSORS, found.damages, Settings(engine=engine), None, "x")
         types[engine] = {choice.type for choice in first.choices}
     assert types["ik"] - types["mainline"] == {"iq4_kt"}
 
@@ -146,13 +146,29 @@ def test_the_command_writes_the_table_of_damages(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text("QTYPE,group0\nbf16,0\nq2_K,0.2\nq4_K,0.02\n", encoding="utf-8")
     assert read_curve(tmp_path / "curve.csv") == {"bf16": 0.0, "q2_K": 0.2, "q4_K": 0.02}
     done = subprocess.run(
-        [sys.executable, "-m", "quantmill.sensitivity.imported", "--spec", '{"config":{}}', "--model",
-         DATA / "tiny-llama.gguf", "--results", tmp_path / "kld.csv", "--curve", tmp_path / "curve.csv",
-         "--out", tmp_path / "sensitivity.tsv", "--report", tmp_path / "sensitivity.json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.sensitivity.imported",
+            "--spec",
+            '{"config":{}}',
+            "--model",
+            DATA / "tiny-llama.gguf",
+            "--results",
+            tmp_path / "kld.csv",
+            "--curve",
+            tmp_path / "curve.csv",
+            "--out",
+            tmp_path / "sensitivity.tsv",
+            "--report",
+            tmp_path / "sensitivity.json",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    rows = read_damages(tmp_path / "sensitivity.tsv")
+    rows = read_sensitivity(tmp_path / "sensitivity.tsv")
     assert {row.kld for row in rows if row.type == "q2_K"} == {0.1}
     assert len(rows) == 2 * 16
     report = json.loads((tmp_path / "sensitivity.json").read_text("utf-8"))

@@ -323,8 +323,10 @@ def test_rows_say_how_each_value_was_found(tmp_path):
     guess = Prediction(np.log([0.5, 9.0, 0.05, 9.0]), np.full(4, 0.04), {"misfit": 1 / 3}, more)
     rows = damages(todo, lost, probed, guess)
     assert [(row.type, row.how) for row in rows] == [
-        ("q4_K", "measured"), ("q6_K", "predicted"), ("q8_0", "measured")
-    ]  # fmt: skip
+        ("q4_K", "measured"),
+        ("q6_K", "predicted"),
+        ("q8_0", "measured"),
+    ]
     assert (rows[0].kld, rows[0].se) == (pytest.approx(0.3), pytest.approx(0.1))
     assert rows[1].kld == pytest.approx(0.05 * math.exp(0.02)) and 0.009 < rows[1].se < 0.012
     assert (rows[2].kld, rows[2].se, rows[2].estimate) == (0.0, 0.0, 0.0)  # the source's own type

@@ -228,8 +228,14 @@ def test_probing_in_this_order_decides_better_than_in_none():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_single_choice_a_tensor_needs_no_decision(count):
-    table = Table(np.arange(count), ["ffn_up"] * count, np.full(count, 9.0), np.full(count, 9.0),
-                  np.full(count, 0.1), np.zeros(count))  # fmt: skip
+    table = Table(
+        np.arange(count),
+        ["ffn_up"] * count,
+        np.full(count, 9.0),
+        np.full(count, 9.0),
+        np.full(count, 0.1),
+        np.zeros(count),
+    )
     taken, rival = order.decisions(table, np.ones(count))
     assert taken.all() and np.isinf(rival).all()
     known = np.full(count, np.nan)

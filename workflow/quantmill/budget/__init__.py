@@ -1,1 +1,1 @@
-"""Recipes fitted to a size: what each tensor may be, the best of it, and the rules that say so."""
+"""Size-targeted recipes: the candidate types of each tensor, the best choice in a budget, its rules."""

@@ -1,19 +1,20 @@
-"""What an allocation chooses between: for each group of tensors the types it may have, and their price."""
+"""The choices of an allocation: groups of tensors, and the types that each may have, with bytes and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, isnan
-from typing import Any, Final, Protocol
+from typing import Any, Final, NotRequired, Protocol, TypedDict
 
 import yaml
 
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import padded
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.formats.types import fallback, known, named, needs_imatrix, tensor_bytes, writable
 from quantmill.recipe import rules
+from quantmill.recipe.plan import ImatrixFile
 
 HARMONIZE: Final = (
     ("ffn_gate", "ffn_up"),
@@ -23,8 +24,45 @@ HARMONIZE: Final = (
 """Roles that share a type in a layer unless the recipe says otherwise: kernels fuse gate and up."""
 
 
+class MemoryBudget(TypedDict):
+    """A device's memory: bytes in all, bytes left free, and the context (tokens) with its cache's type."""
+
+    total: int
+    reserve: int
+    context: int
+    cache: str
+
+
+class Budget(TypedDict, total=False):
+    """One of the three: bytes of the file, bits per weight of the file, or a memory."""
+
+    size: int
+    bpw: float
+    memory: MemoryBudget
+
+
+class Spec(TypedDict):
+    """The settings of a size-targeted recipe, as the specs of its stages have them.
+
+    Here stand the names of the specs; `parse_settings` maps them to this package's own.
+    """
+
+    recipe: str
+    budget: Budget
+    types: list[str] | None
+    harmonize: list[list[str]] | None
+    pin: list[dict[str, Any]]
+    at_least: dict[str, str]
+    at_most: dict[str, str]
+    engine: str
+    damage: str
+    use_imatrix: str
+    imatrix: ImatrixFile | None
+    measured: NotRequired[list[str]]
+
+
 class Tensor(Protocol):
-    """What is asked of a tensor here: a row of a plan has it."""
+    """The fields of a tensor that are read here; a row of a plan has them."""
 
     @property
     def name(self) -> str: ...
@@ -38,177 +76,199 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a budget recipe says of types; `pool` is empty for all types of the table of damages.
+    """What a size-targeted recipe says of types.
 
-    `at_least` and `at_most` hold a type by role: no type of fewer, of more bits
-    per weight is taken there. `damage` is the column that is added up.
+    `types` are the candidate types; empty for all types of the table of
+    sensitivities. `at_least` and `at_most` limit the type of a role, by bits
+    per weight. `objective` is what is added up: kld or error.
     """
 
-    pool: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
     harmonize: tuple[tuple[str, ...], ...] = HARMONIZE
     at_least: Mapping[str, str] = field(default_factory=dict)
     at_most: Mapping[str, str] = field(default_factory=dict)
     engine: str = "mainline"
-    damage: str = "kld"
+    objective: str = "kld"
+
+    def cost(self, row: SensitivityRow) -> float:
+        """What a row adds to the sum that is minimized."""
+        return row.delta_kld if self.objective == "kld" else row.error
+
+    def allows(self, role: str, kind: str) -> bool:
+        """Whether the type is within the limits of the role."""
+        bits = known(kind).bits
+        least, most = self.at_least.get(role), self.at_most.get(role)
+        return (least is None or bits >= known(least).bits) and (most is None or bits <= known(most).bits)
+
+    def limits(self, roles: Iterable[str]) -> list[str]:
+        """The limits of these roles, as the user wrote them."""
+        sides = (("at_least", self.at_least), ("at_most", self.at_most))
+        return [
+            f"{side}: {{{role}: {limit[role]}}}"
+            for side, limit in sides
+            for role in sorted(limit.keys() & set(roles))
+        ]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One type for a group: what each of its tensors really gets, and the sums over them.
+    """One type for a group.
 
-    `type` is the pool's; `bytes` are padded; `rows` are the tensors' own of the table of damages.
+    `type` is the candidate type, `types` the type that each tensor gets: a
+    fallback where the rows do not fit. `bytes` are padded. `bytes` and `cost` are
+    sums over the tensors, `rows` are their rows of the table of sensitivities.
     """
 
     type: str
     types: tuple[str, ...]
     bytes: int
-    damage: float
-    rows: tuple[Damage, ...]
+    cost: float
+    rows: tuple[SensitivityRow, ...]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that share a type, and the choices for them in the pool's order."""
+    """Tensors that share a type, and their choices, fewest bits per weight first."""
 
     tensors: tuple[Tensor, ...]
     choices: tuple[Choice, ...]
 
 
-def settings(config: Mapping[str, Any], where: str) -> Settings:
-    """The settings of a recipe's fields: QuantmillError (naming the field) for a type or role that is none.
+def parse_settings(spec: Spec, where: str) -> Settings:
+    """The settings of a recipe's fields. QuantmillError, with the field, for an unknown type or role.
 
     `where` is the recipe's place in the user's file.
     """
-    engine = config["engine"]
-    for side in ("at_least", "at_most"):
-        for role in config[side]:
+    engine = spec["engine"]
+    limits = {"at_least": spec["at_least"], "at_most": spec["at_most"]}
+    for side, by_role in limits.items():
+        for role in by_role:
             rules.check_role(role, f"{where}.{side}")
-    for i, roles in enumerate(config["harmonize"] or []):
+    for i, roles in enumerate(spec["harmonize"] or []):
         for role in roles:
             rules.check_role(role, f"{where}.harmonize[{i}]")
-    pool = [_type(kind, engine, f"{where}.types[{i}]") for i, kind in enumerate(config["types"] or [])]
-    limits = {
-        side: {role: _type(kind, engine, f"{where}.{side}.{role}") for role, kind in config[side].items()}
-        for side in ("at_least", "at_most")
+    types = [_type(kind, engine, f"{where}.types[{i}]") for i, kind in enumerate(spec["types"] or [])]
+    parsed = {
+        side: {role: _type(kind, engine, f"{where}.{side}.{role}") for role, kind in by_role.items()}
+        for side, by_role in limits.items()
     }
-    harmonize = HARMONIZE if config["harmonize"] is None else tuple(map(tuple, config["harmonize"]))
-    return Settings(tuple(dict.fromkeys(pool)), harmonize, **limits, engine=engine, damage=config["damage"])
+    return Settings(
+        types=tuple(dict.fromkeys(types)),
+        harmonize=HARMONIZE if spec["harmonize"] is None else tuple(map(tuple, spec["harmonize"])),
+        at_least=parsed["at_least"],
+        at_most=parsed["at_most"],
+        engine=engine,
+        objective=spec["damage"],
+    )
 
 
 def parse_pins(pin: Sequence[Mapping[str, Any]], engine: str, where: str) -> rules.Recipe:
-    """Rules of the recipe language; QuantmillError as for a recipe's own."""
-    said = [{"why": "pinned", **rule} for rule in pin]
-    return rules.parse(yaml.safe_dump({"engine": engine, "base": "q8_0", "rules": said}), where)
+    """The rules under `pin`, in the recipe language. QuantmillError as for a recipe's own."""
+    pins = [{"why": "pinned", **rule} for rule in pin]
+    return rules.parse(yaml.safe_dump({"engine": engine, "base": "q8_0", "rules": pins}), where)
 
 
-def check(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a recipe's fields for what can be said without the model: types, and the rules under `pin`."""
-    settings(config, where)
-    parse_pins(config["pin"], config["engine"], f"{where}.pin")
+def check(spec: Spec, where: str) -> None:
+    """Refuse what is wrong with a recipe's fields whatever the model: types, and the rules under `pin`."""
+    parse_settings(spec, where)
+    parse_pins(spec["pin"], spec["engine"], f"{where}.pin")
 
 
-def groups(
+def make_groups(
     tensors: Iterable[Tensor],
-    damages: Iterable[Damage],
-    wanted: Settings,
+    table: Iterable[SensitivityRow],
+    settings: Settings,
     imatrix: frozenset[str] | None,
     where: str,
 ) -> list[Group]:
-    """The groups of `tensors`, and what each may be.
+    """The groups of `tensors` with their choices.
 
-    `imatrix` holds the names of the tensors that will have importance values,
-    None where all will. Roles of one entry of `harmonize`
-    form a group in each layer. QuantmillError for a tensor of which the damages
-    know nothing, for a role that no tensor has, and where `at_least` and
-    `at_most` leave a tensor no type.
+    `imatrix` holds the names of the tensors that will have importance values;
+    None for all. Roles of one entry of `harmonize` form a group in each layer.
+    QuantmillError for a tensor without a sensitivity, for a limited role that no
+    tensor has, for a candidate type without a sensitivity, and where the limits
+    leave a tensor no type.
     """
-    rows: dict[tuple[str, str], Damage] = {(d.name, d.type): d for d in damages}
     tensors = list(tensors)
-    _check_roles(wanted, tensors, where)
-    # by bits and then by name, whatever order they were given in: of equals the first is taken
-    pool = sorted(wanted.pool or {t for _, t in rows} & writable(wanted.engine), key=_by_bits)
-    _check_known(wanted, tensors, rows, where)
-    shared = {role: number for number, roles in enumerate(wanted.harmonize) for role in roles}
+    rows = {(row.name, row.type): row for row in table}
+    _check_roles(settings, tensors, where)
+    # Sorted, so that their order in the config does not matter: of equal choices the first is taken.
+    types = sorted(settings.types or {t for _, t in rows} & writable(settings.engine), key=_by_bits)
+
+    def row_of(tensor: Tensor, kind: str) -> SensitivityRow | None:
+        """The row of a tensor at the type that it really gets; None where its cost is not known."""
+        real = fallback(kind, tensor.shape[0], settings.engine)
+        row = rows.get((tensor.name, real)) or rows.get((tensor.name, kind))
+        return None if row is None or isnan(settings.cost(row)) else row
+
+    for kind in settings.types:
+        if all(row_of(tensor, kind) is None for tensor in tensors):
+            cure = "leave it out, or add it to the types of the sensitivity"
+            raise QuantmillError(f"the type {kind} has no sensitivities", f"{where}.types", cure)
+    names = {name for name, _ in rows}
+    for tensor in tensors:
+        if tensor.name not in names:
+            cure = "give it a type under pin, or measure it"
+            raise QuantmillError(f"{tensor.name} has no sensitivity", where, cure)
+    return [
+        Group(group, _choices(group, types, row_of, settings, imatrix, where))
+        for group in _grouped(tensors, settings.harmonize)
+    ]
+
+
+def _grouped(tensors: Iterable[Tensor], harmonize: Sequence[Sequence[str]]) -> list[tuple[Tensor, ...]]:
+    """The tensors that share a type, together."""
+    shared = {role: number for number, roles in enumerate(harmonize) for role in roles}
     members: dict[object, list[Tensor]] = {}
     for tensor in tensors:
         alone = tensor.role not in shared or tensor.layer < 0
         key = tensor.name if alone else (shared[tensor.role], tensor.layer)
         members.setdefault(key, []).append(tensor)
-    known_names = {name for name, _ in rows}
-    for tensor in tensors:
-        if tensor.name not in known_names:
-            raise QuantmillError(
-                f"no damage is known of {tensor.name}", where, "give it a type under pin, or measure it"
-            )
-    return [_group(tuple(group), rows, pool, wanted, imatrix, where) for group in members.values()]
+    return list(map(tuple, members.values()))
 
 
-def _group(
+def _choices(
     tensors: tuple[Tensor, ...],
-    rows: Mapping[tuple[str, str], Damage],
-    pool: Sequence[str],
-    wanted: Settings,
+    candidates: Sequence[str],
+    row_of: Callable[[Tensor, str], SensitivityRow | None],
+    settings: Settings,
     imatrix: frozenset[str] | None,
     where: str,
-) -> Group:
+) -> tuple[Choice, ...]:
+    """The choices of a group. Each mix of real types stands once, under its first candidate type."""
     choices: dict[tuple[str, ...], Choice] = {}
-    for kind in pool:
-        found = [_damage(tensor, kind, rows, wanted) for tensor in tensors]
-        if any(d is None for d in found):
+    for candidate in candidates:
+        rows = [row for tensor in tensors if (row := row_of(tensor, candidate)) is not None]
+        if len(rows) < len(tensors):
             continue
-        these = [d for d in found if d is not None]
-        types = tuple(fallback(kind, tensor.shape[0], wanted.engine) for tensor in tensors)
-        if types in choices or not all(map(_allowed, tensors, types, [wanted] * len(types))):
+        types = tuple(fallback(candidate, tensor.shape[0], settings.engine) for tensor in tensors)
+        pairs = list(zip(tensors, types, strict=True))
+        if types in choices or not all(settings.allows(tensor.role, kind) for tensor, kind in pairs):
             continue
         if imatrix is not None and any(
-            needs_imatrix(t, tensor.name) and tensor.name not in imatrix
-            for t, tensor in zip(types, tensors, strict=True)
+            needs_imatrix(kind, tensor.name) and tensor.name not in imatrix for tensor, kind in pairs
         ):
             continue
         choices[types] = Choice(
-            type=kind,
+            type=candidate,
             types=types,
-            bytes=sum(padded(tensor_bytes(t, s.shape)) for t, s in zip(types, tensors, strict=True)),
-            damage=fsum(_value(d, wanted.damage) for d in these),
-            rows=tuple(these),
+            bytes=sum(padded(tensor_bytes(kind, tensor.shape)) for tensor, kind in pairs),
+            cost=fsum(map(settings.cost, rows)),
+            rows=tuple(rows),
         )
     if not choices:
-        names = " and ".join(tensor.name for tensor in tensors)
-        roles = {tensor.role for tensor in tensors}
-        limits = [
-            f"{side}: {{{role}: {limit[role]}}}"
-            for side, limit in (("at_least", wanted.at_least), ("at_most", wanted.at_most))
-            for role in sorted(roles & limit.keys())
-        ]
+        limits = settings.limits(tensor.role for tensor in tensors)
         cure = f"change {' or '.join(limits)}, or types" if limits else "add types, or give it one under pin"
-        raise QuantmillError(f"no type of the pool is left for {names}", where, cure)
-    return Group(tensors, tuple(choices.values()))
-
-
-def _damage(
-    tensor: Tensor, kind: str, rows: Mapping[tuple[str, str], Damage], wanted: Settings
-) -> Damage | None:
-    """What is known of a tensor at a type of the pool: of the type that it falls back to, if it does."""
-    real = fallback(kind, tensor.shape[0], wanted.engine)
-    row = rows.get((tensor.name, real)) or rows.get((tensor.name, kind))
-    return None if row is None or isnan(_value(row, wanted.damage)) else row
-
-
-def _allowed(tensor: Tensor, kind: str, wanted: Settings) -> bool:
-    bits = known(kind).bits
-    least, most = wanted.at_least.get(tensor.role), wanted.at_most.get(tensor.role)
-    return (least is None or bits >= known(least).bits) and (most is None or bits <= known(most).bits)
-
-
-def _value(row: Damage, damage: str) -> float:
-    return row.damage if damage == "kld" else row.error
+        names = " and ".join(tensor.name for tensor in tensors)
+        raise QuantmillError(f"no candidate type is left for {names}", where, cure)
+    return tuple(choices.values())
 
 
 def _type(name: str, engine: str, where: str) -> str:
-    """The type's own name; it must be one that the engine quantizes to."""
+    """The type's own name. QuantmillError where the engine cannot quantize to it."""
     kind = named(name)
     if kind is None:
-        raise QuantmillError(f"unknown type {name}", where, "a type is such as q4_K; a preset is none")
+        raise QuantmillError(f"unknown type {name}", where, "name a type such as q4_K, not a preset")
     if kind not in writable(engine):
         raise QuantmillError(f"engine {engine} lacks the type {name}", where, "choose another type or engine")
     return kind
@@ -218,25 +278,14 @@ def _by_bits(kind: str) -> tuple[float, str]:
     return known(kind).bits, kind
 
 
-def _check_known(
-    wanted: Settings, tensors: Sequence[Tensor], rows: Mapping[tuple[str, str], Damage], where: str
-) -> None:
-    """Refuse a type of the recipe's pool of which nothing is known: it would never be taken."""
-    for kind in wanted.pool:
-        if all(_damage(tensor, kind, rows, wanted) is None for tensor in tensors):
-            raise QuantmillError(
-                f"nothing is known of the type {kind}", f"{where}.types",
-                "leave it out, or add it to the types of the sensitivity",
-            )  # fmt: skip
-
-
-def _check_roles(wanted: Settings, tensors: Sequence[Tensor], where: str) -> None:
-    have = {tensor.role for tensor in tensors}
-    for side in ("at_least", "at_most"):
-        for role in getattr(wanted, side):
-            if role not in have:
+def _check_roles(settings: Settings, tensors: Sequence[Tensor], where: str) -> None:
+    """Refuse a limit for a role that no tensor has."""
+    present = {tensor.role for tensor in tensors}
+    for side, limit in (("at_least", settings.at_least), ("at_most", settings.at_most)):
+        for role in limit:
+            if role not in present:
                 raise QuantmillError(
                     f"no tensor to be allocated has the role {role}",
                     f"{where}.{side}.{role}",
-                    "the roles are " + ", ".join(sorted(have)),
+                    "the roles are " + ", ".join(sorted(present)),
                 )

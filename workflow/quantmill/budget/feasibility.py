@@ -1,25 +1,32 @@
-"""What a budget recipe can reach in a model: what is to be chosen, and the bytes of the least and the most.
+"""The sizes that a size-targeted recipe can have in a model, from the smallest file to the largest.
 
-All of it follows from the header. So, as a stage, it refuses a recipe before
-anything is measured for it.
+All of it follows from the header. So the stage refuses an impossible recipe
+before anything is measured for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantmill import command, text
-from quantmill.budget.candidates import Group, Settings, groups, parse_pins, settings
+from quantmill.budget.candidates import (
+    Budget,
+    Group,
+    Settings,
+    Spec,
+    make_groups,
+    parse_pins,
+    parse_settings,
+)
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.formats.allocation import FEASIBILITY, Feasibility, MemoryRoom
 from quantmill.formats.ggufio import Header, padded
 from quantmill.formats.plan import PlanRow
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
@@ -31,15 +38,16 @@ from quantmill.recipe import plan, presets, rules
 class Problem:
     """What an allocation decides for one model.
 
-    `able` are the tensors that are ever quantized, `pinned` the types of those that
-    `pins`, rules that come first, decide, `groups` all others. `fixed` are the bytes
-    of the file that are not chosen, `metadata` among them; `budget` those it may
-    have at most, `room` how a memory is spent (None for another budget).
+    `quantizable` are the tensors that are ever quantized. `pins` are the rules
+    that come first, `pinned` the types of the tensors that they decide, `groups`
+    all other quantizable tensors. `fixed` are the bytes of the file that are not
+    chosen, with its `metadata`. `budget` are the bytes that the file may have at
+    most; `memory` says how a memory is spent (None for another budget).
     """
 
     where: str
-    wanted: Settings
-    able: list[PlanRow]
+    settings: Settings
+    quantizable: list[PlanRow]
     pins: rules.Recipe
     pinned: dict[str, str]
     groups: list[Group]
@@ -47,100 +55,118 @@ class Problem:
     metadata: int
     fixed: int
     budget: int
-    room: dict[str, Any] | None
+    memory: MemoryRoom | None
     warnings: list[str]
 
 
-def problem(header: Header, damages: Sequence[Damage], config: Mapping[str, Any]) -> Problem:
-    """What is to be chosen in a model; `config` as the specs of the stages have it.
+def problem(header: Header, table: Sequence[SensitivityRow], spec: Spec) -> Problem:
+    """What is to be chosen in a model; `spec` as the specs of the stages have it.
 
     QuantmillError for whatever is wrong with the recipe's fields.
     """
-    where = f"recipe {config['recipe']}"
-    wanted = settings(config, where)
-    plain = rules.Recipe("mainline", presets.of_type("q8_0"), config["use_imatrix"], ())
-    imatrix = plan.use_imatrix(plain, config["imatrix"] is not None, where)
+    where = f"recipe {spec['recipe']}"
+    settings = parse_settings(spec, where)
+    plain = rules.Recipe("mainline", presets.of_type("q8_0"), spec["use_imatrix"], ())
+    imatrix = plan.use_imatrix(plain, spec["imatrix"] is not None, where)
     mixture = presets.mixture(header, plain.base, imatrix=imatrix)
     whole = plan.resolve(header, plain, mixture, imatrix=imatrix, where=where)
-    able = [row for row in whole.rows if row.name in mixture.quantizable]
+    quantizable = [row for row in whole.rows if row.name in mixture.quantizable]
 
-    # What is not chosen: the header, what is never quantized, what is pinned.
-    metadata = plan.metadata_bytes(header, whole, config["imatrix"])
-    shapes = {row.name: row.shape for row in able}
-    pins = parse_pins(config["pin"], wanted.engine, f"{where}: pin")
+    # What is not chosen: the metadata, what is never quantized, what is pinned.
+    metadata = plan.metadata_bytes(header, whole, spec["imatrix"])
+    shapes = {row.name: row.shape for row in quantizable}
+    pins = parse_pins(spec["pin"], settings.engine, f"{where}: pin")
     decided = rules.assign(pins, header, mixture.quantizable, f"{where}: pin")
-    pinned = {name: fallback(rule.type, shapes[name][0], wanted.engine) for name, rule in decided.items()}
+    pinned = {name: fallback(rule.type, shapes[name][0], settings.engine) for name, rule in decided.items()}
     fixed = metadata + sum(padded(row.bytes) for row in whole.rows if row.name not in mixture.quantizable)
     fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
 
     parameters = sum(row.elements for row in whole.rows)
-    budget, room = _budget(config["budget"], header, parameters)
-    free = [row for row in able if row.name not in pinned]
+    budget, room = _budget(spec["budget"], header, parameters)
+    free = [row for row in quantizable if row.name not in pinned]
     important = plan.with_importance(header, [row.name for row in free], imatrix)
     return Problem(
-        where, wanted, able, pins, pinned, groups(free, damages, wanted, important, where), parameters,
-        metadata, fixed, budget, room, _warnings(header, room),
-    )  # fmt: skip
+        where=where,
+        settings=settings,
+        quantizable=quantizable,
+        pins=pins,
+        pinned=pinned,
+        groups=make_groups(free, table, settings, important, where),
+        parameters=parameters,
+        metadata=metadata,
+        fixed=fixed,
+        budget=budget,
+        memory=room,
+        warnings=_warnings(header, room),
+    )
 
 
-def reach(found: Iterable[Group], fixed: int) -> tuple[int, int]:
-    """(the least, the most) bytes of a file of `fixed` bytes and the groups."""
-    sizes = [[choice.bytes for choice in group.choices] for group in found]
+def size_range(groups: Iterable[Group], fixed: int) -> tuple[int, int]:
+    """(smallest, largest) size of a file of `fixed` bytes and the groups, in bytes."""
+    sizes = [[choice.bytes for choice in group.choices] for group in groups]
     return fixed + sum(map(min, sizes)), fixed + sum(map(max, sizes))
 
 
 def check(
-    found: Sequence[Group], fixed: int, budget: int, where: str, room: Mapping[str, Any] | None = None
+    groups: Sequence[Group], fixed: int, budget: int, where: str, room: MemoryRoom | None = None
 ) -> None:
-    """QuantmillError, with what can be reached, for a budget below the least.
+    """QuantmillError, with the range of sizes, for a budget outside it.
 
-    Above the most too, but for a memory (`room`), which need not be filled.
+    A memory (`room`) need not be filled: there the budget may be above the largest size.
     """
-    least, most = reach(found, fixed)
-    if room is not None and budget < least:
+    smallest, largest = size_range(groups, fixed)
+    if room is not None and budget < smallest:
         taken = [room["kv"] + room["state"], room["compute"], room["reserve"]]
-        total, file, cache, compute, reserve = map(text.size, (room["total"], least, *taken))
+        total, file, cache, compute, reserve = map(text.size, (room["total"], smallest, *taken))
+        enough = text.size(smallest + sum(taken))
         raise QuantmillError(
             f"{total} of memory cannot hold it: the file takes {file} at least, the context {cache},"
-            f" the computation {compute}, the reserve {reserve}", f"{where}.memory",
-            f"give it about {text.size(least + sum(taken))}, or ask for a shorter context or a smaller cache",
-        )  # fmt: skip
-    if budget < least or (room is None and budget > most):
+            f" the computation {compute}, the reserve {reserve}",
+            f"{where}.memory",
+            f"give it about {enough}, or ask for a shorter context or a smaller cache",
+        )
+    if budget < smallest or (room is None and budget > largest):
         raise QuantmillError(
-            f"{in_words(budget)} cannot be reached", where,
-            f"the file can have {in_words(least)} at least and {in_words(most)} at most",
-        )  # fmt: skip
+            f"{exact(budget)} cannot be reached",
+            where,
+            f"the file can have {exact(smallest)} at least and {exact(largest)} at most",
+        )
 
 
-def in_words(size: int) -> str:
-    """Bytes, exactly and as people read them."""
+def exact(size: int) -> str:
+    """`1,572,864 bytes (1.50 MiB)`."""
     unit, name = (1 << 30, "GiB") if size >= 1 << 30 else (1 << 20, "MiB")
     return f"{size:,} bytes ({size / unit:.2f} {name})"
 
 
-def possible(header: Header, types: Sequence[str]) -> list[Damage]:
-    """The choices that a sensitivity with the pool `types` will know of, without damage."""
+def header_table(header: Header, types: Sequence[str]) -> list[SensitivityRow]:
+    """The rows that a sensitivity with these candidate types will have, all at no cost."""
     return [
-        Damage(t.name, "", 0, t.shape, kind, tensor_bytes(kind, t.shape), 0.0, 0.0, 0.0)
+        SensitivityRow(t.name, "", 0, t.shape, kind, tensor_bytes(kind, t.shape), 0.0, 0.0, 0.0)
         for t in header.tensors
         for kind in dict.fromkeys(fallback(kind, t.shape[0]) for kind in types)
     ]
 
 
-def _budget(budget: Mapping[str, Any], header: Header, parameters: int) -> tuple[int, dict[str, Any] | None]:
+def _budget(budget: Budget, header: Header, parameters: int) -> tuple[int, MemoryRoom | None]:
     """(bytes of the file, how memory is spent or None) of a size, bpw of the whole file, or memory."""
     if "size" in budget:
         return int(budget["size"]), None
     if "bpw" in budget:
         return math.floor(budget["bpw"] * parameters / 8), None
-    asked = budget["memory"]
-    needs = memory.needs(header, asked["context"], asked["cache"])
-    left = asked["total"] - asked["reserve"] - needs.total
-    spent = {**asked, "kv": needs.kv, "state": needs.state, "compute": needs.compute, "file": left}
-    return left, spent
+    device = budget["memory"]
+    needs = memory.needs(header, device["context"], device["cache"])
+    room: MemoryRoom = {
+        **device,
+        "kv": needs.kv,
+        "state": needs.state,
+        "compute": needs.compute,
+        "file": device["total"] - device["reserve"] - needs.total,
+    }
+    return room["file"], room
 
 
-def _warnings(header: Header, room: Mapping[str, Any] | None) -> list[str]:
+def _warnings(header: Header, room: MemoryRoom | None) -> list[str]:
     trained = int(header.value(f"{header.architecture}.context_length", 0))
     if room is None or not 0 < trained < room["context"]:
         return []
@@ -148,21 +174,26 @@ def _warnings(header: Header, room: Mapping[str, Any] | None) -> list[str]:
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
-    """Refuse what a recipe cannot reach, by the types that will be measured."""
-    config, header = args.spec["config"], read_source(args.model)
-    found = problem(header, possible(header, config["measured"]), config)
-    check(found.groups, found.fixed, found.budget, found.where, found.room)
-    least, most = reach(found.groups, found.fixed)
-    write_json(args.out, {
-        "recipe": config["recipe"], "budget_bytes": found.budget, "least_bytes": least, "most_bytes": most,
-        "warnings": found.warnings,
-    })  # fmt: skip
-    log.say(f"recipe {config['recipe']}: {in_words(found.budget)}, of {in_words(least)} to {in_words(most)}")
-    log.warn(found.warnings)
+    """Refuse a recipe that cannot be met with the types that will be measured."""
+    spec: Spec = args.spec["config"]
+    header = read_source(args.model)
+    task = problem(header, header_table(header, spec["measured"]), spec)
+    check(task.groups, task.fixed, task.budget, task.where, task.memory)
+    smallest, largest = size_range(task.groups, task.fixed)
+    report: Feasibility = {
+        "recipe": spec["recipe"],
+        "budget_bytes": task.budget,
+        "least_bytes": smallest,
+        "most_bytes": largest,
+        "warnings": task.warnings,
+    }
+    FEASIBILITY.write(args.out, report)
+    log.say(f"recipe {spec['recipe']}: {exact(task.budget)}; possible {exact(smallest)} to {exact(largest)}")
+    log.warn(task.warnings)
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
-    arguments.add_argument("--out", type=Path, required=True, help="what can be reached, JSON")
+    arguments.add_argument("--out", type=Path, required=True, help="the range of sizes, JSON")
     command.run(arguments, main)

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: of each group one choice, the least damage that fits a capacity.
+"""The multiple-choice knapsack: one choice of each group, at the least total cost within a capacity.
 
 Solved to the optimum by HiGHS. It works in floating point and may overshoot a
 row by its tolerance, so the sizes are added up again in integers.
@@ -15,83 +15,94 @@ import numpy as np
 
 from quantmill.errors import QuantmillError
 
-# Enough for any model tried, and other than a time limit the same on every machine.
+# Enough for any model tried. Unlike a time limit it is the same on every machine.
 _MAX_NODES: Final = 100_000
-_SCALE: Final = 1e4  # what the objective and the capacity are scaled to, against tolerances of 1e-9
+_SCALE: Final = 1e4  # to which the objective and the capacity are scaled, against tolerances of 1e-9
 _TOLERANCE: Final = 1e-9
 _REPAIRS: Final = 8
+_OPTIONS: Final[dict[str, bool | int | float]] = {
+    "output_flag": False,
+    "threads": 1,
+    "random_seed": 0,
+    "mip_max_nodes": _MAX_NODES,
+    "mip_rel_gap": 0.0,
+    "mip_abs_gap": _TOLERANCE,
+    "mip_feasibility_tolerance": _TOLERANCE,
+    "primal_feasibility_tolerance": _TOLERANCE,
+    "dual_feasibility_tolerance": _TOLERANCE,
+}
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`picks`: the index of the choice of each group; `bound`: below which no assignment's damage lies."""
+    """`picks`: the index of the choice of each group; `bound`: no assignment costs less."""
 
     picks: tuple[int, ...]
     size: int
-    damage: float
+    cost: float
     bound: float
     nodes: int
 
     @property
     def gap(self) -> float:
-        """How far the damage may be above the optimum, relative to it."""
-        return (self.damage - self.bound) / abs(self.damage) if self.damage else self.damage - self.bound
+        """How far the cost may be above the optimum, relative to the cost."""
+        return (self.cost - self.bound) / abs(self.cost) if self.cost else self.cost - self.bound
 
 
-def solve(sizes: Sequence[Sequence[int]], damages: Sequence[Sequence[float]], capacity: int) -> Solution:
-    """The assignment of least damage whose sizes add up to at most `capacity`.
+def solve(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], capacity: int) -> Solution:
+    """The assignment of least cost whose sizes add up to at most `capacity`.
 
-    `sizes[g][c]` and `damages[g][c]` are of choice c of group g; a larger
-    choice may do more damage, and damages may be negative. Of groups that are
-    alike, earlier ones get the larger choices; among equal choices the earlier
-    is taken. QuantmillError where even the least sizes do not fit.
+    `sizes[g][c]` and `costs[g][c]` are of choice c of group g. A larger choice
+    may cost more, and costs may be negative. Of groups that are alike, earlier
+    ones get the larger choices; of equal choices the first is taken.
+    QuantmillError where even the smallest sizes do not fit.
     """
-    kept = [undominated(*group) for group in zip(sizes, damages, strict=True)]
-    least = sum(min(group) for group in sizes)
-    if least > capacity:
-        raise QuantmillError(f"{capacity} bytes are fewer than the {least} that are the least")
-    sizes_kept = [[sizes[g][c] for c in choices] for g, choices in enumerate(kept)]
-    damages_kept = [[damages[g][c] for c in choices] for g, choices in enumerate(kept)]
-    if sum(group[-1] for group in sizes_kept) <= capacity:
-        picks, bound, nodes = [len(choices) - 1 for choices in kept], None, 0
+    useful = [undominated(*group) for group in zip(sizes, costs, strict=True)]
+    smallest = sum(min(group) for group in sizes)
+    if smallest > capacity:
+        raise QuantmillError(f"{capacity} bytes are fewer than the {smallest} that are the least")
+    useful_sizes = [[sizes[g][c] for c in choices] for g, choices in enumerate(useful)]
+    useful_costs = [[costs[g][c] for c in choices] for g, choices in enumerate(useful)]
+    if sum(group[-1] for group in useful_sizes) <= capacity:
+        picks, bound, nodes = [len(choices) - 1 for choices in useful], None, 0
     else:
-        picks, bound, nodes = _highs(sizes_kept, damages_kept, capacity)
-    picks = _in_order(picks, sizes_kept, damages_kept)
-    chosen = tuple(choices[pick] for choices, pick in zip(kept, picks, strict=True))
-    damage = math.fsum(damages[g][c] for g, c in enumerate(chosen))
+        picks, bound, nodes = _highs(useful_sizes, useful_costs, capacity)
+    picks = _in_order(picks, useful_sizes, useful_costs)
+    chosen = tuple(choices[pick] for choices, pick in zip(useful, picks, strict=True))
+    cost = math.fsum(costs[g][c] for g, c in enumerate(chosen))
     return Solution(
         picks=chosen,
         size=sum(sizes[g][c] for g, c in enumerate(chosen)),
-        damage=damage,
-        bound=damage if bound is None else min(bound, damage),
+        cost=cost,
+        bound=cost if bound is None else min(bound, cost),
         nodes=nodes,
     )
 
 
-def undominated(sizes: Sequence[int], damages: Sequence[float]) -> list[int]:
-    """The choices of a group that some capacity may want, smallest first.
+def undominated(sizes: Sequence[int], costs: Sequence[float]) -> list[int]:
+    """The choices of a group that are the best at some capacity, smallest first.
 
-    The others are no smaller than one that does no more damage.
+    The others are dominated: another choice is no larger and costs no more.
     """
-    kept: list[int] = []
-    for choice in sorted(range(len(sizes)), key=lambda c: (sizes[c], damages[c], c)):
-        if not kept or damages[choice] < damages[kept[-1]]:
-            kept.append(choice)
-    return kept
+    useful: list[int] = []
+    for choice in sorted(range(len(sizes)), key=lambda c: (sizes[c], costs[c], c)):
+        if not useful or costs[choice] < costs[useful[-1]]:
+            useful.append(choice)
+    return useful
 
 
-def _highs(sizes: list[list[int]], damages: list[list[float]], capacity: int) -> tuple[list[int], float, int]:
-    """(picks, bound, nodes) of a knapsack that has to choose."""
-    # What every choice of a group has in common is taken off, so that the rest is scaled by what matters.
+def _highs(sizes: list[list[int]], costs: list[list[float]], capacity: int) -> tuple[list[int], float, int]:
+    """(picks, bound, nodes) where not every group can have its largest choice."""
+    # What all choices of a group have in common is subtracted: the rest is scaled by what differs.
     least = [min(group) for group in sizes]
-    best = [min(group) for group in damages]
+    best = [min(group) for group in costs]
     rows = np.array([g for g, group in enumerate(sizes) for _ in group], np.int32)
     weights = np.array([size - least[g] for g, group in enumerate(sizes) for size in group], np.float64)
-    costs = np.array([cost - best[g] for g, group in enumerate(damages) for cost in group], np.float64)
-    unit = costs[costs > 0].mean() if (costs > 0).any() else 1.0
+    extra = np.array([cost - best[g] for g, group in enumerate(costs) for cost in group], np.float64)
+    unit = extra[extra > 0].mean() if (extra > 0).any() else 1.0
     room, bound, nodes = capacity - sum(least), None, 0
     for _ in range(_REPAIRS):
-        taken, low, visited = _run(rows, weights / max(room, 1) * _SCALE, costs / unit, len(sizes))
+        taken, low, visited = _run(rows, weights / max(room, 1) * _SCALE, extra / unit, len(sizes))
         bound = low * unit + math.fsum(best) if bound is None else bound
         nodes += visited
         starts = np.searchsorted(rows, np.arange(len(sizes)))
@@ -122,11 +133,7 @@ def _run(
     problem.a_matrix_.value_ = np.column_stack([np.ones(columns), weights]).ravel()
     problem.integrality_ = [highspy.HighsVarType.kInteger] * columns
     solver = highspy.Highs()
-    for option, value in (
-        ("output_flag", False), ("threads", 1), ("random_seed", 0), ("mip_max_nodes", _MAX_NODES),
-        ("mip_rel_gap", 0.0), ("mip_abs_gap", _TOLERANCE), ("mip_feasibility_tolerance", _TOLERANCE),
-        ("primal_feasibility_tolerance", _TOLERANCE), ("dual_feasibility_tolerance", _TOLERANCE),
-    ):  # fmt: skip
+    for option, value in _OPTIONS.items():
         solver.setOptionValue(option, value)
     solver.passModel(problem)
     solver.run()
@@ -138,17 +145,17 @@ def _run(
     ):
         status = solver.modelStatusToString(solver.getModelStatus())
         raise QuantmillError(f"HiGHS found no allocation ({status})", cure="take another size")
-    # the largest value of each group: its rows stand together
+    # The largest value of each group; a group's rows stand together.
     order = np.lexsort((-values, rows))
     taken = order[np.searchsorted(rows[order], np.arange(groups))]
     return taken, float(info.mip_dual_bound), int(info.mip_node_count)
 
 
-def _in_order(picks: list[int], sizes: list[list[int]], damages: list[list[float]]) -> list[int]:
-    """The same picks, those of groups that are alike sorted: the earlier group has the larger choice."""
+def _in_order(picks: list[int], sizes: list[list[int]], costs: list[list[float]]) -> list[int]:
+    """The same picks, sorted among groups that are alike: the earlier group has the larger choice."""
     alike: dict[tuple, list[int]] = {}
     for g in range(len(picks)):
-        alike.setdefault((tuple(sizes[g]), tuple(damages[g])), []).append(g)
+        alike.setdefault((tuple(sizes[g]), tuple(costs[g])), []).append(g)
     ordered = list(picks)
     for members in alike.values():
         for g, pick in zip(members, sorted((picks[g] for g in members), reverse=True), strict=True):

@@ -1,4 +1,4 @@
-"""An allocation as few readable rules, equal to it tensor by tensor."""
+"""An allocation as few readable rules, which give every tensor the same type."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BLOCK: Final = re.compile(r"(.*\bblk\.)(\d+)(\..*)")
 
 
 def merged(tensors: Iterable[Tensor], types: Mapping[str, str], first: Sequence[Rule] = ()) -> list[Rule]:
-    """Rules of which the first that matches gives each of `tensors` its type: `first`, exceptions, the rest.
+    """Rules that give each of `tensors` its type. The first rule that matches decides.
 
-    The rest of a role is its most common type; exceptions name their layers,
-    and a tensor by its name where tensors of one role and layer differ. Roles
-    with the same exception share a rule.
+    First come the rules `first`, then exceptions, then a rule for the most common
+    type of each role. An exception names its layers, or the tensor where tensors
+    of one role and layer differ. Roles with the same exception share a rule.
     """
     by_role: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for tensor in tensors:
@@ -32,7 +32,7 @@ def merged(tensors: Iterable[Tensor], types: Mapping[str, str], first: Sequence[
     rest: dict[str, list[str]] = defaultdict(list)
     for role, layers in by_role.items():
         usual = _usual(types[tensor.name] for of in layers.values() for tensor in of)
-        said: dict[str, list[int]] = defaultdict(list)
+        by_type: dict[str, list[int]] = defaultdict(list)
         for layer, of in sorted(layers.items()):
             kinds = {types[tensor.name] for tensor in of}
             if role not in ROLES or layer < 0 or len(kinds) > 1:
@@ -42,8 +42,8 @@ def merged(tensors: Iterable[Tensor], types: Mapping[str, str], first: Sequence[
                     if types[tensor.name] != usual or role not in ROLES
                 ]
             elif kinds != {usual}:
-                said[kinds.pop()].append(layer)
-        for kind, numbers in said.items():
+                by_type[kinds.pop()].append(layer)
+        for kind, numbers in by_type.items():
             exceptions[kind, tuple(numbers)].append(role)
         if role in ROLES:
             rest[usual].append(role)
@@ -56,9 +56,9 @@ def merged(tensors: Iterable[Tensor], types: Mapping[str, str], first: Sequence[
 
 
 def as_lines(types: Mapping[str, str]) -> list[str]:
-    """The same as `regex=type` lines, as GGUF-Tool-Suite and `--tensor-type-file` read them.
+    """An allocation as `regex=type` lines, which GGUF-Tool-Suite and `--tensor-type-file` read.
 
-    Each line matches its own tensors and no others of `types`, so that their order does not matter.
+    Each line matches its own tensors and no others of `types`: their order does not matter.
     """
     layers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     lines = []
@@ -76,6 +76,6 @@ def as_lines(types: Mapping[str, str]) -> list[str]:
 
 
 def _usual(types: Iterable[str]) -> str:
-    """The most common type; among equally common ones that of the most bits."""
+    """The most common type; of equally common ones the one with the most bits."""
     counted = Counter(types)
     return max(counted, key=lambda kind: (counted[kind], known(kind).bits, kind))

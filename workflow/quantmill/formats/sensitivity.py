@@ -1,8 +1,8 @@
-"""The table of damages, `sensitivity.tsv`: what each type costs each tensor, which an allocation weighs.
+"""The table of sensitivities, `sensitivity.tsv`: what each type costs each tensor.
 
-A row is a choice: one quantizable tensor at one type of the pool. `kld` is the
-damage of that tensor alone at that type, the rest of the model untouched; a
-choice that is not to be had (its probe failed) has no row.
+A row is one quantizable tensor at one candidate type. `kld` is the KL divergence of
+the model with that tensor alone at that type. A tensor and type whose probe
+failed has no row.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ COLUMNS: Final = [
 
 
 @dataclass(frozen=True)
-class Damage:
+class SensitivityRow:
     """One tensor at one type.
 
     `shape` has ne0 first; `bytes` are without padding. `error` is the
-    imatrix-weighted squared error relative to the tensor's weighted energy,
-    `kld` the mean KL divergence in nats, either with its standard error, NaN
-    where it is not known. Noise may make `kld` zero or negative. `estimate` is
-    what it is drawn to by all that was measured of the model, NaN where nothing.
+    imatrix-weighted squared error, relative to the tensor's weighted energy.
+    `kld` is the mean KL divergence in nats. Both have a standard error. All are
+    NaN where they are not known. Noise may make `kld` zero or negative. `how` is
+    measured, predicted or imported. `estimate` is `kld` corrected by all that was
+    measured of the model; NaN where there is no such estimate.
     """
 
     name: str
@@ -57,25 +58,21 @@ class Damage:
     estimate: float = nan
 
     @property
-    def damage(self) -> float:
-        """What an allocation adds up: the estimate, or the `kld` as it is where there is none."""
+    def delta_kld(self) -> float:
+        """What an allocation adds up, in nats: the estimate, or `kld` where there is none."""
         return self.kld if isnan(self.estimate) else self.estimate
 
 
-def write_damages(path: Path, damages: Iterable[Damage]) -> None:
-    """Write `sensitivity.tsv`; numbers to nine digits, an empty cell for what is not known."""
-    write_table(path, COLUMNS, [
-        [d.name, d.role, d.layer, "x".join(map(str, d.shape)), d.type, d.bytes,
-         *map(_cell, (d.error, d.error_se, d.kld, d.se)), d.how, _cell(d.estimate)]
-        for d in damages
-    ])  # fmt: skip
+def write_sensitivity(path: Path, rows: Iterable[SensitivityRow]) -> None:
+    """Write `sensitivity.tsv`. Numbers have nine digits; an unknown value is an empty cell."""
+    write_table(path, COLUMNS, [_cells(row) for row in rows])
 
 
-def read_damages(path: Path) -> list[Damage]:
-    """The rows of `sensitivity.tsv`, in the file's order. QuantmillError where it is none."""
+def read_sensitivity(path: Path) -> list[SensitivityRow]:
+    """The rows of `sensitivity.tsv`, in the file's order. QuantmillError for another kind of file."""
     try:
         return [
-            Damage(
+            SensitivityRow(
                 name=row["name"],
                 role=row["role"],
                 layer=int(row["layer"]),
@@ -93,9 +90,25 @@ def read_damages(path: Path) -> list[Damage]:
         ]
     except (KeyError, ValueError) as error:
         raise QuantmillError(
-            f"no table of damages ({error})", path, "delete it to have it made again"
+            f"no table of sensitivities ({error})", path, "delete it to have it made again"
         ) from None
 
 
-def _cell(value: float) -> str:
-    return "" if value != value else f"{value:.9g}"
+def _cells(row: SensitivityRow) -> list[object]:
+    shape = "x".join(map(str, row.shape))
+    numbers = map(_number, (row.error, row.error_se, row.kld, row.se))
+    return [
+        row.name,
+        row.role,
+        row.layer,
+        shape,
+        row.type,
+        row.bytes,
+        *numbers,
+        row.how,
+        _number(row.estimate),
+    ]
+
+
+def _number(value: float) -> str:
+    return "" if isnan(value) else f"{value:.9g}"

@@ -22,7 +22,7 @@ import numpy as np
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.formats.imatrix import Imatrix
-from quantmill.formats.sensitivity import Damage
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.model.roles import layer_of
 
 Scores = Mapping[int, float]
@@ -61,7 +61,7 @@ def from_json(path: Path, layers: Sequence[int]) -> dict[int, float]:
     return _of_layers(scores, layers, path, "give every layer a score")
 
 
-def from_damages(damages: Sequence[Damage], layers: Sequence[int], where: object) -> dict[int, float]:
+def from_damages(damages: Sequence[SensitivityRow], layers: Sequence[int], where: object) -> dict[int, float]:
     """The damage that a layer's tensors do, summed over them and over the types that all of them have."""
     types: dict[str, set[str]] = {}
     for damage in damages:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
@@ -41,6 +41,14 @@ from quantmill.recipe import presets, rules
 _PROOF: Final = ("damage", "objective", "bound", "gap", "predicted_kld", "predicted_se")
 # What a multi-token prediction layer gets in place of a type that needs importance values: it has none.
 _PINNED: Final = "q4_K"
+
+
+class ImatrixFile(TypedDict):
+    """What a GGUF says of the imatrix that it was made with."""
+
+    file: str
+    dataset: str | None
+    chunks: int | None
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
     """`importance` and `ranked`, of the sources that have a weight."""
     # numpy and the imatrix are read only where a recipe asks for them
     from quantmill.formats.imatrix import read_gguf
-    from quantmill.formats.sensitivity import read_damages
+    from quantmill.formats.sensitivity import read_sensitivity
     from quantmill.recipe import importance
 
     layers, sources = main_layers(header), []
@@ -220,7 +220,7 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
     if "scores" in weights:
         sources.append((importance.from_json(args.scores, layers), weights["scores"]))
     if "sensitivity" in weights:
-        damages = read_damages(args.sensitivity)
+        damages = read_sensitivity(args.sensitivity)
         sources.append((importance.from_damages(damages, layers, args.sensitivity), weights["sensitivity"]))
     blended = importance.blend(sources)
     return {"importance": blended, "ranked": importance.ranked(blended)}

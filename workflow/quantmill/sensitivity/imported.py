@@ -24,7 +24,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_json
 from quantmill.formats.plan import PlanRow
-from quantmill.formats.sensitivity import Damage, write_damages
+from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
 from quantmill.formats.types import IK_TYPES, fallback, is_quantized, known, named, tensor_bytes
 from quantmill.model.header import read_source
 from quantmill.progress import Log
@@ -38,7 +38,7 @@ _SHOWN: Final = 4
 class Imported:
     """The rows of a table of damages, and what is to be said of them."""
 
-    damages: list[Damage]
+    damages: list[SensitivityRow]
     warnings: list[str]
 
 
@@ -95,7 +95,7 @@ def damages(
                 continue
             seen.add(real)
             reference, values = min(rows.values(), key=lambda row: abs(math.log(value / row[0])))
-            found.append(Damage(
+            found.append(SensitivityRow(
                 tensor.name, tensor.role, tensor.layer, tensor.shape, real, tensor_bytes(real, tensor.shape),
                 kld=values[tensor.name] * value / reference, how="imported",
             ))  # fmt: skip
@@ -214,7 +214,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         found = damages(tensors, results, curve)
     except QuantmillError as error:
         raise QuantmillError(str(error), args.results) from None
-    write_damages(args.out, found.damages)
+    write_sensitivity(args.out, found.damages)
     write_json(args.report, {
         "how": "imported",
         "import": args.results.name,

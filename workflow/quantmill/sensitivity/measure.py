@@ -15,7 +15,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.formats.imatrix import read_gguf
-from quantmill.formats.sensitivity import Damage, write_damages
+from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
 from quantmill.measure.score import load_chunks
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
@@ -116,7 +116,7 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
 
 def damages(
     todo: Sequence[Choice], errors: Sequence[Error], probed: Probed, prediction: predict.Prediction
-) -> list[Damage]:
+) -> list[SensitivityRow]:
     """A row a choice, measured where it was probed; a choice whose probe gave no number has none.
 
     Estimated is what was measured, drawn to the prediction, or predicted, and what rounded activations add.
@@ -135,7 +135,7 @@ def damages(
         else:
             known, how = (float(prediction.kld[i]), float(prediction.se[i])), "predicted"
         found.append(
-            Damage(row.name, row.role, row.layer, row.shape, row.type, row.bytes, lost.error, lost.se,
+            SensitivityRow(row.name, row.role, row.layer, row.shape, row.type, row.bytes, lost.error, lost.se,
                    *known, how, 0.0 if choice.kept else float(estimate[i]))
         )  # fmt: skip
     return found
@@ -217,7 +217,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "unused": unused,
         "warnings": warnings(todo, probed, unused, left_out, expanded),
     }
-    write_damages(args.out, rows)
+    write_sensitivity(args.out, rows)
     write_json(args.report, report)
     log.warn(report["warnings"])
     log.say(
