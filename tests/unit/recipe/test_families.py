@@ -26,8 +26,8 @@ GB, GIB = 10**9, 2**30
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Header]:
     folder = tmp_path_factory.mktemp("headers")
-    found = {name: read_source(make(folder / f"{name}.gguf")) for name, make in MODELS.items()}
-    return found | {"mtp": read_source(shapes.qwen35(folder / "mtp.gguf", mtp=True, source="q8_0"))}
+    headers = {name: read_source(make(folder / f"{name}.gguf")) for name, make in MODELS.items()}
+    return headers | {"mtp": read_source(shapes.qwen35(folder / "mtp.gguf", mtp=True, source="q8_0"))}
 
 
 def rendered(header: Header, template: str, name: str, parameters: dict[str, Any]) -> rules.Recipe:
@@ -100,8 +100,8 @@ def test_a_published_size(
     size: float,
     unit: float,
 ) -> None:
-    found = planned(headers[model], template, name, **parameters)
-    assert found["file_bytes"] == pytest.approx(size * unit, rel=0.005)
+    planned_recipe = planned(headers[model], template, name, **parameters)
+    assert planned_recipe["file_bytes"] == pytest.approx(size * unit, rel=0.005)
 
 
 # Of Darwin-36B-Opus, the same shapes, in GiB as `ls -h` rounds them: up.
@@ -134,9 +134,9 @@ def test_an_imported_mixture_of_ik_has_its_published_size(headers: dict[str, Hea
     recipe = rules.parse(text, "recipe.txt")
     mixture = presets.mixture(headers["qwen35"], recipe.base, imatrix=False)
     resolved = plan.resolve(headers["qwen35"], recipe, mixture, imatrix=False, where="recipe.txt")
-    found = plan.report(headers["qwen35"], resolved, "x", None)
-    assert round(found["tensor_bytes"] / GIB, 3) == 12.999
-    assert round(8 * found["tensor_bytes"] / found["parameters"], 3) == 4.151
+    report = plan.report(headers["qwen35"], resolved, "x", None)
+    assert round(report["tensor_bytes"] / GIB, 3) == 12.999
+    assert round(8 * report["tensor_bytes"] / report["parameters"], 3) == 4.151
 
 
 LABELS = {
@@ -163,12 +163,12 @@ def test_the_table_of_the_documentation_is_what_is_planned(headers: dict[str, He
         names = [name.partition(" (")[0] for name in recipe.removeprefix("APEX ").split(", ")]
         figures, unit = planned_cell.rsplit(" ", 1)
         sizes = "tensor_bytes" if names[-1] == "tensors alone" else "file_bytes"
-        said = re.split(", (?!\\d{3})", figures)
+        parts = re.split(", (?!\\d{3})", figures)
         names = [name for name in names if (model, name) in known]
         assert names, recipe
         for number, name in enumerate(names):
             template, full, parameters = known[model, name]
-            figure = said[min(number, len(said) - 1)].replace(",", "")
+            figure = parts[min(number, len(parts) - 1)].replace(",", "")
             size = planned(headers[model], template, full, **parameters)[sizes] / UNITS[unit]
             assert f"{size:.{len(figure.partition('.')[2])}f}" == figure, recipe
             seen.add((model, name))
@@ -208,7 +208,7 @@ TIERS = (
 
 
 def test_every_tier_of_the_sweep(headers: dict[str, Header]) -> None:
-    found = {tier: planned(headers["gemma4"], "preset", tier) for tier in TIERS}
+    plans = {tier: planned(headers["gemma4"], "preset", tier) for tier in TIERS}
     for large, base in (
         ("Q6_K_L", "Q6_K"),
         ("Q5_K_L", "Q5_K_M"),
@@ -216,12 +216,12 @@ def test_every_tier_of_the_sweep(headers: dict[str, Header]) -> None:
         ("Q3_K_XL", "Q3_K_L"),
         ("Q2_K_L", "Q2_K"),
     ):
-        changed = {name for name, kind in found[large]["rows"].items() if found[base]["rows"][name] != kind}
+        changed = {name for name, kind in plans[large]["rows"].items() if plans[base]["rows"][name] != kind}
         assert changed == {"token_embd.weight"}
-        assert found[large]["rows"]["token_embd.weight"] == "q8_0"
-        assert found[large]["file_type"] == presets.PRESETS[base]
+        assert plans[large]["rows"]["token_embd.weight"] == "q8_0"
+        assert plans[large]["file_type"] == presets.PRESETS[base]
     plain = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_M", "IQ1_M")
-    sizes = [found[tier]["file_bytes"] for tier in plain]
+    sizes = [plans[tier]["file_bytes"] for tier in plain]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -291,8 +291,8 @@ def test_contrib_mix_leaves_values_and_downs_to_the_base(headers: dict[str, Head
         rows = planned(headers["gemma4"], "contrib-mix", name)["rows"]
         gates = [rows[f"blk.{layer}.ffn_gate.weight"] for layer in range(30)]
         assert gates == ["q5_K"] + ["q4_K"] * 7 + [low] * 22
-        kept = [n for n in rows if any(word in n for word in ("attn_v.", "ffn_down", "token_embd"))]
-        assert [rows[n] for n in kept] == [plain[n] for n in kept]
+        names = [n for n in rows if any(word in n for word in ("attn_v.", "ffn_down", "token_embd"))]
+        assert [rows[n] for n in names] == [plain[n] for n in names]
 
 
 def test_tiers_by_share_or_by_number(headers: dict[str, Header]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from quantmill.errors import QuantmillError
 from quantmill.formats.imatrix import Entry, Imatrix
 from quantmill.formats.sensitivity import SensitivityRow
-from quantmill.recipe.importance import blend, from_damages, from_imatrix, from_json, ranked
+from quantmill.recipe.importance import blend, from_imatrix, from_json, from_sensitivity, ranked
 
 
 def entry(sums: list[list[float]], counts: list[float]) -> Entry:
@@ -45,7 +45,7 @@ def test_scores_of_the_users_own(tmp_path: Path, given: Any) -> None:
     ("text", "message"),
     [
         ('{"0": 1, "2": 1}', "scores.json: no importance of layer 1, 3; give every layer a score"),
-        ("[1, 2, 3, 4, 5]", "scores layer 4, which the model has not; its layers are 0 to 3"),
+        ("[1, 2, 3, 4, 5]", "scores layer 4, which the model does not have; its layers are 0 to 3"),
         ('{"a": 1}', "a: 1 is no layer's score"),
         ('{"0": "high"}', "0: 'high' is no layer's score"),
         ('{"0": NaN}', "0: nan is no layer's score"),
@@ -60,7 +60,7 @@ def test_wrong_scores_are_refused(tmp_path: Path, text: str, message: str) -> No
         from_json(path, [0, 1, 2, 3])
 
 
-def damage(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> SensitivityRow:
+def row(layer: int, role: str, kind: str, kld: float, error: float = 0.0) -> SensitivityRow:
     return SensitivityRow(f"blk.{layer}.{role}.weight", role, layer, (2, 2), kind, 1, error=error, kld=kld)
 
 
@@ -70,18 +70,18 @@ def test_scores_that_are_no_json_are_the_users_to_correct(tmp_path: Path) -> Non
         from_json(tmp_path / "scores.json", [0])
 
 
-def test_damages_at_the_types_that_all_tensors_have() -> None:
-    damages = [
-        damage(0, "attn_q", "q4_K", 1.0),
-        damage(0, "attn_q", "q2_K", 100.0),
-        damage(0, "ffn_up", "q4_K", 0.5),
-        damage(1, "attn_q", "q4_K", 4.0),
+def test_sensitivities_at_the_types_that_all_tensors_have() -> None:
+    table = [
+        row(0, "attn_q", "q4_K", 1.0),
+        row(0, "attn_q", "q2_K", 100.0),
+        row(0, "ffn_up", "q4_K", 0.5),
+        row(1, "attn_q", "q4_K", 4.0),
     ]
-    assert from_damages(damages, [0, 1], "s") == {0: 1.5, 1: 4.0}
-    unmeasured = [*damages, damage(2, "attn_q", "q4_K", float("nan"), error=0.25)]
-    assert from_damages(unmeasured, [0, 1, 2], "s")[2] == 0.25
+    assert from_sensitivity(table, [0, 1], "s") == {0: 1.5, 1: 4.0}
+    unmeasured = [*table, row(2, "attn_q", "q4_K", float("nan"), error=0.25)]
+    assert from_sensitivity(unmeasured, [0, 1, 2], "s")[2] == 0.25
     with pytest.raises(QuantmillError, match=r"^s: no importance of layer 2"):
-        from_damages(damages, [0, 1, 2], "s")
+        from_sensitivity(table, [0, 1, 2], "s")
 
 
 def test_a_blend_scales_each_source_first() -> None:

@@ -1,4 +1,4 @@
-"""Recipes of the field, read and written: no tensor changes on the way, and what is wrong is named."""
+"""Recipes in common forms: no tensor changes when they are written and read, and errors name the line."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from quantmill.formats.plan import PlanRow, write_plan
 from quantmill.formats.types import known
 from quantmill.model.header import read_source
 from quantmill.recipe import plan, presets, rules
-from quantmill.recipe.interchange import FORMS, clone, lines_of, read, written
+from quantmill.recipe.interchange import FORMS, clone, lines_of, read, to_text
 from quantmill.recipe.render import facts, render
 
 ROOT = Path(__file__).parents[3]
@@ -54,10 +54,10 @@ def test_a_round_trip_changes_no_tensor(tmp_path: Path, model: Path, form: str, 
     header = read_header(model)
     rows = planned(header, RULES[engine])
     path = tmp_path / "recipe.txt"
-    path.write_text(written(rows, form), encoding="utf-8")
+    path.write_text(to_text(rows, form), encoding="utf-8")
     again = imported(path, form, header)
     assert types(planned(header, again)) == types(rows)
-    assert written(planned(header, again), form) == path.read_text("utf-8")
+    assert to_text(planned(header, again), form) == path.read_text("utf-8")
     assert rules.parse(again, "r").engine == engine
 
 
@@ -95,15 +95,15 @@ ffn_down=q4_0
 def test_lines_as_ggufs_tool_suite_writes_them(tmp_path: Path) -> None:
     path, header = tmp_path / "x.recipe", read_header(LLAMA)
     path.write_text(SUITE, encoding="utf-8")
-    found = read(path, "regex", header)
-    assert (found.engine, found.base) == ("mainline", "q4_K")
-    assert found.notes == [
+    recipe = read(path, "regex", header)
+    assert (recipe.engine, recipe.base) == ("mainline", "q4_K")
+    assert recipe.notes == [
         "line 10 of the imported file is shadowed by earlier ones and left out: "
         r"^blk\.0\.ffn_down\.weight$=q8_0"
     ]
     for encoding in ("utf-8-sig", "utf-16"):
         path.write_bytes(SUITE.encode(encoding))
-        assert read(path, "regex", header) == found
+        assert read(path, "regex", header) == recipe
     rows = types(planned(header, imported(path, "regex", header)))
     assert rows["blk.0.ffn_down.weight"] == "q4_0"
     assert rows["blk.1.attn_k.weight"] == "q5_K"
@@ -191,7 +191,7 @@ def test_the_types_of_a_plain_preset_can_be_had_too(tmp_path: Path, preset: str)
     number = {"general.file_type": encode_u32(presets.PRESETS[preset])}
     listed = [(row.name, known(row.type).id, row.shape) for row in rows]
     (tmp_path / "other.gguf").write_bytes(serialize({**other, **number}, listed))
-    (tmp_path / "lines").write_text(written(rows, "regex"), encoding="utf-8")
+    (tmp_path / "lines").write_text(to_text(rows, "regex"), encoding="utf-8")
     for form, file in (("gguf", "other.gguf"), ("regex", "lines")):
         text = imported(tmp_path / file, form, header, base=preset)
         assert types(planned(header, text)) == types(rows)
@@ -204,21 +204,21 @@ def test_a_clone_of_a_model_with_other_layers(tmp_path: Path) -> None:
     deep += " {role: attn_v, type: q6_K}]"
     other = retyped(large, planned(large, deep), tmp_path / "other.gguf")
     small = read_source(shapes.qwen35(tmp_path / "small.gguf", layers=16, mtp=True))
-    found = clone(small, other)
-    text = json.dumps({"base": found.base, "notes": found.notes, "rules": found.rules})
+    cloned = clone(small, other)
+    text = json.dumps({"base": cloned.base, "notes": cloned.notes, "rules": cloned.rules})
     rows = types(planned(small, text))
     downs = [rows[f"blk.{layer}.ffn_down.weight"] for layer in (0, 1, 8, 15)]
     assert downs == ["q8_0", "q4_K", "q4_K", "q8_0"]
     assert {rows[f"blk.{layer}.attn_v.weight"] for layer in (3, 7, 11, 15)} == {"q6_K"}
-    assert len(found.notes) == 1
-    assert "other.gguf has no attn_q (1), attn_k (1)" in found.notes[0]
-    assert r"blk.*.nextn.eh_proj.weight (1)" in found.notes[0]
+    assert len(cloned.notes) == 1
+    assert "other.gguf has no attn_q (1), attn_k (1)" in cloned.notes[0]
+    assert r"blk.*.nextn.eh_proj.weight (1)" in cloned.notes[0]
     recipe = rules.parse(text, "r")
     mixture = presets.mixture(small, recipe.base, imatrix=True)
     back = clone(large, retyped(small, planned(small, text), tmp_path / "back.gguf"))
     assert back.notes[0].startswith("back.gguf also has attn_k (1), attn_output (1), attn_q (1), ")
     assert back.notes[0].endswith("which the model has not") and len(back.notes) == 1
-    assert found.notes[0] in plan.resolve(small, recipe, mixture, imatrix=True, where="r").warnings
+    assert cloned.notes[0] in plan.resolve(small, recipe, mixture, imatrix=True, where="r").warnings
 
 
 def test_a_clone_whose_roles_do_not_map_is_refused(tmp_path: Path) -> None:

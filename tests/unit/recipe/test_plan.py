@@ -123,26 +123,26 @@ def test_the_imatrix_is_counted_in_the_metadata() -> None:
 
 def test_the_report() -> None:
     header = read_header(MOE)
-    found = report(header, plan_of(MOE, "base: Q4_K_M\nrules: [{role: output, type: q8_0}]"), "R", None)
-    assert found["file_bytes"] == found["metadata_bytes"] + found["tensor_bytes"]
-    assert found["parameters"] == sum(t.elements for t in header.tensors)
-    assert found["bpw"] == pytest.approx(found["file_bytes"] * 8 / found["parameters"])
-    assert sum(entry["tensors"] for entry in found["by_type"]) == found["tensors"] == 38
-    sizes = [entry["bytes"] for entry in found["by_type"]]
+    numbers = report(header, plan_of(MOE, "base: Q4_K_M\nrules: [{role: output, type: q8_0}]"), "R", None)
+    assert numbers["file_bytes"] == numbers["metadata_bytes"] + numbers["tensor_bytes"]
+    assert numbers["parameters"] == sum(t.elements for t in header.tensors)
+    assert numbers["bpw"] == pytest.approx(numbers["file_bytes"] * 8 / numbers["parameters"])
+    assert sum(entry["tensors"] for entry in numbers["by_type"]) == numbers["tensors"] == 38
+    sizes = [entry["bytes"] for entry in numbers["by_type"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert {"role": "output", "layer": -1, "bpw": 8.5, "type": "q8_0"} in found["bits"]
-    assert not any(entry["role"] == "norm" for entry in found["bits"])
-    assert (found["requantized"], found["fallbacks"], found["warnings"]) == (False, [], [])
-    assert (found["base"], found["file_type"], found["rules"]) == ("Q4_K_M", 15, 1)
+    assert {"role": "output", "layer": -1, "bpw": 8.5, "type": "q8_0"} in numbers["bits"]
+    assert not any(entry["role"] == "norm" for entry in numbers["bits"])
+    assert (numbers["requantized"], numbers["fallbacks"], numbers["warnings"]) == (False, [], [])
+    assert (numbers["base"], numbers["file_type"], numbers["rules"]) == ("Q4_K_M", 15, 1)
 
 
 def test_what_each_role_got() -> None:
     text = "base: q4_K\nrules: [{role: ffn_down_exps, layers: [0], type: q8_0}]"
-    found = report(read_header(MOE), plan_of(MOE, text), "R", None)["by_role"]
-    down = next(entry for entry in found if entry["role"] == "ffn_down_exps")
+    roles = report(read_header(MOE), plan_of(MOE, text), "R", None)["by_role"]
+    down = next(entry for entry in roles if entry["role"] == "ffn_down_exps")
     assert (down["tensors"], down["least"], down["most"], down["bpw"]) == (2, 4.5, 8.5, 6.5)
     assert down["types"] == {"q4_K": 1, "q8_0": 1}
-    assert found == sorted(found, key=lambda entry: -entry["bytes"])
+    assert roles == sorted(roles, key=lambda entry: -entry["bytes"])
 
 
 def test_a_tensor_without_a_known_role_is_named(tmp_path: Path) -> None:
@@ -162,17 +162,17 @@ def test_a_recipe_of_ik_is_planned() -> None:
     assert (rows["output.weight"].type, rows["blk.0.ffn_up.weight"].type) == ("q6_0", "iq4_kt")
     columns, count = rows["blk.0.ffn_up.weight"].shape
     assert rows["blk.0.ffn_up.weight"].bytes == count * (columns // 2 + 4)
-    found = report(read_header(LLAMA), plan, "R", None)
-    assert (found["engine"], found["file_type"]) == ("ik", 153)
+    numbers = report(read_header(LLAMA), plan, "R", None)
+    assert (numbers["engine"], numbers["file_type"]) == ("ik", 153)
     words = "mainline llama.cpp cannot load this file: it has ik_llama.cpp's own iq4_kt, q6_0"
-    assert found["warnings"] == [words]
+    assert numbers["warnings"] == [words]
 
 
 @pytest.mark.parametrize("kind", ["iq1_kt", "iq2_kt"])
 def test_types_of_ik_that_need_an_imatrix(kind: str) -> None:
-    wanted = f"engine: ik\nbase: {kind}\nrules: [{{role: [output, token_embd], type: q6_0}}]"
+    text = f"engine: ik\nbase: {kind}\nrules: [{{role: [output, token_embd], type: q6_0}}]"
     with pytest.raises(QuantmillError, match=f"{kind} needs an imatrix"):
-        plan_of(LLAMA, wanted)
+        plan_of(LLAMA, text)
 
 
 def test_a_plan_is_executed_by_its_own_engine_alone(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_a_quantized_source_is_said_aloud_and_equal_types_are_copied(tmp_path: P
     plan = plan_of(source, "base: Q4_0\nrules: [{role: attn_q, type: q8_0, why: keep}]")
     rows = by_name(plan)
     assert rows["blk.1.attn_q.weight"].reason == "rule 1: keep; already q8_0"
-    found = report(header, plan, "R", None)
-    assert found["requantized"]
-    assert found["source_types"] == {"f32": 5, "q8_0": 15}
-    assert any("quantized again" in warning for warning in found["warnings"])
+    numbers = report(header, plan, "R", None)
+    assert numbers["requantized"]
+    assert numbers["source_types"] == {"f32": 5, "q8_0": 15}
+    assert any("quantized again" in warning for warning in numbers["warnings"])
     copied = report(header, plan_of(source, "base: Q8_0"), "R", None)
     assert (copied["requantized"], copied["warnings"]) == (False, [])
 
@@ -251,8 +251,10 @@ def test_embeddings_and_output_need_no_imatrix() -> None:
 def test_a_type_that_no_quantizer_writes_without_one_is_refused_for_them(imatrix: bool) -> None:
     """The stage that quantizes would refuse it, after hours: ggml's quantizer aborts."""
     text = "base: Q4_K_M\nrules: [{role: output, type: iq2_xs}]"
-    said = r"r.yaml: output.weight \(rule 1\): iq2_xs needs importance values, which it never has; choose an"
-    with pytest.raises(QuantmillError, match=said):
+    message = (
+        r"r.yaml: output.weight \(rule 1\): iq2_xs needs importance values, which it never has; choose an"
+    )
+    with pytest.raises(QuantmillError, match=message):
         plan_of(LLAMA, text, imatrix=imatrix)
 
 
@@ -332,8 +334,8 @@ def command(folder: Path, model: Path, text: str, config: dict[str, Any]) -> sub
 def test_the_command(tmp_path: Path, narrow: Path) -> None:
     done = command(tmp_path, narrow, "base: Q4_K_M", {"recipe": "R", "imatrix": FACTS | {"chunks": 9}})
     assert (done.returncode, done.stderr) == (0, "")
-    found = read_json(tmp_path / "p.json")
-    assert (found["recipe"], found["imatrix"], found["tensors"]) == (
+    numbers = read_json(tmp_path / "p.json")
+    assert (numbers["recipe"], numbers["imatrix"], numbers["tensors"]) == (
         "R",
         True,
         len(read_plan(tmp_path / "p.tsv")),
@@ -415,7 +417,7 @@ def test_nvfp4_gets_its_second_scales_where_llama_cpp_applies_them() -> None:
     assert scales == expected | {f"blk.{n}.ffn_down_shexp.scale": ((1,), 4) for n in (0, 1)}
     assert rows["blk.0.ffn_up_exps.scale"].reason == "second scale of its weight"
     assert plan.warnings[-1] == (
-        "1 nvfp4 tensors, such as token_embd.weight, have no second scale, and so a larger error:"
+        "1 nvfp4 tensors, such as token_embd.weight, have no per-tensor scale, and so a larger error:"
         " llama.cpp applies none there"
     )
     assert not [line for line in lines_of(plan.rows, "regex") if "scale" in line]

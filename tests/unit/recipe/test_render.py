@@ -146,7 +146,7 @@ def test_the_engine_is_told_without_the_model(
 
 def test_an_engine_that_hangs_on_the_model_is_refused() -> None:
     text = "engine: {{ 'ik' if model.experts else 'mainline' }}\nbase: q8_0\n"
-    with pytest.raises(QuantmillError, match="mine: its engine cannot be told from its line `engine: "):
+    with pytest.raises(QuantmillError, match="mine: its engine does not follow from its line `engine: "):
         engine_of(text, {}, None, "mine")
     assert engine_of("base: q8_0\n", {}, None, "mine") == "mainline"
 
@@ -159,5 +159,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: recipe R ({template}): the template takes no parameter bse; did")
     assert not (tmp_path / "other.yaml").exists()
-    said = command(tmp_path / "none.j2", tmp_path / "other.yaml", "{}").stderr
-    assert "no such file; check the recipe's field `template`" in said
+    message = command(tmp_path / "none.j2", tmp_path / "other.yaml", "{}").stderr
+    assert "no such file; check the recipe's field `template`" in message

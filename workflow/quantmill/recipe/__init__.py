@@ -1,1 +1,1 @@
-"""From a template to a plan: which type each tensor gets, and why."""
+"""From a template to a plan: the type of each tensor, and the reason for it."""

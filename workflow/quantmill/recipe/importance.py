@@ -1,14 +1,15 @@
-"""How much each layer matters, for templates that give the better types to the better layers.
+"""How much each layer matters, for templates that give better types to more important layers.
 
-Scores come from the imatrix, from a JSON of the user's, or from the table of
-damages; each source is scaled so that its least layer is 0 and its greatest 1,
-and a weighted mean of them is taken. Layers rank by score, the first of equals
-first.
+Scores come from the imatrix, from a JSON file of the user, or from the table of
+sensitivities. Each source is scaled so that its least important layer is 0 and
+its most important 1. Then their weighted mean is taken. Layers rank by score;
+of equal scores the first layer comes first.
 
-From the imatrix a layer's score is, as ContribDynamic published it, the sum over
-its entries of the activations' energy per token, sum(in_sum2) / count, but each
-expert by its own count: the mean over the experts that were seen at all, where
-the original divides the sum of all by the sum of all counts.
+From the imatrix, the score of a layer is the sum over its entries of the
+activations' energy per token, sum(in_sum2) / count. Source: ContribDynamic. One
+thing differs: here each expert is divided by its own count, and the mean over
+the experts that saw tokens is taken. The original divides the sum over all
+experts by the sum of all counts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Scores = Mapping[int, float]
 
 
 def from_imatrix(imatrix: Imatrix, layers: Sequence[int], where: object) -> dict[int, float]:
-    """The energy that the layers' weights are given. QuantmillError for a layer without an entry."""
+    """The energy of the inputs of each layer's weights. QuantmillError for a layer without an entry."""
     scores: dict[int, float] = {}
     for name, entry in imatrix.entries.items():
         seen = entry.counts > 0
@@ -40,14 +41,14 @@ def from_imatrix(imatrix: Imatrix, layers: Sequence[int], where: object) -> dict
 
 
 def from_json(path: Path, layers: Sequence[int]) -> dict[int, float]:
-    """The user's own scores: `{"0": 1.5, "1": 0.2, ...}`, or a list with one a layer."""
-    given = read_json(path)
-    if isinstance(given, list):
-        given = dict(enumerate(given))
-    if not isinstance(given, dict):
+    """The user's own scores: `{"0": 1.5, "1": 0.2, ...}`, or a list, a number a layer."""
+    scores_of_file = read_json(path)
+    if isinstance(scores_of_file, list):
+        scores_of_file = dict(enumerate(scores_of_file))
+    if not isinstance(scores_of_file, dict):
         raise QuantmillError("no scores of layers", path, 'it takes {"0": 1.5, "1": 0.2, ...}')
     scores = {}
-    for key, value in given.items():
+    for key, value in scores_of_file.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if not str(key).isdecimal() or not number:
             raise QuantmillError(f"{key}: {value!r} is no layer's score", path, 'such as "0": 1.5')
@@ -55,32 +56,33 @@ def from_json(path: Path, layers: Sequence[int]) -> dict[int, float]:
     beyond = sorted(set(scores) - set(layers))
     if beyond:
         raise QuantmillError(
-            f"scores layer {beyond[0]}, which the model has not", path,
+            f"scores layer {beyond[0]}, which the model does not have",
+            path,
             f"its layers are {layers[0]} to {layers[-1]}",
-        )  # fmt: skip
+        )
     return _of_layers(scores, layers, path, "give every layer a score")
 
 
-def from_damages(damages: Sequence[SensitivityRow], layers: Sequence[int], where: object) -> dict[int, float]:
-    """The damage that a layer's tensors do, summed over them and over the types that all of them have."""
+def from_sensitivity(
+    table: Sequence[SensitivityRow], layers: Sequence[int], where: object
+) -> dict[int, float]:
+    """The sum of each layer's sensitivities, at the types that all tensors have."""
     types: dict[str, set[str]] = {}
-    for damage in damages:
-        types.setdefault(damage.name, set()).add(damage.type)
+    for row in table:
+        types.setdefault(row.name, set()).add(row.type)
     common = set.intersection(*types.values()) if types else set()
     scores: dict[int, float] = {}
-    for damage in damages:
-        if damage.type in common and layer_of(damage.name) >= 0:
-            value = damage.kld if isfinite(damage.kld) else damage.error
-            scores[damage.layer] = scores.get(damage.layer, 0.0) + value
-    unknown = [layer for layer, score in scores.items() if not isfinite(score)]
-    return _of_layers(
-        {layer: score for layer, score in scores.items() if layer not in unknown}, layers, where,
-        "the table has no damages of it at types that all tensors have",
-    )  # fmt: skip
+    for row in table:
+        if row.type in common and layer_of(row.name) >= 0:
+            value = row.kld if isfinite(row.kld) else row.error
+            scores[row.layer] = scores.get(row.layer, 0.0) + value
+    finite = {layer: score for layer, score in scores.items() if isfinite(score)}
+    cure = "the table has no sensitivities of it at types that all tensors have"
+    return _of_layers(finite, layers, where, cure)
 
 
 def blend(sources: Sequence[tuple[Scores, float]]) -> dict[int, float]:
-    """The weighted mean of scores, each scaled to 0..1; all 0 where a source tells no layer from another."""
+    """The weighted mean of scores, each scaled to 0..1. A source with equal scores adds nothing."""
     total = fsum(weight for _, weight in sources)
     blended: dict[int, float] = {}
     for scores, weight in sources:
@@ -96,9 +98,9 @@ def ranked(scores: Scores) -> list[int]:
     return sorted(scores, key=lambda layer: (-scores[layer], layer))
 
 
-def _of_layers(scores: Scores, layers: Sequence[int], where: object, why: str) -> dict[int, float]:
+def _of_layers(scores: Scores, layers: Sequence[int], where: object, cure: str) -> dict[int, float]:
     missing = [layer for layer in layers if layer not in scores]
     if missing:
         named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        raise QuantmillError(f"no importance of layer {named}", where, why)
+        raise QuantmillError(f"no importance of layer {named}", where, cure)
     return {layer: scores[layer] for layer in layers}

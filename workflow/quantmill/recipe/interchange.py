@@ -1,15 +1,15 @@
-"""Recipes as the field passes them around, read and written: three forms of lines, and another GGUF's types.
+"""Recipes in common forms, read and written: three forms of lines, and the types of another GGUF.
 
     regex         GGUF-Tool-Suite's lines, `^blk\\.0\\.ffn_up\\.weight$=iq4_ks`; `#` begins a comment
-    tensor-types  llama-quantize's --tensor-type-file: `pattern=type` between blanks, no comments; it
-                  lowers patterns (tools/quantize/quantize.cpp, parse_tensor_type_file)
+    tensor-types  llama-quantize's --tensor-type-file: `pattern=type` between blanks, no comments;
+                  patterns become lower case (tools/quantize/quantize.cpp, parse_tensor_type_file)
     custom-q      ik_llama.cpp's --custom-q: `pattern=type` between commas
     gguf          the types that a GGUF has, by role and relative depth
 
-In the three of lines the first `=` ends the pattern, which is searched for
-anywhere in the name, and the first line that matches a tensor decides. What they
-match is looked at here, so that the rules made of them are `optional`: a file of
-a plain preset's types is no error for equalling its base.
+In the forms of lines the first `=` ends the pattern. The pattern may match
+anywhere in a name, and the first line that matches a tensor decides. Lines
+without a match are refused here, so the rules made of them are `optional`: a
+file may equal a plain preset.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from quantmill.recipe import presets, rules
 
 FORMS: Final = ("regex", "tensor-types", "custom-q", "gguf")
 
-# `^...$` around no alternative: the whole name.
+# `^...$` without an alternative: the whole name.
 _WHOLE: Final = re.compile(r"\^((?:[^|\\]|\\.)*)\$", re.DOTALL)
 _ONE_NAME: Final = re.compile(r"\^((?:[\w-]|\\[.\-])+)\$")
 _BLOCK: Final = re.compile(r"^(.*?blk\.)(\d+)(\..*)$")
-# What llama.cpp may never quantize: a line for it is no mistake.
-_MAY_BE_KEPT: Final = frozenset(
+# What llama.cpp may never quantize. A file need not have lines for it.
+_NEED_NO_LINE: Final = frozenset(
     role for group in ("norm", "other", "router", "convolution", "unknown") for role in GROUPS[group]
 )
 
@@ -49,20 +49,20 @@ _NO_FILE: Final = "check the recipe's field `file`"
 
 
 class Place(NamedTuple):
-    """What a clone puts side by side: a role, or of a class the name (`*` for the layer)."""
+    """What a clone compares: a role; where the role is a class of names, the name (`*` for the layer)."""
 
     role: str
     name: str
     predicts: bool
-    """Whether it is of multi-token prediction."""
+    """Whether it is a layer of multi-token prediction."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a template makes a recipe of: rules as in a recipe, and what stands beside them.
+    """An imported recipe, as templates see it: rules as in a recipe, base, engine and warnings.
 
-    `base` is the type for what no rule names, None where the file leaves some
-    weights to a base that it does not say.
+    `base` is the type for what no rule names. It is None where the file leaves
+    some weights to a base that it does not name.
     """
 
     rules: list[dict[str, Any]]
@@ -72,11 +72,11 @@ class Imported:
 
 
 def read(path: Path, form: str, header: Header) -> Imported:
-    """The recipe that `path` holds in `form`, for the model with this header.
+    """The recipe in the file `path` of this `form`, for the model with this header.
 
-    QuantmillError, with its line, for what is no pattern=type, a pattern that
-    cannot compile or matches no tensor, a type that neither engine has; for a
-    GGUF of whose roles none is the model's.
+    QuantmillError, with the line, for what is no pattern=type, for a pattern that
+    is broken or matches no tensor, and for an unknown type; also for a GGUF that
+    shares no role with the model.
     """
     if form not in FORMS:
         raise QuantmillError(f"unknown form {form}", path, f"it is one of {', '.join(FORMS)}")
@@ -102,67 +102,69 @@ def _lowered(word: str) -> str:
 
 
 def of_lines(lines: Sequence[tuple[str, str]], header: Header, where: object) -> Imported:
-    """The rules of `pattern=type` entries, each with the place that is named in errors."""
+    """The rules of (place, `pattern=type`) entries; the places are for errors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     decided: dict[str, str] = {}
-    made: list[dict[str, Any]] = []
+    parsed: list[dict[str, Any]] = []
     notes = []
     for place, line in lines:
         here = f"{where}: {place}"
-        pattern, separator, wanted = line.partition("=")
-        kind = named(wanted.strip())
+        pattern, separator, type_name = line.partition("=")
+        kind = named(type_name.strip())
         if not (pattern and separator) or kind is None:
-            what = f"unknown type {wanted}" if pattern and separator else f"{line} is no pattern=type"
+            what = f"unknown type {type_name}" if pattern and separator else f"{line} is no pattern=type"
             raise QuantmillError(what, here, r"such as ^blk\.0\.ffn_down\.weight$=q6_K")
-        found = _found(pattern, shapes, here)
-        if not found:
+        matches = _matches(pattern, shapes, here)
+        if not matches:
             raise QuantmillError(f"{pattern} matches no tensor", here, "remove it; is it of another model?")
-        free = [name for name in found if name not in decided]
+        free = [name for name in matches if name not in decided]
         if not free:
             notes.append(f"{place} of the imported file is shadowed by earlier ones and left out: {line}")
             continue
         decided |= dict.fromkeys(free, kind)
-        made.append({"match": _whole(pattern), "type": kind, "optional": True})
-    weights = [name for name in shapes if not _may_be_kept(name, shapes[name])]
+        parsed.append({"match": _whole(pattern), "type": kind, "optional": True})
+    weights = [name for name in shapes if not _needs_no_line(name, shapes[name])]
     covered = all(name in decided for name in weights)
     sizes: Counter[str] = Counter()
     for name in weights if covered else ():
         sizes[decided[name]] += 1
     base = sizes.most_common(1)[0][0] if sizes else None
-    return Imported(made, base, _engine(decided.values()), notes)
+    return Imported(parsed, base, _engine(decided.values()), notes)
 
 
 def clone(header: Header, other: Header) -> Imported:
     """The types of `other` for the model with this header.
 
-    A role's layers are put side by side, the first with the first and the last
-    with the last; those of multi-token prediction by themselves. The notes name
-    the roles that `other` lacks, which are left to the base (the preset that
-    `other` says it is, or else its commonest type), and those that it alone has.
+    A layer gets the type of the layer at the same relative depth in `other`, for
+    each role; layers of multi-token prediction are compared by themselves. The
+    base decides roles that `other` lacks: its preset, if it names one, else its
+    most common type. The notes name these roles, and those that only `other` has.
     """
     if not any(is_quantized(tensor.type) for tensor in other.tensors):
         raise QuantmillError("nothing in it is quantized", other.path, "give a quantized GGUF")
-    theirs, mine = _by_role(other), _by_role(header)
-    absent = _counted({place: layers for place, layers in mine.items() if place not in theirs})
-    left = _counted({
-        place: layers for place, layers in theirs.items()
-        if place not in mine and any(is_quantized(kind) for kinds in layers.values() for kind in kinds)
-    })  # fmt: skip
-    made = []
-    for place, ours in mine.items():
+    theirs, ours = _by_role(other), _by_role(header)
+    absent = _counted({place: layers for place, layers in ours.items() if place not in theirs})
+    unused = {
+        place: layers
+        for place, layers in theirs.items()
+        if place not in ours and any(is_quantized(kind) for kinds in layers.values() for kind in kinds)
+    }
+    cloned = []
+    for place, by_layer in ours.items():
         if place not in theirs:
             continue
         kinds = [_common(kinds) for _, kinds in sorted(theirs[place].items())]
-        layers = sorted(ours)
+        layers = sorted(by_layer)
         by_type: dict[str, list[int]] = {}
         for position, layer in enumerate(layers):
-            by_type.setdefault(kinds[_beside(position, len(layers), len(kinds))], []).append(layer)
-        made += [_cloned(place, kind, chosen) for kind, chosen in by_type.items()]
-    if not any(is_quantized(rule["type"]) for rule in made):
+            by_type.setdefault(kinds[_at_same_depth(position, len(layers), len(kinds))], []).append(layer)
+        cloned += [_cloned(place, kind, chosen) for kind, chosen in by_type.items()]
+    if not any(is_quantized(rule["type"]) for rule in cloned):
         raise QuantmillError(
-            "none of its quantized tensors has a role that the model has", other.path,
+            "none of its quantized tensors has a role that the model has",
+            other.path,
             "take a GGUF of the same family",
-        )  # fmt: skip
+        )
     weights = [t for t in other.tensors if len(t.shape) > 1]
     sizes: Counter[str] = Counter()
     for tensor in weights:
@@ -172,15 +174,15 @@ def clone(header: Header, other: Header) -> Imported:
     engine = _engine(tensor.type for tensor in weights)
     base = preset if preset and engine == "mainline" else sizes.most_common(1)[0][0]
     notes = [f"{other.path.name} has no {absent}: {base} decides"] if absent else []
-    notes += [f"{other.path.name} also has {left}, which the model has not"] if left else []
-    return Imported(made, base, engine, notes)
+    notes += [f"{other.path.name} also has {_counted(unused)}, which the model has not"] if unused else []
+    return Imported(cloned, base, engine, notes)
 
 
 def lines_of(rows: Iterable[PlanRow], form: str) -> list[str]:
     """A plan as `pattern=type` lines, anchored, the layers of one tensor at one type together.
 
-    Tensors that are never quantized are told in the form `regex` alone, where
-    every tensor is expected.
+    Tensors that are never quantized have a line in the form `regex` alone, which
+    has one for every tensor.
     """
     places: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in (row for row in rows if not row.made):
@@ -194,20 +196,21 @@ def lines_of(rows: Iterable[PlanRow], form: str) -> list[str]:
         for kind, layers in kinds.items():
             numbers = "" if layers == [-1] else "[0-9]+" if len(kinds) == 1 else _alternatives(layers)
             pattern = f"^{_escaped(before)}{numbers}{_escaped(after)}$"
-            if form == "tensor-types":  # which lowers patterns, but not names
+            if form == "tensor-types":  # its patterns become lower case, the names do not
                 pattern = re.sub("[A-Z]", ".", pattern)
             lines.append(f"{pattern}={kind}")
     return lines
 
 
-def written(rows: Iterable[PlanRow], form: str) -> str:
+def to_text(rows: Iterable[PlanRow], form: str) -> str:
     """The text of a file of `form`."""
     if form not in FORMS[:3]:
         raise QuantmillError(f"cannot be written as {form}", cure=f"choose one of {', '.join(FORMS[:3])}")
     return (",".join if form == "custom-q" else "\n".join)(lines_of(rows, form)) + "\n"
 
 
-def _found(pattern: str, names: dict[str, tuple[int, ...]], here: str) -> list[str]:
+def _matches(pattern: str, names: dict[str, tuple[int, ...]], here: str) -> list[str]:
+    """The names that the pattern matches anywhere."""
     one = _ONE_NAME.fullmatch(pattern)
     if one:
         name = one[1].replace("\\", "")
@@ -222,17 +225,17 @@ def _found(pattern: str, names: dict[str, tuple[int, ...]], here: str) -> list[s
 
 
 def _whole(pattern: str) -> str:
-    """A pattern that is searched for, as one that the whole name must match."""
+    """A pattern that may match anywhere, as one that must match the whole name."""
     anchored = _WHOLE.fullmatch(pattern)
     return anchored[1] if anchored else f".*(?:{pattern}).*"
 
 
-def _may_be_kept(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) < 2 or role_of(name) in _MAY_BE_KEPT
+def _needs_no_line(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) < 2 or role_of(name) in _NEED_NO_LINE
 
 
 def engine_of(path: Path, form: str) -> str:
-    """The engine whose types the file has, told without the model: `ik` where one is its own."""
+    """The engine of a file, without the model: `ik` where it has a type of that engine alone."""
     if form == "gguf":
         return _engine(tensor.type for tensor in read_header(path, data=False).tensors)
     entries = _lines(read_user_text(path, _NO_FILE), form)
@@ -245,21 +248,21 @@ def _engine(kinds: Iterable[str]) -> str:
 
 
 def _by_role(header: Header) -> dict[Place, dict[int, list[str]]]:
-    """The types of the matrices by place and layer."""
+    """The types of the matrices, by place and layer."""
     evaluated = header.evaluated
-    found: dict[Place, dict[int, list[str]]] = {}
+    types: dict[Place, dict[int, list[str]]] = {}
     for tensor in header.tensors:
         if len(tensor.shape) < 2:
             continue
         role, layer = role_of(tensor.name), layer_of(tensor.name)
         name = re.sub(r"blk\.\d+\.", "blk.*.", tensor.name) if role in CLASSES else ""
         place = Place(role, name, layer >= evaluated > 0)
-        found.setdefault(place, {}).setdefault(layer, []).append(tensor.type)
-    return found
+        types.setdefault(place, {}).setdefault(layer, []).append(tensor.type)
+    return types
 
 
 def _counted(places: dict[Place, dict[int, list[str]]]) -> str:
-    """Places in words, in how many layers each is."""
+    """`ffn_up (32), attn_q (8)`: places with their numbers of layers."""
     return ", ".join(f"{place.name or place.role} ({len(layers)})" for place, layers in places.items())
 
 
@@ -273,8 +276,8 @@ def _cloned(place: Place, kind: str, layers: list[int]) -> dict[str, Any]:
     return rule | {"optional": True}
 
 
-def _beside(position: int, ours: int, theirs: int) -> int:
-    """Where the layer at `position` of ours lies in theirs, at the same relative depth."""
+def _at_same_depth(position: int, ours: int, theirs: int) -> int:
+    """The position among `theirs` at the same relative depth as `position` among `ours`."""
     return round(position * (theirs - 1) / (ours - 1)) if ours > 1 else 0
 
 
@@ -291,19 +294,19 @@ def _escaped(text: str) -> str:
 
 
 def _import(args: argparse.Namespace, log: Log) -> None:
-    found = read(args.file, args.form, read_source(args.model))
-    base = args.base or found.base
+    imported = read(args.file, args.form, read_source(args.model))
+    base = args.base or imported.base
     if base is None:
         raise QuantmillError("leaves some weights to a base", args.file, "name it, such as --base Q4_K_M")
-    fields = {"engine": found.engine, "base": base, "notes": found.notes, "rules": found.rules}
+    fields = {"engine": imported.engine, "base": base, "notes": imported.notes, "rules": imported.rules}
     write_text(args.out, rules.dump(rules.parse(json.dumps(fields), args.file)))
-    for note in found.notes:
+    for note in imported.notes:
         log.say(f"warning: {note}")
 
 
 def _export(args: argparse.Namespace, log: Log) -> None:
     rows = read_plan(args.plan)
-    write_text(args.out, written(rows, args.form))
+    write_text(args.out, to_text(rows, args.form))
     log.say(f"{len(rows)} tensors in {len(lines_of(rows, args.form))} entries")
 
 
@@ -316,14 +319,14 @@ def _arguments() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--log", type=Path, help="file for plain lines (default: stderr)")
     actions = arguments.add_subparsers(required=True)
-    reader = actions.add_parser("import", help="a file of the field's, as a recipe of ours")
+    reader = actions.add_parser("import", help="read a file in a common form, write a recipe")
     reader.set_defaults(run=_import)
     reader.add_argument("--file", type=Path, required=True)
     reader.add_argument("--form", choices=FORMS, required=True)
     reader.add_argument("--model", type=Path, required=True, help="the source GGUF, or its manifest.tsv")
-    reader.add_argument("--base", help="what decides a tensor that the file does not name")
+    reader.add_argument("--base", help="the base, for tensors that the file does not name")
     reader.add_argument("--out", type=Path, required=True, help="the recipe, YAML")
-    writer = actions.add_parser("export", help="a plan of ours, in the field's form")
+    writer = actions.add_parser("export", help="write a plan in a common form")
     writer.set_defaults(run=_export)
     writer.add_argument("--plan", type=Path, required=True, help="plans/<recipe>.tsv")
     writer.add_argument("--form", choices=FORMS[:3], required=True)

@@ -1,8 +1,8 @@
-"""A recipe resolved for one model: each tensor's type and why, before any work is done.
+"""A recipe resolved for one model: the type of each tensor and the reason, before any work is done.
 
-The base's mixture is what llama.cpp's dry run says without any overrides, and
-the rules are laid over it: an override within llama.cpp would shift the types
-of tensors it does not name. Sizes are exact, metadata included.
+The mixture of the base comes from llama.cpp's dry run without overrides. The
+rules are applied to it afterwards: an override within llama.cpp would change
+the types of tensors that it does not name. Sizes are exact, with metadata.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, write_json
+from quantmill.formats import allocation as formats
 from quantmill.formats.ggufio import Header, Tensor, padded, serialize
 from quantmill.formats.output import llama_order, output_kv
 from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
@@ -37,10 +37,10 @@ from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules
 
-# What a plan says of the allocation that it came from: how good it is, and what is proven of that.
-_PROOF: Final = ("damage", "objective", "bound", "gap", "predicted_kld", "predicted_se")
-# What a multi-token prediction layer gets in place of a type that needs importance values: it has none.
-_PINNED: Final = "q4_K"
+# A layer of multi-token prediction has no importance values: this type replaces one that needs them.
+_WITHOUT_IMPORTANCE: Final = "q4_K"
+# Why a per-tensor scale is in the plan. Plans are compared byte by byte, so the old words stay.
+_SCALE_REASON: Final = "second scale of its weight"
 
 
 class ImatrixFile(TypedDict):
@@ -53,7 +53,7 @@ class ImatrixFile(TypedDict):
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows in the order in which the file will hold them, and what is to be said of them."""
+    """The rows, in the order of the file; `fallbacks` by tensor the type of the recipe that does not fit."""
 
     recipe: rules.Recipe
     rows: tuple[PlanRow, ...]
@@ -66,9 +66,10 @@ class Plan:
 def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: bool, where: object) -> Plan:
     """The plan of `recipe` for a model; `imatrix` says whether one will be used.
 
-    `mixture` is the base's, taken with the same `imatrix`; `where`, the
-    recipe's file, is named in errors: a rule that does nothing, a type that
-    needs an imatrix where there is none, a plan that equals its base's.
+    `mixture` is that of the base, made with the same `imatrix`. `where` is the
+    recipe's file, for errors. QuantmillError for a rule that does nothing, for a
+    type that needs an imatrix where there is none, and for a plan that equals
+    that of its base.
     """
     decided = rules.assign(recipe, header, mixture.quantizable, where)
     tensors = {tensor.name: tensor for tensor in header.tensors}
@@ -76,27 +77,27 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
     rows, fallbacks = [], {}
     for name in llama_order(tensors):
         tensor, rule = tensors[name], decided.get(name)
-        wanted = rule.type if rule else mixture.fallbacks.get(name, mixture.types[name])
+        intended = rule.type if rule else mixture.fallbacks.get(name, mixture.types[name])
         kind = (
-            _fallback(wanted, tensor, recipe.engine, f"{where}: {rule.label}")
+            _fallback(intended, tensor, recipe.engine, f"{where}: {rule.label}")
             if rule
             else mixture.types[name]
         )
-        why = [_reason(recipe, rule, name in mixture.quantizable)]
+        reasons = [_reason(recipe, rule, name in mixture.quantizable)]
         missing = imatrix and layer_of(name) >= evaluated > 0 and _needs_imatrix(recipe, kind, name)
         if rule is None and missing:
-            why.append(f"no importance values for {kind}")
-            wanted = kind = fallback(_PINNED, tensor.shape[0], recipe.engine)
-        if kind != wanted:
-            fallbacks[name] = wanted
-            block = known(wanted).block_elements
-            why.append(f"fallback from {wanted}: width {tensor.shape[0]} is no multiple of {block}")
+            reasons.append(f"no importance values for {kind}")
+            intended = kind = fallback(_WITHOUT_IMPORTANCE, tensor.shape[0], recipe.engine)
+        if kind != intended:
+            fallbacks[name] = intended
+            block = known(intended).block_elements
+            reasons.append(f"fallback from {intended}: width {tensor.shape[0]} is no multiple of {block}")
         if kind == tensor.type and name in mixture.quantizable:
-            why.append(f"already {kind}")
+            reasons.append(f"already {kind}")
         size = tensor_bytes(kind, tensor.shape)
         rows.append(
             PlanRow(
-                name, role_of(name), layer_of(name), tensor.shape, tensor.type, kind, size, "; ".join(why)
+                name, role_of(name), layer_of(name), tensor.shape, tensor.type, kind, size, "; ".join(reasons)
             )
         )
     rows, unscaled = _with_scales(header, recipe, rows)
@@ -111,16 +112,16 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
 
 
 def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
-    """Whether the recipe is to be made with an imatrix. QuantmillError where it must and there is none."""
+    """Whether the recipe uses an imatrix. QuantmillError where it requires one and there is none."""
     if recipe.imatrix == "required" and not configured:
         raise QuantmillError("the recipe requires an imatrix", where, "configure `imatrix` in config.yaml")
     return configured and recipe.imatrix != "none"
 
 
 def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> frozenset[str]:
-    """The tensors among `names` that an imatrix, where there is one, has importance values of.
+    """The tensors among `names` that have importance values; none without an imatrix.
 
-    Neither embeddings and output nor layers of multi-token prediction, which are not evaluated.
+    Embeddings, output and layers of multi-token prediction have none: those layers are not evaluated.
     """
     evaluated = header.evaluated
     return frozenset(
@@ -128,9 +129,9 @@ def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> froz
     )
 
 
-def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None) -> int:
-    """Bytes of the output's header; `imatrix` has the `file` and `dataset` that it will name."""
-    # the counts are u32: their values do not change the size
+def metadata_bytes(header: Header, plan: Plan, imatrix: ImatrixFile | None) -> int:
+    """Bytes of the output's header, which names the file and dataset of `imatrix`."""
+    # The counts are u32: their values do not change the size.
     named = {**imatrix, "entries": 1, "chunks": 1} if imatrix is not None and plan.imatrix else None
     kv = output_kv(header, plan.recipe.base.file_type, named)
     kv |= weights_only(header.kv, with_scale(plan.rows))
@@ -139,10 +140,13 @@ def metadata_bytes(header: Header, plan: Plan, imatrix: Mapping[str, Any] | None
 
 
 def report(
-    header: Header, plan: Plan, name: str, imatrix: Mapping[str, Any] | None,
-    allocation: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The plan in numbers: `plans/<recipe>.json` of docs/files.md; `allocation` a budget recipe's."""
+    header: Header,
+    plan: Plan,
+    name: str,
+    imatrix: ImatrixFile | None,
+    allocation: formats.Allocation | None = None,
+) -> formats.Plan:
+    """The plan in numbers; `allocation` is the report of a size-targeted recipe."""
     head = metadata_bytes(header, plan, imatrix)
     body = sum(padded(row.bytes) for row in plan.rows)
     parameters = sum(row.elements for row in plan.rows if not row.made)
@@ -173,31 +177,48 @@ def report(
         "requantized": any(_requantized(row) for row in plan.rows),
         "source_types": dict(sorted(Counter(row.source_type for row in plan.rows if not row.made).items())),
         "rules": len(plan.recipe.rules),
-        "allocation": allocation and {field: allocation[field] for field in _PROOF},
+        "allocation": None if allocation is None else _summary(allocation),
         "warnings": list(plan.warnings),
+    }
+
+
+def _summary(allocation: formats.Allocation) -> formats.AllocationSummary:
+    return {
+        "damage": allocation["damage"],
+        "objective": allocation["objective"],
+        "bound": allocation["bound"],
+        "gap": allocation["gap"],
+        "predicted_kld": allocation["predicted_kld"],
+        "predicted_se": allocation["predicted_se"],
     }
 
 
 def _with_scales(
     header: Header, recipe: rules.Recipe, rows: list[PlanRow]
 ) -> tuple[list[PlanRow], list[str]]:
-    """The rows with the second scales of the nvfp4 weights, and a warning where some have none."""
+    """The rows with the per-tensor scales of the nvfp4 weights, and a warning where some have none."""
     present = {tensor.name for tensor in header.tensors}
     fresh = [row.name for row in rows if row.type == "nvfp4" != row.source_type]
     scaled = set(scalable(header.architecture, fresh, present)) if recipe.scales else set()
     made = [
         PlanRow(
-            scale_name(row.name), "scale", row.layer, row.shape[2:] or (1,), MADE, "f32",
-            4 * math.prod(row.shape[2:]), "second scale of its weight",
+            name=scale_name(row.name),
+            role="scale",
+            layer=row.layer,
+            shape=row.shape[2:] or (1,),
+            source_type=MADE,
+            type="f32",
+            bytes=4 * math.prod(row.shape[2:]),
+            reason=_SCALE_REASON,
         )
         for row in rows
         if row.name in scaled
-    ]  # fmt: skip
+    ]
     ordered = {row.name: row for row in [*rows, *made]}
     bare = sorted(set(fresh) - scaled)
     if not bare or not recipe.scales:
         return [ordered[name] for name in llama_order(ordered)], []
-    what = f"{len(bare)} nvfp4 tensors, such as {bare[0]}, have no second scale, and so a larger error:"
+    what = f"{len(bare)} nvfp4 tensors, such as {bare[0]}, have no per-tensor scale, and so a larger error:"
     return [ordered[name] for name in llama_order(ordered)], [f"{what} llama.cpp applies none there"]
 
 
@@ -209,9 +230,9 @@ def _reason(recipe: rules.Recipe, rule: rules.Rule | None, quantizable: bool) ->
     return f"{recipe.base.name} for all" if recipe.base.type else f"{recipe.base.name}'s own mixture"
 
 
-def _fallback(wanted: str, tensor: Tensor, engine: str, here: str) -> str:
+def _fallback(kind: str, tensor: Tensor, engine: str, here: str) -> str:
     try:
-        return fallback(wanted, tensor.shape[0], engine)
+        return fallback(kind, tensor.shape[0], engine)
     except QuantmillError as error:
         raise QuantmillError(f"{tensor.name}: {error}", here) from None
 
@@ -252,56 +273,74 @@ def _needs_imatrix(recipe: rules.Recipe, kind: str, name: str) -> bool:
     return own or needs_imatrix(kind, name)
 
 
-def _check_imatrix(header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool,
-                   where: object) -> None:  # fmt: skip
+def _check_imatrix(
+    header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool, where: object
+) -> None:
     """Refuse types that need importance values for tensors that will have none."""
-    able = with_importance(header, [row.name for row in rows], imatrix)
+    important = with_importance(header, [row.name for row in rows], imatrix)
     for row in rows:
-        if not _needs_imatrix(recipe, row.type, row.name) or row.type == row.source_type or row.name in able:
+        if (
+            not _needs_imatrix(recipe, row.type, row.name)
+            or row.type == row.source_type
+            or row.name in important
+        ):
             continue
         here = f"{where}: {row.name} ({row.reason})"
         if row.name in EXEMPT:
-            raise QuantmillError(f"{row.type} needs importance values, which it never has", here,
-                                 "choose another type for it")  # fmt: skip
+            raise QuantmillError(
+                f"{row.type} needs importance values, which it never has", here, "choose another type for it"
+            )
         if not imatrix:
-            cure = ("set the recipe's `imatrix` to optional or required" if recipe.imatrix == "none"
-                    else "configure `imatrix` in config.yaml")  # fmt: skip
+            cure = "configure `imatrix` in config.yaml"
+            if recipe.imatrix == "none":
+                cure = "set the recipe's `imatrix` to optional or required"
             raise QuantmillError(f"{row.type} needs an imatrix", here, f"{cure}, or choose another type")
         raise QuantmillError(
-            f"{row.type} needs an imatrix, which no multi-token prediction layer has", here,
+            f"{row.type} needs an imatrix, which no multi-token prediction layer has",
+            here,
             f"add a rule for layers [{row.layer}] with a type such as q4_K",
-        )  # fmt: skip
+        )
 
 
-def _by_type(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
-    found = []
+def _by_type(rows: Sequence[PlanRow]) -> list[formats.OfType]:
+    """The share of each type of the file."""
+    shares: list[formats.OfType] = []
     for kind in {row.type for row in rows}:
         of_type = [row for row in rows if row.type == kind]
-        found.append({
-            "type": kind,
-            "tensors": len(of_type),
-            "bytes": sum(row.bytes for row in of_type),
-            "parameters": sum(row.elements for row in of_type),
-            "roles": sorted({row.role for row in of_type}),
-        })  # fmt: skip
-    return sorted(found, key=lambda entry: (-entry["bytes"], entry["type"]))
+        shares.append(
+            {
+                "type": kind,
+                "tensors": len(of_type),
+                "bytes": sum(row.bytes for row in of_type),
+                "parameters": sum(row.elements for row in of_type),
+                "roles": sorted({row.role for row in of_type}),
+            }
+        )
+    return sorted(shares, key=lambda entry: (-entry["bytes"], entry["type"]))
 
 
-def _by_role(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
-    """What each role got: its share of the bytes, and how unevenly its layers were treated."""
+def _by_role(rows: Sequence[PlanRow]) -> list[formats.OfRole]:
+    """The share of each role, and the range of bits per weight over its tensors."""
     roles: dict[str, list[PlanRow]] = {}
     for row in rows:
         roles.setdefault(row.role, []).append(row)
-    found = []
+    shares: list[formats.OfRole] = []
     for role, of_role in roles.items():
         size, parameters = sum(row.bytes for row in of_role), sum(row.elements for row in of_role)
         bits = [row.bytes * 8 / row.elements for row in of_role]
-        found.append({
-            "role": role, "tensors": len(of_role), "bytes": size, "parameters": parameters,
-            "bpw": size * 8 / parameters, "least": min(bits), "most": max(bits),
-            "types": dict(sorted(Counter(row.type for row in of_role).items())),
-        })  # fmt: skip
-    return sorted(found, key=lambda entry: (-entry["bytes"], entry["role"]))
+        shares.append(
+            {
+                "role": role,
+                "tensors": len(of_role),
+                "bytes": size,
+                "parameters": parameters,
+                "bpw": size * 8 / parameters,
+                "least": min(bits),
+                "most": max(bits),
+                "types": dict(sorted(Counter(row.type for row in of_role).items())),
+            }
+        )
+    return sorted(shares, key=lambda entry: (-entry["bytes"], entry["role"]))
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -316,13 +355,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
-    allocation = None if args.allocation is None else read_json(args.allocation)
-    found = report(header, plan, config["recipe"], config["imatrix"], allocation)
+    allocation = None if args.allocation is None else formats.ALLOCATION.read(args.allocation)
+    numbers = report(header, plan, config["recipe"], config["imatrix"], allocation)
     write_plan(args.plan, plan.rows)
-    write_json(args.report, found)
-    proof = "" if allocation is None else f", {allocation['damage']} {allocation['objective']:.4g}"
-    proof += "" if allocation is None else f" (bound {allocation['bound']:.4g})"
-    log.say(f"{found['recipe']}: {found['file_bytes']:,} bytes, {found['bpw']:.4f} bpw{proof}")
+    formats.PLAN.write(args.report, numbers)
+    line = f"{numbers['recipe']}: {numbers['file_bytes']:,} bytes, {numbers['bpw']:.4f} bpw"
+    if allocation is not None:
+        line += f", {allocation['damage']} {allocation['objective']:.4g} (bound {allocation['bound']:.4g})"
+    log.say(line)
     log.warn(plan.warnings)
 
 
@@ -332,7 +372,7 @@ if __name__ == "__main__":
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
     arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
-    arguments.add_argument("--allocation", type=Path, nargs="?", help="the report of a budget recipe")
+    arguments.add_argument("--allocation", type=Path, nargs="?", help="the report of a size-targeted recipe")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan in numbers, JSON")
     command.run(arguments, main)

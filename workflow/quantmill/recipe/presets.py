@@ -12,34 +12,45 @@ from quantmill.formats.ggufio import Header
 from quantmill.formats.types import fallback, named, writable
 from quantmill.model.header import for_dry_run
 
-PRESETS: Final[dict[str, int]] = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18,
-    "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
-    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "MXFP4_MOE": 38,
-    "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23,
-    "Q2_K": 10, "Q2_K_S": 21, "Q2_0": 41, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19,
-    "TQ2_0": 37, "TQ1_0": 36, "IQ1_M": 31, "IQ1_S": 24, "Q1_0": 40,
-}  # fmt: skip
+
+def _numbers(table: str) -> dict[str, int]:
+    """The numbers of a table of `name=number`."""
+    pairs = (entry.split("=") for entry in table.split())
+    return {name: int(number) for name, number in pairs}
+
+
+PRESETS: Final = _numbers("""
+    F32=0      F16=1      BF16=32    Q8_0=7     Q6_K=18
+    Q5_K_M=17  Q5_K_S=16  Q5_1=9     Q5_0=8
+    Q4_K_M=15  Q4_K_S=14  Q4_1=3     Q4_0=2     IQ4_NL=25  IQ4_XS=30  MXFP4_MOE=38
+    Q3_K_L=13  Q3_K_M=12  Q3_K_S=11  IQ3_M=27   IQ3_S=26   IQ3_XS=22  IQ3_XXS=23
+    Q2_K=10    Q2_K_S=21  Q2_0=41    IQ2_M=29   IQ2_S=28   IQ2_XS=20  IQ2_XXS=19
+    TQ2_0=37   TQ1_0=36   IQ1_M=31   IQ1_S=24   Q1_0=40
+""")
 """Preset -> llama_ftype; source: QUANT_OPTIONS of tools/quantize/quantize.cpp and llama.h."""
 
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# The preset whose number a file gets in which one type stands for all.
-_NUMBER_OF_TYPE: Final = {
-    "q3_K": "Q3_K_S", "q4_K": "Q4_K_S", "q5_K": "Q5_K_S", "iq2_s": "IQ2_M", "mxfp4": "MXFP4_MOE",
-}  # fmt: skip
-_NVFP4 = 39  # a llama_ftype that llama-quantize has no name for
-# Of ik_llama.cpp, by the names of types; source: its llama.h.
-_NUMBER_IN_IK: Final = {
-    "q6_0": 135, "iq2_k": 138, "iq3_k": 139, "iq4_k": 140, "iq5_k": 141, "iq6_k": 142, "iq4_ks": 145,
-    "iq2_ks": 147, "iq4_kss": 148, "q8_KV": 149, "iq5_ks": 150, "iq2_kt": 151, "iq3_kt": 152, "iq4_kt": 153,
-    "iq3_ks": 154, "iq2_kl": 155, "iq1_kt": 156,
-}  # fmt: skip
+# The preset that is closest to one type for all: the file gets its number.
+_PRESET_OF_TYPE: Final = {
+    "q3_K": "Q3_K_S",
+    "q4_K": "Q4_K_S",
+    "q5_K": "Q5_K_S",
+    "iq2_s": "IQ2_M",
+    "mxfp4": "MXFP4_MOE",
+}
+_NVFP4: Final = 39  # llama_ftype for nvfp4; llama-quantize has no name for it
+# llama_ftype of ik_llama.cpp for its own types; source: its llama.h.
+_IK_NUMBERS: Final = _numbers("""
+    q6_0=135     iq2_k=138    iq3_k=139    iq4_k=140    iq5_k=141    iq6_k=142    iq4_ks=145
+    iq2_ks=147   iq4_kss=148  q8_KV=149    iq5_ks=150   iq2_kt=151   iq3_kt=152   iq4_kt=153
+    iq3_ks=154   iq2_kl=155   iq1_kt=156
+""")
 
 
 @dataclass(frozen=True)
 class Base:
-    """What decides a tensor that no rule names: a preset, or (`type` set) one type for all."""
+    """What decides a tensor that no rule names: a preset, or one type for all (`type`)."""
 
     name: str
     file_type: int
@@ -48,12 +59,12 @@ class Base:
 
 
 def resolve(name: str, where: object = None, engine: str = "mainline") -> Base:
-    """The base a recipe names.
+    """The base with this name.
 
-    Exactly a ggml type's name (`q4_0`, `q4_K`) is that type for all; else a
-    preset's name in any case (`Q4_0`, `q4_k_m`). QuantmillError where it is
-    neither, or could be both, or a preset where the engine is not mainline,
-    whose mixtures they are.
+    The exact name of a ggml type (`q4_0`, `q4_K`) is that type for all tensors.
+    Any other name is that of a preset, in any case (`Q4_0`, `q4_k_m`).
+    QuantmillError where it is neither, where it could be both, and for a preset
+    with an engine other than mainline: the mixtures are mainline's.
     """
     types = writable(engine)
     if name in types:
@@ -61,9 +72,10 @@ def resolve(name: str, where: object = None, engine: str = "mainline") -> Base:
     upper = name.upper()
     if engine != "mainline":
         raise QuantmillError(
-            f"base {name} is no type of engine {engine}", where,
+            f"base {name} is no type of engine {engine}",
+            where,
             "name a type for all, such as iq4_k; template: ik has that engine's own mixtures",
-        )  # fmt: skip
+        )
     pure = next((kind for kind in types if kind.upper() == upper), None)
     if name != upper and pure is not None and (upper in PRESETS or upper in ALIASES):
         raise QuantmillError(
@@ -86,13 +98,13 @@ def resolve(name: str, where: object = None, engine: str = "mainline") -> Base:
 
 
 def of_type(name: str, engine: str = "mainline") -> Base:
-    """One type for all, under the preset's number that comes closest."""
-    number = PRESETS.get(_NUMBER_OF_TYPE.get(name, name.upper()), _NVFP4)
-    return Base(name, _NUMBER_IN_IK.get(name, number), name, engine)
+    """One type for all, with the number of the closest preset."""
+    number = PRESETS.get(_PRESET_OF_TYPE.get(name, name.upper()), _NVFP4)
+    return Base(name, _IK_NUMBERS.get(name, number), name, engine)
 
 
 def mixture(header: Header, base: Base, *, imatrix: bool) -> Mixture:
-    """The type of every tensor under `base`, from llama.cpp's dry run without any overrides."""
+    """The type of every tensor with `base`, from llama.cpp's dry run without overrides."""
     with for_dry_run(header) as path:
         number = base.file_type if base.type is None else PRESETS["Q8_0"]
         native = dry_run(path, number, imatrix=imatrix, where=header.path)

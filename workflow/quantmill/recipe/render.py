@@ -1,7 +1,7 @@
-"""A recipe's template and parameters, made into plain YAML for one model.
+"""Renders a recipe's template, with its parameters, to plain YAML for one model.
 
-Templates are Jinja in a sandbox (recipes are passed around by strangers) and
-see the model's header, nothing else:
+Templates are Jinja in a sandbox, since recipes come from strangers. They see
+the model's header and nothing else:
 
     recipe           the recipe's name
     model            architecture, name, layers, experts, experts_used, embedding_length, gqa (heads that
@@ -12,13 +12,13 @@ see the model's header, nothing else:
     layers_of(*role) the numbers of the layers that have a tensor of one of the roles
     present(*role)   those of the roles that the model has, as a list
     edges(n)         the first n and the last n layers' numbers, multi-token prediction left out
-    part(x, n)       how many of n layers a parameter means: x of them, or a share such as 0.25
+    part(x, n)       how many of n layers a parameter means: x layers, or a share such as 0.25
     refuse(text)     ends it with an error
-    ranked           the layers, the most important first, and
-    importance       their scores, by layer: where the recipe says what `importance` is made of
-    imported         rules, base, engine and notes of `file`: where the recipe names one
+    ranked           the layers, the most important first (where the recipe has `importance`)
+    importance       their scores, by layer (where the recipe has `importance`)
+    imported         rules, base, engine and notes of `file` (where the recipe has `file`)
 
-What else a template names is a parameter, which config.yaml gives.
+Every other name in a template is a parameter, which config.yaml gives.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from quantmill.recipe import rules
 
 _FULL_ATTENTION: Final = ("attn_q", "attn_q_b", "attn_kv_a_mqa")
 
-# What a template sees only where the recipe has a field for it, and how to give it.
+# Variables that a template has only where the recipe has a field for them, and how to give it.
 _RANKED: Final = ("the layers' importance", "say what it is made of, such as importance: imatrix")
 _FROM_FIELDS: Final = {
     "ranked": _RANKED,
@@ -61,7 +61,7 @@ class _RefusedError(Exception):
 
 
 def facts(header: Header) -> dict[str, Any]:
-    """What a template may know of the model."""
+    """The variables of a template that follow from the model."""
     arch = header.architecture
     tensors: list[dict[str, Any]] = [
         {
@@ -80,11 +80,11 @@ def facts(header: Header) -> dict[str, Any]:
         by_role.setdefault(tensor["role"], set()).add(tensor["layer"])
     evaluated = main_layers(header)
 
-    def layers_of(*wanted: str) -> list[int]:
-        return sorted(set().union(*(by_role.get(role, set()) for role in wanted)))
+    def layers_of(*names: str) -> list[int]:
+        return sorted(set().union(*(by_role.get(role, set()) for role in names)))
 
-    def present(*wanted: str) -> list[str]:
-        return [role for role in wanted if role in by_role]
+    def present(*names: str) -> list[str]:
+        return [role for role in names if role in by_role]
 
     def edges(count: Any) -> list[int]:
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
@@ -92,12 +92,12 @@ def facts(header: Header) -> dict[str, Any]:
         last = len(evaluated) - count
         return [layer for place, layer in enumerate(evaluated) if place < count or place >= last]
 
-    def part(wanted: Any, layers: int) -> int:
-        count = isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted <= layers
-        if not count and not (isinstance(wanted, float) and 0 <= wanted <= 1):
-            what = f"{wanted!r} is no number among {layers} layers, and no share of them"
+    def part(value: Any, layers: int) -> int:
+        count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= layers
+        if not count and not (isinstance(value, float) and 0 <= value <= 1):
+            what = f"{value!r} is no number among {layers} layers, and no share of them"
             refuse(f"{what}; such as 4, or 0.25")
-        return wanted if count else round(wanted * layers)
+        return value if count else round(value * layers)
 
     def refuse(text: str) -> NoReturn:
         raise _RefusedError(text)
@@ -131,27 +131,28 @@ def main_layers(header: Header) -> list[int]:
 
 
 def _gqa(header: Header) -> int:
-    """llama.cpp's n_gqa, which its mixtures look at: heads per key head in the first layer."""
+    """llama.cpp's n_gqa, on which its mixtures depend: heads per key head in the first layer."""
     counts = (header.value(f"{header.architecture}.attention.head_count{x}", 0) for x in ("", "_kv"))
     heads, keys = (count[0] if isinstance(count, list) else count for count in counts)
     return heads // (keys or heads) if heads else 0
 
 
-def render(template: str, parameters: Mapping[str, Any], known: Mapping[str, Any], where: object) -> str:
+def render(template: str, parameters: Mapping[str, Any], variables: Mapping[str, Any], where: object) -> str:
     """The recipe as canonical YAML text.
 
-    `known` are the model's facts; `where`, the template's file, is named in
-    errors: a syntax error (with its line), a parameter that is missing or that
-    the template does not take, or a result that is no recipe.
+    `variables` are those of the model; `where` is the template's file, for
+    errors. QuantmillError for a syntax error (with its line), for a parameter
+    that is missing or that the template does not take, and where the result is
+    no recipe.
     """
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["tojson"] = _json
     try:
-        named = jinja2.meta.find_undeclared_variables(environment.parse(template))
-        for name in sorted(_FROM_FIELDS.keys() & named - known.keys()):
+        names = jinja2.meta.find_undeclared_variables(environment.parse(template))
+        for name in sorted(_FROM_FIELDS.keys() & names - variables.keys()):
             raise QuantmillError(f"the template needs {_FROM_FIELDS[name][0]}", where, _FROM_FIELDS[name][1])
-        _check_parameters(parameters, named - known.keys() - environment.globals.keys(), where)
-        text = environment.from_string(template).render({**parameters, **known})
+        _check_parameters(parameters, names - variables.keys() - environment.globals.keys(), where)
+        text = environment.from_string(template).render({**parameters, **variables})
     except jinja2.TemplateSyntaxError as error:
         raise QuantmillError(f"template error in line {error.lineno} ({error.message})", where) from None
     except _RefusedError as error:
@@ -168,11 +169,11 @@ def render(template: str, parameters: Mapping[str, Any], known: Mapping[str, Any
 
 
 def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None, where: object) -> str:
-    """The engine of the template's recipe, told without the model: from its line `engine:` alone.
+    """The engine of the template's recipe, from its line `engine:` alone, without the model.
 
     `imported` is the engine of the file that the recipe imports. QuantmillError
-    where the line hangs on anything else but the parameters: what a rule is
-    made with must be known before its recipe is rendered.
+    where the line depends on anything but the parameters: the jobs that use an
+    engine are set up before the recipe is rendered.
     """
     line = re.search(r"^engine:(.*)$", template, re.MULTILINE)
     if line is None:
@@ -184,20 +185,22 @@ def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None
         engine = yaml.safe_load(text)
     except Exception as error:
         cure = "write `engine: mainline` or `engine: ik` as they stand here"
-        raise QuantmillError(f"its engine cannot be told from its line `{line[0]}`", where, cure) from error
+        raise QuantmillError(f"its engine does not follow from its line `{line[0]}`", where, cure) from error
     return engine if engine in rules.ENGINES else "mainline"  # rendering refuses what is neither
 
 
 def _json(value: Any) -> str:
-    """JSON, which YAML reads; a missing parameter is said to be that, and not to be unserialisable."""
+    """JSON, which YAML reads. A missing parameter raises the error that names it."""
     return json.dumps(str(value) if isinstance(value, jinja2.Undefined) else value)
 
 
-def _check_parameters(parameters: Mapping[str, Any], taken: set[str], where: object) -> None:
+def _check_parameters(parameters: Mapping[str, Any], accepted: set[str], where: object) -> None:
     for name in parameters:
-        if name not in taken:
-            near = get_close_matches(name, taken, n=1)
-            cure = f"did you mean {near[0]}?" if near else "it takes " + (", ".join(sorted(taken)) or "none")
+        if name not in accepted:
+            near = get_close_matches(name, accepted, n=1)
+            cure = (
+                f"did you mean {near[0]}?" if near else "it takes " + (", ".join(sorted(accepted)) or "none")
+            )
             raise QuantmillError(f"the template takes no parameter {name}", where, cure)
 
 
@@ -207,8 +210,8 @@ def read_template(path: Path) -> str:
 
 
 def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: Header) -> dict[str, Any]:
-    """`importance` and `ranked`, of the sources that have a weight."""
-    # numpy and the imatrix are read only where a recipe asks for them
+    """`importance` and `ranked`, from the sources that have a weight."""
+    # numpy is imported only where a recipe needs it.
     from quantmill.formats.imatrix import read_gguf
     from quantmill.formats.sensitivity import read_sensitivity
     from quantmill.recipe import importance
@@ -220,8 +223,8 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
     if "scores" in weights:
         sources.append((importance.from_json(args.scores, layers), weights["scores"]))
     if "sensitivity" in weights:
-        damages = read_sensitivity(args.sensitivity)
-        sources.append((importance.from_damages(damages, layers, args.sensitivity), weights["sensitivity"]))
+        table = read_sensitivity(args.sensitivity)
+        sources.append((importance.from_sensitivity(table, layers, args.sensitivity), weights["sensitivity"]))
     blended = importance.blend(sources)
     return {"importance": blended, "ranked": importance.ranked(blended)}
 
@@ -230,18 +233,18 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Render one recipe for one model."""
     config = args.spec["config"]
     header = read_source(args.model)
-    known = facts(header) | {"recipe": config["recipe"]}
+    variables = facts(header) | {"recipe": config["recipe"]}
     if config.get("importance"):
-        known |= _importance(args, config["importance"], header)
+        variables |= _importance(args, config["importance"], header)
     if args.file is not None:
         from quantmill.recipe import interchange
 
-        known["imported"] = interchange.read(args.file, config["form"], header)
+        variables["imported"] = interchange.read(args.file, config["form"], header)
     where = f"recipe {config['recipe']} ({args.template})"
-    text = render(read_template(args.template), config["parameters"], known, where)
+    text = render(read_template(args.template), config["parameters"], variables, where)
     write_text(args.out, text)
-    if "ranked" in known:
-        log.say("layers, the most important first: " + ", ".join(map(str, known["ranked"])))
+    if "ranked" in variables:
+        log.say("layers, the most important first: " + ", ".join(map(str, variables["ranked"])))
     log.say(f"recipe {config['recipe']} rendered from {args.template}")
 
 
@@ -251,7 +254,7 @@ if __name__ == "__main__":
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
     arguments.add_argument("--template", type=Path, required=True, help="a file of recipes/")
-    arguments.add_argument("--file", type=Path, nargs="?", help="a recipe of the field's, to be imported")
+    arguments.add_argument("--file", type=Path, nargs="?", help="a recipe in a common form, to import")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, for the layers' importance")
     arguments.add_argument("--scores", type=Path, nargs="?", help="JSON of scores, for the same")
     arguments.add_argument("--sensitivity", type=Path, nargs="?", help="sensitivity.tsv, for the same")

@@ -1,4 +1,4 @@
-"""The recipe language: a base, and rules of which the first that matches a tensor decides its type.
+"""The recipe language: a base, and rules. The first rule that matches a tensor decides its type.
 
     engine: mainline
     base: Q4_K_M
@@ -7,8 +7,8 @@
       - {role: ffn_down_exps, layers: [0, 1, 38, 39], type: q6_K, why: edge experts}
       - {match: 'blk\\.63\\.ffn_.*\\.weight', type: q5_K, why: last layer}
 
-A rule that does nothing is an error, not a silence: it is how published
-recipes came to be identical to the plain preset.
+A rule that does nothing is an error. Published recipes with such rules were
+identical to the plain preset.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ ENGINES: Final = ("mainline", "ik")
 IMATRIX: Final = ("required", "optional", "none")
 
 _RECIPE_FIELDS: Final = {
-    "engine": str, "base": str, "imatrix": str, "scales": bool, "notes": list, "rules": list
-}  # fmt: skip
+    "engine": str,
+    "base": str,
+    "imatrix": str,
+    "scales": bool,
+    "notes": list,
+    "rules": list,
+}
 _RULE_FIELDS: Final = {
     "role": (str, list),
     "match": str,
@@ -43,13 +48,13 @@ _RULE_FIELDS: Final = {
 }
 _ROLES: Final = sorted(ROLES)
 _LISTED: Final = 40  # how many choices an error line lists
-# A pattern that is one tensor's name: what is exported tensor by tensor is found without a search.
+# A pattern that is one tensor's name. Recipes exported tensor by tensor have many: they need no search.
 _ONE_NAME: Final = re.compile(r"(?:[\w-]|\\[.\-])+")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: of a tensor, each condition given must hold. `number` counts from 1."""
+    """One rule: a tensor must meet each of its conditions. `number` counts from 1."""
 
     number: int
     type: str
@@ -65,24 +70,24 @@ class Rule:
         return f"rule {self.number}: {self.why}" if self.why else f"rule {self.number}"
 
     def matches(self, name: str) -> bool:
-        """Whether the rule speaks of the tensor."""
-        return bool(self.among([name], {name}))
+        """Whether the tensor meets the conditions."""
+        return bool(self.matching([name], {name}))
 
-    def among(self, names: Sequence[str], known: Collection[str]) -> list[str]:
-        """The tensors among `names` that the rule speaks of; `known` is the set of them."""
-        found = list(names)
+    def matching(self, names: Sequence[str], known: Collection[str]) -> list[str]:
+        """The tensors among `names` that meet the conditions; `known` is the set of the names."""
+        matched = list(names)
         if self.match is not None and _ONE_NAME.fullmatch(self.match):
             name = self.match.replace("\\", "")
-            found = [name] if name in known else []
+            matched = [name] if name in known else []
         elif self.match is not None:
-            matches = re.compile(self.match).fullmatch
-            found = [name for name in found if matches(name)]
+            fullmatch = re.compile(self.match).fullmatch
+            matched = [name for name in matched if fullmatch(name)]
         if self.roles:
-            found = [name for name in found if role_of(name) in self.roles]
+            matched = [name for name in matched if role_of(name) in self.roles]
         if self.layers is not None:
             layers = frozenset(self.layers)
-            found = [name for name in found if layer_of(name) in layers]
-        return found
+            matched = [name for name in matched if layer_of(name) in layers]
+        return matched
 
 
 @dataclass(frozen=True)
@@ -94,16 +99,16 @@ class Recipe:
     imatrix: str
     rules: tuple[Rule, ...]
     notes: tuple[str, ...] = ()
-    """What is to be said of it: the warnings of whoever made it."""
+    """Warnings of whoever made it, for its plan."""
     scales: bool = True
-    """Whether nvfp4 weights get their second scales where llama.cpp applies them."""
+    """Whether nvfp4 weights get per-tensor scales where llama.cpp applies them."""
 
 
 def parse(text: str, where: object) -> Recipe:
-    """The recipe in YAML `text`; `where`, the file it is from, is named in errors.
+    """The recipe in YAML `text`; `where` is its file, for errors.
 
-    Refused, with the field's path: unknown fields, types and roles, wrong kinds
-    of values, broken regular expressions, rules without a condition.
+    QuantmillError, with the field's path, for unknown fields, types and roles,
+    wrong kinds of values, broken regular expressions, rules without a condition.
     """
     try:
         fields = yaml.load(text, Loader=_Strict)
@@ -158,12 +163,12 @@ def dump(recipe: Recipe) -> str:
 
 
 def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: object) -> dict[str, Rule]:
-    """The deciding rule of each tensor that one decides, by name.
+    """The rule of each tensor that a rule decides, by name.
 
-    Tensors that are never quantized are left out, as llama.cpp leaves them.
-    QuantmillError, with the rule's number and the cure, for a layer the model
-    has not, and (unless it is optional) for a rule that matches no tensor, none
-    that is ever quantized, or none that an earlier rule left.
+    Tensors that are never quantized have no rule. QuantmillError, with the
+    rule's number, for a layer that the model does not have. So too, unless the
+    rule is optional, where it matches no tensor, only tensors that are never
+    quantized, or only tensors that earlier rules decide.
     """
     names = [tensor.name for tensor in header.tensors]
     known = frozenset(names)
@@ -176,11 +181,11 @@ def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: o
             raise QuantmillError(
                 f"the model has no layer {beyond[0]}", here, f"its layers are 0 to {layers - 1}"
             )
-        matched = rule.among(names, known)
-        able = [name for name in matched if name in quantizable]
-        free = [name for name in able if name not in decided]
+        matched = rule.matching(names, known)
+        changeable = [name for name in matched if name in quantizable]
+        free = [name for name in changeable if name not in decided]
         if not free and not rule.optional:
-            raise _idle(rule, names, matched, [decided[name] for name in able], here)
+            raise _idle(rule, names, matched, [decided[name] for name in changeable], here)
         decided |= dict.fromkeys(free, rule)
     return decided
 
@@ -273,8 +278,10 @@ def _check_fields(fields: dict[Any, Any], known: dict[str, Any], prefix: str, wh
             raise QuantmillError(f"unknown field {prefix}{key}", where, _meant(str(key), list(known)))
         if not isinstance(value, known[key]):
             kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
-            wanted = " or ".join({str: "text", list: "a list", bool: "true or false"}[kind] for kind in kinds)
-            raise QuantmillError(f"field {prefix}{key} is {value!r}", where, f"it takes {wanted}")
+            expected = " or ".join(
+                {str: "text", list: "a list", bool: "true or false"}[kind] for kind in kinds
+            )
+            raise QuantmillError(f"field {prefix}{key} is {value!r}", where, f"it takes {expected}")
 
 
 def _one_of(value: Any, known: Sequence[str], field: str, where: object) -> str:
@@ -299,7 +306,7 @@ def _dump_rules(rules: list[dict[str, Any]]) -> str:
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which a key stands once."""
+    """YAML in which no key is given twice."""
 
 
 def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -307,7 +314,7 @@ def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [str(key) for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
     return dict(zip(keys, (value for _, value in pairs), strict=True))
 
 
