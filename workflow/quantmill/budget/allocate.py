@@ -17,13 +17,14 @@ from pathlib import Path
 
 from quantmill import command
 from quantmill.budget import feasibility, knapsack, merge
-from quantmill.budget.candidates import Choice, Group, Settings, Spec
+from quantmill.budget.candidates import Choice, Group, Settings
 from quantmill.budget.feasibility import Problem, exact
 from quantmill.files import write_text
 from quantmill.formats import allocation as formats
 from quantmill.formats.ggufio import Header
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
+from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model.header import read_source
 from quantmill.progress import Log
@@ -119,7 +120,7 @@ def dominated(groups: Iterable[Group]) -> list[formats.Dominated]:
 
 
 def size_targeted(
-    header: Header, table: Sequence[SensitivityRow], spec: Spec
+    header: Header, table: Sequence[SensitivityRow], spec: Allocate
 ) -> tuple[rules.Recipe, formats.Allocation]:
     """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it."""
     task = feasibility.problem(header, table, spec)
@@ -131,7 +132,7 @@ def size_targeted(
 
 
 def _report(
-    allocation: Allocation, task: Problem, table: Sequence[SensitivityRow], spec: Spec
+    allocation: Allocation, task: Problem, table: Sequence[SensitivityRow], spec: Allocate
 ) -> formats.Allocation:
     """The allocation in numbers, and its prediction: the sum of the sensitivities."""
     solution, settings = allocation.solution, task.settings
@@ -209,7 +210,7 @@ def _warnings_of_size(allocation: Allocation, budget: int) -> list[str]:
     return [f"{size} is the most that the candidate types can fill of {limit}"]
 
 
-def _warnings_of_imatrix(table: Iterable[SensitivityRow], spec: Spec) -> list[str]:
+def _warnings_of_imatrix(table: Iterable[SensitivityRow], spec: Allocate) -> list[str]:
     """A warning where the sensitivities were measured with an imatrix that the recipe does not use."""
     unused = spec["use_imatrix"] == "none" and spec["imatrix"] is not None
     if not unused or all(row.how == "imported" for row in table):

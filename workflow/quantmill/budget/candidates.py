@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, isnan
-from typing import Any, Final, NotRequired, Protocol, TypedDict
+from typing import Any, Final, Protocol
 
 import yaml
 
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import padded
 from quantmill.formats.sensitivity import SensitivityRow
+from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, known, named, needs_imatrix, tensor_bytes, writable
 from quantmill.recipe import rules
-from quantmill.recipe.plan import ImatrixFile
 
 HARMONIZE: Final = (
     ("ffn_gate", "ffn_up"),
@@ -22,43 +22,6 @@ HARMONIZE: Final = (
     ("ffn_gate_shexp", "ffn_up_shexp"),
 )
 """Roles that share a type in a layer unless the recipe says otherwise: kernels fuse gate and up."""
-
-
-class MemoryBudget(TypedDict):
-    """A device's memory: bytes in all, bytes left free, and the context (tokens) with its cache's type."""
-
-    total: int
-    reserve: int
-    context: int
-    cache: str
-
-
-class Budget(TypedDict, total=False):
-    """One of the three: bytes of the file, bits per weight of the file, or a memory."""
-
-    size: int
-    bpw: float
-    memory: MemoryBudget
-
-
-class Spec(TypedDict):
-    """The settings of a size-targeted recipe, as the specs of its stages have them.
-
-    Here stand the names of the specs; `parse_settings` maps them to this package's own.
-    """
-
-    recipe: str
-    budget: Budget
-    types: list[str] | None
-    harmonize: list[list[str]] | None
-    pin: list[dict[str, Any]]
-    at_least: dict[str, str]
-    at_most: dict[str, str]
-    engine: str
-    damage: str
-    use_imatrix: str
-    imatrix: ImatrixFile | None
-    measured: NotRequired[list[str]]
 
 
 class Tensor(Protocol):
@@ -134,7 +97,7 @@ class Group:
     choices: tuple[Choice, ...]
 
 
-def parse_settings(spec: Spec, where: str) -> Settings:
+def parse_settings(spec: Allocate, where: str) -> Settings:
     """The settings of a recipe's fields. QuantmillError, with the field, for an unknown type or role.
 
     `where` is the recipe's place in the user's file.
@@ -168,7 +131,7 @@ def parse_pins(pin: Sequence[Mapping[str, Any]], engine: str, where: str) -> rul
     return rules.parse(yaml.safe_dump({"engine": engine, "base": "q8_0", "rules": pins}), where)
 
 
-def check(spec: Spec, where: str) -> None:
+def check(spec: Allocate, where: str) -> None:
     """Refuse what is wrong with a recipe's fields whatever the model: types, and the rules under `pin`."""
     parse_settings(spec, where)
     parse_pins(spec["pin"], spec["engine"], f"{where}.pin")

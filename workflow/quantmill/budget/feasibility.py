@@ -14,10 +14,8 @@ from pathlib import Path
 
 from quantmill import command, text
 from quantmill.budget.candidates import (
-    Budget,
     Group,
     Settings,
-    Spec,
     make_groups,
     parse_pins,
     parse_settings,
@@ -27,6 +25,7 @@ from quantmill.formats.allocation import FEASIBILITY, Feasibility, MemoryRoom
 from quantmill.formats.ggufio import Header, padded
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow
+from quantmill.formats.settings import Allocate, Budget
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
@@ -59,7 +58,7 @@ class Problem:
     warnings: list[str]
 
 
-def problem(header: Header, table: Sequence[SensitivityRow], spec: Spec) -> Problem:
+def problem(header: Header, table: Sequence[SensitivityRow], spec: Allocate) -> Problem:
     """What is to be chosen in a model; `spec` as the specs of the stages have it.
 
     QuantmillError for whatever is wrong with the recipe's fields.
@@ -175,7 +174,7 @@ def _warnings(header: Header, room: MemoryRoom | None) -> list[str]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Refuse a recipe that cannot be met with the types that will be measured."""
-    spec: Spec = args.spec["config"]
+    spec: Allocate = args.spec["config"]
     header = read_source(args.model)
     task = problem(header, header_table(header, spec["measured"]), spec)
     check(task.groups, task.fixed, task.budget, task.where, task.memory)

@@ -21,6 +21,7 @@ from quantmill.flow.digests import Digests
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.formats import imatrix
+from quantmill.formats.settings import Allocate
 from quantmill.recipe.rules import known_type
 from quantmill.spec import digest
 
@@ -180,7 +181,7 @@ class Specs:
         """What decides the types of a size-targeted recipe."""
         chosen = self.project.allocated(model, recipe)
         settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
-        candidates.check(cast(candidates.Spec, settings), self.project.place_of(model, recipe))
+        candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
         return settings
 
     @once

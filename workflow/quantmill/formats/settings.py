@@ -6,7 +6,7 @@ objective of an allocation, `gate` the acceptance test, `iso_disk` the models
 of the same-size comparison.
 """
 
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Fetch(TypedDict):
@@ -63,11 +63,11 @@ class Probes(TypedDict):
 
 
 class ImatrixFile(TypedDict):
-    """The imatrix that a file was made with, for its header."""
+    """What a GGUF says of the imatrix that it was made with."""
 
     file: str
-    dataset: str
-    chunks: int
+    dataset: str | None
+    chunks: int | None
 
 
 class Render(TypedDict):
@@ -86,13 +86,33 @@ class Plan(TypedDict):
     imatrix: ImatrixFile | None
 
 
+class MemoryBudget(TypedDict):
+    """A device's memory: bytes in all, bytes left free, and the context (tokens) with its cache's type."""
+
+    total: int
+    reserve: int
+    context: int
+    cache: str
+
+
+class Budget(TypedDict, total=False):
+    """One of the three: bytes of the file, bits per weight of the file, or a memory."""
+
+    size: int
+    bpw: float
+    memory: MemoryBudget
+
+
 class Allocate(TypedDict):
-    """`budget.allocate` and `budget.feasibility`."""
+    """`budget.allocate` and `budget.feasibility`; `measured`, of the latter, are the candidate types.
+
+    `refit` is of a second round, which was removed: always empty.
+    """
 
     recipe: str
-    budget: Annotated[dict[str, Any], "size, bpw or memory"]
+    budget: Budget
     use_imatrix: str
-    refit: Annotated[list[str], "of a second round, which was removed: always empty"]
+    refit: list[str]
     types: list[str] | None
     harmonize: list[list[str]] | None
     pin: list[dict[str, Any]]
@@ -101,7 +121,7 @@ class Allocate(TypedDict):
     engine: str
     damage: str
     imatrix: ImatrixFile | None
-    measured: NotRequired[Annotated[list[str], "of `budget.feasibility`: the candidate types"]]
+    measured: NotRequired[list[str]]
 
 
 class Memory(TypedDict):

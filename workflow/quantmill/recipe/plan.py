@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final
 
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
@@ -22,6 +22,7 @@ from quantmill.formats import allocation as formats
 from quantmill.formats.ggufio import Header, Tensor, padded, serialize
 from quantmill.formats.output import llama_order, output_kv
 from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
+from quantmill.formats.settings import ImatrixFile
 from quantmill.formats.types import (
     EXEMPT,
     IK_TYPES,
@@ -41,14 +42,6 @@ from quantmill.recipe import presets, rules
 _WITHOUT_IMPORTANCE: Final = "q4_K"
 # Why a per-tensor scale is in the plan. Plans are compared byte by byte, so the old words stay.
 _SCALE_REASON: Final = "second scale of its weight"
-
-
-class ImatrixFile(TypedDict):
-    """What a GGUF says of the imatrix that it was made with."""
-
-    file: str
-    dataset: str | None
-    chunks: int | None
 
 
 @dataclass(frozen=True)
