@@ -123,6 +123,6 @@ def test_a_modelfile_whole() -> None:
 
 
 def test_a_model_without_a_template_and_one_that_cannot_be_said() -> None:
-    assert "no chat template: it goes on with the text" in ollama.modelfile("x.gguf", 9, facts(None))
+    assert "no chat template: it continues the text" in ollama.modelfile("x.gguf", 9, facts(None))
     content = ollama.modelfile("x.gguf", 9, facts(LAST_ONLY))
     assert "# No TEMPLATE" in content and 'TEMPLATE "' not in content

@@ -126,8 +126,8 @@ def test_the_divergence_is_the_first_measure(kld_tree: Tree) -> None:
 
 
 def test_any_two_files_are_compared_in_pairs(kld_tree: Tree) -> None:
-    section = card_of(kld_tree).split("Compared in pairs")[1]
-    rows = {(row["File"], row["Against"]): row for row in table(section, "File")}
+    section = card_of(kld_tree).split("Paired on the same chunks")[1]
+    rows = {(row["File"], row["Compared with"]): row for row in table(section, "File")}
     assert len(rows) == 6 * 5 / 2
     assert rows["`Q6_K`", "`Q8_0`"]["Verdict"] == "worse"
     better = rows["`Q5_K_M`", "`Q4_K_L`"]
@@ -139,8 +139,8 @@ def test_any_two_files_are_compared_in_pairs(kld_tree: Tree) -> None:
 def test_many_files_are_compared_with_the_next_larger_alone(make_tree: Callable[..., Tree]) -> None:
     many = {f"Q{place}": ("q4_K", "q8_0", "q6_K", 0.002 * place, 0.01) for place in range(9)}
     folder, config = make_tree(recipes=many)
-    section = card_of((folder, config | {"kld": True})).split("Compared in pairs")[1]
-    assert [(row["File"], row["Against"]) for row in table(section, "File")][:2] == [
+    section = card_of((folder, config | {"kld": True})).split("Paired on the same chunks")[1]
+    assert [(row["File"], row["Compared with"]) for row in table(section, "File")][:2] == [
         ("`Q1`", "`Q0`"),
         ("`Q2`", "`Q1`"),
     ]
@@ -223,7 +223,7 @@ def test_experts_under_the_floor_and_tensors_without_an_entry_are_shown(tree: Tr
     seen = [{"name": name, "expert": expert, "count": count} for name, expert, count in both]
     write_json(path, read_json(path) | {"experts_under_floor": seen})
     card = card_of((folder, config))
-    assert "Experts that saw fewer than 32 tokens, each weight counted: 5." in card
+    assert "Under-sampled experts (fewer than 32 tokens; each weight is counted): 5." in card
     assert "| `blk.1.ffn_up_exps.weight`, `blk.1.ffn_gate_exps.weight` | 2 (0), 7 (1,200) |" in card
     assert "| `blk.2.ffn_up_exps.weight` | 7 (1,200) |" in card
     assert "Without an entry: 1 tensor (`token_embd.weight`)." in card
@@ -300,10 +300,10 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
     )
     assert "the generated code ran in a sandbox" in section
     rows = {row["File"]: row for row in table(section, "File")}
-    assert rows["`IQ2_XXS`"]["To the source"] == "**collapsed**, worse"
-    assert rows["`Q8_0`"]["To the source"] == "not distinguishable"
+    assert rows["`IQ2_XXS`"]["Compared with the source"] == "**collapsed**, worse"
+    assert rows["`Q8_0`"]["Compared with the source"] == "not distinguishable"
     assert rows["*source*"]["Passed"] == "96 of 160"
-    audits = table(section.split("What failed and why")[1], "File")
+    audits = table(section.split("Why answers failed")[1], "File")
     assert (audits[0]["fenced"], audits[0]["cut off"], audits[0]["over the limits"]) == ("160", "2", "0")
     served = table(card.split("## Speed over HTTP")[1], "File")
     assert served[1]["Decode"] == "101.0 ± 1.5" and "Temperature" not in card
@@ -345,7 +345,7 @@ def test_a_file_of_ik_is_compared_with_the_source_in_ik(tree: Tree) -> None:
 
 def test_a_picture_of_sizes_alone_says_so(tree: Tree) -> None:
     card = card_of((tree[0], tree[1] | {"perplexity": False}))
-    assert 'alt="The sizes of 6 files. The files go from IQ2_XXS (4.7 MiB) to Q8_0 (14.4 MiB).' in card
+    assert 'alt="The sizes of 6 files. The files range from IQ2_XXS (4.7 MiB) to Q8_0 (14.4 MiB).' in card
 
 
 def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) -> None:
@@ -468,7 +468,7 @@ def test_what_a_corpus_left_out_and_changed_is_said(tree: Tree) -> None:
     report["sources"][0] |= {"rows_broken": 1080, "rows_joined": 120}
     write_json(path, report)
     card = card_of(tree)
-    assert [row["broken"] for row in table(card, "Source of held-out")] == ["1,080", "3"]
+    assert [row["Rows broken"] for row in table(card, "Source of held-out")] == ["1,080", "3"]
     joined = "in 120 rows the system message stands in the first user turn"
     assert card.count(f"the chat template has no system role: {joined}") == 1
     text = "- prose: 3 of 1200 rows of prose.parquet are left out: 3 not UTF-8, such as row 9 ("

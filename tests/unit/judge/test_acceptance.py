@@ -149,12 +149,15 @@ def test_what_is_not_significantly_better_is_not_recommended(targeted: tuple[Pat
     folder, config = targeted
     results = read(folder, config)
     assert set(results.rejected) == {"poor"}
-    assert fit_of(results, "fit").verdict == "better than `Q4_K_M`"
-    assert fit_of(results, "poor").verdict == "**not recommended:** worse than `Q3_K_M`"
+    assert fit_of(results, "fit").verdict == "significantly better than `Q4_K_M`"
+    assert (
+        fit_of(results, "poor").verdict
+        == "**not recommended: failed the acceptance test** (significantly worse than `Q3_K_M`)"
+    )
     assert fit_of(results, "small").verdict == "no other file within its budget to compare with"
     card = write.render(results, config)
     line = next(line for line in card.splitlines() if line.startswith("| [`poor`]"))
-    assert "**not recommended:**" in line and "★" not in line
+    assert "**not recommended: failed the acceptance test**" in line and "★" not in line
     assert "poor" not in " ".join(advice.choice(results))
 
 
@@ -202,7 +205,9 @@ def test_what_was_not_measured_is_not_recommended(targeted: tuple[Path, dict[str
     config |= {"kld": False, "perplexity": False}
     results = read(folder, config)
     assert set(results.rejected) == {"fit", "poor"}
-    assert fit_of(results, "fit").verdict.startswith("**not recommended:** not measured against `Q")
+    assert fit_of(results, "fit").verdict.startswith(
+        "**not recommended: failed the acceptance test** (not measured against `Q"
+    )
 
 
 def test_the_card_has_prediction_bound_gap_and_rules(targeted: tuple[Path, dict[str, Any]]) -> None:

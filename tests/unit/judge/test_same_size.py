@@ -101,8 +101,8 @@ def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> 
     card = write.render(
         read(folder, config), config, competitors=[same_size.read_competitor(p) for p in (other, csv)]
     )
-    first, second = card.split("## The same disk: ")[1:]
+    first, second = card.split("## Same-size comparison: ")[1:]
     assert "| 8.0 MiB to 11.3 MiB | `Q5_K_M`, 10.3 MiB | 0.01500 | `Q4_K_M`, 9.0 MiB | 0.125 |" in first
     assert "Figures of Published: their card of May, not measured here." in second
-    assert "within a band of size.\n\n| Size |" in first and "not measured here.\n\n| Size |" in second
+    assert "within each band of sizes.\n\n| Size |" in first and "not measured here.\n\n| Size |" in second
     assert "| 8.0 MiB to 11.3 MiB | `Q5_K_M`, 10.3 MiB | `Q5`, 9.5 MiB |" in second

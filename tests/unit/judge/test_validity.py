@@ -26,7 +26,7 @@ def edit(path: Path, **fields: Any) -> None:
         (9.95, ""),
         (1000.0, ""),
         (54321.0, "54,321: either this text is foreign"),
-        (1.02, "1.020: it all but knows"),
+        (1.02, "1.020: it almost knows"),
     ],
 )
 def test_a_sources_perplexity_out_of_range(value: float | None, expected: str) -> None:
@@ -57,7 +57,7 @@ def test_by_a_floor_that_is_off_nothing_is_ranked_and_perplexity_takes_its_place
     assert all(quant.divergence is None for quant in results.quants)
     card = write.render(results, config)
     assert "> **Not ranked:** the source diverges from itself by 1.0e-02, where 0 is expected" in card
-    assert "**Take `Q6_K` (11.6 MiB):** the smallest file not measurably worse" in card
+    assert "**Take `Q6_K` (11.6 MiB):** the smallest file not significantly worse" in card
     alone = config | {"perplexity": False}
     assert "**No advice can be given:** the source diverges" in write.render(read(folder, alone), alone)
     assert (

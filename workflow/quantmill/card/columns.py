@@ -38,11 +38,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header, its alignment in markdown, and what it has in a row; None for an empty cell."""
+    """A column: its header, its alignment in markdown, and what it has in a row."""
 
     header: str
     align: str
-    cell: Callable[[Row], str | None]
+    cell: Callable[[Row], str]
 
 
 def rows(results: Results) -> list[Row]:
@@ -113,7 +113,7 @@ def _of_measure(name: str, measured: Results) -> list[Column]:
     ]
 
 
-_Cell = tuple[str, Callable[[Row], str | None]]
+_Cell = tuple[str, Callable[[Row], str]]
 
 
 def _kld(measured: Results) -> list[_Cell]:
@@ -123,14 +123,14 @@ def _kld(measured: Results) -> list[_Cell]:
             return text.nats(measured.noise_floor or 0.0)
         return text.nats(kld["kld"]["mean"], kld["kld"]["error"]) if kld else ""
 
-    def tail(row: Row) -> str | None:
+    def tail(row: Row) -> str:
         kld = row.measured["kld"]
-        return text.nats(kld["kld"]["99.9%"]) if kld and row.file else None
+        return text.nats(kld["kld"]["99.9%"]) if kld and row.file else ""
 
-    def same_top(row: Row) -> str | None:
+    def same_top(row: Row) -> str:
         kld = row.measured["kld"]
         if not kld or not row.file:
-            return None
+            return ""
         value, error = (text.fixed(100 * kld["same_top"][part], 1) for part in ("mean", "error"))
         return f"{value} ± {error} %"
 

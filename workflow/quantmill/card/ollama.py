@@ -102,13 +102,13 @@ def modelfile(file: str, context: int, facts: dict[str, Any]) -> str:
     elif facts["chat_template"]:
         lines.append(_NO_TEMPLATE)
     else:
-        lines.append("# The model has no chat template: it goes on with the text that it is given.")
+        lines.append("# The model has no chat template: it continues the text that it is given.")
     return "\n".join([*lines, ""])
 
 
 _NO_TEMPLATE: Final = (
-    "# No TEMPLATE: the model's own says more than Ollama's form can. Ollama takes the one that it has for\n"
-    "# this model where it knows it; llama.cpp applies the model's own."
+    "# No TEMPLATE: Ollama's form cannot express the model's own template. Ollama uses its built-in one\n"
+    "# where it knows this model; llama.cpp applies the model's own."
 )
 
 

@@ -41,11 +41,12 @@ def card(view: View) -> str:
     """The card as markdown."""
     sections = SECTIONS if view.offered else NONE_OFFERED
     built = {name: build(view) for name, build in sections.items()}
-    return "".join(
-        template.render(f"sections/{name}.md.j2", values)
+    texts = [
+        template.render(f"sections/{name}.md.j2", values).strip()
         for name, values in built.items()
         if values is not None
-    )
+    ]
+    return "\n\n".join(texts) + "\n"
 
 
 def modelfiles(view: View) -> dict[str, str]:

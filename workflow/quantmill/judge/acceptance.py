@@ -45,8 +45,8 @@ class SizeTargeted:
         elif self.difference.verdict == compare.SAME:
             words = f"{self.difference.verdict} from {name}"
         else:
-            words = f"{self.difference.verdict} than {name}"
-        return f"**not recommended:** {words}" if self.rejected else words
+            words = f"significantly {self.difference.verdict} than {name}"
+        return f"**not recommended: failed the acceptance test** ({words})" if self.rejected else words
 
     @property
     def measured(self) -> compare.Paired | None:

@@ -54,26 +54,20 @@ def choice(results: Results) -> list[str]:
     if last is None:
         return [f"{_measure(results)} was measured on too few chunks to tell the files apart."]
     large = len(measured) - len(frontier.smaller(measured, results))
-    of = " among the files smaller than it" if large else ""
+    of = "Of the files smaller than the source, " if large else ""
     if last is smallest_same(results):
-        why = (
-            f"surely (95 %) within a KL divergence of {NEAR:.2f} of the source"
-            if _by_kld(results)
-            else f"{_NOT_WORSE} in perplexity"
-        )
+        why = _BELOW_NEAR if _by_kld(results) else _NOT_WORSE
         first = f"**Take {_named(last)}:** the smallest file {why}"
     else:
-        first = f"**Closest to the source{of} is {_named(last)}**"
+        first = f"**{of}{_named(last)} is closest to the source**"
     sentences = [f"{first} ({_change(last)})."]
     if last.bytes >= results.facts["bytes"]:
-        sentences.append(
-            "It is no smaller than the source it was made from: take that instead where you can."
-        )
+        sentences.append("It is not smaller than the source: use the source instead if you can.")
     closest = min(_worthwhile(results), key=frontier.loss)
     if _by_kld(results) and closest is not last:
         sentences.append(
-            f"**With memory to spare, {_named(closest)}:** "
-            f"the closest to the source{of} ({_change(closest)})."
+            f"**If you have more memory, {_named(closest)}:** the closest to the source"
+            f"{', of the files smaller than it' if large else ''} ({_change(closest)})."
         )
     usable = [quant for quant in frontier.recommendable(results) if quant.loss]
     near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
@@ -81,14 +75,13 @@ def choice(results: Results) -> list[str]:
     if middle and middle.bytes < last.bytes:
         last = middle
         sentences.append(
-            f"**For less memory, {_named(middle)}:** the smallest that surely (95 %) costs less than "
-            f"{NEAR_PERCENT:g} % ({_change(middle)})."
+            f"**For less memory, {_named(middle)}:** the smallest file "
+            f"{_BELOW_NEAR if _by_kld(results) else _BELOW_NEAR_PERCENT} ({_change(middle)})."
         )
     tightest = min(usable, key=lambda quant: quant.bytes, default=None)
     if tightest and tightest.bytes < last.bytes:
-        words = "smallest" if tightest is results.quants[-1] else "smallest that has not collapsed"
-        cost = f"at {_change(tightest)}" if _by_kld(results) else f"and it costs {_change(tightest)}"
-        sentences.append(f"**The {words} is {_named(tightest)},** {cost}.")
+        words = "smallest file" if tightest is results.quants[-1] else "smallest usable file"
+        sentences.append(f"**The {words} is {_named(tightest)}** ({_change(tightest)}).")
     return sentences + _no_smaller(large)
 
 
@@ -100,12 +93,12 @@ def _by_size(results: Results) -> list[str]:
     scored = any(quant.scores for quant in results.quants)
     unknown = "closeness to the source" if scored else "quality"
     if largest is smallest:
-        sentences = [f"There is one file to take, {_named(largest)}. Its {unknown} was not measured."]
+        sentences = [f"There is one file, {_named(largest)}. Its {unknown} was not measured."]
     else:
         sentences = [
-            f"The files go from {_named(smallest)} to {_named(largest)}. Their {unknown} was not measured: "
-            "as a rule, take the largest that fits your memory"
-            + (" with room left for the context." if results.kind == DECODER else ".")
+            f"The files range from {_named(smallest)} to {_named(largest)}. "
+            f"Their {unknown} was not measured. As a rule, take the largest that fits your memory"
+            + (" with room for the context." if results.kind == DECODER else ".")
         ]
     return sentences + _no_smaller(sum(quant.bytes >= results.facts["bytes"] for quant in usable))
 
@@ -114,8 +107,8 @@ def _no_smaller(count: int) -> list[str]:
     if not count:
         return []
     return [
-        f"{plural(count, 'file')} {'is' if count == 1 else 'are'} no smaller than the source, which is "
-        "closer to itself than any: take that instead where you can."
+        f"{plural(count, 'file')} {'is' if count == 1 else 'are'} not smaller than the source: "
+        "use the source instead if you can."
     ]
 
 
@@ -123,7 +116,7 @@ def note(quant: Quant, results: Results) -> str:
     """One short sentence about a file, from the measurements (markdown)."""
     for other in results.quants[: results.quants.index(quant)]:
         if other.content == quant.content:
-            return f"every tensor as in {code(other.name)}"
+            return f"duplicate of {code(other.name)}"
     if quant.name in results.rejected:
         return results.rejected[quant.name].verdict
     smallest = quant is results.quants[-1] and len(results.quants) > 1
@@ -132,14 +125,16 @@ def note(quant: Quant, results: Results) -> str:
     if quant.loss is None or _few(quant) or results.unranked:
         return "smallest" if smallest else ""
     if quant.bytes >= results.facts["bytes"] and quant.loss.verdict != compare.BETTER:
-        return "no smaller than the source it was made from, and no better"
+        return "not smaller than the source, and not better"
     beaten = _beaten_by(quant, results)
     if beaten:
         return beaten
     notes = []
     if quant is smallest_same(results):
         notes.append(
-            f"smallest within {NEAR:.2f} of the source" if _by_kld(results) else f"smallest {_NOT_WORSE}"
+            f"smallest with a KL divergence below {NEAR:.2f}"
+            if _by_kld(results)
+            else f"smallest {_NOT_WORSE}"
         )
     if frontier.loss(quant) == min(frontier.loss(other) for other in results.quants):
         notes.append("closest to the source" if _by_kld(results) else "lowest perplexity")
@@ -151,7 +146,7 @@ def note(quant: Quant, results: Results) -> str:
 def source_note(results: Results) -> str:
     """The sentence of the source's row."""
     quantized = ", ".join(results.facts["quantized_types"])
-    return "what all are made from and compared with" + (
+    return "the original (baseline): all files are made from it and compared with it" + (
         f"; itself quantized ({quantized})" if quantized else ""
     )
 
@@ -180,12 +175,12 @@ def _beaten_by(quant: Quant, results: Results) -> str:
     others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
     others = [other for other in others if other is quant or not frontier.collapse(other, results)]
     other = min(others, key=frontier.loss)
-    size = "smaller" if other.bytes < quant.bytes else "as small"
+    size = "smaller" if other.bytes < quant.bytes else "of the same size"
     if other is quant or frontier.loss(other) > frontier.loss(quant):
         return ""
     if quant.against(other).verdict == compare.WORSE:
-        return f"skip: {code(other.name)} is {size} and measurably better"
-    return f"{code(other.name)} is smaller and measures no worse" if size == "smaller" else ""
+        return f"skip: {code(other.name)} is {size} and significantly better"
+    return f"{code(other.name)} is smaller and not worse" if size == "smaller" else ""
 
 
 def _step(quant: Quant, results: Results) -> str:
@@ -210,11 +205,11 @@ def _change(quant: Quant) -> str:
     if quant.divergence and (report := quant.measured["kld"]):
         kld, same = report["kld"], report["same_top"]
         return (
-            f"KL divergence {nats(kld['mean'], kld['error'])}, "
-            f"the same most likely token in {100 * same['mean']:.1f} % of all cases"
+            f"KL divergence {nats(kld['mean'], kld['error'])}; "
+            f"both rank the same token first in {100 * same['mean']:.1f} % of all cases"
         )
     assert quant.difference is not None
-    return percent(quant.difference.percent, quant.difference.percent_error)
+    return f"{percent(quant.difference.percent, quant.difference.percent_error)} perplexity"
 
 
 def _measure(results: Results) -> str:
@@ -229,4 +224,8 @@ def _few(quant: Quant) -> bool:
     return quant.loss is not None and quant.loss.verdict == compare.FEW
 
 
-_NOT_WORSE = "not measurably worse than the source"
+_BELOW_NEAR = f"with a KL divergence significantly (95 %) below {NEAR:.2f}"
+_BELOW_NEAR_PERCENT = (
+    f"whose perplexity is significantly (95 %) less than {NEAR_PERCENT:g} % above the source's"
+)
+_NOT_WORSE = "not significantly worse than the source"

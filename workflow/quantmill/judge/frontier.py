@@ -110,10 +110,10 @@ def far(quant: Quant, results: Results) -> str:
     """By how much it is too far from the source, in words; empty where it is not, or that is not known."""
     if not quant.loss or results.unranked or loss(quant) < COLLAPSED_FROM:
         return ""
-    times = f"{math.exp(loss(quant)):,.1f} times the"
+    times = f"about {math.exp(loss(quant)):,.1f} times the source's"
     if quant.measure == "kld":
-        return f"KL divergence {nats(loss(quant))}, the worth of {times} perplexity"
-    return f"{times} source's perplexity"
+        return f"KL divergence {nats(loss(quant))}, comparable to {times} perplexity"
+    return f"{times} perplexity"
 
 
 def failing(quant: Quant, results: Results) -> str:
@@ -128,7 +128,7 @@ def failing(quant: Quant, results: Results) -> str:
             return f"HumanEval {score.words}, the source {of.words}"
     loops, usual = ((one["audits"]["repetition"], one["problems"]) for one in (ours, source))
     if compare.shares(loops, usual).low > LOOPS_SHARE:
-        return f"{loops[0]} of {loops[1]} answers to HumanEval end in a loop, of the source's {usual[0]}"
+        return f"{loops[0]} of {loops[1]} answers to HumanEval end in a loop, {usual[0]} of the source's"
     return ""
 
 
@@ -221,6 +221,6 @@ def _collapsed(quant: Quant, results: Results) -> Unneeded | None:
 def _duplicate(quant: Quant, results: Results) -> Unneeded | None:
     for other in results.quants[: results.quants.index(quant)]:
         if other.content == quant.content:
-            figure = f"every tensor has the type that it has in {other.name}"
+            figure = f"every tensor has the same type as in {other.name}"
             return Unneeded(quant, DUPLICATE, other, figure, None)
     return None

@@ -41,12 +41,12 @@ def of_perplexity(source: float | None) -> str:
         return ""
     if source < LOWEST_PERPLEXITY:
         return (
-            f"the source's own perplexity is {source:.3f}: it all but knows this text by heart, "
-            "and the differences mean nothing"
+            f"the source's own perplexity is {source:.3f}: it almost knows this text by heart, "
+            "so differences mean nothing"
         )
     return (
         f"the source's own perplexity is {source:,.0f}: either this text is foreign to the model "
-        "or the run is broken, and the differences mean nothing"
+        "or the run is broken, so differences mean nothing"
     )
 
 
@@ -59,18 +59,18 @@ def of_divergence(source: dict[str, Any] | None, files: Iterable[dict[str, Any]]
     if noise_floor == 0 or noise_floor < NOISE_FLOOR_SHARE * closest:
         return ""
     return (
-        f"the source diverges from itself by {noise_floor:.1e}, where 0 is expected and the closest file "
-        f"diverges by {closest:.1e}: its evaluation does not repeat, and KL divergence ranks nothing here"
+        f"the source diverges from itself by {noise_floor:.1e}, where 0 is expected, and the closest file "
+        f"by {closest:.1e}: the evaluation is not repeatable, so no file is ranked by KL divergence"
     )
 
 
 def of_score(name: str, value: float, error: float, chance: float | None) -> str:
     """What is wrong with the source's own score in a task, shares; `error` is its standard error."""
     if value <= 0:
-        return f"{name}: the source itself scores nothing, so that the task tells no files apart"
+        return f"{name}: the source itself scores 0, so the task cannot distinguish files"
     if chance is not None and value - Z_95 * error <= chance:
         return (
             f"{name}: the source itself is at chance ({100 * value:.1f} ± {100 * error:.1f} %, guessing "
-            f"{100 * chance:.1f} %), so that the task tells no files apart"
+            f"{100 * chance:.1f} %), so the task cannot distinguish files"
         )
     return ""

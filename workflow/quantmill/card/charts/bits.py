@@ -29,7 +29,7 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart:
     return Chart(
         "bits",
         "Bits per weight by layer and role",
-        "Layer -1 is what stands outside the layers. Point at a cell for its type; choose a file.",
+        "Layer -1 holds the tensors outside the layers. Point at a cell for its type; choose a file.",
         drawn.transform_filter("datum.file == file").add_params(file),
         rows,
     )

@@ -41,8 +41,8 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart | None:
     drawn = heat_map(data, "kld", "KL divergence, nats", scale, roles, [alt.Tooltip("how:N")])
     return Chart(
         "sensitivity",
-        "What each tensor is worth",
-        "The KL divergence of the model with that tensor alone at the type that is chosen.",
+        "Sensitivity of each tensor",
+        "The KL divergence of the model with that tensor alone at the chosen type.",
         drawn.transform_filter("datum.kind == kind").add_params(chosen),
         rows,
     )

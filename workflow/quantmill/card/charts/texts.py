@@ -51,7 +51,7 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart | None:
     return Chart(
         "texts",
         "What the texts are made of",
-        "The shares of each source, in tokens, of the texts that were calibrated and measured on.",
+        "The share of each source, in tokens, in the texts for calibration and measurement.",
         drawn,
         rows,
     )

@@ -27,10 +27,10 @@ def build(view: View) -> dict[str, Any]:
 def description(quant: Quant) -> str:
     """What the picture of bits shows, for those who cannot see it (plain text)."""
     above, below = mix.uneven(quant)
-    parts = [f"In {quant.name} most bytes are {quant.type}"]
-    parts += [f"above it: {'; '.join(above)}".replace("`", "")] if above else []
-    parts += [f"below it: {'; '.join(below)}".replace("`", "")] if below else []
-    return f"Bits per weight by layer and role. {', '.join(parts)}."
+    sentences = ["Bits per weight by layer and role.", f"In {quant.name} most bytes are {quant.type}."]
+    sentences += [f"More bits: {'; '.join(above)}."] if above else []
+    sentences += [f"Fewer bits: {'; '.join(below)}."] if below else []
+    return " ".join(sentences).replace("`", "")
 
 
 def fallbacks(results: Results) -> list[dict[str, Any]]:

@@ -14,14 +14,16 @@ from quantmill.text import md
 _WORDS: Final = {
     "cut_off": "cut off",
     "limits": "over the limits",
-    "max_tokens": "tokens at most",
-    "prompt": "prompted by",
-    "file": "problems of",
-    "limit": "the first",
 }
-"""Settings, failures and audits of humaneval.json in words, where their names are not clear."""
+"""Failures and audits of humaneval.json in words, where their names are not clear."""
 
-_SETTINGS: Final = ("file", "prompt", "max_tokens", "limit")
+_SETTINGS: Final = {
+    "file": "problems of {}",
+    "prompt": "prompted by {}",
+    "max_tokens": "at most {} tokens",
+    "limit": "the first {} problems",
+}
+"""Settings of humaneval.json in words, in the order of the card."""
 
 
 def build(view: View) -> dict[str, Any] | None:
@@ -34,7 +36,9 @@ def build(view: View) -> dict[str, Any] | None:
     return {
         "problems": first["problems"],
         "settings": [
-            f"{_WORDS[name]} {md(settings[name])}" for name in _SETTINGS if settings.get(name) is not None
+            words.format(md(settings[name]))
+            for name, words in _SETTINGS.items()
+            if settings.get(name) is not None
         ],
         "confined": settings.get("confined"),
         "validity_warning": measured.validity_warnings.get(HUMANEVAL),

@@ -41,8 +41,8 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
         origins[warning].append("sensitivity")
     if results.noise_floor:
         origins[
-            f"the source's own predictions diverge from themselves by up to {results.noise_floor:.1e}: "
-            "its evaluation does not repeat exactly, and divergences about as small mean nothing"
+            f"the source's own predictions diverge from themselves by up to {results.noise_floor:.1e} "
+            "(the noise floor): divergences as small as that mean nothing"
         ].append("KL divergence")
     for quant in results.quants:
         for warning in quant.plan["warnings"]:
@@ -56,4 +56,4 @@ def tried(quants: Iterable[Quant]) -> str:
     if "read" in how:
         return "the header of each file was read back after it was written"
     loaded = "each file was loaded by its engine after it was written"
-    return loaded if "loaded" in how else f"{loaded}, and evaluated a few tokens"
+    return loaded if "loaded" in how else f"{loaded}, and evaluated on a few tokens"
