@@ -9,7 +9,9 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, mode
 from quantmill.config.bench import Probes
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse, refuse_twice
+from quantmill.devices import RESERVE
 from quantmill.spec import canonical
+from quantmill.text import GIB
 
 _BUDGETS = ("size", "bpw", "memory")
 _EXPORTS = ("modelopt", "compressed-tensors")
@@ -177,7 +179,9 @@ class MemoryBudget(Strict):
     cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
         default="f16", description="type of the KV cache"
     )
-    reserve: Size = Field(default="1 GiB", description="memory that stays free for other uses")
+    reserve: Size = Field(
+        default=f"{RESERVE // GIB} GiB", description="memory that stays free for other uses"
+    )
 
 
 class BudgetRecipe(Strict):
