@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from quantmill.config import file as config
 from quantmill.config.recipe import BudgetRecipe
+from quantmill.engine import library
 from quantmill.errors import QuantmillError
 
 GIB = 1 << 30
@@ -131,3 +132,7 @@ def test_tables_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).write_text("", encoding="utf-8")
     with pytest.raises(QuantmillError, match=rf"sensitivity\.{missing}: no such file: {files[missing]}"):
         config.check_files(parsed(), "config.yaml", [tmp_path])
+
+
+def test_the_engines_of_the_config_are_those_of_the_library() -> None:
+    assert get_args(BudgetRecipe.model_fields["engine"].annotation) == tuple(library.ENGINES)

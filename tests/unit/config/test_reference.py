@@ -37,3 +37,15 @@ def test_types_and_defaults_in_words() -> None:
     assert '| `max` | size or integer, 1 or more | `"50 GiB"` |' in page
     assert "| `models` | mapping from name to [Model](#model) | **required** |" in page
     assert '| `prompt` | `chat` or `completion` | `"chat"` |' in page
+
+
+def test_every_field_and_every_model_has_a_description() -> None:
+    root = schema()
+    silent = [
+        f"{name}.{field}"
+        for name, node in {"Config": root, **root["$defs"]}.items()
+        for field, value in node["properties"].items()
+        if not value.get("description")
+    ]
+    assert not silent
+    assert not [name for name, node in root["$defs"].items() if not node.get("description")]

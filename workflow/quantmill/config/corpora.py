@@ -13,21 +13,26 @@ from quantmill.config.refusal import refuse_twice
 class CorpusSource(Strict):
     """One parquet or plain .txt file of a corpus."""
 
-    name: Name
-    path: FilePath
+    name: Name = Field(description="its name in reports and on the card")
+    path: FilePath = Field(description="a .parquet or .txt file")
     column: Text | None = Field(
         default=None,
-        description="default: content, text, messages, conversations, ... or the only one that fits",
+        description="the column of a parquet file; default: content, text, messages, conversations, ... or "
+        "the only one with texts or chats",
     )
-    rows: Count | None = Field(default=None, description="at most so many rows, drawn by the seed")
-    weight: Positive = Field(default=1.0, description="share of the tokens")
+    rows: Count | None = Field(
+        default=None, description="at most this many rows, drawn by the seed; default: all"
+    )
+    weight: Positive = Field(
+        default=1.0, description="its share of the tokens, relative to the other sources"
+    )
 
 
 class Corpus(Strict):
-    """Text, mixed by weight and shuffled by a seed."""
+    """A corpus: texts, mixed by weight and shuffled by a seed."""
 
-    seed: Annotated[int, Field(ge=0)] = 1
-    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = Field(default=1, description="another seed gives other rows")
+    sources: Annotated[list[CorpusSource], Field(min_length=1)] = Field(description="files of texts or chats")
 
     @model_validator(mode="after")
     def _distinct(self) -> Corpus:
@@ -36,13 +41,13 @@ class Corpus(Strict):
 
 
 class Chunks(Strict):
-    """So many chunks of so many tokens of a corpus."""
+    """The first chunks of a corpus."""
 
     imported: ClassVar[bool] = False
 
-    corpus: Name
-    chunks: Count
-    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
+    corpus: Name = Field(description="the name of a corpus under `corpora`")
+    chunks: Count = Field(description="how many chunks")
+    context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens per chunk")
 
 
 class ImportedImatrix(Strict):
@@ -50,7 +55,7 @@ class ImportedImatrix(Strict):
 
     imported: ClassVar[bool] = True
 
-    file: FilePath = Field(description="GGUF or .dat; it is checked against the model")
+    file: FilePath = Field(description="a GGUF or .dat, checked against the model")
 
 
 def _kind_of_imatrix(given: Any) -> str:

@@ -30,22 +30,22 @@ from quantmill.formats.imatrix import LEAST_ROWS
 
 
 class Model(Strict):
-    """One model: where it comes from, what its card says, and what differs from the rest of the file."""
+    """One model. Its own recipes, imatrix, sensitivity, bench and publish replace those of the file."""
 
-    source: Source
-    card: Card = Card()
-    recipes: Recipes | None = None
-    imatrix: Imatrix | None = Field(default=None, description="null: none for this model")
-    sensitivity: Sensitivity | None = Field(default=None, description="null: none for this model")
-    bench: Bench | None = None
-    publish: Publish | None = None
+    source: Source = Field(description="where the model comes from")
+    card: Card = Field(default=Card(), description="what its card says beside the measurements")
+    recipes: Recipes | None = Field(default=None, description="its own recipes")
+    imatrix: Imatrix | None = Field(default=None, description="its own; null: none for this model")
+    sensitivity: Sensitivity | None = Field(default=None, description="its own; null: none for this model")
+    bench: Bench | None = Field(default=None, description="its own measurements")
+    publish: Publish | None = Field(default=None, description="its own settings")
 
 
 class Store(Strict):
-    """The content-addressed store of finished work."""
+    """The store of finished units of work."""
 
-    path: FilePath | None = Field(default=None, description="default: .store in the results")
-    max: Size | Count = "50 GiB"
+    path: FilePath | None = Field(default=None, description="its folder; default: .store in the results")
+    max: Size | Count = Field(default="50 GiB", description="above it the least recently used units go")
 
     @property
     def max_bytes(self) -> int:
@@ -56,16 +56,20 @@ class Store(Strict):
 class Config(Strict):
     """quantmill's config.yaml."""
 
-    models: Annotated[dict[Name, Model], Field(min_length=1)]
-    corpora: dict[Name, Corpus] = Field(default={})
-    imatrix: Imatrix | None = None
-    sensitivity: Sensitivity | None = None
-    recipes: Recipes | None = None
-    split: Split | None = Field(default=None, description="of every recipe that says nothing of it")
-    bench: Bench = Bench()
-    publish: Publish = Publish()
-    results: FilePath = "results"
-    store: Store = Store()
+    models: Annotated[dict[Name, Model], Field(min_length=1)] = Field(description="the models, by name")
+    corpora: dict[Name, Corpus] = Field(default={}, description="the corpora, by name; no two share a row")
+    imatrix: Imatrix | None = Field(default=None, description="the importance matrix: measured or published")
+    sensitivity: Sensitivity | None = Field(
+        default=None, description="the sensitivities for size-targeted recipes: measured or imported"
+    )
+    recipes: Recipes | None = Field(
+        default=None, description="the files to make; a preset's name is a recipe"
+    )
+    split: Split | None = Field(default=None, description="for every recipe without a `split` of its own")
+    bench: Bench = Field(default=Bench(), description="what is measured")
+    publish: Publish = Field(default=Publish(), description="which files are offered, and where")
+    results: FilePath = Field(default="results", description="the folder of all outputs")
+    store: Store = Field(default=Store(), description="the store of finished units of work")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -9,7 +9,9 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, mode
 from quantmill.config.bench import Probes
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
 from quantmill.config.refusal import refuse, refuse_twice
+from quantmill.devices import RESERVE
 from quantmill.spec import canonical
+from quantmill.text import GIB
 
 _BUDGETS = ("size", "bpw", "memory")
 _EXPORTS = ("modelopt", "compressed-tensors")
@@ -25,7 +27,7 @@ class Scored(Strict):
 
 
 class Importance(Strict):
-    """What the layers' importance is made of: each source scaled to 0..1, then their weighted mean."""
+    """How layers are ranked: each source is scaled to 0..1, then their weighted mean is taken."""
 
     imatrix: Positive | None = Field(default=None, description="weight of the activations' energy")
     sensitivity: Positive | None = Field(default=None, description="weight of the sensitivities")
@@ -58,7 +60,7 @@ class Importance(Strict):
 class Split(Strict):
     """How a quantized model is split into several files."""
 
-    max: Size = Field(description="of a file's tensors; a model that fits is one file")
+    max: Size = Field(description="most bytes of tensors in a file; a smaller model is one file")
 
     @model_validator(mode="after")
     def _some(self) -> Split:
@@ -72,26 +74,30 @@ class Split(Strict):
         return size_bytes(self.max)
 
 
-_SPLIT = "several files, in llama.cpp's own naming; null: one; default: the file's `split`"
+_SPLIT = "write several files, named as in llama.cpp; null: one file; default: `split` of the config"
 
 
 class Recipe(Strict):
-    """A template of `recipes/` and its parameters: every further field is one of them."""
+    """A recipe from a template of `recipes/`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     size_targeted: ClassVar[bool] = False
 
     name: Name = Field(description="part of the names of its files")
     template: Name = Field(default="preset", description="a template of recipes/, or one of your own there")
-    importance: Importance | None = Field(default=None, description="of the layers, for templates by rank")
-    file: FilePath | None = Field(default=None, description="a recipe of the field's, for template import")
+    importance: Importance | None = Field(
+        default=None, description="how layers are ranked, for templates that use the rank"
+    )
+    file: FilePath | None = Field(
+        default=None, description="a recipe of another program, for template import"
+    )
     form: Form | None = Field(
-        default=None, description="the form of that file; of template mfp4: what a checkpoint becomes"
+        default=None, description="the form of that file; for template mfp4 the form of the export"
     )
     scheme: Literal["W4A16", "W4A4"] | None = Field(
         default=None,
-        description="of template mfp4 on a checkpoint: weights alone (the default), or, calibrated on the "
-        "imatrix's corpus, activations too",
+        description="for template mfp4 on a checkpoint: W4A16 (the default), weights only, or W4A4, "
+        "activations too, calibrated on the corpus of imatrix",
     )
     split: Split | None = Field(default=None, description=_SPLIT)
 
@@ -148,8 +154,10 @@ class ImportedSensitivity(Strict):
 
     imported: ClassVar[bool] = True
 
-    results: FilePath = Field(alias="import", description="kld_results.csv: a row a type, a column a tensor")
-    curve: FilePath = Field(description="kld_results.csv of group0: a row a type, all tensors at it")
+    results: FilePath = Field(
+        alias="import", description="kld_results.csv: one row per type, one column per tensor"
+    )
+    curve: FilePath = Field(description="kld_results.csv of group0: one row per type, with all tensors at it")
 
 
 def _kind_of_sensitivity(given: Any) -> str:
@@ -164,14 +172,16 @@ Sensitivity = Annotated[
 
 
 class MemoryBudget(Strict):
-    """A device's memory, of which the file takes what context and computation leave."""
+    """A device's memory. The file gets what the context and the computation leave."""
 
     total: Size = Field(description="the device's memory")
     context: Count = Field(description="tokens of the context")
     cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
         default="f16", description="type of the KV cache"
     )
-    reserve: Size = Field(default="1 GiB", description="left free for whatever else uses the device")
+    reserve: Size = Field(
+        default=f"{RESERVE // GIB} GiB", description="memory that stays free for other uses"
+    )
 
 
 class BudgetRecipe(Strict):
@@ -190,7 +200,9 @@ class BudgetRecipe(Strict):
     harmonize: list[list[Text]] | None = Field(
         default=None, description="roles that share a type in a layer; default: gate and up"
     )
-    pin: list[dict[str, Any]] = Field(default=[], description=f"{_RULE}; they come first")
+    pin: list[dict[str, Any]] = Field(
+        default=[], description=f"{_RULE}; these come first, and their tensors are not chosen for"
+    )
     at_least: dict[str, Text] = Field(
         default={}, description="the smallest type of a role, by bits per weight"
     )
@@ -206,7 +218,7 @@ class BudgetRecipe(Strict):
     )
     acceptance_test: bool = Field(
         default=True,
-        description="the card recommends it only where it beats the best other file within its budget",
+        description="recommend it only if it significantly beats the best other file within its budget",
     )
     split: Split | None = Field(default=None, description=_SPLIT)
 

@@ -82,7 +82,7 @@ class PathSource(_Source):
     For plans alone its header will do, or a manifest.tsv with model.json beside it.
     """
 
-    path: GgufPath = Field(description="the GGUF, of a split one the first file")
+    path: GgufPath = Field(description="the GGUF; of a split one the first file")
 
     def files(self, model: str, results: str) -> list[Path]:
         first = Path(self.path)
@@ -117,11 +117,11 @@ class CheckpointSource(_Source):
 
     checkpoint: FilePath = Field(description="the folder that holds config.json and the safetensors")
     to: Literal["auto", "f16", "bf16"] = Field(
-        default="auto", description="what it is converted to; auto: as the checkpoint has it"
+        default="auto", description="the type of the converted GGUF; auto: as in the checkpoint"
     )
-    keep: bool = Field(default=True, description="false: the GGUF goes once all is made from it")
+    keep: bool = Field(default=True, description="false: the GGUF is deleted when everything is made from it")
     pre_tokenizer: Text | None = Field(
-        default=None, description="llama.cpp's name of it, where the converter does not know it: qwen2, ..."
+        default=None, description="its name in llama.cpp, such as qwen2, if the converter does not know it"
     )
 
     @property
