@@ -18,17 +18,31 @@ from safetensors.numpy import save_file
 HIDDEN, WIDTH, VOCABULARY, EXPERTS = 64, 96, 48, 3
 TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "U8": np.uint8}
 COMMON = {
-    "hidden_size": HIDDEN, "vocab_size": VOCABULARY, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 32, "num_hidden_layers": 2, "tie_word_embeddings": False, "max_position_embeddings": 64,
-}  # fmt: skip
+    "hidden_size": HIDDEN,
+    "vocab_size": VOCABULARY,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 64,
+}
 LLAMA = COMMON | {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": WIDTH,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "intermediate_size": WIDTH,
+}
 MOE = COMMON | {
-    "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "intermediate_size": WIDTH,
-    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "num_experts": EXPERTS,
-    "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [1],
-}  # fmt: skip
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "intermediate_size": WIDTH,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
 
 
 def values(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -115,9 +129,11 @@ def write(folder: Path, config: dict[str, Any] = LLAMA, dtype: str = "BF16", *, 
 
 
 CASES = {
-    "llama-BF16": (LLAMA, "BF16"), "llama-F16": (LLAMA, "F16"), "llama-F32": (LLAMA, "F32"),
+    "llama-BF16": (LLAMA, "BF16"),
+    "llama-F16": (LLAMA, "F16"),
+    "llama-F32": (LLAMA, "F32"),
     "moe-BF16": (MOE, "BF16"),
-}  # fmt: skip
+}
 
 if __name__ == "__main__":
     for case, (config, dtype) in CASES.items():

@@ -93,9 +93,14 @@ def _differing(source: Path, made: Path, dat: Path | None) -> dict[str, bool]:
             if tensor.type == original.type:
                 continue
             ours = ggml.Conversion(
-                pool, 2, _data(source, original), original.type, tensor.type, tensor.shape,
+                pool,
+                2,
+                _data(source, original),
+                original.type,
+                tensor.type,
+                tensor.shape,
                 None if weights is None else weights.reshape(-1, tensor.shape[0]),
-            ).result()  # fmt: skip
+            ).result()
             found[f"{tensor.name} {tensor.type}"] = not np.array_equal(ours, _data(made, tensor))
     return found
 

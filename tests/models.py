@@ -8,8 +8,17 @@ import gguf
 import numpy as np
 
 
-def write_llama(path: Path, *, width: int = 576, layers: int = 2, tied: bool = True, dtype: type = np.float32,
-                quantized: str | None = None, loads: bool = False, **options: int) -> Path:  # fmt: skip
+def write_llama(
+    path: Path,
+    *,
+    width: int = 576,
+    layers: int = 2,
+    tied: bool = True,
+    dtype: type = np.float32,
+    quantized: str | None = None,
+    loads: bool = False,
+    **options: int,
+) -> Path:
     """A llama of random weights; `quantized` (a ggml type's name) is the type of its matrices.
 
     `loads`: llama.cpp loads it, as a model without a tokenizer.
@@ -97,10 +106,12 @@ def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 6
     writer.add_eos_token_id(3)
     writer.add_mask_token_id(4)
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(tokens), width), "position_embd.weight": (context, width),
+        "token_embd.weight": (len(tokens), width),
+        "position_embd.weight": (context, width),
         "token_types.weight": (2, width),
-        "token_embd_norm.weight": (width,), "token_embd_norm.bias": (width,),
-    }  # fmt: skip
+        "token_embd_norm.weight": (width,),
+        "token_embd_norm.bias": (width,),
+    }
     for block in (f"blk.{layer}" for layer in range(layers)):
         square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "output")]
         for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:

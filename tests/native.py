@@ -20,8 +20,14 @@ import numpy as np
 from quantmill.formats.types import TYPES
 
 
-def quantize(source: Path, out: Path, ftype: int, type_id: int | None, imatrix: Path | None,
-             overrides: Sequence[str] = ()) -> None:  # fmt: skip
+def quantize(
+    source: Path,
+    out: Path,
+    ftype: int,
+    type_id: int | None,
+    imatrix: Path | None,
+    overrides: Sequence[str] = (),
+) -> None:
     """Run it, with `pattern=type` overrides; fails with what llama.cpp said."""
     pairs = [line.rsplit("=", 1) for line in overrides]
     numbered = json.dumps([[pattern, TYPES[kind].id] for pattern, kind in pairs])

@@ -128,8 +128,25 @@ def test_importance_is_what_it_reads(tmp_path: Path) -> None:
     assert not all(np.array_equal(plain[name].mean().reshape(-1), read[name]) for name in read)
 
 
-TIERS = ["IQ6_K", "IQ5_K", "IQ4_K", "IQ3_K", "IQ2_K", "IQ5_KS", "IQ4_KS", "IQ4_KSS", "IQ3_KS", "IQ2_KS",
-         "IQ2_KL", "IQ4_KT", "IQ3_KT", "IQ2_KT", "IQ1_KT", "Q6_0", "Q8_KV"]  # fmt: skip
+TIERS = [
+    "IQ6_K",
+    "IQ5_K",
+    "IQ4_K",
+    "IQ3_K",
+    "IQ2_K",
+    "IQ5_KS",
+    "IQ4_KS",
+    "IQ4_KSS",
+    "IQ3_KS",
+    "IQ2_KS",
+    "IQ2_KL",
+    "IQ4_KT",
+    "IQ3_KT",
+    "IQ2_KT",
+    "IQ1_KT",
+    "Q6_0",
+    "Q8_KV",
+]
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,17 @@ class Bench:
             f"base: {base}\nrules:\n{listed}" if rules else f"base: {base}\n", encoding="utf-8"
         )
         self.stage(
-            "recipe.plan", {"recipe": name, "imatrix": self.facts}, "--model", self.model,
-            "--recipe", self / f"{name}.yaml", "--plan", self / f"{name}.tsv",
-            "--report", self / f"{name}.json",
-        )  # fmt: skip
+            "recipe.plan",
+            {"recipe": name, "imatrix": self.facts},
+            "--model",
+            self.model,
+            "--recipe",
+            self / f"{name}.yaml",
+            "--plan",
+            self / f"{name}.tsv",
+            "--report",
+            self / f"{name}.json",
+        )
 
     @property
     def facts(self) -> dict | None:
@@ -81,10 +88,26 @@ class Bench:
         out = out or self / f"{name}.gguf"
         imatrix = ["--imatrix", self.imatrix] if self.imatrix else []
         return self.command(
-            "quantize.write", {"imatrix": self.facts}, "--model", self.model, "--manifest", self / "m.tsv",
-            "--plan", self / f"{name}.tsv", "--report", self / f"{name}.json", *imatrix,
-            "--gguf", out, "--facts", self / f"{name}.gguf.json", "--store", self / "store", "--threads", 2,
-        )  # fmt: skip
+            "quantize.write",
+            {"imatrix": self.facts},
+            "--model",
+            self.model,
+            "--manifest",
+            self / "m.tsv",
+            "--plan",
+            self / f"{name}.tsv",
+            "--report",
+            self / f"{name}.json",
+            *imatrix,
+            "--gguf",
+            out,
+            "--facts",
+            self / f"{name}.gguf.json",
+            "--store",
+            self / "store",
+            "--threads",
+            2,
+        )
 
     def quantize(self, name: str) -> tuple[int, int]:
         """Execute a plan: units made and reused."""
@@ -235,9 +258,10 @@ def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quan
         data = [header.path.read_bytes() for header in (one, other)]
         pairs = zip(one.tensors, other.tensors, strict=True)
         differing = {
-            t.name for t, o in pairs
+            t.name
+            for t, o in pairs
             if data[0][t.offset : t.offset + t.bytes] != data[1][o.offset : o.offset + t.bytes]
-        }  # fmt: skip
+        }
         # with the means as they are all but the starved ones' tensors are the same; with ours all
         assert differing == (set() if fed else {n for n in names if starved[n]})
 
@@ -365,10 +389,19 @@ def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
             tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[:256].reshape(2, 128)
             write_chunks(file, [Chunk("text", row, []) for row in tokens])
     bench.stage(
-        "measure.perplexity", {"corpus": "c", "chunks": 2, "context": 128}, "--model", model, "--facts",
-        bench / facts, "--corpus", bench / "c.parquet", "--out", bench / "ppl.json",
-        "--store", bench / "store",
-    )  # fmt: skip
+        "measure.perplexity",
+        {"corpus": "c", "chunks": 2, "context": 128},
+        "--model",
+        model,
+        "--facts",
+        bench / facts,
+        "--corpus",
+        bench / "c.parquet",
+        "--out",
+        bench / "ppl.json",
+        "--store",
+        bench / "store",
+    )
     return json.loads((bench / "ppl.json").read_text("utf-8"))["nll"]
 
 

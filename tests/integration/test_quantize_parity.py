@@ -25,8 +25,9 @@ def _importance(header: ggufio.Header) -> dict[str, np.ndarray]:
     random = np.random.default_rng(7)
     return {
         t.name: random.lognormal(0, 2, t.shape[0] * int(np.prod(t.shape[2:], dtype=int))).astype(np.float32)
-        for t in header.tensors if len(t.shape) > 1
-    }  # fmt: skip
+        for t in header.tensors
+        if len(t.shape) > 1
+    }
 
 
 def _data(header: ggufio.Header, tensor: ggufio.Tensor) -> np.ndarray:

@@ -27,11 +27,24 @@ def test_a_lean_config_ends_with_a_card(house: House, monkeypatch: pytest.Monkey
     house.run()
     made = {str(p.relative_to(house.folder / "the results" / "tiny")) for p in house.made("the results")}
     assert {
-        "check.json", "manifest.tsv", "model.json", "recipes/Q8_0.yaml", "plans/Q8_0.tsv", "plans/Q8_0.json",
-        "memory.json", "gguf/tiny-Q8_0.gguf", "gguf/tiny-Q8_0.json", "card/README.md", "card/index.html",
-        "card/withheld.json", "card/Modelfile.Q8_0", "card/plots/bits.svg", "card/plots/bits-dark.svg",
-        "card/plots/size.svg", "card/plots/size-dark.svg",
-    } == made  # fmt: skip
+        "check.json",
+        "manifest.tsv",
+        "model.json",
+        "recipes/Q8_0.yaml",
+        "plans/Q8_0.tsv",
+        "plans/Q8_0.json",
+        "memory.json",
+        "gguf/tiny-Q8_0.gguf",
+        "gguf/tiny-Q8_0.json",
+        "card/README.md",
+        "card/index.html",
+        "card/withheld.json",
+        "card/Modelfile.Q8_0",
+        "card/plots/bits.svg",
+        "card/plots/bits-dark.svg",
+        "card/plots/size.svg",
+        "card/plots/size-dark.svg",
+    } == made
     assert "Q8_0" in (house.folder / "the results" / "tiny" / "card" / "README.md").read_text("utf-8")
     assert house.due() == set()
     for variable in ("http_proxy", "https_proxy"):
@@ -129,9 +142,14 @@ def test_a_second_config_replaces_the_first(house: House) -> None:
     house.configure(other, "other.yaml")
     due = house.due("--configfile=other.yaml")
     assert due == {
-        "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
-        "quantize Q8_0", CARD,
-    }  # fmt: skip
+        "check_source",
+        "list_tensors",
+        "render_recipe Q8_0",
+        "plan_types Q8_0",
+        "tabulate_memory",
+        "quantize Q8_0",
+        CARD,
+    }
     assert "results/tiny" not in house.run("-n", "--configfile=other.yaml").stdout
     # Single values still override the default config.
     assert "elsewhere/tiny" in house.run("-n", "--config", "results=elsewhere").stdout

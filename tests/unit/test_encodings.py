@@ -15,9 +15,17 @@ MODULES = [
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 # What a program said on its way, and files of the kernel: no line of them holds data of ours.
 _SPLIT_LINES_OF_PROGRAMS = {
-    "checkpoint/convert", "formats/chunks", "signals", "engine/dryrun", "machine", "measure/speed",
-    "model/fetch", "serve/server", "watch",
-}  # fmt: skip
+    "checkpoint/convert",
+    "formats/chunks",
+    "signals",
+    "engine/dryrun",
+    "flow/logs",
+    "machine",
+    "measure/speed",
+    "model/fetch",
+    "serve/server",
+    "watch",
+}
 _ENCODING_AT = {"read_text": 0, "write_text": 1}
 _OF_BYTES = {"tarfile", "zipfile", "os"}  # modules whose `open` is of no text
 
@@ -69,17 +77,31 @@ def test_data_is_never_split_at_unicodes_line_separators() -> None:
 
 @pytest.mark.parametrize(
     "call",
-    ["p.read_text()", "p.write_text(x)", "open(p)", 'open(p, "w")', 'p.open("a")', "p.open()",
-     "subprocess.run(x, text=True)"],
-)  # fmt: skip
+    [
+        "p.read_text()",
+        "p.write_text(x)",
+        "open(p)",
+        'open(p, "w")',
+        'p.open("a")',
+        "p.open()",
+        "subprocess.run(x, text=True)",
+    ],
+)
 def test_what_takes_the_locales_encoding_is_found(call: str) -> None:
     assert unnamed(call) == [1]
 
 
 @pytest.mark.parametrize(
     "call",
-    ['p.read_text("utf-8")', 'p.write_text(x, "utf-8")', 'open(p, "rb")', 'p.open("xb")',
-     'p.open("a", encoding="utf-8")', "tarfile.open(path)", 'subprocess.run(x, encoding="utf-8")'],
-)  # fmt: skip
+    [
+        'p.read_text("utf-8")',
+        'p.write_text(x, "utf-8")',
+        'open(p, "rb")',
+        'p.open("xb")',
+        'p.open("a", encoding="utf-8")',
+        "tarfile.open(path)",
+        'subprocess.run(x, encoding="utf-8")',
+    ],
+)
 def test_what_names_it_is_not(call: str) -> None:
     assert unnamed(call) == []

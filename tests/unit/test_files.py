@@ -104,7 +104,7 @@ def test_either_byte_order_is_read(tmp_path: Path, order: str) -> None:
         (TEXT.encode("utf-16")[:-1], "no whole UTF-16 text"),
         (b"text" * 100 + b"\0", "holds NUL characters"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_text_is_refused_with_a_cure(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(data)

@@ -37,8 +37,10 @@ ASSERTION = "/build/x/ggml/src/ggml.c:81: GGML_ASSERT(start % 2 == 0) failed"
             f"{ASSERTION}\n[New LWP 12]\n30\twait4.c: No such file\n#0  0x00 in wait4 ()\ndetached",
             "ggml.c:81: GGML_ASSERT(start % 2 == 0) failed",
         ),
-        (f"{ASSERTION}\n/x/libggml.so(ggml_abort+0x139)[0x7fcb7e01c689]\n", "ggml.c:81: GGML_ASSERT(start % "
-         "2 == 0) failed"),
+        (
+            f"{ASSERTION}\n/x/libggml.so(ggml_abort+0x139)[0x7fcb7e01c689]\n",
+            "ggml.c:81: GGML_ASSERT(start % 2 == 0) failed",
+        ),
         ("ggml-cuda.cu:90: CUDA error\n", "ggml-cuda.cu:90: CUDA error"),
         (
             "terminate called after throwing an instance of 'std::runtime_error'\n  what():  no tensor\n",
@@ -48,6 +50,6 @@ ASSERTION = "/build/x/ggml/src/ggml.c:81: GGML_ASSERT(start % 2 == 0) failed"
         ("/lib/x.py:3: UserWarning: old\nOSError: no disk", "OSError: no disk"),
         ("x" * 400, "x" * 297 + "..."),
     ],
-)  # fmt: skip
+)
 def test_last_words(said: str, words: str) -> None:
     assert signals.last_words(said) == words

@@ -41,9 +41,12 @@ def start(tmp_path: Path) -> Start:
         words += ["--log", str(tmp_path / "x.log")] if log else []
         return subprocess.Popen(
             [sys.executable, "-m", "quantmill.watch", sys.executable, *words, *more],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(tmp_path)} | environment,
-        )  # fmt: skip
+        )
 
     return started
 
@@ -155,8 +158,11 @@ def test_death_before_the_stage_begins(tmp_path: Path) -> None:
     (tmp_path / "early.py").write_text("import os; os.kill(os.getpid(), 4)", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "quantmill.watch", sys.executable, "-m", "early"],
-        capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
     assert done.returncode == 132
     assert done.stderr.startswith("error: early: ended by SIGILL, ")
     assert done.stderr.count("\n") == 1

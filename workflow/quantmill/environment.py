@@ -29,8 +29,9 @@ def check_python_path(value: str) -> None:
             if spec is not None and spec.loader is not None:
                 raise QuantmillError(
                     f"{folder} holds a {package} of its own, which would be used in place of the pinned one",
-                    "PYTHONPATH", "unset PYTHONPATH, or unload the environment module that sets it",
-                )  # fmt: skip
+                    "PYTHONPATH",
+                    "unset PYTHONPATH, or unload the environment module that sets it",
+                )
 
 
 def of_stages(library: str) -> dict[str, str]:

@@ -201,8 +201,9 @@ def decode_user_text(data: bytes, path: object) -> str:
     except UnicodeDecodeError as error:
         if encoding.startswith("utf-8"):
             raise _no_utf8(path, error.start) from None
-        raise QuantmillError(f"no whole {encoding.upper()} text, though it begins as one", path,
-                             "save it again, as UTF-8") from None  # fmt: skip
+        raise QuantmillError(
+            f"no whole {encoding.upper()} text, though it begins as one", path, "save it again, as UTF-8"
+        ) from None
     if "\0" in text:
         raise QuantmillError("holds NUL characters", path, "remove them, or save it as UTF-8 text")
     return text.replace("\r\n", "\n").replace("\r", "\n")

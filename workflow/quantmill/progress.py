@@ -86,6 +86,11 @@ def _bar(what: str, total: float, unit: str) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(
-        total=total, desc=what, unit=unit, unit_scale=total > 100_000, file=sys.stderr,
-        leave=False, dynamic_ncols=True,
-    )  # fmt: skip
+        total=total,
+        desc=what,
+        unit=unit,
+        unit_scale=total > 100_000,
+        file=sys.stderr,
+        leave=False,
+        dynamic_ncols=True,
+    )

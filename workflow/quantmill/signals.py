@@ -18,10 +18,10 @@ _CURES: Final = {
     signal.SIGILL: "build the engine for this processor: make -B env",
     signal.SIGKILL: "give it more memory",
     signal.SIGABRT: "see whether llama.cpp's own tools run this model: if so, report this line; "
-                    "if not, take another file or leave this stage out",
+    "if not, take another file or leave this stage out",
     signal.SIGBUS: "a file that it read was cut short, or its disk is full or failing: check both",
     signal.SIGSEGV: "run it again; where it ends so again, report this line",
-}  # fmt: skip
+}
 _AGAIN: Final = "run it again: what was finished is kept"
 
 

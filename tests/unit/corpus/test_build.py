@@ -159,9 +159,12 @@ def test_a_row_that_no_tokenizer_can_take_is_cut(tmp_path):
 
 def config(**sources):
     return {
-        "corpus": "mixed", "seed": 1, "context": 8, "chunks": 20,
+        "corpus": "mixed",
+        "seed": 1,
+        "context": 8,
+        "chunks": 20,
         "sources": [{"name": n, "column": None, "rows": None, "weight": w} for n, w in sources.items()],
-    }  # fmt: skip
+    }
 
 
 def parquet(path, rows, type=None):
@@ -182,8 +185,9 @@ def test_sources_are_mixed_at_their_weights(tmp_path):
     assert domains[:8].count("b") == domains[8:16].count("b") == 2
     assert all(("row" in text_of([c])) == (c.domain == "a") for c in chunks)
     assert [(s["chunks"], s["share_wanted"], s["share_got"]) for s in report["sources"]] == [
-        (15, 0.75, 0.75), (5, 0.25, 0.25)
-    ]  # fmt: skip
+        (15, 0.75, 0.75),
+        (5, 0.25, 0.25),
+    ]
     assert report["tokens"] == 160
 
 
@@ -199,9 +203,14 @@ def test_the_report_counts_what_became_of_the_rows(tmp_path):
     _, _, report = built(tmp_path, config(a=1, tiny=0.001), rows, ROWS)
     found = report["sources"][0]
     assert {key: found[key] for key in found if key.startswith("rows")} == {
-        "rows_read": 64, "rows_used": 20, "rows_broken": 2, "rows_duplicate": 20, "rows_empty": 2,
-        "rows_joined": 0, "rows_cut": 0,
-    }  # fmt: skip
+        "rows_read": 64,
+        "rows_used": 20,
+        "rows_broken": 2,
+        "rows_duplicate": 20,
+        "rows_empty": 2,
+        "rows_joined": 0,
+        "rows_cut": 0,
+    }
     assert (found["file"], found["column"], found["characters"]) == ("0.parquet", "content", 140)
     assert found["broken"] == [
         {"reason": "not valid JSON", "rows": 1, "first": 63},
@@ -226,9 +235,12 @@ def without_template(path):
 
 def run(folder, name, sources, *more, seed=1, chunks=6, context=64, model=MODEL):
     settings = {
-        "corpus": name, "seed": seed, "context": context, "chunks": chunks,
+        "corpus": name,
+        "seed": seed,
+        "context": context,
+        "chunks": chunks,
         "sources": [{"name": n, "column": None, "rows": None, "weight": 1.0} for n in sources],
-    }  # fmt: skip
+    }
     words = [
         sys.executable,
         "-m",
@@ -247,7 +259,7 @@ def run(folder, name, sources, *more, seed=1, chunks=6, context=64, model=MODEL)
         *sources.values(),
         *more,
     ]
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)  # fmt: skip
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
 
 
 def test_the_default_corpora_are_built_and_share_no_row(tmp_path):

@@ -128,7 +128,7 @@ def test_conversations_of_sharegpt_become_messages():
 @pytest.mark.parametrize(
     ("role", "known"),
     [("Human", "user"), ("USER", "user"), ("model", "assistant"), ("critic", "critic"), ("function",) * 2],
-)  # fmt: skip
+)
 def test_roles_have_the_names_that_templates_know(role, known):
     assert checked_messages([{"role": role, "content": "x"}])[0]["role"] == known
 

@@ -71,8 +71,9 @@ def test_then_without_avx_512(engine: Any, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_processor_without_amx_goes_to_avx_512_at_once(engine: Any) -> None:
     assert [way.flags for way in attempts(engine, SIGILL, None, needs=frozenset(("avx2", "avx512f")))] == [
-        "", "-mno-avx512f",
-    ]  # fmt: skip
+        "",
+        "-mno-avx512f",
+    ]
 
 
 def test_nothing_helps(engine: Any) -> None:

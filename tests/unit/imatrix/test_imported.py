@@ -190,13 +190,14 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "is a GGUF, but no importance matrix; make it with",
     ),
     "cut GGUF": (lambda _: published("llama", "gguf").read_bytes()[:-99], r"truncated: \d+ of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)
 @pytest.mark.parametrize("reader", [formats.read, formats.facts])
-def test_what_is_no_imatrix_is_refused_in_either_way_of_reading(case: str, reader: Callable[[Path], object],
-                                                                tmp_path: Path) -> None:  # fmt: skip
+def test_what_is_no_imatrix_is_refused_in_either_way_of_reading(
+    case: str, reader: Callable[[Path], object], tmp_path: Path
+) -> None:
     make, said = FILES[case]
     path = tmp_path / "i.dat"
     path.write_bytes(make(published("llama", "dat").read_bytes()))
@@ -224,8 +225,10 @@ def test_the_stage_says_where_it_is_from_and_nothing_that_it_does_not_know(tmp_p
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "i.json").read_text("utf-8"))
     assert report["imported"] == {
-        "file": "llama-imatrix-llama.dat", "sha256": "ab" * 32, "dataset": "text.txt"
-    }  # fmt: skip
+        "file": "llama-imatrix-llama.dat",
+        "sha256": "ab" * 32,
+        "dataset": "text.txt",
+    }
     assert (report["chunks"], report["context"], report["tokens"]) == (12, None, None)
     assert "perplexity" not in report and "corpus" not in report
     assert len(report["entries"]) == 14 and report["missing"] == []

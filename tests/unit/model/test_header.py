@@ -33,21 +33,49 @@ def beheaded(model: Path, folder: Path) -> Path:
 def listed(model: Path, folder: Path) -> Path:
     """manifest.tsv and model.json of a model."""
     subprocess.run(
-        [sys.executable, "-m", "quantmill.model.manifest", "--spec", '{"config":{}}', "--model", model,
-         "--manifest", folder / "manifest.tsv", "--facts", folder / "model.json", "--log", folder / "log"],
+        [
+            sys.executable,
+            "-m",
+            "quantmill.model.manifest",
+            "--spec",
+            '{"config":{}}',
+            "--model",
+            model,
+            "--manifest",
+            folder / "manifest.tsv",
+            "--facts",
+            folder / "model.json",
+            "--log",
+            folder / "log",
+        ],
         check=True,
-    )  # fmt: skip
+    )
     return folder / "manifest.tsv"
 
 
 def plan(model: Path, folder: Path, recipe: str) -> subprocess.CompletedProcess[str]:
     (folder / "r.yaml").write_text(recipe, encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "-m", "quantmill.recipe.plan", "--spec", '{"config":{"recipe":"R","imatrix":null}}',
-         "--model", model, "--recipe", folder / "r.yaml", "--plan", folder / "p.tsv",
-         "--report", folder / "p.json", "--log", folder / "p.log"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.recipe.plan",
+            "--spec",
+            '{"config":{"recipe":"R","imatrix":null}}',
+            "--model",
+            model,
+            "--recipe",
+            folder / "r.yaml",
+            "--plan",
+            folder / "p.tsv",
+            "--report",
+            folder / "p.json",
+            "--log",
+            folder / "p.log",
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_header_alone_and_a_manifest_give_the_models_own_plan(tmp_path: Path) -> None:
@@ -72,10 +100,24 @@ def test_what_needs_the_data_refuses_in_one_line(tmp_path: Path) -> None:
     ):
         out = tmp_path / "out"
         done = subprocess.run(
-            [sys.executable, "-m", "quantmill.model.manifest", "--spec", '{"config":{}}', "--model", model,
-             "--manifest", out / "m.tsv", "--facts", out / "m.json", "--log", tmp_path / "log"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "quantmill.model.manifest",
+                "--spec",
+                '{"config":{}}',
+                "--model",
+                model,
+                "--manifest",
+                out / "m.tsv",
+                "--facts",
+                out / "m.json",
+                "--log",
+                tmp_path / "log",
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert words in done.stderr
         assert not out.exists()
@@ -127,9 +169,17 @@ def test_sparse_files_take_no_room(tmp_path: Path) -> None:
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    given = {"block_count": 1, "embedding_length": 256, "context_length": 64, "attention.head_count": 4,
-             "attention.head_count_kv": 4, "rope.freq_base": 1e4, "note": "x", "flags": [True, False],
-             "sections": [1, 2]}  # fmt: skip
+    given = {
+        "block_count": 1,
+        "embedding_length": 256,
+        "context_length": 64,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 4,
+        "rope.freq_base": 1e4,
+        "note": "x",
+        "flags": [True, False],
+        "sections": [1, 2],
+    }
     kept = {key: value for key, value in (given | changes).items() if value is not None}
     return {"architecture": "llama", "hyperparameters": kept}
 
@@ -165,7 +215,7 @@ def test_a_manifest_made_by_hand(tmp_path: Path) -> None:
         (facts(), "x\tother\t-1\t256\t1\t1\t1\tq9_9", "manifest.tsv: line 2: no row of a manifest"),
         (facts(), "blk.0.ffn_up_exps.weight\tx\t0\t256\t64\t4\t1\tbf16", "hyperparameters lack expert_count"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_manifest_is_refused(tmp_path: Path, described: Any, row: str | None, message: str) -> None:
     with pytest.raises(QuantmillError, match=message):
         manifest(tmp_path, described, row)

@@ -20,11 +20,26 @@ MOE = Path(__file__).parents[2] / "data" / "tiny-moe.gguf"
 
 def run(model: Path, folder: Path, threads: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "quantmill.model.manifest", "--spec", '{"config":{}}', "--model", model,
-         "--manifest", folder / "manifest.tsv", "--facts", folder / "model.json", "--log", folder / "log",
-         "--threads", str(threads)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.model.manifest",
+            "--spec",
+            '{"config":{}}',
+            "--model",
+            model,
+            "--manifest",
+            folder / "manifest.tsv",
+            "--facts",
+            folder / "model.json",
+            "--log",
+            folder / "log",
+            "--threads",
+            str(threads),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -48,8 +63,12 @@ def test_a_row_and_the_facts() -> None:
     assert row == ("blk.0.ffn_up_exps.weight", "ffn_up_exps", 0, (256, 256, 4), "f16", 524288, "ab")
     facts = manifest.facts(header, ["a"], 3)
     assert {key: facts[key] for key in ("architecture", "layers", "experts", "experts_used", "sha256")} == {
-        "architecture": "qwen35moe", "layers": 2, "experts": 4, "experts_used": 2, "sha256": "a",
-    }  # fmt: skip
+        "architecture": "qwen35moe",
+        "layers": 2,
+        "experts": 4,
+        "experts_used": 2,
+        "sha256": "a",
+    }
     assert (facts["name"], facts["tokenizer"]) == ("Tiny Moe", "gpt2")
     assert (facts["quantized"], facts["tensors"]) == (False, 38)
     assert "<|im_start|>" in facts["chat_template"]

@@ -203,14 +203,16 @@ def write_latent(path: Path, layers: int) -> Path:
         block = f"blk.{layer}"
         shapes |= {f"{block}.{norm}.weight": (width,) for norm in ("attn_norm", "ffn_norm")}
         shapes |= {
-            f"{block}.attn_q_a_norm.weight": (64,), f"{block}.attn_kv_a_norm.weight": (latent,),
-            f"{block}.attn_q_a.weight": (64, width), f"{block}.attn_q_b.weight": (heads * (nope + rope), 64),
+            f"{block}.attn_q_a_norm.weight": (64,),
+            f"{block}.attn_kv_a_norm.weight": (latent,),
+            f"{block}.attn_q_a.weight": (64, width),
+            f"{block}.attn_q_b.weight": (heads * (nope + rope), 64),
             f"{block}.attn_kv_a_mqa.weight": (latent + rope, width),
             f"{block}.attn_k_b.weight": (heads, latent, nope),
             f"{block}.attn_v_b.weight": (heads, value, latent),
             f"{block}.attn_output.weight": (width, heads * value),
             f"{block}.ffn_down.weight": (width, 2 * width),
-        }  # fmt: skip
+        }
         shapes |= {f"{block}.ffn_{x}.weight": (2 * width, width) for x in ("gate", "up")}
     return finished(writer, shapes)
 

@@ -118,10 +118,18 @@ def build(
             parts.append(Part([], [], Selection()))
             continue
         part = take(
-            partial(_watched, source, log), render, tokenize, messages=source.messages, taken=taken,
-            domain=own["name"], file=source.path.name, chunks=count, context=config["context"],
-            seed=config["seed"], rows=own.get("rows"),
-        )  # fmt: skip
+            partial(_watched, source, log),
+            render,
+            tokenize,
+            messages=source.messages,
+            taken=taken,
+            domain=own["name"],
+            file=source.path.name,
+            chunks=count,
+            context=config["context"],
+            seed=config["seed"],
+            rows=own.get("rows"),
+        )
         taken |= {row.digest for row in part.rows}
         parts.append(part)
     queues = [iter(part.chunks) for part in parts]
@@ -257,13 +265,15 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
     def template() -> ChatTemplate:
         text = read_header(model, data=False).value("tokenizer.chat_template")
         if text is None:
-            raise QuantmillError("has no chat template, and a source has chat rows", model,
-                                 "choose a column of plain text")  # fmt: skip
+            raise QuantmillError(
+                "has no chat template, and a source has chat rows", model, "choose a column of plain text"
+            )
         try:
             return ChatTemplate(text, bos=vocabulary.special("bos"), eos=vocabulary.special("eos"))
         except ValueError as error:
-            raise QuantmillError(f"its chat template is no valid Jinja ({error})", model,
-                                 "choose a column of plain text") from None  # fmt: skip
+            raise QuantmillError(
+                f"its chat template is no valid Jinja ({error})", model, "choose a column of plain text"
+            ) from None
 
     def render(messages: Messages, tools: Tools | None) -> Document:
         text = template().render(messages, tools)

@@ -17,9 +17,8 @@ from quantmill.files import SNIFFED, text_encoding
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS: Final = (
-    "content", "text", "messages", "conversations", "conversation", "chat", "dialogue", "dialog",
-)  # fmt: skip
+_CHATS: Final = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog")
+COLUMNS: Final = ("content", "text", *_CHATS)
 """Names of columns that are plainly the text or the chats, the first wins."""
 TOOLS: Final = "tools"
 ROW_CHARACTERS: Final = 4000

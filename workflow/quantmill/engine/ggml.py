@@ -68,9 +68,8 @@ def _lib() -> c.CDLL:
     lib.ggml_validate_row_data.restype = c.c_bool
     lib.ggml_validate_row_data.argtypes = [c.c_int, c.c_void_p, c.c_size_t]
     lib.ggml_quantize_chunk.restype = c.c_size_t
-    lib.ggml_quantize_chunk.argtypes = [
-        c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p,
-    ]  # fmt: skip
+    start_rows_columns = [c.c_int64] * 3
+    lib.ggml_quantize_chunk.argtypes = [c.c_int, c.c_void_p, c.c_void_p, *start_rows_columns, c.c_void_p]
     if library.in_use() == "ik":  # which reads f16 by a table that is made here
         lib.ggml_init.restype, lib.ggml_init.argtypes = c.c_void_p, [_InitParams]
         lib.ggml_free.restype, lib.ggml_free.argtypes = None, [c.c_void_p]
@@ -127,9 +126,15 @@ class Conversion:
     """
 
     def __init__(
-        self, pool: Executor, threads: int, source: Bytes, source_type: str, type_name: str,
-        shape: tuple[int, ...], importance: NDArray[np.float32] | None,
-    ) -> None:  # fmt: skip
+        self,
+        pool: Executor,
+        threads: int,
+        source: Bytes,
+        source_type: str,
+        type_name: str,
+        shape: tuple[int, ...],
+        importance: NDArray[np.float32] | None,
+    ) -> None:
         if importance is None and requires_imatrix(type_name):
             raise QuantmillError(f"{type_name} needs an importance matrix", cure="configure `imatrix`")
         self._source, self._importance = np.ascontiguousarray(source), importance

@@ -51,8 +51,11 @@ class Evaluator:
         self._context = native.llama_init_from_model(self._model, params)
         if not self._context:
             native.llama_free_model(self._model)
-            raise QuantmillError(f"no context of {context} tokens ({_listener.last_words()})", path,
-                                 "free some memory or ask for less")  # fmt: skip
+            raise QuantmillError(
+                f"no context of {context} tokens ({_listener.last_words()})",
+                path,
+                "free some memory or ask for less",
+            )
         vocab = native.llama_model_get_vocab(self._model)
         self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
         self.bos: int | None = lib.llama_vocab_bos(vocab) if lib.llama_vocab_get_add_bos(vocab) else None
@@ -83,8 +86,9 @@ class Evaluator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         native.llama_batch_free(self._batch)
         native.llama_free(self._context)
         native.llama_free_model(self._model)
@@ -109,8 +113,9 @@ def _lib() -> c.CDLL:
         if not written <= c.sizeof(struct) < written + c.alignment(struct):
             raise QuantmillError(
                 f"{name} writes {written} bytes where {c.sizeof(struct)} were expected",
-                "ik-llama-cpp-python", "install the pinned one",
-            )  # fmt: skip
+                "ik-llama-cpp-python",
+                "install the pinned one",
+            )
     lib.llama_log_set(_log_callback, None)
     native.llama_backend_init()
     return lib

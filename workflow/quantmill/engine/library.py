@@ -42,10 +42,13 @@ class Engine(NamedTuple):
 ENGINES: Final = {
     "mainline": Engine("llama-cpp-python", "llama_cpp", "llama_cpp", ("ggml-base", "ggml-cpu", "llama")),
     "ik": Engine(
-        "ik-llama-cpp-python", "ik_llama_cpp", "_ctypes_api", ("ggml", "llama"),
+        "ik-llama-cpp-python",
+        "ik_llama_cpp",
+        "_ctypes_api",
+        ("ggml", "llama"),
         frozenset(("avx2", "fma", "f16c")),
     ),
-}  # fmt: skip
+}
 
 
 class Build(NamedTuple):
@@ -130,10 +133,11 @@ def installed(engine: str) -> Path:
     package = ENGINES[engine].package
     if module is None or module.origin is None:
         cure = (
-            "run `make` to build the environment" if engine == "mainline"
+            "run `make` to build the environment"
+            if engine == "mainline"
             else "it exists for Linux on x86-64 and Python 3.11 to 3.13 (`make -B env PYTHON=python3.13`); "
             "or use recipes of engine mainline"
-        )  # fmt: skip
+        )
         raise QuantmillError(f"{package} is not installed", f"engine {engine}", cure)
     return Path(module.origin).parent / "lib"
 
@@ -146,8 +150,9 @@ def check(engine: str) -> None:
     if missing := lacking(needs):
         cure = (
             "build it here (`make -B env`), or once for all machines (`make env PORTABLE=1`)"
-            if engine == "mainline" else "use another machine, or recipes of engine mainline"
-        )  # fmt: skip
+            if engine == "mainline"
+            else "use another machine, or recipes of engine mainline"
+        )
         raise QuantmillError(
             f"{package} needs a processor with {missing}, which this one has not", f"engine {engine}", cure
         )

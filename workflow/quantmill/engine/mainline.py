@@ -89,8 +89,9 @@ class Vocabulary:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         native.llama_model_free(self._model)
 
 
@@ -105,9 +106,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, path: Path, *, context: int, batch: int, threads: int, observe: Observer | None = None,
-        writable: bool = False, gpus: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        *,
+        context: int,
+        batch: int,
+        threads: int,
+        observe: Observer | None = None,
+        writable: bool = False,
+        gpus: bool = True,
+    ) -> None:
         self._observe = observe
         self._raised: BaseException | None = None
         self._ended = self._discard = False
@@ -137,8 +145,11 @@ class Evaluator:
             params.abort_callback = self._abort
         self._context = native.llama_init_from_model(self._model, params)
         if not self._context:
-            raise QuantmillError(f"no context of {context} tokens ({_listener.last_words()})", path,
-                                 "free some memory or ask for less")  # fmt: skip
+            raise QuantmillError(
+                f"no context of {context} tokens ({_listener.last_words()})",
+                path,
+                "free some memory or ask for less",
+            )
         self._memory = native.llama_get_memory(self._context)
         vocab = native.llama_model_get_vocab(self._model)
         self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
@@ -240,8 +251,9 @@ class Evaluator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._context:
             native.llama_batch_free(self._batch)
             native.llama_free(self._context)

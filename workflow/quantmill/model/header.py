@@ -126,9 +126,10 @@ def for_dry_run(header: Header) -> Iterator[Path]:
                 os.truncate(path, size)
             except OSError as error:
                 raise QuantmillError(
-                    f"no sparse file of {size:,} bytes can be made ({error.strerror})", folder,
+                    f"no sparse file of {size:,} bytes can be made ({error.strerror})",
+                    folder,
                     "set TMPDIR to a folder on another disk",
-                ) from None  # fmt: skip
+                ) from None
         yield paths[0]
 
 
@@ -172,9 +173,10 @@ def _listed(path: Path) -> list[Tensor]:
             tensors.append(Tensor(row["name"], kind.name, kind.id, tuple(sizes), size, 0, 0))
         except (KeyError, ValueError, QuantmillError) as error:
             raise QuantmillError(
-                f"no row of a manifest ({error})", f"{path}: line {number}",
+                f"no row of a manifest ({error})",
+                f"{path}: line {number}",
                 "it takes the columns name, ne0 to ne3 and type",
-            ) from None  # fmt: skip
+            ) from None
     if len({tensor.name for tensor in tensors}) < len(tensors) or not tensors:
         raise QuantmillError("lists no tensor, or one twice", path, "make it again")
     return tensors

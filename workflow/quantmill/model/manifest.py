@@ -33,17 +33,26 @@ _BLOCK = 4 << 20
 
 # A float's bytes, and the bits of infinity: what is larger, the sign left out, is no number.
 _INFINITY: Final = {
-    "f64": (8, 0x7FF0 << 48), "f32": (4, 0x7F80 << 16), "f16": (2, 0x7C00), "bf16": (2, 0x7F80),
-}  # fmt: skip
+    "f64": (8, 0x7FF0 << 48),
+    "f32": (4, 0x7F80 << 16),
+    "f16": (2, 0x7C00),
+    "bf16": (2, 0x7F80),
+}
 # Where a block has its f16 scales, in bytes from its start: ggml-common.h.
-_SCALES: Final[dict[str, tuple[int, ...]]] = {
-    **dict.fromkeys(
-        ("q4_0", "q5_0", "q8_0", "q1_0", "q2_0", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s",
-         "iq4_nl", "iq4_xs"), (0,),
-    ),
-    **dict.fromkeys(("q4_1", "q5_1", "q4_K", "q5_K"), (0, 2)),
-    "q2_K": (80, 82), "q3_K": (108,), "q6_K": (208,), "tq1_0": (52,), "tq2_0": (64,),
-}  # fmt: skip
+_F16_SCALES: Final = """
+    0      q4_0 q5_0 q8_0 q1_0 q2_0 iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq1_s iq4_nl iq4_xs
+    0,2    q4_1 q5_1 q4_K q5_K
+    80,82  q2_K
+    108    q3_K
+    208    q6_K
+    52     tq1_0
+    64     tq2_0
+"""
+_SCALES: Final = {
+    type_name: tuple(map(int, starts.split(",")))
+    for starts, *type_names in map(str.split, _F16_SCALES.strip().split("\n"))
+    for type_name in type_names
+}
 
 
 def non_finite(type_name: str, data: bytes) -> NDArray[np.int64]:
@@ -164,9 +173,10 @@ class _Broken:
             what = "values" if self._tensor.type in _INFINITY else "blocks"
             raise QuantmillError(
                 f"{self._count:,} of the {self._seen:,} {what} of {self._tensor.name} are NaN or infinite,"
-                f" the first at {self._first:,}", path,
+                f" the first at {self._first:,}",
+                path,
                 "the file is damaged: download it again, or convert it anew",
-            )  # fmt: skip
+            )
 
 
 def _parts(header: Header, shard: int) -> Iterator[tuple[Tensor | None, int]]:

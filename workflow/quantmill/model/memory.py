@@ -43,11 +43,19 @@ CONTEXTS: Final = (4096, 8192, 16384, 32768, 65536, 131072)
 _PAD: Final = 256  # cells; GGML_PAD of n_ctx and of the window's cache
 
 # load_swa_pattern of src/models/*.cpp: every so many layers one has full attention, the last or the first.
+_LAYERS_APART: Final = """
+    2   gemma2 gpt-oss
+    4   llama4 exaone4 exaone-moe cohere2 olmo2 afmoe mellum muse-glimmer
+    5   gemma3n
+    6   gemma3
+    8   plamo3
+    -4  smallthinker cohere2moe laguna
+"""
 _PATTERNS: Final = {
-    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "exaone4": 4,
-    "exaone-moe": 4, "olmo2": 4, "plamo3": 8, "afmoe": 4, "mellum": 4, "muse-glimmer": 4,
-    "smallthinker": -4, "cohere2moe": -4, "laguna": -4,
-}  # fmt: skip
+    architecture: int(every)
+    for every, *architectures in map(str.split, _LAYERS_APART.strip().split("\n"))
+    for architecture in architectures
+}
 _WINDOWS: Final = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128, "smallthinker": 4096, "llama4": 8192}
 _ATTENTION: Final = frozenset(("attn_k", "attn_v", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b"))
 _STATE: Final = ("ssm_", "shortconv.", "time_mix_")
@@ -95,14 +103,17 @@ def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | N
             name: {
                 "rows": [_row(size, context, kind, memory) for (context, kind), memory in taken.items()],
                 "fits": [
-                    {"total_bytes": device, "cache": kind,
-                     "context": longest(own, device - RESERVE - size, partial(total, kind))}
+                    {
+                        "total_bytes": device,
+                        "cache": kind,
+                        "context": longest(own, device - RESERVE - size, partial(total, kind)),
+                    }
                     for device, kind in devices
                 ],
             }
             for name, size in sizes.items()
         },
-    }  # fmt: skip
+    }
 
 
 def longest(own: int, room: int, total: Callable[[int], int]) -> int:

@@ -24,7 +24,7 @@ _TOWERS: Final = {
     "audio": re.compile(r"(a|mm\.a|posnet|convnext|conv1d)(\..+)?"),
 }
 
-GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(roles.split()) for group, roles in {
+_ROLES: Final = {
     "attention": """
         attn_q attn_k attn_v attn_output attn_qkv attn_gate attn_q_a attn_q_b attn_kv attn_kv_a_mqa attn_kv_b
         attn_k_b attn_v_b attn_output_a attn_output_b attn_o attn_sinks attn_rel_b attn_rot_embd
@@ -68,7 +68,8 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(roles.split()) for gro
     "norm": "norm",
     "other": "bias scale other",
     "unknown": "unknown",
-}.items()}  # fmt: skip
+}
+GROUPS: Final = {group: tuple(roles.split()) for group, roles in _ROLES.items()}
 """What roles do, in words that hold for every architecture; each role is in one group."""
 
 CLASSES: Final = frozenset(("norm", "nextn", "bias", "scale", "vision", "audio", "other", "unknown"))

@@ -54,17 +54,27 @@ class Task:
         importance = self.importance
         shared = {"together": [weight.sha256 for weight in self.together]} if self.together else {}
         return Store.key(
-            STAGE, _UNITS, engine=engine, source=self.sha256, source_type=self.source_type,
-            type=self.type, shape=list(self.shape),
+            STAGE,
+            _UNITS,
+            engine=engine,
+            source=self.sha256,
+            source_type=self.source_type,
+            type=self.type,
+            shape=list(self.shape),
             importance=None if importance is None else hashlib.sha256(importance.data).hexdigest(),
             **shared,
-        )  # fmt: skip
+        )
 
 
 def task(
-    name: str, sha256: str, source_type: str, type_name: str, shape: tuple[int, ...],
-    importance: NDArray[np.float32] | None, engine: str = "mainline",
-) -> Task:  # fmt: skip
+    name: str,
+    sha256: str,
+    source_type: str,
+    type_name: str,
+    shape: tuple[int, ...],
+    importance: NDArray[np.float32] | None,
+    engine: str = "mainline",
+) -> Task:
     """The task of a tensor; importance is dropped where the type's quantizer does not look at it.
 
     QuantmillError for a type that the engine cannot write: ggml would abort the process.
@@ -107,9 +117,11 @@ class Quantizer:
         if task.together:
             return self._make_scaled(task, source).data
         try:
-            return Conversion(
-                self._workers, self.threads, source, task.source_type, task.type, task.shape, task.importance
-            ).result().data  # fmt: skip
+            shape, importance = task.shape, task.importance
+            conversion = Conversion(
+                self._workers, self.threads, source, task.source_type, task.type, shape, importance
+            )
+            return conversion.result().data
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
 

@@ -53,10 +53,10 @@ def scales(largest: list[Floats]) -> Floats:
 
 def quantize(weight: Weight, scales: Floats, pool: Executor, threads: int) -> Bytes:
     """The weight's blocks as a GGUF holds them, to be multiplied by `scales` [matrices]."""
-    return np.concatenate([
-        gguf.packed(*values.quantize(bits, dtype, scale, pool))
-        for (bits, dtype), scale in zip(_matrices(weight, pool, threads), scales, strict=True)
-    ])  # fmt: skip
+    matrices = zip(_matrices(weight, pool, threads), scales, strict=True)
+    return np.concatenate(
+        [gguf.packed(*values.quantize(bits, dtype, scale, pool)) for (bits, dtype), scale in matrices]
+    )
 
 
 def _matrices(weight: Weight, pool: Executor, threads: int) -> Iterator[tuple[values.Bits, str]]:

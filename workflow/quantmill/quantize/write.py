@@ -107,9 +107,10 @@ def _task(
         importance = importance_of(row, imatrix)
         if importance is None and types.needs_imatrix(row.type, row.name):
             raise QuantmillError(
-                f"{row.type} needs an importance matrix, which has no entry for it", row.name,
+                f"{row.type} needs an importance matrix, which has no entry for it",
+                row.name,
                 "give it another type, or use text that reaches it",
-            )  # fmt: skip
+            )
     sha256 = source.sha256[row.name]
     made = task(row.name, sha256, row.source_type, row.type, row.shape, importance, engine)
     return replace(made, together=tuple(source.weight(name) for name in groups.get(row.name, ())))
@@ -136,8 +137,9 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
         return None
     raise QuantmillError(
         f"the imatrix has {mean.size} values for it, not {row.shape[0] * matrices}: it is of another model",
-        row.name, "make it from this source",
-    )  # fmt: skip
+        row.name,
+        "make it from this source",
+    )
 
 
 def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[bytes | memoryview]:
@@ -272,9 +274,10 @@ def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str
         process.load(path, answers, threads=threads)
     except QuantmillError as error:
         raise QuantmillError(
-            f"its file was written and does not work ({error})", f"recipe {recipe}",
+            f"its file was written and does not work ({error})",
+            f"recipe {recipe}",
             "no file was kept, what was quantized is in the store: change the recipe or the source",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -285,8 +288,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if plan["engine"] != engine:
         raise QuantmillError(
             f"the recipe's engine is {plan['engine']}, and its file was to be made by {engine}",
-            args.plan.stem, f"give the recipe `engine: {plan['engine']}`",
-        )  # fmt: skip
+            args.plan.stem,
+            f"give the recipe `engine: {plan['engine']}`",
+        )
     library.use(engine)
     rows = read_plan(args.plan)
     source = Source(args.model, args.manifest)
