@@ -42,15 +42,38 @@ def quantize(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
     assert listed.returncode == 0, listed.stderr
     planned = stage(
-        "recipe.plan", {"recipe": "p", "imatrix": None}, "--model", source, "--recipe", at["r.yaml"],
-        "--plan", at["p.tsv"], "--report", at["p.json"],
-    )  # fmt: skip
+        "recipe.plan",
+        {"recipe": "p", "imatrix": None},
+        "--model",
+        source,
+        "--recipe",
+        at["r.yaml"],
+        "--plan",
+        at["p.tsv"],
+        "--report",
+        at["p.json"],
+    )
     assert planned.returncode == 0, planned.stderr
     return stage(
-        "quantize.write", {"imatrix": None}, "--model", source, "--manifest", at["m.tsv"], "--plan",
-        at["p.tsv"], "--report", at["p.json"], "--gguf", at["q.gguf"], "--facts", at["q.json"],
-        "--store", at["store"], "--log", folder / "log",
-    )  # fmt: skip
+        "quantize.write",
+        {"imatrix": None},
+        "--model",
+        source,
+        "--manifest",
+        at["m.tsv"],
+        "--plan",
+        at["p.tsv"],
+        "--report",
+        at["p.json"],
+        "--gguf",
+        at["q.gguf"],
+        "--facts",
+        at["q.json"],
+        "--store",
+        at["store"],
+        "--log",
+        folder / "log",
+    )
 
 
 @pytest.fixture
@@ -85,9 +108,15 @@ def test_what_a_fetched_source_cannot_have_is_refused_by_its_check(tmp_path: Pat
     """Where the config was read the file was not there yet."""
     asked = {"file": "c.yaml", "models": {"m": [["imatrix", "imatrix", 32], ["bench.kld", "bench.kld", 32]]}}
     refused = stage(
-        "check.source", {"model": "m"}, "--model", models.write_bert(tmp_path / "m.gguf"),
-        "--asked", json.dumps(asked), "--out", tmp_path / "check.json",
-    )  # fmt: skip
+        "check.source",
+        {"model": "m"},
+        "--model",
+        models.write_bert(tmp_path / "m.gguf"),
+        "--asked",
+        json.dumps(asked),
+        "--out",
+        tmp_path / "check.json",
+    )
     assert refused.returncode == 1 and not (tmp_path / "check.json").exists()
     assert refused.stderr.startswith("error: c.yaml: bench.kld: m is an embedding model")
 
@@ -129,9 +158,14 @@ def test_files_of_other_kinds_answer_too(write, name: str, tmp_path: Path) -> No
 def collected(source: Path, folder: Path, context: int, vocabulary: int) -> imatrix.Shard:
     tokens = np.random.default_rng(0).integers(5, vocabulary, (3, context), dtype=np.int32)
     return imatrix.measure(
-        source, tokens, identity={}, threads=1, store=Store(folder / "store"), log=Log(folder / "log"),
+        source,
+        tokens,
+        identity={},
+        threads=1,
+        store=Store(folder / "store"),
+        log=Log(folder / "log"),
         sampled=kind.kind_of(read_header(source)).predicts,
-    )  # fmt: skip
+    )
 
 
 def test_the_imatrix_of_an_encoder_has_every_weight_and_no_perplexity(tmp_path: Path) -> None:

@@ -37,8 +37,16 @@ def tokens(count: int, start: int = 0) -> Tokens:
         return vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))[start : start + count]
 
 
-def answers(prompts: list[Tokens], *, parallel: int = 3, threads: int = 1, context: int = 256, most: int = 24,
-            stops: tuple[str, ...] = (), model: Path = MODEL) -> dict[int, Answer]:  # fmt: skip
+def answers(
+    prompts: list[Tokens],
+    *,
+    parallel: int = 3,
+    threads: int = 1,
+    context: int = 256,
+    most: int = 24,
+    stops: tuple[str, ...] = (),
+    model: Path = MODEL,
+) -> dict[int, Answer]:
     with Generator(model, context=context, parallel=parallel, threads=threads) as generator:
         return {answer.number: answer for answer in generator.answers(prompts, most, stops)}
 
@@ -83,13 +91,27 @@ def test_a_prompt_of_many_pieces_and_one_too_long() -> None:
 
 def config(**changes: Any) -> dict[str, Any]:
     return {
-        "limit": None, "max_tokens": 24, "prompt": "chat", "instruction": "Write it.", "template": {},
-        "stop": [], "parallel": 3, "seconds": 5.0, "memory": 1 << 30, "accept_unsandboxed": False,
-    } | changes  # fmt: skip
+        "limit": None,
+        "max_tokens": 24,
+        "prompt": "chat",
+        "instruction": "Write it.",
+        "template": {},
+        "stop": [],
+        "parallel": 3,
+        "seconds": 5.0,
+        "memory": 1 << 30,
+        "accept_unsandboxed": False,
+    } | changes
 
 
-def stage(folder: Path, settings: dict[str, Any], *, model: Path = MODEL, problems: Path = PROBLEMS,
-          store: str = "store") -> subprocess.CompletedProcess[str]:  # fmt: skip
+def stage(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    model: Path = MODEL,
+    problems: Path = PROBLEMS,
+    store: str = "store",
+) -> subprocess.CompletedProcess[str]:
     facts = folder / "facts.json"
     write_json(facts, {"sha256": "m"})
     spec = json.dumps({"config": settings, "engine": "e"})
@@ -232,8 +254,16 @@ def test_long_requests_keep_their_end_and_windows_ask_for_each_token_once() -> N
 
 
 def engine(folder: Path, vocabulary: Vocabulary, likelihoods: Likelihoods, *, chat: bool = False) -> Engine:
-    return Engine(MODEL, vocabulary, likelihoods, chat=chat, threads=1, identity=IDENTITY,
-                  store=Store(folder), log=Log())  # fmt: skip
+    return Engine(
+        MODEL,
+        vocabulary,
+        likelihoods,
+        chat=chat,
+        threads=1,
+        identity=IDENTITY,
+        store=Store(folder),
+        log=Log(),
+    )
 
 
 def test_the_engine_answers_in_texts(tmp_path: Path) -> None:
@@ -277,8 +307,14 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    settings = {"names": ["everyday"], "include": str(ROOT / "examples" / "tasks"), "limit": 6, "shots": None,
-                "chat": False, "context": 256}  # fmt: skip
+    settings = {
+        "names": ["everyday"],
+        "include": str(ROOT / "examples" / "tasks"),
+        "limit": 6,
+        "shots": None,
+        "chat": False,
+        "context": 256,
+    }
     with (
         Vocabulary(MODEL) as vocabulary,
         Likelihoods(MODEL, context=256, threads=1, identity=IDENTITY, store=Store(tmp_path)) as likelihoods,
@@ -298,6 +334,7 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ):
             evaluate(asked, settings | {"names": ["lost"], "include": str(tmp_path / "tasks")})
     assert [(r["name"], r["metric"], r["samples"], r["chance"]) for r in found] == [
-        ("everyday", "acc", 6, 0.25), ("everyday", "acc_norm", 6, 0.25)
-    ]  # fmt: skip
+        ("everyday", "acc", 6, 0.25),
+        ("everyday", "acc_norm", 6, 0.25),
+    ]
     assert len(values) == 4 and all(0 <= r["value"] <= 1 and r["stderr"] is not None for r in found)

@@ -204,15 +204,53 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--report",
         "p.json",
     )
-    stage("quantize.write", {"imatrix": None}, "--manifest", "m.tsv", "--plan", "p.tsv", "--report", "p.json",
-          "--gguf", "q.gguf", "--facts", "q.json", *store)  # fmt: skip
-    stage("measure.imatrix", chunks, "--corpus", "c.parquet", "--gguf", "i.gguf", "--dat", "i.dat",
-          "--report", "i.json", *store)  # fmt: skip
+    stage(
+        "quantize.write",
+        {"imatrix": None},
+        "--manifest",
+        "m.tsv",
+        "--plan",
+        "p.tsv",
+        "--report",
+        "p.json",
+        "--gguf",
+        "q.gguf",
+        "--facts",
+        "q.json",
+        *store,
+    )
+    stage(
+        "measure.imatrix",
+        chunks,
+        "--corpus",
+        "c.parquet",
+        "--gguf",
+        "i.gguf",
+        "--dat",
+        "i.dat",
+        "--report",
+        "i.json",
+        *store,
+    )
     write_coarse(MODEL, folder / "coarse.gguf")
     write_json(folder / "coarse.json", {"sha256": "coarse"})
-    stage("measure.divergence", chunks, "--model", "coarse.gguf", "--facts", "coarse.json", "--reference",
-          MODEL, "--reference-facts", "m.json", "--corpus", "c.parquet", "--out", "kld.json",
-          *store)  # fmt: skip
+    stage(
+        "measure.divergence",
+        chunks,
+        "--model",
+        "coarse.gguf",
+        "--facts",
+        "coarse.json",
+        "--reference",
+        MODEL,
+        "--reference-facts",
+        "m.json",
+        "--corpus",
+        "c.parquet",
+        "--out",
+        "kld.json",
+        *store,
+    )
     stage(
         "measure.perplexity",
         chunks,
@@ -243,8 +281,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     gap = read["kld"]["reference"].pop("gap")
     assert gap.keys() == {"predictions", "kld", "mean", "error"}
     assert all(read["kld"]["p_diff"].pop(name) is not None for name in ("25%", "median", "75%"))
-    return {"quantize.write": read["q"], "measure.imatrix": shape(read["i"]), "measure.speed": speed,
-            "measure.divergence": shape(read["kld"]), "measure.perplexity": shape(read["ppl"])}  # fmt: skip
+    return {
+        "quantize.write": read["q"],
+        "measure.imatrix": shape(read["i"]),
+        "measure.speed": speed,
+        "measure.divergence": shape(read["kld"]),
+        "measure.perplexity": shape(read["ppl"]),
+    }
 
 
 @pytest.mark.parametrize("stage", GOLDEN)

@@ -46,9 +46,21 @@ def made(folder: Path, model: Path, recipe: str, name: str = "x") -> str:
     config = {"recipe": name, "imatrix": None}
     assert not run("recipe.plan", config, "--model", model, "--recipe", place["yaml"], *plan)
     return run(
-        "quantize.write", {"imatrix": None}, "--model", model, *listed, *plan, "--gguf", place["gguf"],
-        "--facts", folder / f"{name}.gguf.json", "--threads", 2, "--store", folder / "store",
-    )  # fmt: skip
+        "quantize.write",
+        {"imatrix": None},
+        "--model",
+        model,
+        *listed,
+        *plan,
+        "--gguf",
+        place["gguf"],
+        "--facts",
+        folder / f"{name}.gguf.json",
+        "--threads",
+        2,
+        "--store",
+        folder / "store",
+    )
 
 
 def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:

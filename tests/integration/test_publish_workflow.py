@@ -12,8 +12,13 @@ from hub import TOKEN, Hub, serving
 
 LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
 FILES = {
-    "README.md", "SHA256SUMS", "plans/Q8_0.tsv", "plots/bits.svg", "recipes/Q8_0.yaml", "tiny-Q8_0.gguf",
-}  # fmt: skip
+    "README.md",
+    "SHA256SUMS",
+    "plans/Q8_0.tsv",
+    "plots/bits.svg",
+    "recipes/Q8_0.yaml",
+    "tiny-Q8_0.gguf",
+}
 
 
 @pytest.fixture

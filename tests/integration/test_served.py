@@ -13,11 +13,25 @@ def test_llama_cpp_pythons_server_is_measured(tmp_path: Path) -> None:
     facts, out = tmp_path / "facts.json", tmp_path / "served.json"
     facts.write_text('{"sha256": "f"}', encoding="utf-8")
     subprocess.run(
-        [sys.executable, "-m", "quantmill.serve.measure", "--model", "tests/data/tiny-llama.gguf",
-         "--spec", json.dumps({"config": {"workloads": workloads, "repetitions": 2}}),
-         "--facts", facts, "--out", out, "--log", tmp_path / "log"],
-        check=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "quantmill.serve.measure",
+            "--model",
+            "tests/data/tiny-llama.gguf",
+            "--spec",
+            json.dumps({"config": {"workloads": workloads, "repetitions": 2}}),
+            "--facts",
+            facts,
+            "--out",
+            out,
+            "--log",
+            tmp_path / "log",
+        ],
+        check=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     report = json.loads(out.read_text("utf-8"))
     assert report["server"].startswith("llama-cpp-python 0.")
     assert report["model_sha256"] == "f"

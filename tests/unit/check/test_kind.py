@@ -73,7 +73,7 @@ def test_only_language_models_are_measured_by_the_next_token() -> None:
         (header("clip"), "mainline", "read"),
         (header(llama__block_count=encode_u32(3), llama__nextn_predict_layers=encode_u32(1)), "ik", "read"),
     ],
-)  # fmt: skip
+)
 def test_how_far_a_written_file_can_be_tried(made: Header, engine: str, how: str) -> None:
     assert how_tried(made, engine) == how
 
@@ -84,22 +84,37 @@ KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.
 @pytest.mark.parametrize(
     ("made", "asked", "line"),
     [
-        (header("bert"), [IMATRIX, KLD, Asked("bench.speed", "bench.speed")],
-         "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
-         "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})"),
-        (header("t5"), [IMATRIX, KLD],
-         "c.yaml: models.m.imatrix: m is an encoder-decoder model (architecture t5): quantmill evaluates "
-         "none; leave imatrix and bench.kld out for it (models: {m: {imatrix: null, bench: {}}})"),
-        (header(general__type=encode_string("adapter")), [],
-         "c.yaml: models.m.source: m is a LoRA adapter (architecture llama); merge it into its model "
-         "(llama-export-lora) and take that as the source"),
-        (header(tokenizer__ggml__model=encode_string("none")), [IMATRIX],
-         "c.yaml: models.m.imatrix: m has no tokenizer, so that no text can be cut to tokens; leave it out, "
-         "or take a file of the model that has one"),
-        (header("gpt2", positions=256), [KLD],
-         "c.yaml: bench.kld: 512 tokens, and m has 256 positions; give 256 or fewer"),
+        (
+            header("bert"),
+            [IMATRIX, KLD, Asked("bench.speed", "bench.speed")],
+            "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
+            "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})",
+        ),
+        (
+            header("t5"),
+            [IMATRIX, KLD],
+            "c.yaml: models.m.imatrix: m is an encoder-decoder model (architecture t5): quantmill evaluates "
+            "none; leave imatrix and bench.kld out for it (models: {m: {imatrix: null, bench: {}}})",
+        ),
+        (
+            header(general__type=encode_string("adapter")),
+            [],
+            "c.yaml: models.m.source: m is a LoRA adapter (architecture llama); merge it into its model "
+            "(llama-export-lora) and take that as the source",
+        ),
+        (
+            header(tokenizer__ggml__model=encode_string("none")),
+            [IMATRIX],
+            "c.yaml: models.m.imatrix: m has no tokenizer, so that no text can be cut to tokens; "
+            "leave it out, or take a file of the model that has one",
+        ),
+        (
+            header("gpt2", positions=256),
+            [KLD],
+            "c.yaml: bench.kld: 512 tokens, and m has 256 positions; give 256 or fewer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_kind_cannot_have_is_refused_in_one_line(made: Header, asked: list[Asked], line: str) -> None:
     with pytest.raises(QuantmillError) as raised:
         refuse(made, "m", asked, "c.yaml")
@@ -126,11 +141,14 @@ def test_metadata_that_are_no_numbers_are_named_and_left_out_of_the_facts() -> N
 
 def test_llama_cpps_warnings_are_said_once_and_without_their_frames() -> None:
     said = [
-        "load: missing pre-tokenizer type, using: 'default'", "load:",
-        "load: ************************************", "load: GENERATION QUALITY WILL BE DEGRADED!",
-        "load: CONSIDER REGENERATING THE MODEL", "load: control-looking token:  12 '<x>' was not control",
+        "load: missing pre-tokenizer type, using: 'default'",
+        "load:",
+        "load: ************************************",
+        "load: GENERATION QUALITY WILL BE DEGRADED!",
+        "load: CONSIDER REGENERATING THE MODEL",
+        "load: control-looking token:  12 '<x>' was not control",
         "load: control-looking token: 345 '<y>' was not control",
-    ]  # fmt: skip
+    ]
     assert trial.warnings(said) == [
         "missing pre-tokenizer type, using: 'default'. GENERATION QUALITY WILL BE DEGRADED! "
         "CONSIDER REGENERATING THE MODEL",
@@ -155,20 +173,25 @@ def test_a_check_says_the_kind_and_the_warnings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trial, "header", lambda path: ["it is old"])
     found: dict[str, Any] = source.check(DATA / "tiny-llama.gguf", "m", [KLD], "c.yaml")
     assert found == {
-        "kind": "decoder", "words": "a language model",
+        "kind": "decoder",
+        "words": "a language model",
         "warnings": ["llama.cpp, loading the source: it is old"],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("import os, sys; sys.stderr.write('x.cpp:7: GGML_ASSERT(ok) failed\\nmore\\n'); os.abort()",
-         "llama.cpp, loading it, ended by SIGABRT (x.cpp:7: GGML_ASSERT(ok) failed)"),
-        ("import json; print(json.dumps({'error': 'llama.cpp cannot load it (no)'}))",
-         "llama.cpp cannot load it (no)"),
+        (
+            "import os, sys; sys.stderr.write('x.cpp:7: GGML_ASSERT(ok) failed\\nmore\\n'); os.abort()",
+            "llama.cpp, loading it, ended by SIGABRT (x.cpp:7: GGML_ASSERT(ok) failed)",
+        ),
+        (
+            "import json; print(json.dumps({'error': 'llama.cpp cannot load it (no)'}))",
+            "llama.cpp cannot load it (no)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_kills_a_trial_is_one_line(
     script: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,10 +52,16 @@ def test_it_is_the_converters_own_file(tmp_path: Path, source: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.gguf", "a.json"}
     facts = json.loads((tmp_path / "out" / "a.json").read_text("utf-8"))
     assert facts == {
-        "checkpoint": "a checkpoint", "architectures": ["LlamaForCausalLM"], "dtypes": {"BF16": 21},
-        "drafts": False, "to": "bf16", "file": "a.gguf", "bytes": Path(GGUF).stat().st_size, "tensors": 21,
+        "checkpoint": "a checkpoint",
+        "architectures": ["LlamaForCausalLM"],
+        "dtypes": {"BF16": 21},
+        "drafts": False,
+        "to": "bf16",
+        "file": "a.gguf",
+        "bytes": Path(GGUF).stat().st_size,
+        "tensors": 21,
         "types": {"f16": 16, "f32": 5},
-    }  # fmt: skip
+    }
     (said,) = (
         line for line in (tmp_path / "a.log").read_text("utf-8").splitlines() if line.startswith("said")
     )
@@ -65,10 +71,13 @@ def test_it_is_the_converters_own_file(tmp_path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "draft", "said"),
-    [("LlamaForCausalLM", None, False), ("Qwen3NextForCausalLM", None, True),
-     ("Qwen3NextForCausalLM", "mtp.fc.weight", False),
-     ("Qwen3NextForCausalLM", "model.layers.2.mlp.up_proj.weight", False)],
-)  # fmt: skip
+    [
+        ("LlamaForCausalLM", None, False),
+        ("Qwen3NextForCausalLM", None, True),
+        ("Qwen3NextForCausalLM", "mtp.fc.weight", False),
+        ("Qwen3NextForCausalLM", "model.layers.2.mlp.up_proj.weight", False),
+    ],
+)
 def test_draft_layers_that_are_not_there_are_said(
     tmp_path: Path, architecture: str, draft: str | None, said: bool
 ) -> None:
@@ -97,16 +106,22 @@ def test_a_pre_tokenizer_is_taken_for_the_checkpoints(tmp_path: Path, source: Pa
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        ("print('tokenizing'); raise ValueError('Can not map tensor x')",
-         "a checkpoint: the converter failed (ValueError: Can not map tensor x); the log has all"),
-        ("out.write_bytes(b'GGUF'); os.kill(os.getpid(), signal.SIGKILL)",
-         "a checkpoint: the converter was ended by SIGKILL; give it more memory"),
-        ("import nothing_such",
-         "a checkpoint: the converter's environment lacks nothing_such; build it anew: make converter"),
+        (
+            "print('tokenizing'); raise ValueError('Can not map tensor x')",
+            "a checkpoint: the converter failed (ValueError: Can not map tensor x); the log has all",
+        ),
+        (
+            "out.write_bytes(b'GGUF'); os.kill(os.getpid(), signal.SIGKILL)",
+            "a checkpoint: the converter was ended by SIGKILL; give it more memory",
+        ),
+        (
+            "import nothing_such",
+            "a checkpoint: the converter's environment lacks nothing_such; build it anew: make converter",
+        ),
         ("out.write_bytes(b'GGUF')", ".gguf: truncated"),
         ("sys.exit(3)", "a checkpoint: the converter failed (nothing); the log has its whole output"),
     ],
-)  # fmt: skip
+)
 def test_a_failure_is_one_line_and_leaves_nothing(
     tmp_path: Path, source: Path, do: str, message: str
 ) -> None:
@@ -163,17 +178,23 @@ You need to have sentencepiece or tiktoken installed to convert a slow tokenizer
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (UNKNOWN_TOKENIZER,
-         "m: the converter does not know its tokenizer"
-         " (hash 0e48529720854904fcb14a92fc0edc7f2d2d31de9b2dd2d8a62ffb07a944fe6e); name the pre-tokenizer"
-         " that it is like: source: {checkpoint: ..., pre_tokenizer: qwen2}"),
-        (NO_TOKENIZER,
-         "m: the converter failed (ValueError: Couldn't instantiate the backend tokenizer from one of:);"
-         " the log has its whole output"),
-        ("INFO:hf-to-gguf:Model architecture: X\nERROR:hf-to-gguf:Model X is not supported\n",
-         "m/config.json: the converter knows no architecture X; take a GGUF of the model"),
+        (
+            UNKNOWN_TOKENIZER,
+            "m: the converter does not know its tokenizer"
+            " (hash 0e48529720854904fcb14a92fc0edc7f2d2d31de9b2dd2d8a62ffb07a944fe6e); name the pre-tokenizer"
+            " that it is like: source: {checkpoint: ..., pre_tokenizer: qwen2}",
+        ),
+        (
+            NO_TOKENIZER,
+            "m: the converter failed (ValueError: Couldn't instantiate the backend tokenizer from one of:);"
+            " the log has its whole output",
+        ),
+        (
+            "INFO:hf-to-gguf:Model architecture: X\nERROR:hf-to-gguf:Model X is not supported\n",
+            "m/config.json: the converter knows no architecture X; take a GGUF of the model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_converter_says_is_condensed(said: str, message: str) -> None:
     assert str(failure(1, said, Path("m"))) == message
     assert len(str(failure(1, "ValueError: " + "x" * 5000, Path("m")))) < 400

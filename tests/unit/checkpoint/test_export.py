@@ -22,10 +22,13 @@ from quantmill.progress import Log
 from quantmill.stages import VERSIONS
 
 QUANTIZED = [f"model.layers.{n}.mlp.{x}_proj" for n in (0, 1) for x in ("gate", "up", "down")]
-KEPT = sorted([
-    "lm_head", "model.embed_tokens",
-    *(f"model.layers.{n}.self_attn.{x}_proj" for n in (0, 1) for x in "qkvo"),
-])  # fmt: skip
+KEPT = sorted(
+    [
+        "lm_head",
+        "model.embed_tokens",
+        *(f"model.layers.{n}.self_attn.{x}_proj" for n in (0, 1) for x in "qkvo"),
+    ]
+)
 CALIBRATION = {"corpus": "calibration", "chunks": 2, "context": 64}
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "modelopt.json").read_text("utf-8"))
 
@@ -204,8 +207,10 @@ def test_the_report_says_what_the_folder_holds(tmp_path: Path) -> None:
     weights = sum(entry["bytes"] for entry in facts["dtypes"].values())
     assert facts["bpw"] == weights * 8 / facts["parameters"] < 16
     assert {role: found["matrices"] for role, found in facts["by_role"].items()} == {
-        "down_proj": 2, "gate_proj": 2, "up_proj": 2
-    }  # fmt: skip
+        "down_proj": 2,
+        "gate_proj": 2,
+        "up_proj": 2,
+    }
     assert facts["source"]["dtypes"] == {"BF16": {"tensors": 21, "bytes": facts["source"]["bytes"]}}
     assert (facts["form"], facts["layers"]) == ("modelopt", 2)
     errors = [row["error"] for row in facts["quantized"]]
@@ -250,7 +255,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a quantized checkpoint": (configured(quantization_config={}), "is quantized already"),
     "no config": (lambda source: (source / "config.json").unlink(), "no such file"),
     "no MLP": (configured(num_hidden_layers=0), "no MLP weights by the names"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

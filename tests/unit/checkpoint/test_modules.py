@@ -23,13 +23,20 @@ TAKEN = {
     "model.layers.2.block_sparse_moe.experts.4.w2.weight": "mixtral down",
 }
 KEPT = [
-    "lm_head.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
-    "model.layers.0.linear_attn.in_proj_qkv.weight", "model.layers.3.mlp.gate.weight",
-    "model.layers.3.mlp.shared_expert_gate.weight", "model.layers.8.mlp.up_proj.weight",
-    "model.visual.layers.0.mlp.up_proj.weight", "vision_tower.layers.0.mlp.up_proj.weight",
-    "mtp.layers.0.mlp.up_proj.weight", "audio_tower.layers.1.mlp.up_proj.weight",
-    "model.layers.0.mlp.gate_proj.bias", "model.layers.0.post_attention_layernorm.weight",
-]  # fmt: skip
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.linear_attn.in_proj_qkv.weight",
+    "model.layers.3.mlp.gate.weight",
+    "model.layers.3.mlp.shared_expert_gate.weight",
+    "model.layers.8.mlp.up_proj.weight",
+    "model.visual.layers.0.mlp.up_proj.weight",
+    "vision_tower.layers.0.mlp.up_proj.weight",
+    "mtp.layers.0.mlp.up_proj.weight",
+    "audio_tower.layers.1.mlp.up_proj.weight",
+    "model.layers.0.mlp.gate_proj.bias",
+    "model.layers.0.post_attention_layernorm.weight",
+]
 
 
 def tensors(names: list[str]) -> dict[str, Tensor]:

@@ -45,7 +45,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut short": (header(lambda h: None, bytes(12)), "bytes, its header speaks of"),
     "bytes left over": (header(lambda h: None, bytes(17)), "bytes, its header speaks of"),
     "an offset past the end": (
-        header(lambda h: h["b"].update(data_offsets=[800, 808])), "b does not begin where the one before ends"
+        header(lambda h: h["b"].update(data_offsets=[800, 808])),
+        "b does not begin where the one before ends",
     ),
     "two in one place": (header(lambda h: h["b"].update(data_offsets=[0, 8])), "b does not begin where"),
     "a negative offset": (header(lambda h: h["a"].update(data_offsets=[-8, 0])), "a has another size"),
@@ -56,7 +57,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a word for a tensor": (header(lambda h: h.update(a="x")), "a has a dtype, shape or place"),
     "a folder": (lambda p: p.mkdir(), "cannot be read (Is a directory)"),
     "nothing": (lambda p: None, "no such file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

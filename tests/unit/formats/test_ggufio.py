@@ -81,9 +81,17 @@ def test_every_scalar_type(tmp_path: Path) -> None:
     header = read_header(path)
     found = {key: header.value(key) for key in header.kv if key != "general.architecture"}
     assert found == {
-        "u8": 200, "i8": -3, "u16": 60000, "i16": -300, "u64": 1 << 63, "i64": -(1 << 62), "f64": 0.1,
-        "yes": True, "floats": [0.5, 2.0], "texts": ["a", "ü"],
-    } | ({"none": []} if "none" in header.kv else {})  # fmt: skip
+        "u8": 200,
+        "i8": -3,
+        "u16": 60000,
+        "i16": -300,
+        "u64": 1 << 63,
+        "i64": -(1 << 62),
+        "f64": 0.1,
+        "yes": True,
+        "floats": [0.5, 2.0],
+        "texts": ["a", "ü"],
+    } | ({"none": []} if "none" in header.kv else {})
 
 
 def test_a_large_vocabulary_is_skipped_and_decoded_whole(tmp_path: Path) -> None:
@@ -178,8 +186,14 @@ def test_serialize_reads_back(tmp_path: Path) -> None:
 def test_llama_order_is_by_layer_then_name() -> None:
     names = ["output.weight", "blk.10.a", "blk.2.b", "blk.2.a", "blk.0.z", "token_embd.weight", "enc.blk.9.a"]
     assert output.llama_order(names) == [
-        "enc.blk.9.a", "output.weight", "token_embd.weight", "blk.0.z", "blk.2.a", "blk.2.b", "blk.10.a",
-    ]  # fmt: skip
+        "enc.blk.9.a",
+        "output.weight",
+        "token_embd.weight",
+        "blk.0.z",
+        "blk.2.a",
+        "blk.2.b",
+        "blk.10.a",
+    ]
 
 
 def test_a_sound_file_passes(tmp_path: Path) -> None:

@@ -109,10 +109,24 @@ def test_what_is_exempt_still_needs_what_its_quantizer_needs(name: str) -> None:
 def test_types_of_ik_add_bytes_to_a_row() -> None:
     # ggml_row_size of ik-llama-cpp-python 0.1.5 at a width of 2560
     assert {name: row_bytes(name, 2560) for name in IK_TYPES} == {
-        "q6_0": 2080, "iq2_k": 760, "iq3_k": 1100, "iq4_k": 1440, "iq5_k": 1760, "iq6_k": 2120,
-        "iq4_ks": 1364, "iq2_ks": 702, "iq4_kss": 1284, "q8_KV": 2568, "iq5_ks": 1684, "iq2_kt": 684,
-        "iq3_kt": 1004, "iq4_kt": 1284, "iq3_ks": 1022, "iq2_kl": 862, "iq1_kt": 564,
-    }  # fmt: skip
+        "q6_0": 2080,
+        "iq2_k": 760,
+        "iq3_k": 1100,
+        "iq4_k": 1440,
+        "iq5_k": 1760,
+        "iq6_k": 2120,
+        "iq4_ks": 1364,
+        "iq2_ks": 702,
+        "iq4_kss": 1284,
+        "q8_KV": 2568,
+        "iq5_ks": 1684,
+        "iq2_kt": 684,
+        "iq3_kt": 1004,
+        "iq4_kt": 1284,
+        "iq3_ks": 1022,
+        "iq2_kl": 862,
+        "iq1_kt": 564,
+    }
     assert not IK_TYPES.keys() & TYPES.keys()
     assert not {kind.id for kind in IK_TYPES.values()} & BY_ID.keys()
 
@@ -125,12 +139,20 @@ def test_each_engine_writes_its_own_types() -> None:
 
 def test_names_in_any_case() -> None:
     assert (named("Q4_k"), named("IQ4_KT"), named("q8_kv"), named("Q4_K_M")) == (
-        "q4_K", "iq4_kt", "q8_KV", None,
-    )  # fmt: skip
+        "q4_K",
+        "iq4_kt",
+        "q8_KV",
+        None,
+    )
 
 
 def test_fallbacks_of_ik() -> None:
     assert [fallback(kind, 576, "ik") for kind in ("iq4_kt", "iq4_k", "iq5_k", "q3_K", "iq6_k", "q4_K")] == [
-        "iq4_nl", "q5_0", "q6_0", "iq4_nl", "q8_0", "q5_0",
-    ]  # fmt: skip
+        "iq4_nl",
+        "q5_0",
+        "q6_0",
+        "iq4_nl",
+        "q8_0",
+        "q5_0",
+    ]
     assert fallback("q5_K", 576) == "q5_1"

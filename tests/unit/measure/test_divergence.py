@@ -56,9 +56,13 @@ def dense(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 # Peaked and flat, smaller than a block, ids of 32 bits, little that is kept, nothing but the top.
 SHAPES = [
-    (ROWS, VOCABULARY, 3.0), (3, VOCABULARY, 8.0), (ROWS, VOCABULARY, 0.0), (1, 65537, 2.0), (ROWS, 64, 2.0),
+    (ROWS, VOCABULARY, 3.0),
+    (3, VOCABULARY, 8.0),
+    (ROWS, VOCABULARY, 0.0),
+    (1, 65537, 2.0),
+    (ROWS, 64, 2.0),
     (40, VOCABULARY, 60.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rows", "vocabulary", "scale"), SHAPES)
@@ -222,11 +226,17 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
         1,
         {"threshold": 1e-5, "most_of_vocabulary": 1 / 16, "samples": 64},
         {
-            "1/counts": ("<i8", ()), "1/ids": ("<u2", ()), "1/logs": ("<f4", ()), "1/rest": ("<f4", ()),
-            "1/sample_ids": ("<u2", (64,)), "1/sample_logs": ("<f4", (64,)), "1/top": ("<u2", ()),
-            "1/nll": ("<f4", ()), "1/whole": ("<f4", (VOCABULARY,)),
+            "1/counts": ("<i8", ()),
+            "1/ids": ("<u2", ()),
+            "1/logs": ("<f4", ()),
+            "1/rest": ("<f4", ()),
+            "1/sample_ids": ("<u2", (64,)),
+            "1/sample_logs": ("<f4", (64,)),
+            "1/top": ("<u2", ()),
+            "1/nll": ("<f4", ()),
+            "1/whole": ("<f4", (VOCABULARY,)),
         },
-    ), "the kept form changed: raise its version in stages.py, then note both here"  # fmt: skip
+    ), "the kept form changed: raise its version in stages.py, then note both here"
 
 
 def test_predictions_that_the_store_has_are_not_all_held(

@@ -38,11 +38,15 @@ def test_the_first_eight_values_of_sixteen_are_in_the_low_halves() -> None:
         ("qwen3moe", DENSE, [], []),
         ("llama", DENSE, ["blk.0.ffn_up.bias"], [DENSE[0], DENSE[2]]),
         ("gemma4", ["blk.0.ffn_down_exps.weight"], ["blk.0.ffn_down_exps.scale"], []),
-        ("qwen35moe", ["blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_down_exps.weight"], [],
-         ["blk.0.ffn_down_exps.weight"]),
+        (
+            "qwen35moe",
+            ["blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_down_exps.weight"],
+            [],
+            ["blk.0.ffn_down_exps.weight"],
+        ),
         ("llama", ["token_embd.weight", "output.weight"], [], ["output.weight"]),
     ],
-)  # fmt: skip
+)
 def test_a_second_scale_goes_where_llama_cpp_applies_it(
     architecture: str, weights: list[str], present: list[str], scaled: list[str]
 ) -> None:

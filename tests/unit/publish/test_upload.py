@@ -76,10 +76,15 @@ class Publisher:
 
     def spec(self, confirm: bool, **settings: Any) -> dict[str, Any]:
         model = {
-            "repo": REPO, "revision": "main", "private": False, "include": ["imatrix", "recipes"],
-            "overwrite": False, "split": 50 * 10**9, "recipes": ["Q8_0", "Q4_K_M"],
+            "repo": REPO,
+            "revision": "main",
+            "private": False,
+            "include": ["imatrix", "recipes"],
+            "overwrite": False,
+            "split": 50 * 10**9,
+            "recipes": ["Q8_0", "Q4_K_M"],
             "measured": ["bench/Q8_0/kld.json"],
-        }  # fmt: skip
+        }
         return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
 
     def split(self, limit: int = 50 * 10**9) -> None:
@@ -95,14 +100,30 @@ class Publisher:
         """The command, uploading in a process of its own."""
         self.split()
         environment = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW), "HF_ENDPOINT": self.hub.address,
-            "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "home"), "HF_TOKEN": token,
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(WORKFLOW),
+            "HF_ENDPOINT": self.hub.address,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(self.folder / "home"),
+            "HF_TOKEN": token,
+        }
         return subprocess.Popen(
-            [sys.executable, "-m", "quantmill.publish.upload", "--spec", canonical(self.spec(True)),
-             "--results", self.results.parent, "--log", self.folder / "publish.log"],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "quantmill.publish.upload",
+                "--spec",
+                canonical(self.spec(True)),
+                "--results",
+                self.results.parent,
+                "--log",
+                self.folder / "publish.log",
+            ],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, confirm: bool, token: str | None, **settings: Any) -> str:
         """The same within this process; what it prints."""
@@ -143,10 +164,19 @@ def publisher(tmp_path: Path, hub: Hub) -> Publisher:
 
 
 ALL = {
-    "README.md", "plots/bits.svg", "Modelfile.Q8_0", "Modelfile.Q4_K_M", "tiny-Q8_0.gguf",
-    "tiny-Q4_K_M.gguf", "imatrix.gguf", "recipes/Q8_0.yaml", "recipes/Q4_K_M.yaml",
-    "plans/Q8_0.tsv", "plans/Q4_K_M.tsv", "SHA256SUMS",
-}  # fmt: skip
+    "README.md",
+    "plots/bits.svg",
+    "Modelfile.Q8_0",
+    "Modelfile.Q4_K_M",
+    "tiny-Q8_0.gguf",
+    "tiny-Q4_K_M.gguf",
+    "imatrix.gguf",
+    "recipes/Q8_0.yaml",
+    "recipes/Q4_K_M.yaml",
+    "plans/Q8_0.tsv",
+    "plans/Q4_K_M.tsv",
+    "SHA256SUMS",
+}
 
 
 def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: Hub) -> None:

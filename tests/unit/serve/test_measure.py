@@ -63,9 +63,13 @@ def measure(folder: Path, server: Path, **more: Any) -> subprocess.Popen[str]:
     spec = {"config": {"workloads": WORKLOADS, "repetitions": 2}}
     (folder / "facts.json").write_text('{"sha256": "f"}', encoding="utf-8")
     arguments = {
-        "spec": json.dumps(spec), "model": MODEL, "facts": folder / "facts.json", "server": server,
-        "out": folder / "served.json", "log": folder / "log",
-    } | more  # fmt: skip
+        "spec": json.dumps(spec),
+        "model": MODEL,
+        "facts": folder / "facts.json",
+        "server": server,
+        "out": folder / "served.json",
+        "log": folder / "log",
+    } | more
     command = [sys.executable, "-m", "quantmill.serve.measure"]
     for name, value in arguments.items():
         command += [f"--{name}", str(value)]

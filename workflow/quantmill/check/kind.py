@@ -44,32 +44,64 @@ class Asked(NamedTuple):
     context: int = 0
 
 
-KINDS: Final = {kind.name: kind for kind in (
-    Kind("decoder", "a language model", predicts=True, observed=True, answers="logits"),
-    Kind("encoder", "an embedding model", "it predicts no next token", observed=True, answers="embeddings"),
-    Kind("reranker", "a reranker", "it predicts no next token", observed=True, answers="embeddings"),
-    Kind("diffusion", "a diffusion language model", "it predicts no next token",
-         observed=True, answers="logits"),
-    Kind("encoder-decoder", "an encoder-decoder model", "quantmill evaluates none",
-         answers="logits"),
-    Kind("text-encoder", "the encoder of an encoder-decoder model", "it predicts no next token, and "
-         "llama.cpp collects no importance values of it", answers="embeddings"),
-    Kind("speech", "a model of speech", "it predicts sound and no text"),
-    Kind("draft", "a draft model", "it only works beside the model that it drafts for"),
-    Kind("projector", "a multimodal projector", "it only works beside a language model", loads=False),
-    Kind("adapter", "a LoRA adapter", loads=False,
-         refused="merge it into its model (llama-export-lora) and take that as the source"),
-    Kind("imatrix", "an importance matrix and no model", loads=False,
-         refused="name the model as the source, and this file under imatrix"),
-    Kind("vocabulary", "a vocabulary without weights", loads=False, refused="take the model's own file"),
-)}  # fmt: skip
+KINDS: Final = {
+    kind.name: kind
+    for kind in (
+        Kind("decoder", "a language model", predicts=True, observed=True, answers="logits"),
+        Kind(
+            "encoder", "an embedding model", "it predicts no next token", observed=True, answers="embeddings"
+        ),
+        Kind("reranker", "a reranker", "it predicts no next token", observed=True, answers="embeddings"),
+        Kind(
+            "diffusion",
+            "a diffusion language model",
+            "it predicts no next token",
+            observed=True,
+            answers="logits",
+        ),
+        Kind("encoder-decoder", "an encoder-decoder model", "quantmill evaluates none", answers="logits"),
+        Kind(
+            "text-encoder",
+            "the encoder of an encoder-decoder model",
+            "it predicts no next token, and llama.cpp collects no importance values of it",
+            answers="embeddings",
+        ),
+        Kind("speech", "a model of speech", "it predicts sound and no text"),
+        Kind("draft", "a draft model", "it only works beside the model that it drafts for"),
+        Kind("projector", "a multimodal projector", "it only works beside a language model", loads=False),
+        Kind(
+            "adapter",
+            "a LoRA adapter",
+            loads=False,
+            refused="merge it into its model (llama-export-lora) and take that as the source",
+        ),
+        Kind(
+            "imatrix",
+            "an importance matrix and no model",
+            loads=False,
+            refused="name the model as the source, and this file under imatrix",
+        ),
+        Kind("vocabulary", "a vocabulary without weights", loads=False, refused="take the model's own file"),
+    )
+}
 """All kinds, by name."""
 
 # By architecture; all others are decoders.
 _ARCHITECTURES: Final = {
     **dict.fromkeys(
-        ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
-         "eurobert", "gemma-embedding", "llama-embed"), "encoder",
+        (
+            "bert",
+            "modern-bert",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "neo-bert",
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "eurobert",
+            "gemma-embedding",
+            "llama-embed",
+        ),
+        "encoder",
     ),
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), "diffusion"),
     **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), "draft"),
@@ -77,7 +109,7 @@ _ARCHITECTURES: Final = {
     "t5encoder": "text-encoder",
     **dict.fromkeys(("wavtokenizer-dec", "pockettts"), "speech"),
     "clip": "projector",
-}  # fmt: skip
+}
 _TYPES: Final = {"adapter": "adapter", "mmproj": "projector", "imatrix": "imatrix", "vocab": "vocabulary"}
 _POOLED: Final = (1, 2, 3)  # LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST
 _RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK

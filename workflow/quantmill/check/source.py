@@ -60,8 +60,10 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument(
-        "--asked", type=json.loads, default={"file": "config.yaml", "models": {}},
+        "--asked",
+        type=json.loads,
+        default={"file": "config.yaml", "models": {}},
         help="JSON: the config's `file`, and by the names of `models` what it asks of each",
-    )  # fmt: skip
+    )
     arguments.add_argument("--out", type=Path, required=True, help="check.json")
     command.run(arguments, main)

@@ -38,9 +38,13 @@ class Process:
     def __init__(self, engine: str = "mainline") -> None:
         self._engine = engine
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "quantmill.check.trial", engine], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            [sys.executable, "-m", "quantmill.check.trial", engine],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
 
     def load(self, path: Path, answers: str, *, threads: int = 1) -> list[str]:
         """Load a GGUF (the first part of a split one) and evaluate a few tokens; the lines of warnings.
@@ -63,8 +67,9 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         with self._process:  # waits, and closes the pipes
             pass

@@ -57,9 +57,10 @@ def converter_of(folder: Path) -> tuple[Path, Path]:
     for needed in (python, script):
         if not needed.exists():
             raise QuantmillError(
-                f"no {needed.relative_to(folder)}, and a checkpoint is to be converted", folder,
+                f"no {needed.relative_to(folder)}, and a checkpoint is to be converted",
+                folder,
                 "build the converter's environment: make converter (torch for the CPU, about 1.2 GB)",
-            )  # fmt: skip
+            )
     return python, script.parent
 
 

@@ -61,9 +61,15 @@ def carried(folder: Path) -> list[Path]:
 
 
 def write_weights(
-    form: Form, folder: Path, source: Checkpoint, groups: list[list[Part]], unchanged: list[Tensor],
-    inputs: dict[str, float], pool: Executor, done: Callable[[int], None],
-) -> None:  # fmt: skip
+    form: Form,
+    folder: Path,
+    source: Checkpoint,
+    groups: list[list[Part]],
+    unchanged: list[Tensor],
+    inputs: dict[str, float],
+    pool: Executor,
+    done: Callable[[int], None],
+) -> None:
     """The tensors, in files of the source's names, and their index where the source has one.
 
     One group of matrices is in memory at a time: gate and up, which share a scale.

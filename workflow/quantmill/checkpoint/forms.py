@@ -90,13 +90,13 @@ class Form:
             raise _wrong("stands wrongly with the exclude list", min(wrong), folder)
 
 
-MODELOPT = Form(
-    "modelopt", ("weight", "weight_scale", "weight_scale_2", "input_scale"), (), reciprocal=False
-)  # fmt: skip
+MODELOPT = Form("modelopt", ("weight", "weight_scale", "weight_scale_2", "input_scale"), (), reciprocal=False)
 COMPRESSED = Form(
-    "compressed-tensors", ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
-    (1,), reciprocal=True,
-)  # fmt: skip
+    "compressed-tensors",
+    ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
+    (1,),
+    reciprocal=True,
+)
 FORMS = {form.name: form for form in (MODELOPT, COMPRESSED)}
 
 
@@ -129,15 +129,22 @@ def _modelopt(form: Form, ignore: list[str]) -> dict[str, Any]:
 
 def _compressed(form: Form, ignore: list[str]) -> dict[str, Any]:
     weights = {
-        "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": BLOCK, "symmetric": True,
+        "num_bits": 4,
+        "type": "float",
+        "strategy": "tensor_group",
+        "group_size": BLOCK,
+        "symmetric": True,
         "dynamic": False,
-    }  # fmt: skip
+    }
     # The tensor's scale is fixed, those of the blocks are made where the activations are: `local`.
     inputs = {**weights, "dynamic": "local", "observer": "static_minmax"} if form.activations else None
     group = {
-        "weights": weights, "input_activations": inputs, "output_activations": None, "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": inputs,
+        "output_activations": None,
+        "targets": ["Linear"],
         "format": _PACKED,
-    }  # fmt: skip
+    }
     return {
         "config_groups": {"group_0": group},
         "format": _PACKED,

@@ -80,9 +80,10 @@ def find(tensors: dict[str, Tensor], layers: int | None) -> list[list[Part]]:
                 groups[group[0].module] = group
     if not groups:
         raise QuantmillError(
-            "no MLP weights by the names layers.N.mlp.{gate,up,down}_proj", "the checkpoint",
+            "no MLP weights by the names layers.N.mlp.{gate,up,down}_proj",
+            "the checkpoint",
             "mfp4 is for language models that have them",
-        )  # fmt: skip
+        )
     return list(groups.values())
 
 
@@ -108,9 +109,10 @@ def inputs_of(groups: list[list[Part]], largest: dict[str, float]) -> dict[str, 
         value = next((largest[name] for name in names if name in largest), 0.0)
         if not value > 0:
             raise QuantmillError(
-                "nothing was seen to enter it", part.module,
+                "nothing was seen to enter it",
+                part.module,
                 "calibrate on more text, or leave out scheme: W4A4",
-            )  # fmt: skip
+            )
         inputs[part.module] = value
     return inputs
 
@@ -123,9 +125,10 @@ def _experts(tensor: Tensor, before: str, projection: str, tensors: dict[str, Te
     known = len(shapes) == 2 and shapes[0] == (shapes[1][0], 2 * shapes[1][2], shapes[1][1])
     if not known or f"{before}.gate_up_proj_bias" in tensors:
         raise QuantmillError(
-            f"fused experts of the shape {list(tensor.shape)}, an unknown layout", tensor.name,
+            f"fused experts of the shape {list(tensor.shape)}, an unknown layout",
+            tensor.name,
             "mfp4 takes gate_up_proj [experts, 2 x width, hidden] with down_proj [experts, hidden, width]",
-        )  # fmt: skip
+        )
     rows = tensor.shape[1]
     if projection == "down_proj":
         return [

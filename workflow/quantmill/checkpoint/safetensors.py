@@ -28,9 +28,22 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Bytes of an element.
 SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
-}  # fmt: skip
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+}
 _HEADER_MAX = 100_000_000  # the reference library's own limit
 _CURE = "fetch the file again"
 
@@ -140,8 +153,10 @@ class Writer:
             start, end = end, end + tensor.bytes
             self._places[tensor.name] = (start, end)
             header[tensor.name] = {
-                "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]
-            }  # fmt: skip
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [start, end],
+            }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text = text.ljust(-(-len(text) // 8) * 8)
         self._path, self._data = path, 8 + len(text)

@@ -52,8 +52,7 @@ class Prompter:
         try:
             self._template = ChatTemplate(text, bos=bos, eos=vocabulary.special("eos"))
         except ValueError as error:
-            raise QuantmillError(f"its chat template is broken ({error})", path,
-                                 _CURE) from None  # fmt: skip
+            raise QuantmillError(f"its chat template is broken ({error})", path, _CURE) from None
 
     def tokens(self, text: str) -> Tokens:
         """The tokens of one question, a BOS before them where the vocabulary wants one."""
@@ -78,9 +77,16 @@ class Prompter:
 
 
 def generated(
-    stage: str, path: Path, prompts: Sequence[Tokens], settings: dict[str, Any], *,
-    identity: dict[str, Any], threads: int, store: Store, log: Log,
-) -> list[Answer]:  # fmt: skip
+    stage: str,
+    path: Path,
+    prompts: Sequence[Tokens],
+    settings: dict[str, Any],
+    *,
+    identity: dict[str, Any],
+    threads: int,
+    store: Store,
+    log: Log,
+) -> list[Answer]:
     """The answers to `prompts`, in order, from the store or generated.
 
     `settings` are `max_tokens`, `stop` (texts) and `parallel`; `identity` is what,

@@ -113,13 +113,24 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
         command = _confined(command, folder, limits) if confined else command
         home = "/scratch" if confined else folder
         environment = {
-            "PATH": _PATH, "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8",
-            "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1",
-        }  # fmt: skip
+            "PATH": _PATH,
+            "HOME": home,
+            "TMPDIR": home,
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-            cwd=folder, env=environment, start_new_session=True,
-        ) as process:  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        ) as process:
             try:
                 result, complaint = process.communicate(work, timeout=limits.seconds + _GRACE)
             except subprocess.TimeoutExpired:
@@ -146,10 +157,11 @@ def check(*, accept_unsandboxed: bool) -> bool:
     if accept_unsandboxed:
         return False
     raise QuantmillError(
-        f"generated code cannot be confined on this machine: {why}", "bench.humaneval",
+        f"generated code cannot be confined on this machine: {why}",
+        "bench.humaneval",
         "allow user namespaces (unshare, mount, pivot_root and setpriv of util-linux), or accept the risk "
         "that it does what it likes: accept_unsandboxed: true",
-    )  # fmt: skip
+    )
 
 
 def _confined(command: list[str], folder: str, limits: Limits) -> list[str]:

@@ -36,9 +36,17 @@ class Engine:
     """What lm-eval calls of a model. QuantmillError where chat is on and the model has no template."""
 
     def __init__(
-        self, path: Path, vocabulary: Vocabulary, likelihoods: Likelihoods, *, chat: bool, threads: int,
-        identity: dict[str, Any], store: Store, log: Log,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        vocabulary: Vocabulary,
+        likelihoods: Likelihoods,
+        *,
+        chat: bool,
+        threads: int,
+        identity: dict[str, Any],
+        store: Store,
+        log: Log,
+    ) -> None:
         self.prompter = Prompter(path, vocabulary, chat=chat, variables={})
         self._path, self._vocabulary, self._likelihoods, self._chat = path, vocabulary, likelihoods, chat
         self._threads, self._identity, self._store, self._log = threads, identity, store, log
@@ -68,8 +76,16 @@ class Engine:
             room = max(1, self._likelihoods.context - most)
             prompts = [self.prompter.with_bos(self._tokens(requests[i][0]))[-room:] for i in numbers]
             options = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
-            generations = generated(STAGE, self._path, prompts, options, identity=self._identity,
-                              threads=self._threads, store=self._store, log=self._log)  # fmt: skip
+            generations = generated(
+                STAGE,
+                self._path,
+                prompts,
+                options,
+                identity=self._identity,
+                threads=self._threads,
+                store=self._store,
+                log=self._log,
+            )
             answers |= {i: answer.text for i, answer in zip(numbers, generations, strict=True)}
         return [answers[i] for i in range(len(requests))]
 
@@ -137,9 +153,14 @@ def evaluate(engine: Engine, config: settings.Tasks) -> dict[str, Any]:
     # a task's own file names its data; those names are relative to where it lies
     with chdir(include) if include else nullcontext(), _explaining(config["names"]):
         results = lm_eval.simple_evaluate(
-            model=adapter(engine), tasks=config["names"], num_fewshot=config["shots"], limit=config["limit"],
-            task_manager=manager, apply_chat_template=config["chat"], bootstrap_iters=1000,
-        )  # fmt: skip
+            model=adapter(engine),
+            tasks=config["names"],
+            num_fewshot=config["shots"],
+            limit=config["limit"],
+            task_manager=manager,
+            apply_chat_template=config["chat"],
+            bootstrap_iters=1000,
+        )
     return dict(results)
 
 
@@ -168,14 +189,16 @@ def rows(results: dict[str, Any]) -> list[Task]:
                 continue
             error = values.get(f"{metric}_stderr,{way}")
             samples = results["n-samples"].get(name, {}).get("effective")
-            written.append({
-                "name": name,
-                "metric": metric if way == "none" else f"{metric} ({way})",
-                "value": float(value),
-                "stderr": float(error) if isinstance(error, int | float) else None,
-                "samples": samples if samples is not None else values.get("sample_len"),
-                "chance": chance(results, name) if metric in ("acc", "acc_norm") else None,
-            })  # fmt: skip
+            written.append(
+                {
+                    "name": name,
+                    "metric": metric if way == "none" else f"{metric} ({way})",
+                    "value": float(value),
+                    "stderr": float(error) if isinstance(error, int | float) else None,
+                    "samples": samples if samples is not None else values.get("sample_len"),
+                    "chance": chance(results, name) if metric in ("acc", "acc_norm") else None,
+                }
+            )
     return written
 
 
@@ -201,8 +224,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
         likelihoods = stack.enter_context(
             Likelihoods(model, context=context, threads=args.threads, identity=identity, store=store)
         )
-        engine = Engine(model, vocabulary, likelihoods, chat=config["chat"], threads=args.threads,
-                        identity=identity, store=store, log=log)  # fmt: skip
+        engine = Engine(
+            model,
+            vocabulary,
+            likelihoods,
+            chat=config["chat"],
+            threads=args.threads,
+            identity=identity,
+            store=store,
+            log=log,
+        )
         scores = rows(evaluate(engine, config))
     TASKS.write(out, {"tasks": scores, "settings": {**config}, "model_sha256": sha256})
     for row in scores:
@@ -213,8 +244,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
 def _generation(arguments: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     """(tokens at most, stop strings) of lm-eval's arguments. QuantmillError where they are to be sampled."""
     if arguments.get("do_sample") or arguments.get("temperature"):
-        raise QuantmillError("a task samples its answers", "bench.tasks.names",
-                             "generation is greedy here: set do_sample: false in the task")  # fmt: skip
+        raise QuantmillError(
+            "a task samples its answers",
+            "bench.tasks.names",
+            "generation is greedy here: set do_sample: false in the task",
+        )
     until = arguments.get("until") or []
     stops = [until] if isinstance(until, str) else until
     return int(arguments.get("max_gen_toks", _MAX_TOKENS)), tuple(stops)

@@ -114,9 +114,13 @@ def measure(
 
 
 def _references(
-    source: Model, parts: list[Tokens], load: Load, pool: ThreadPoolExecutor,
-    store: Store, log: Log,
-) -> dict[str, bytes | memoryview]:  # fmt: skip
+    source: Model,
+    parts: list[Tokens],
+    load: Load,
+    pool: ThreadPoolExecutor,
+    store: Store,
+    log: Log,
+) -> dict[str, bytes | memoryview]:
     """Make the source's predictions of those parts for which the store has none; these by their keys."""
     with ExitStack() as stack:
 
@@ -152,8 +156,9 @@ def _check_vocabulary(model: Evaluator, pieces: list[Reference], path: Path) -> 
         expected = pieces[0].vocabulary
         raise QuantmillError(
             f"has a vocabulary of {model.vocab_size} tokens, the reference one of {expected}",
-            path, "compare it with the model that it was made from",
-        )  # fmt: skip
+            path,
+            "compare it with the model that it was made from",
+        )
 
 
 def _check_finite(values: NDArray[Any], path: Path) -> None:

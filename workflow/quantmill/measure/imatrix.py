@@ -101,7 +101,7 @@ def collect(
     Every token asks for its logits, or the last layer's inputs would be
     collected for some tokens only; the head itself is computed for the sampled
     half chunk alone. A model that is not `sampled` predicts nothing, and is given each chunk whole.
-    """  # fmt: skip
+    """
     start = time.monotonic()
     collector.sums, losses = {}, [np.empty(0, np.float32)]
     for index, chunk in enumerate(chunks):
@@ -121,9 +121,15 @@ def collect(
 
 
 def measure(
-    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log,
+    path: Path,
+    chunks: Tokens,
+    *,
+    identity: dict[str, Any],
+    threads: int,
+    store: Store,
+    log: Log,
     sampled: bool = True,
-) -> Shard:  # fmt: skip
+) -> Shard:
     """All chunks [n, context] as one shard, merged in order from the units of the store.
 
     The model is loaded only if a unit is missing. `sampled` as in `collect`.
@@ -139,9 +145,18 @@ def measure(
             return collect(model, collector, part, pool, progress, sampled=sampled).to_bytes()
 
         for unit in observed(
-            STAGE, "imatrix", path, chunks, collector, identity, make,
-            threads=threads, store=store, log=log, batch=batch,
-        ):  # fmt: skip
+            STAGE,
+            "imatrix",
+            path,
+            chunks,
+            collector,
+            identity,
+            make,
+            threads=threads,
+            store=store,
+            log=log,
+            batch=batch,
+        ):
             shard = Shard.from_bytes(unit)
             if merged is None:
                 merged = shard
@@ -174,9 +189,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = Store(args.store, args.store_max, log)
     shard = measure(
-        args.model, chunks, identity=identity, threads=args.threads, store=store, log=log,
+        args.model,
+        chunks,
+        identity=identity,
+        threads=args.threads,
+        store=store,
+        log=log,
         sampled=kind.predicts,
-    )  # fmt: skip
+    )
     measured = entries(shard, {tensor.name for tensor in header.tensors})
     broken = [name for name, entry in measured.items() if not np.isfinite(entry.in_sum2).all()]
     if broken:

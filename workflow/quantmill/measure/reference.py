@@ -88,9 +88,16 @@ class Reference:
         ends = np.concatenate([[0], np.cumsum(self.counts)])
         tokens = slice(ends[rows.start], ends[rows.stop])
         return Reference(
-            self.counts[rows], self.ids[tokens], self.logs[tokens], self.rest[rows], self.sample_ids[rows],
-            self.sample_logs[rows], self.top[rows], self.nll[rows], self.whole[:0],
-        )  # fmt: skip
+            self.counts[rows],
+            self.ids[tokens],
+            self.logs[tokens],
+            self.rest[rows],
+            self.sample_ids[rows],
+            self.sample_logs[rows],
+            self.top[rows],
+            self.nll[rows],
+            self.whole[:0],
+        )
 
 
 def whole_rows(count: int) -> NDArray[np.int64]:
@@ -130,9 +137,16 @@ def _keep(softmax: Softmax, targets: Tokens, starts: NDArray[np.float64]) -> Ref
         sample_ids[row] = np.minimum(np.searchsorted(sums, points, side="right"), vocabulary - 1)
     sample_logs = softmax.log_probabilities(every[:, None], sample_ids)
     return Reference(
-        counts, ids.astype(np.uint32), logs, rest, sample_ids.astype(np.uint32), sample_logs,
-        top.astype(np.uint32), nll, np.empty((0, vocabulary), np.float32),
-    )  # fmt: skip
+        counts,
+        ids.astype(np.uint32),
+        logs,
+        rest,
+        sample_ids.astype(np.uint32),
+        sample_logs,
+        top.astype(np.uint32),
+        nll,
+        np.empty((0, vocabulary), np.float32),
+    )
 
 
 def _likely(softmax: Softmax) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

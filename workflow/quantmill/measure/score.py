@@ -54,10 +54,19 @@ def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Ev
 
 
 def observed(
-    stage: str, what: str, path: Path, chunks: Tokens, observe: Observer, identity: dict[str, Any],
-    make: Callable[[mainline.Evaluator, Tokens, Progress], bytes], *, threads: int, store: Store, log: Log,
+    stage: str,
+    what: str,
+    path: Path,
+    chunks: Tokens,
+    observe: Observer,
+    identity: dict[str, Any],
+    make: Callable[[mainline.Evaluator, Tokens, Progress], bytes],
+    *,
+    threads: int,
+    store: Store,
+    log: Log,
     batch: int | None = None,
-) -> Iterator[bytes | memoryview]:  # fmt: skip
+) -> Iterator[bytes | memoryview]:
     """The `units` of a run over `chunks` [n, context] that `observe` watches, under the name `what`.
 
     `make(model, part, progress)` makes one; the model is loaded only if one is missing. `batch` is the

@@ -86,5 +86,7 @@ def _refuse_if_short(folder: Path, header: Header, path: Path) -> None:
     if free < needed:
         raise QuantmillError(
             f"ik_llama.cpp evaluates a copy without its multi-token prediction, of {needed:,} bytes;"
-            f" {folder.parent} has {free:,}", path, "free some space, or set TMPDIR",
-        )  # fmt: skip
+            f" {folder.parent} has {free:,}",
+            path,
+            "free some space, or set TMPDIR",
+        )

@@ -81,7 +81,7 @@ def refuse_unsound(publication: Publication) -> None:
             f"{', '.join(edited)}: not as published from here, and would be lost",
             publication.repository.name,
             "keep a copy and say publish: {overwrite: true}, or choose another repository",
-        )  # fmt: skip
+        )
 
 
 def upload(publication: Publication, room: Path, log: Log) -> str:

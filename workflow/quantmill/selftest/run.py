@@ -31,8 +31,15 @@ from quantmill.selftest.model import CONTEXT, VOCABULARY, Values, generate
 # the attention's to f16. Seen at most, of 512 tokens on AVX-512 and AVX2: f32 and f16 0.002,
 # bf16 0.009, the others 0.06. A kernel that loses one product in 32 is 0.18 off.
 TOLERANCES: Final = {
-    "f32": 0.01, "f16": 0.02, "bf16": 0.03, "q8_0": 0.1, "q4_0": 0.1, "q4_K": 0.1, "q6_K": 0.1, "iq4_xs": 0.1,
-}  # fmt: skip
+    "f32": 0.01,
+    "f16": 0.02,
+    "bf16": 0.03,
+    "q8_0": 0.1,
+    "q4_0": 0.1,
+    "q4_K": 0.1,
+    "q6_K": 0.1,
+    "iq4_xs": 0.1,
+}
 # ik_llama.cpp's kernel for one token at a time is coarser: 0.18 seen.
 _COARSER: Final = {("ik", "iq4_xs"): 0.4}
 # One logit alone may be off by so many times more, relative to their deviation: the largest

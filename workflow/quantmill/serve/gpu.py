@@ -32,8 +32,9 @@ class Watch:
             self._before = [int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         import pynvml
 
         with suppress(pynvml.NVMLError):
@@ -64,14 +65,16 @@ class Watch:
         import pynvml
 
         with suppress(pynvml.NVMLError):
-            self._samples.append([
-                (
-                    pynvml.nvmlDeviceGetPowerUsage(device) / 1000,
-                    int(pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)),
-                    int(pynvml.nvmlDeviceGetMemoryInfo(device).used),
-                )
-                for device in self._devices
-            ])  # fmt: skip
+            self._samples.append(
+                [
+                    (
+                        pynvml.nvmlDeviceGetPowerUsage(device) / 1000,
+                        int(pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)),
+                        int(pynvml.nvmlDeviceGetMemoryInfo(device).used),
+                    )
+                    for device in self._devices
+                ]
+            )
 
     def report(self) -> Gpu | None:
         """The devices whose memory the server took: their names, mean power and most memory (sums over
@@ -83,12 +86,14 @@ class Watch:
         for number, device in enumerate(self._devices):
             taken = max((sample[number][2] for sample in self._samples), default=0) - self._before[number]
             if taken >= _USED_BYTES:
-                readings.append((
-                    str(pynvml.nvmlDeviceGetName(device)),
-                    fmean(sample[number][0] for sample in self._samples),
-                    max(sample[number][1] for sample in self._samples),
-                    taken,
-                ))  # fmt: skip
+                readings.append(
+                    (
+                        str(pynvml.nvmlDeviceGetName(device)),
+                        fmean(sample[number][0] for sample in self._samples),
+                        max(sample[number][1] for sample in self._samples),
+                        taken,
+                    )
+                )
         if not readings:
             return None
         names, power, temperature, memory = zip(*readings, strict=True)

@@ -53,14 +53,43 @@ def command_of(binary: Path | None, model: Path, *, port: int, context: int, thr
     """
     if binary is not None:
         return [
-            str(binary.absolute()), "--model", str(model), "--host", HOST, "--port", str(port),
-            "--ctx-size", str(context), "--parallel", "1", "--threads", str(threads),
-        ]  # fmt: skip
+            str(binary.absolute()),
+            "--model",
+            str(model),
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--ctx-size",
+            str(context),
+            "--parallel",
+            "1",
+            "--threads",
+            str(threads),
+        ]
     return [
-        sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--host", HOST, "--port", str(port),
-        "--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads),
-        "--n_gpu_layers", "-1", "--logits_all", "false", "--verbose", "false",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        str(model),
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--n_ctx",
+        str(context),
+        "--n_threads",
+        str(threads),
+        "--n_threads_batch",
+        str(threads),
+        "--n_gpu_layers",
+        "-1",
+        "--logits_all",
+        "false",
+        "--verbose",
+        "false",
+    ]
 
 
 def version_of(binary: Path | None) -> str:
@@ -115,11 +144,15 @@ class Server:
         QuantmillError where the server dies, falls silent or ends the text early.
         """
         request = {
-            "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
             # The end of the text is not to come before the last token: by ids, and as llama-server has it.
-            "logit_bias": {str(token): -1000.0 for token in never}, "ignore_eos": True,
+            "logit_bias": {str(token): -1000.0 for token in never},
+            "ignore_eos": True,
             "cache_prompt": False,
-        }  # fmt: skip
+        }
         started = time.perf_counter()
         times: list[float] = []
         reason = None
@@ -181,9 +214,13 @@ def serving(command: list[str], port: int, patience: float) -> Iterator[Server]:
     with tempfile.TemporaryFile() as output:
         guarded = [sys.executable, "-m", "quantmill.serve.guard", *command]
         process = subprocess.Popen(
-            guarded, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
+            guarded,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
             env={name: value for name, value in os.environ.items() if _passed_on(name)},
-        )  # fmt: skip
+        )
         try:
             server = Server(process, output, port, patience)
             server.wait()
