@@ -108,7 +108,8 @@ def test_a_pre_tokenizer_is_taken_for_the_checkpoints(tmp_path: Path, source: Pa
     [
         (
             "print('tokenizing'); raise ValueError('Can not map tensor x')",
-            "a checkpoint: the converter failed (ValueError: Can not map tensor x); the log has its whole output",
+            "a checkpoint: the converter failed (ValueError: Can not map tensor x);"
+            " the log has its whole output",
         ),
         (
             "out.write_bytes(b'GGUF'); os.kill(os.getpid(), signal.SIGKILL)",

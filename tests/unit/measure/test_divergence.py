@@ -239,6 +239,17 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
     ), "the kept form changed: raise its version in stages.py, then note both here"
 
 
+def test_a_unit_of_values_keeps_its_names(pool: ThreadPoolExecutor) -> None:
+    """Stores hold units that were written by earlier versions."""
+    values = compare(noisy(logits()), tokens(), keep(logits(), tokens(), pool), pool)
+    with np.load(io.BytesIO(values.to_bytes(1.5))) as arrays:
+        assert (VERSIONS[divergence.STAGE], arrays.files) == (
+            1,
+            ["seconds", "kld", "nll", "nll_reference", "same_top", "kept", "mass", "whole"],
+        ), "the unit changed: raise the version in stages.py, then note both here"
+        assert np.array_equal(arrays["kept"], values.tokens_stored)
+
+
 def test_predictions_that_the_store_has_are_not_all_held(
     tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

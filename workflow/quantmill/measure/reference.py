@@ -52,6 +52,8 @@ FORM: Final[ReferenceForm] = {
 # Of so many predictions one is kept whole: 3 % of what llama-perplexity keeps.
 _WHOLE_OF = 64
 _TINY = np.finfo(np.float32).tiny
+# Fields of `Values` that have another name in the store, whose units outlive a name.
+_STORED_AS: Final = {"tokens_stored": "kept"}
 
 Floats = NDArray[np.float32]
 
@@ -217,9 +219,9 @@ class Values:
 
     `kld` [n], nats; `nll` [n] of the token that came, `nll_reference` [n] the
     reference's own; `same_top` [n]: whether both hold the same token the most
-    likely; `tokens_stored` [n] how many tokens were tokens_stored of the reference and `mass` [n]
-    their probability; `whole` [n] the divergence over the whole vocabulary,
-    NaN where the prediction was not tokens_stored whole.
+    likely; `tokens_stored` [n] how many tokens are stored of the reference's
+    prediction and `mass` [n] their probability; `whole` [n] the divergence over
+    the whole vocabulary, NaN where the prediction is not stored whole.
     """
 
     kld: NDArray[np.float64]
@@ -239,14 +241,16 @@ class Values:
     def to_bytes(self, seconds: float) -> bytes:
         """As a unit of the store (npz), with the seconds taken."""
         out = io.BytesIO()
-        np.savez(out, seconds=seconds, **vars(self))
+        arrays = {_STORED_AS.get(name, name): values for name, values in vars(self).items()}
+        np.savez(out, seconds=seconds, **arrays)
         return out.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> tuple[Values, float]:
         """Read a unit of the store."""
         with np.load(io.BytesIO(data)) as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)}), float(arrays["seconds"])
+            values = {f.name: arrays[_STORED_AS.get(f.name, f.name)] for f in fields(cls)}
+            return cls(**values), float(arrays["seconds"])
 
 
 def compare(logits: Floats, targets: Tokens, stored: Reference, pool: ThreadPoolExecutor) -> Values:
