@@ -37,3 +37,7 @@ def test_types_and_defaults_in_words() -> None:
     assert '| `max` | size or integer, 1 or more | `"50 GiB"` |' in page
     assert "| `models` | mapping from name to [Model](#model) | **required** |" in page
     assert '| `prompt` | `chat` or `completion` | `"chat"` |' in page
+
+
+def test_every_field_says_what_it_means() -> None:
+    assert [line for line in reference.reference().splitlines() if line.endswith("|  |")] == []

@@ -26,7 +26,7 @@ STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 class Probes(Chunks):
     """What each tensor is worth: the KLD of the model with one tensor at one type, on a corpus of its own."""
 
-    chunks: Count = 12
+    chunks: Count = Field(default=12, description="how many chunks")
     minutes: Positive = Field(
         default=30.0, description="time for probes; what they do not reach is predicted"
     )
@@ -43,17 +43,17 @@ class Probes(Chunks):
 class Speed(Strict):
     """llama-bench's pp and tg: tokens of the prompt, tokens generated, repetitions."""
 
-    prompt: Count = 512
-    generate: Count = 128
-    repetitions: Count = 5
+    prompt: Count = Field(default=512, description="tokens of the prompt")
+    generate: Count = Field(default=128, description="tokens generated")
+    repetitions: Count = Field(default=5, description="how often each is measured")
 
 
 class Workload(Strict):
     """What a client asks of a server: tokens of the prompt, tokens generated."""
 
-    name: Name
-    prompt: Count = 32
-    generate: Annotated[int, Field(ge=2)]
+    name: Name = Field(description="as the card shows it")
+    prompt: Count = Field(default=32, description="tokens of the prompt")
+    generate: Annotated[int, Field(ge=2)] = Field(description="tokens generated")
 
 
 class Served(Strict):
@@ -65,9 +65,10 @@ class Served(Strict):
             Workload(name="answer", prompt=32, generate=300),
             Workload(name="long-answer", prompt=32, generate=900),
             Workload(name="long-prompt", prompt=6000, generate=64),
-        ]
+        ],
+        description="what is asked of the server",
     )
-    repetitions: Count = 3
+    repetitions: Count = Field(default=3, description="how often each is measured")
     server: FilePath | None = Field(
         default=None, description="a llama-server; default: llama-cpp-python's own"
     )
@@ -120,14 +121,16 @@ class HumanEval(Strict):
 class Tasks(Strict):
     """Tasks of lm-eval, by its own definitions or local ones; `make evals` installs it."""
 
-    names: Annotated[list[Text], Field(min_length=1)]
+    names: Annotated[list[Text], Field(min_length=1)] = Field(description="the tasks' names")
     include: FilePath | None = Field(default=None, description="a folder of task definitions and their data")
     limit: Count | None = Field(default=None, description="the first so many questions of each task")
     shots: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="examples before each question; default: as the task says"
     )
     chat: bool = Field(default=False, description="ask through the model's own chat template")
-    context: Annotated[int, Field(ge=64)] = 2048
+    context: Annotated[int, Field(ge=64)] = Field(
+        default=2048, description="the most tokens of a question and its answer"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Tasks:
@@ -139,8 +142,8 @@ class Bench(Strict):
     """What is measured of each file, the source among them."""
 
     kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
-    perplexity: Chunks | None = None
-    speed: Speed | None = None
+    perplexity: Chunks | None = Field(default=None, description="perplexity of a text")
+    speed: Speed | None = Field(default=None, description="speed, as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
     humaneval: HumanEval | None = Field(default=None, description="code generated, and run in a sandbox")
     tasks: Tasks | None = Field(default=None, description="tasks of lm-eval")

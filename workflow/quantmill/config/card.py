@@ -29,7 +29,7 @@ _LONGEST_TEXT = 1 << 16
 class TextFile(Strict):
     """A text of the card in a markdown file of its own."""
 
-    file: FilePath
+    file: FilePath = Field(description="a markdown file in UTF-8")
 
 
 def _kind_of_words(given: Any) -> str:
@@ -44,7 +44,7 @@ Words = Annotated[
 class ComparedModel(Strict):
     """Another model to compare with by size: one of this file, results elsewhere, or published figures."""
 
-    name: Text
+    name: Text = Field(description="as the card shows it")
     model: Name | None = Field(default=None, description="a model of this file")
     results: FilePath | None = Field(default=None, description="folder of a model's results, finished ones")
     csv: FilePath | None = Field(
@@ -68,17 +68,19 @@ class Card(Strict):
 
     license: Text | None = Field(default=None, description="the licence's identifier, such as apache-2.0")
     base_model: Texts | None = Field(default=None, description="repository of the model that was converted")
-    title: Text | None = None
-    language: Texts | None = None
-    tags: list[Text] | None = None
-    pipeline_tag: Text | None = None
-    library_name: Text | None = None
+    title: Text | None = Field(default=None, description="the card's heading; default: the model's name")
+    language: Texts | None = Field(default=None, description="codes of the languages, such as en")
+    tags: list[Text] | None = Field(default=None, description="tags of the repository")
+    pipeline_tag: Text | None = Field(
+        default=None, description="the task on the hub, such as text-generation"
+    )
+    library_name: Text | None = Field(default=None, description="the hub's name of the library")
     datasets: list[Text] | None = Field(default=None, description="repositories of what it was trained on")
     license_name: Text | None = Field(default=None, description="where the license is `other`")
-    license_link: Text | None = None
-    quantized_by: Text | None = None
+    license_link: Text | None = Field(default=None, description="where the licence's text is")
+    quantized_by: Text | None = Field(default=None, description="who made the files")
     about: Words | None = Field(default=None, description="why these files were made, in markdown")
-    credits: Words | None = None
+    credits: Words | None = Field(default=None, description="whom to thank, in markdown")
     license_notes: Words | None = Field(default=None, description="what else there is to the licence")
     contexts: list[Count] | None = Field(
         default=None, description="tokens of the memory tables; default: powers of two from 4096"

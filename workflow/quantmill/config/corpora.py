@@ -13,8 +13,8 @@ from quantmill.config.refusal import refuse_twice
 class CorpusSource(Strict):
     """One parquet or plain .txt file of a corpus."""
 
-    name: Name
-    path: FilePath
+    name: Name = Field(description="the domain, as the card shows it")
+    path: FilePath = Field(description="the file")
     column: Text | None = Field(
         default=None,
         description="default: content, text, messages, conversations, ... or the only one that fits",
@@ -26,8 +26,8 @@ class CorpusSource(Strict):
 class Corpus(Strict):
     """Text, mixed by weight and shuffled by a seed."""
 
-    seed: Annotated[int, Field(ge=0)] = 1
-    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = Field(default=1, description="of the order of rows")
+    sources: Annotated[list[CorpusSource], Field(min_length=1)] = Field(description="its files")
 
     @model_validator(mode="after")
     def _distinct(self) -> Corpus:
@@ -40,8 +40,8 @@ class Chunks(Strict):
 
     imported: ClassVar[bool] = False
 
-    corpus: Name
-    chunks: Count
+    corpus: Name = Field(description="one of corpora")
+    chunks: Count = Field(description="how many chunks")
     context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of a chunk")
 
 

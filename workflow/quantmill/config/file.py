@@ -32,20 +32,26 @@ from quantmill.formats.imatrix import LEAST_ROWS
 class Model(Strict):
     """One model: where it comes from, what its card says, and what differs from the rest of the file."""
 
-    source: Source
-    card: Card = Card()
-    recipes: Recipes | None = None
-    imatrix: Imatrix | None = Field(default=None, description="null: none for this model")
-    sensitivity: Sensitivity | None = Field(default=None, description="null: none for this model")
-    bench: Bench | None = None
-    publish: Publish | None = None
+    source: Source = Field(description="the model before quantization")
+    card: Card = Field(default=Card(), description="what the model card says besides the measurements")
+    recipes: Recipes | None = Field(default=None, description="instead of the file's recipes")
+    imatrix: Imatrix | None = Field(
+        default=None, description="instead of the file's; null: none for this model"
+    )
+    sensitivity: Sensitivity | None = Field(
+        default=None, description="instead of the file's; null: none for this model"
+    )
+    bench: Bench | None = Field(default=None, description="instead of the file's, as a whole")
+    publish: Publish | None = Field(default=None, description="instead of the file's, as a whole")
 
 
 class Store(Strict):
     """The content-addressed store of finished work."""
 
     path: FilePath | None = Field(default=None, description="default: .store in the results")
-    max: Size | Count = "50 GiB"
+    max: Size | Count = Field(
+        default="50 GiB", description="the most that it takes; what was used longest ago goes first"
+    )
 
     @property
     def max_bytes(self) -> int:
@@ -56,16 +62,22 @@ class Store(Strict):
 class Config(Strict):
     """quantmill's config.yaml."""
 
-    models: Annotated[dict[Name, Model], Field(min_length=1)]
-    corpora: dict[Name, Corpus] = Field(default={})
-    imatrix: Imatrix | None = None
-    sensitivity: Sensitivity | None = None
-    recipes: Recipes | None = None
-    split: Split | None = Field(default=None, description="of every recipe that says nothing of it")
-    bench: Bench = Bench()
-    publish: Publish = Publish()
-    results: FilePath = "results"
-    store: Store = Store()
+    models: Annotated[dict[Name, Model], Field(min_length=1)] = Field(description="the models by name")
+    corpora: dict[Name, Corpus] = Field(default={}, description="the texts by name")
+    imatrix: Imatrix | None = Field(
+        default=None, description="the importance matrix of every model that has none of its own"
+    )
+    sensitivity: Sensitivity | None = Field(
+        default=None, description="the sensitivities of every model that has none of its own"
+    )
+    recipes: Recipes | None = Field(
+        default=None, description="the recipes of every model that has none of its own"
+    )
+    split: Split | None = Field(default=None, description="of every recipe without its own")
+    bench: Bench = Field(default=Bench(), description="what is measured of every model without its own bench")
+    publish: Publish = Field(default=Publish(), description="of every model without its own")
+    results: FilePath = Field(default="results", description="the folder of all results")
+    store: Store = Field(default=Store(), description="where finished work is kept")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
