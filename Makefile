@@ -130,15 +130,35 @@ lock:
 clean:
 	rm -rf results
 
+define HELP
+With make:
+  make              build the environment, then make every card of config.yaml (CORES=all)
+  make env          the environment alone, in .venv (PYTHON=python3.12 for another than the newest,
+                    PORTABLE=1 for an engine that runs on all x86-64-v3 or armv8.2 machines)
+  make evals        add lm-eval, for bench.tasks
+  make converter    add what converts Hugging Face checkpoints, in .converter (torch for the CPU, 1.2 GB)
+  make test         lint, types, tests (JOBS=auto)
+  make unit         the tests alone
+  make unit-newest  tests/unit again, in the newest Python that is here
+  make lint         ruff, mypy, snakefmt, snakemake --lint
+  make bench        measure against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)
+  make lock         resolve envs/*.in to envs/*.lock anew (UPGRADE= keeps the versions that are locked)
+  make clean        remove results/, the store among them
+
+With snakemake, once the environment is active (. .venv/bin/activate):
+  snakemake --cores all TARGET...    make what is missing or stale (-n shows what that is)
+    all             everything that config.yaml asks for; this is the default
+    cards           the model cards
+    quants          the quantized files
+    plans           which type each tensor gets, and each file's exact size (seconds, from the header)
+    checkpoints     the exported NVFP4 checkpoints
+    imatrices       the importance matrices
+    sensitivities   the sensitivity of each tensor
+    publish         list what would be uploaded; with --config confirm=yes upload it
+
+With python:
+  python -m quantmill                list the stages, and what each reads and writes
+endef
+export HELP
 help:
-	@echo "make                 the environment, then every card of config.yaml (CORES=all)"
-	@echo "make env             the environment alone, in .venv (PYTHON=python3.12 for another than the newest,"
-	@echo "                     PORTABLE=1 for an engine that runs on all x86-64-v3 or armv8.2 machines)"
-	@echo "make evals           lm-eval as well, for bench.tasks"
-	@echo "make converter       what converts Hugging Face checkpoints, in .converter (torch for the CPU, 1.2 GB)"
-	@echo "make test            lint, types, tests (JOBS=auto)"
-	@echo "make unit-newest     the unit tests again, in the newest Python that is here"
-	@echo "make lint            ruff, mypy, snakefmt, snakemake --lint"
-	@echo "make bench           against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)"
-	@echo "make lock            resolve envs/*.in to envs/*.lock anew (UPGRADE= keeps the versions that are locked)"
-	@echo "make clean           remove results/, the store among them"
+	@echo "$$HELP"

@@ -149,3 +149,16 @@ def test_an_environment_is_made_anew_for_another_kind_of_engine(
     command = [make, "--dry-run", "-C", str(tmp_path), "env", *asked]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert re.findall(r"envs/engine.py (\w+)", done.stdout) == ([] if kind is None else [kind]), done.stderr
+
+
+def test_help_names_every_target_of_make_and_snakemake() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    phony = re.search(r"^\.PHONY: cards (.*) help$", makefile, re.MULTILINE)
+    assert phony is not None
+    rows = set(re.findall(r"^ +(?:make )?([\w-]+) {2,}\S", shown, re.MULTILINE))
+    assert set(phony[1].split()) - {"check"} <= rows
+    snakefile = (ROOT / "workflow" / "Snakefile").read_text("utf-8")
+    assert {*re.findall(r"^rule (\w+):", snakefile, re.MULTILINE), "publish"} <= rows

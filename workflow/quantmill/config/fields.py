@@ -12,10 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from quantmill.config.refusal import refuse
 
-_UNITS = {
-    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
-}  # fmt: skip
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_UNITS = {f"{prefix}B": 1000**power for prefix, power in _POWERS.items()}
+_UNITS |= {f"{prefix}iB": 1024**power for prefix, power in _POWERS.items() if prefix}
 
 # A config is shared and shown; whoever finds a token in it can write to its owner's repositories.
 _SECRETS = ("token", "hf_token", "HF_TOKEN", "api_key")

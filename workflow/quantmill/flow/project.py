@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -104,7 +104,7 @@ class Project:
     @property
     def recipes(self) -> set[str]:
         """The recipes of all models."""
-        return {recipe for model in self.models for recipe in self.config.recipes_of(model)}
+        return {name for _, name in self._all_recipes()}
 
     @property
     def row_names(self) -> set[str]:
@@ -114,14 +114,16 @@ class Project:
     @property
     def size_targeted(self) -> set[str]:
         """The recipes whose types are computed; all others are rendered from a template."""
-        return {name for model in self.models for name in self.config.recipes_of(model)
-                if self.recipe(model, name).size_targeted}  # fmt: skip
+        return {name for model, name in self._all_recipes() if self.recipe(model, name).size_targeted}
 
     @property
     def split(self) -> set[str]:
         """The recipes whose files are split."""
-        return {name for model in self.models for name in self.config.recipes_of(model)
-                if self.split_of(model, name)}  # fmt: skip
+        return {name for model, name in self._all_recipes() if self.split_of(model, name)}
+
+    def _all_recipes(self) -> Iterator[tuple[str, str]]:
+        """Each model with each of its recipes."""
+        yield from ((model, name) for model in self.models for name in self.config.recipes_of(model))
 
     @property
     def exported(self) -> set[str]:
