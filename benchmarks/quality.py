@@ -1,4 +1,4 @@
-"""Held-out KL divergence against size, presets beside recipes fitted to their sizes.
+"""Held-out KL divergence against size: presets, and size-targeted recipes of the same sizes.
 
 Everything is made by snakemake itself, from one config: the same imatrix for
 all, each budget recipe given exactly a preset's file size, each file measured
@@ -118,7 +118,7 @@ def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, f
 
 def table(trial: Trial) -> str:
     """The comparison in markdown."""
-    head = ["preset", "bytes", "KLD of the preset", "fitted", "ratio (95 %)", "predicted / measured"]
+    head = ["preset", "bytes", "KLD of the preset", "size-targeted", "ratio (95 %)", "predicted / measured"]
     head += ["by the error table alone"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     ratios, of_errors = [], []
@@ -148,7 +148,7 @@ def draw(trial: Trial, path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for label, prefix, style in (
-        ("presets", "", "o-"), ("fitted by probes", "fit-", "s-"), ("by the error table", "error-", "^:"),
+        ("presets", "", "o-"), ("size-targeted", "fit-", "s-"), ("by the error table", "error-", "^:"),
     ):  # fmt: skip
         points = sorted(
             (trial.bytes(prefix + p) / 1e6, trial.kld(prefix + p)["kld"]["mean"]) for p in trial.presets

@@ -1,10 +1,10 @@
-"""What of a file's divergence is its weights', and what the rounding of activations adds to it.
+"""How much of a file's divergence comes from its weights, and how much from the rounding of activations.
 
-`python benchmarks/weights.py MODEL RESULTS --store STORE`, with RESULTS what
-`quality.py` has made of the model: each preset and the file fitted to its size
-is written once more, as F16 of the same values (llama-quantize), and measured
-on the same held-out chunks. Activations meet F16 weights without being rounded
-to 8 bits, so that what is left is what the choice of types can change.
+`python benchmarks/weights.py MODEL RESULTS --store STORE`, where RESULTS is the
+model's folder from `quality.py`. Each preset and its size-targeted file is
+written again as F16 of the same values (llama-quantize), and measured on the
+same held-out chunks. With F16 weights, activations are not rounded to 8 bits.
+What remains is the part that the choice of types can change.
 """
 
 from __future__ import annotations
