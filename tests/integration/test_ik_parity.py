@@ -168,7 +168,7 @@ def test_the_mixtures_of_the_template_are_its_own(tmp_path: Path, model: str, wi
         )
         recipe = rules.parse(text, where)
         decided = rules.assign(recipe, header, changed, where)
-        wanted = {n: decided[n].type if n in decided else recipe.base.type for n in changed}
+        expected = {n: decided[n].type if n in decided else recipe.base.type for n in changed}
         widths = {tensor.name: tensor.shape[0] for tensor in header.tensors}
-        ours = {n: types.fallback(kind, widths[n], "ik") for n, kind in wanted.items()}
+        ours = {n: types.fallback(kind, widths[n], "ik") for n, kind in expected.items()}
         assert ours == {name: native[name] for name in changed}, tier

@@ -113,9 +113,9 @@ class Bench:
         """Execute a plan: units made and reused."""
         done = subprocess.run(self.quantization(name), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        found = re.search(r"(\d+) units made, (\d+) reused", done.stderr)
-        assert found is not None
-        return int(found[1]), int(found[2])
+        result = re.search(r"(\d+) units made, (\d+) reused", done.stderr)
+        assert result is not None
+        return int(result[1]), int(result[2])
 
     def fails(self, name: str, out: Path | None = None) -> str:
         """Execute a plan that cannot be: its one line."""
@@ -165,7 +165,7 @@ def test_the_imatrix_is_used_and_named_in_the_header(tmp_path):
 
 @pytest.mark.parametrize("form", ["gguf", "dat"])
 def test_a_published_imatrix_gives_llama_quantize_s_bytes(tmp_path, form):
-    """Each form's values taken as llama-quantize takes them, of experts too (but for starved ones)."""
+    """Each form's values taken as llama-quantize takes them, of experts too (but for under-sampled ones)."""
     source, published = DATA / "tiny-moe.gguf", MOE_IMATRIX.with_suffix(f".{form}")
     if form == "dat":
         values = ik.read_dat(published)
@@ -182,16 +182,16 @@ def test_a_published_imatrix_gives_llama_quantize_s_bytes(tmp_path, form):
     np.savez(tmp_path / "i.npz", **values)
     native.quantize(source, tmp_path / "theirs.gguf", 23, None, tmp_path / "i.npz")
     ours, theirs = (ggufio.read_header(tmp_path / f"{name}.gguf") for name in ("x", "theirs"))
-    starved = {
+    under_sampled = {
         name for name, entry in imatrix.entries.items() if (entry.counts < formats.UNDER_SAMPLED).any()
     }
-    assert bool(starved) == (form == "gguf")
+    assert bool(under_sampled) == (form == "gguf")
     data = [header.path.read_bytes() for header in (ours, theirs)]
     for one, other in zip(ours.tensors, theirs.tensors, strict=True):
         same = (
             data[0][one.offset : one.offset + one.bytes] == data[1][other.offset : other.offset + other.bytes]
         )
-        assert same or one.name in starved, one.name
+        assert same or one.name in under_sampled, one.name
     assert ours.value("quantize.imatrix.dataset") == "text.txt"
 
 
@@ -244,8 +244,10 @@ def test_a_killed_run_resumes_where_it_stood(tmp_path):
 def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quantize_s(tmp_path):
     entries = dict(formats.read_gguf(MOE_IMATRIX).entries)
     names = [name for name in entries if "_exps" in name]
-    starved = {name: (entries[name].counts < formats.UNDER_SAMPLED).nonzero()[0].tolist() for name in names}
-    assert {tuple(found) for found in starved.values()} == {(), (1, 2)}
+    under_sampled = {
+        name: (entries[name].counts < formats.UNDER_SAMPLED).nonzero()[0].tolist() for name in names
+    }
+    assert {tuple(result) for result in under_sampled.values()} == {(), (1, 2)}
     bench = Bench(tmp_path, DATA / "tiny-moe.gguf", imatrix=MOE_IMATRIX)
     bench.plan("x", "IQ3_XXS")
     bench.quantize("x")
@@ -262,8 +264,8 @@ def test_starved_experts_are_given_their_layer_s_mean_and_the_rest_is_llama_quan
             for t, o in pairs
             if data[0][t.offset : t.offset + t.bytes] != data[1][o.offset : o.offset + t.bytes]
         }
-        # with the means as they are all but the starved ones' tensors are the same; with ours all
-        assert differing == (set() if fed else {n for n in names if starved[n]})
+        # with the means as they are all but the under-sampled ones' tensors are the same; with ours all
+        assert differing == (set() if fed else {n for n in names if under_sampled[n]})
 
 
 def test_an_imatrix_of_fewer_experts_is_refused(tmp_path):

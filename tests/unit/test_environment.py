@@ -31,7 +31,7 @@ def test_a_python_path_with_packages_of_its_own_is_refused(tmp_path: Path) -> No
 def test_stages_see_the_library_and_no_packages_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/their/packages")
     monkeypatch.setenv("PATH", "/usr/bin")
-    found = environment.of_stages("/the/library")
-    assert found["PYTHONPATH"] == "/the/library"
-    assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
-    assert found["PYTHONNOUSERSITE"] == found["PYTHONUTF8"] == "1"
+    result = environment.of_stages("/the/library")
+    assert result["PYTHONPATH"] == "/the/library"
+    assert result["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
+    assert result["PYTHONNOUSERSITE"] == result["PYTHONUTF8"] == "1"

@@ -92,7 +92,7 @@ def test_either_byte_order_is_read(tmp_path: Path, order: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (TEXT.encode("utf-16-le"), "full of NUL bytes: .* UTF-16 without .*; save .* -f UTF-16LE"),
         ("plain".encode("utf-16-be"), "UTF-16 without .* -f UTF-16BE"),
@@ -105,10 +105,10 @@ def test_either_byte_order_is_read(tmp_path: Path, order: str) -> None:
         (b"text" * 100 + b"\0", "holds NUL characters"),
     ],
 )
-def test_what_is_no_text_is_refused_with_a_cure(tmp_path: Path, data: bytes, said: str) -> None:
+def test_what_is_no_text_is_refused_with_a_cure(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(data)
-    with pytest.raises(QuantmillError, match=f"^{path}: .*{said}"):
+    with pytest.raises(QuantmillError, match=f"^{path}: .*{message}"):
         files.read_user_text(path)
 
 
@@ -173,8 +173,8 @@ def test_a_part_of_a_file_read_or_mapped(
     path, data = tmp_path / "x", bytes(range(256)) * 40
     path.write_bytes(data)
     for offset, size in ((0, None), (0, 10), (5, 4096), (4096, 1), (9000, None), (10240, 0)):
-        found = files.part_of(path, offset, size)
-        assert found == (data[offset:] if size is None else data[offset : offset + size])
+        result = files.part_of(path, offset, size)
+        assert result == (data[offset:] if size is None else data[offset : offset + size])
     path.unlink()
     with pytest.raises(FileNotFoundError):
         files.part_of(path)

@@ -27,7 +27,7 @@ ASSERTION = "/build/x/ggml/src/ggml.c:81: GGML_ASSERT(start % 2 == 0) failed"
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("message", "words"),
     [
         ("", ""),
         ("\n \n", ""),
@@ -51,5 +51,5 @@ ASSERTION = "/build/x/ggml/src/ggml.c:81: GGML_ASSERT(start % 2 == 0) failed"
         ("x" * 400, "x" * 297 + "..."),
     ],
 )
-def test_last_words(said: str, words: str) -> None:
-    assert signals.last_words(said) == words
+def test_last_words(message: str, words: str) -> None:
+    assert signals.last_words(message) == words

@@ -90,10 +90,10 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     assert store.get(keys[0]) == bytes(1000)  # used just now: no longer the oldest
     store.put(Store.key("x", 9), bytes(1000))
 
-    kept = [key for key in keys if unit_file(store, key).exists()]
-    assert keys[0] in kept
-    assert keys[1] not in kept
-    assert kept[1:] == keys[-(len(kept) - 1) :]
+    remaining = [key for key in keys if unit_file(store, key).exists()]
+    assert keys[0] in remaining
+    assert keys[1] not in remaining
+    assert remaining[1:] == keys[-(len(remaining) - 1) :]
     assert sum(path.stat().st_size for path in store.units.glob("*/*")) <= 9_000
 
 

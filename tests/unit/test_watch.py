@@ -72,7 +72,7 @@ def run(start: Start, tmp_path: Path) -> Run:
             "processor: make -B env",
         ),
         ("SIGSEGV", "ended by SIGSEGV; run it again; where it ends so again, report this line"),
-        ("SIGTERM", "ended by SIGTERM; run it again: what was finished is kept"),
+        ("SIGTERM", "ended by SIGTERM; run it again: finished work is in the store"),
         (
             "SIGBUS",
             "ended by SIGBUS; a file that it read was cut short, or its disk is full or failing: check both",

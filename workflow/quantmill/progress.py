@@ -53,14 +53,14 @@ class Progress:
     def __init__(self, log: Log, bar: tqdm | None, what: str, total: float, unit: str) -> None:
         self._log, self._bar, self._what, self._total, self._unit = log, bar, what, total, unit
         self._done = 0.0
-        self._started = self._said = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
     def add(self, amount: float) -> None:
         """`amount` more units are done."""
         self._done += amount
         if self._bar is not None:
             self._bar.update(amount)
-        if time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
+        if time.monotonic() - self._reported >= _LINE_EVERY_SECONDS:
             self.line()
 
     def expect(self, total: float) -> None:
@@ -71,8 +71,8 @@ class Progress:
 
     def line(self, *, final: bool = False) -> None:
         """Write a plain line with the rate and the remaining time to the log."""
-        self._said = time.monotonic()
-        seconds = self._said - self._started
+        self._reported = time.monotonic()
+        seconds = self._reported - self._started
         rate = self._done / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         rest = f"in {seconds:.1f} s" if final else f"{left:.0f} s left"

@@ -6,7 +6,7 @@ import re
 import signal
 from typing import Final
 
-_SAID_MAX: Final = 300  # characters of a program's own words in an error line
+_REASON_MAX: Final = 300  # characters of a program's own words in an error line
 _SHELL: Final = 128  # a shell's exit code, and our own, where signal N ended a child, is this and N
 
 # Lines that say why native code gave up: ggml's assertions, then an exception that nobody caught.
@@ -22,7 +22,7 @@ _CURES: Final = {
     signal.SIGBUS: "a file that it read was cut short, or its disk is full or failing: check both",
     signal.SIGSEGV: "run it again; where it ends so again, report this line",
 }
-_AGAIN: Final = "run it again: what was finished is kept"
+_AGAIN: Final = "run it again: finished work is in the store"
 
 
 def how(code: int) -> str:
@@ -37,13 +37,13 @@ def cure(code: int) -> str:
     return _CURES.get(number, _AGAIN) if number else _AGAIN
 
 
-def last_words(said: str) -> str:
+def last_words(output: str) -> str:
     """The line that gives the reason why a program ended, else its last one; empty where there is none."""
-    stripped = (line.strip() for line in said.splitlines())
+    stripped = (line.strip() for line in output.splitlines())
     lines = [line for line in stripped if line and not _FRAME.search(line)]
     reasons = (line for reason in _REASONS for line in lines if reason.search(line))
     line = _BUILT_AT.sub("", next(reasons, lines[-1] if lines else ""))
-    return line if len(line) <= _SAID_MAX else f"{line[: _SAID_MAX - 3]}..."
+    return line if len(line) <= _REASON_MAX else f"{line[: _REASON_MAX - 3]}..."
 
 
 def _signal(code: int) -> signal.Signals | None:

@@ -201,8 +201,8 @@ def test_a_row_of_two_sources_is_used_once(tmp_path):
 def test_the_report_counts_what_became_of_the_rows(tmp_path):
     rows = [*ROWS[:30], *ROWS[:30], None, "", '[{"role": "user", "content": "cut', r"lone \ud800"]
     _, _, report = built(tmp_path, config(a=1, tiny=0.001), rows, ROWS)
-    found = report["sources"][0]
-    assert {key: found[key] for key in found if key.startswith("rows")} == {
+    result = report["sources"][0]
+    assert {key: result[key] for key in result if key.startswith("rows")} == {
         "rows_read": 64,
         "rows_used": 20,
         "rows_broken": 2,
@@ -211,8 +211,8 @@ def test_the_report_counts_what_became_of_the_rows(tmp_path):
         "rows_joined": 0,
         "rows_cut": 0,
     }
-    assert (found["file"], found["column"], found["characters"]) == ("0.parquet", "content", 140)
-    assert found["broken"] == [
+    assert (result["file"], result["column"], result["characters"]) == ("0.parquet", "content", 140)
+    assert result["broken"] == [
         {"reason": "not valid JSON", "rows": 1, "first": 63},
         {"reason": "with a lone surrogate", "rows": 1, "first": 64},
     ]
@@ -333,9 +333,9 @@ def test_overlap_is_an_error(tmp_path):
     )
     assert run(tmp_path, "calibration", {"x": shared}, chunks=1).returncode == 0
     more = ["--disjoint-from", tmp_path / "calibration.parquet"]
-    said = refused(tmp_path, run(tmp_path, "bad", {"x": shared}, *more, chunks=1))
-    assert "corpus bad: shares" in said and "rows with the corpus calibration" in said
-    assert 'th row of many words that say"' in said and "give one of the two other files" in said
+    message = refused(tmp_path, run(tmp_path, "bad", {"x": shared}, *more, chunks=1))
+    assert "corpus bad: shares" in message and "rows with the corpus calibration" in message
+    assert 'th row of many words that say"' in message and "give one of the two other files" in message
 
 
 @pytest.mark.parametrize("problem", ["missing", "truncated", "column", "little"])

@@ -21,12 +21,12 @@ def rendered(template, messages=HI):
 
 
 def test_a_conversation_is_rendered_without_a_prompt_for_an_answer():
-    wanted = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-    assert rendered(SMOLLM2) == wanted
+    expected = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert rendered(SMOLLM2) == expected
 
 
 @pytest.mark.parametrize(
-    ("template", "wanted"),
+    ("template", "expected"),
     [
         ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "<s>Hi</s>"),
         ("  {% if true %}\n  x\n  {% endif %}\n", "  x\n"),
@@ -41,8 +41,8 @@ def test_a_conversation_is_rendered_without_a_prompt_for_an_answer():
         ("a {%- generation -%} b {% endgeneration %}c", "ab c"),
     ],
 )
-def test_the_usual_helpers_are_there(template, wanted):
-    assert rendered(template) == wanted
+def test_the_usual_helpers_are_there(template, expected):
+    assert rendered(template) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ EITHER = PARTS.replace(EACH, "{% if m.content is string %}{{ m.content }}{% else
 @pytest.mark.parametrize("template", [ROLES, PARTS, EITHER])
 def test_content_is_a_text_or_parts_as_the_template_takes_it(template):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    for content, wanted in (("one", "one"), (parts, "one\ntwo" if template == ROLES else "onetwo")):
+    for content, expected in (("one", "one"), (parts, "one\ntwo" if template == ROLES else "onetwo")):
         said = rendered(template, [{"role": "user", "content": content}])
-        assert said.removeprefix("<user>") == wanted
+        assert said.removeprefix("<user>") == expected
 
 
 def test_the_date_is_always_the_same():
-    found = datetime.datetime.strptime(rendered("{{ strftime_now('%d %b %Y') }}"), "%d %b %Y")
-    assert found == datetime.datetime(2024, 7, 26)
+    result = datetime.datetime.strptime(rendered("{{ strftime_now('%d %b %Y') }}"), "%d %b %Y")
+    assert result == datetime.datetime(2024, 7, 26)
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,11 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 
 
 def test_messages_come_as_a_list_as_json_and_as_json_of_json():
-    wanted = Document("<user>Hi<assistant>Yes?", chat=True)
+    expected = Document("<user>Hi<assistant>Yes?", chat=True)
     as_json = json.dumps(MESSAGES)
     for value in (MESSAGES, as_json, as_json.encode(), " " + json.dumps(MESSAGES, indent=2)):
-        assert decode(value, render) == wanted
-    assert decode(json.dumps(as_json), render, messages=True) == wanted
+        assert decode(value, render) == expected
+    assert decode(json.dumps(as_json), render, messages=True) == expected
 
 
 def test_json_messages_with_real_line_ends_in_their_strings_are_read():
@@ -98,8 +98,8 @@ def test_json_messages_with_real_line_ends_in_their_strings_are_read():
 
 
 def test_null_fields_of_messages_are_left_out_and_escaped_content_is_decoded():
-    found = checked_messages([{"role": "user", "content": r"a\nb", "name": None}])
-    assert found == [{"role": "user", "content": "a\nb"}]
+    result = checked_messages([{"role": "user", "content": r"a\nb", "name": None}])
+    assert result == [{"role": "user", "content": "a\nb"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     assert checked_messages([call]) == [call | {"content": ""}]
 
@@ -118,8 +118,8 @@ def test_conversations_of_sharegpt_become_messages():
         {"from": "function", "value": "{}"},
         {"from": "Observation", "value": "7"},
     ]
-    wanted = "<system>Be brief.<user>Hi\nthere<assistant>Yes?<tool>{}<tool>7"
-    assert decode(shared, render) == decode(json.dumps(shared), render) == Document(wanted, chat=True)
+    expected = "<system>Be brief.<user>Hi\nthere<assistant>Yes?<tool>{}<tool>7"
+    assert decode(shared, render) == decode(json.dumps(shared), render) == Document(expected, chat=True)
     # data that merely begins as such is text
     flights = '[{"from": "Paris", "to": "Rome"}]'
     assert decode(flights, render) == Document(flights, chat=False)
@@ -134,9 +134,9 @@ def test_roles_have_the_names_that_templates_know(role, known):
 
 
 def test_a_function_call_of_sharegpt_is_a_tool_call():
-    (found,) = checked_messages([{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}])
+    (result,) = checked_messages([{"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}])
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
-    assert found == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert result == {"role": "assistant", "content": "", "tool_calls": [call]}
     (prose,) = checked_messages([{"from": "function_call", "value": "f(1)"}])
     assert prose == {"role": "assistant", "content": "f(1)"}
 
@@ -146,8 +146,8 @@ def test_a_function_call_of_sharegpt_is_a_tool_call():
 def test_arguments_are_a_mapping_that_prints_as_json(given, whole):
     calls = [{"function": {"name": "f", "arguments": given}}]
     message = {"role": "assistant", "content": None, "tool_calls": calls if whole else json.dumps(calls)}
-    found = checked_messages([message])[0]["tool_calls"][0]["function"]["arguments"]
-    assert found == {"a": 1} and f"{found}" == '{"a": 1}' and "x" + found + "y" == 'x{"a": 1}y'
+    result = checked_messages([message])[0]["tool_calls"][0]["function"]["arguments"]
+    assert result == {"a": 1} and f"{result}" == '{"a": 1}' and "x" + result + "y" == 'x{"a": 1}y'
     assert calls[0]["function"]["arguments"] == given
 
 
@@ -180,9 +180,9 @@ def test_tools_are_a_list_of_schemas_or_none(value, tools):
 
 
 def test_a_conversation_is_rendered_with_its_tools():
-    wanted = json.dumps([TOOL]) + "<user>Hi<assistant>Yes?"
+    expected = json.dumps([TOOL]) + "<user>Hi<assistant>Yes?"
     for tools in ([TOOL], json.dumps([TOOL]).encode()):
-        assert decode(Conversation(MESSAGES, tools), render).text == wanted
+        assert decode(Conversation(MESSAGES, tools), render).text == expected
     assert decode(Conversation(MESSAGES, None), render) == decode(MESSAGES, render)
     assert decode(Conversation(b"text", [TOOL]), render) == Document("text", chat=False)
 

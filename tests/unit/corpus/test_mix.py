@@ -54,15 +54,15 @@ def test_every_row_is_as_likely():
 
 def test_what_is_not_used_is_counted():
     values = ["a", "broken", "b", "a", "", " \n", "a", "c"]
-    found = select(values, decode, seed=1, characters=100, taken={text_digest("c")})
-    assert (found.read, found.rows_broken, found.empty, found.taken, found.all) == (8, 1, 2, 1, True)
-    assert {row.document.text: row.copies for row in found.rows} == {"a": 2, "b": 0}
+    result = select(values, decode, seed=1, characters=100, taken={text_digest("c")})
+    assert (result.read, result.rows_broken, result.empty, result.taken, result.all) == (8, 1, 2, 1, True)
+    assert {row.document.text: row.copies for row in result.rows} == {"a": 2, "b": 0}
 
 
 def test_broken_rows_are_counted_by_their_reasons():
-    found = select(["a", "broken", "b", "broken it is", "broken"], decode, seed=1, characters=100)
-    assert found.broken == {"broken": Broken(rows=2, first=2), "broken it is": Broken(rows=1, first=4)}
-    assert {row.document.text: row.number for row in found.rows} == {"a": 1, "b": 3}
+    result = select(["a", "broken", "b", "broken it is", "broken"], decode, seed=1, characters=100)
+    assert result.broken == {"broken": Broken(rows=2, first=2), "broken it is": Broken(rows=1, first=4)}
+    assert {row.document.text: row.number for row in result.rows} == {"a": 1, "b": 3}
     many = select([f"broken {i}" for i in range(1000)], decode, seed=1, characters=100)
     assert many.rows_broken == 1000 and len(many.broken) == 13
     assert many.broken["for other reasons"] == Broken(rows=988, first=13)
@@ -86,14 +86,14 @@ def test_no_more_is_held_than_was_asked_for():
         for i in range(20_000):
             yield f"row {i} " + "x" * 100
 
-    found = select(many(), decode, seed=1, characters=1000)
-    held = [len(row.document.text) for row in found.rows]
-    assert found.read == 20_000
+    result = select(many(), decode, seed=1, characters=1000)
+    held = [len(row.document.text) for row in result.rows]
+    assert result.read == 20_000
     assert sum(held) - held[-1] < 1000 <= sum(held)
 
 
 @pytest.mark.parametrize(
-    ("weights", "chunks", "wanted"),
+    ("weights", "chunks", "expected"),
     [
         ([0.5, 0.5], 64, [32, 32]),
         ([0.5, 0.5], 5, [3, 2]),
@@ -104,8 +104,8 @@ def test_no_more_is_held_than_was_asked_for():
         ([3.0], 7, [7]),
     ],
 )
-def test_chunks_are_shared_out_by_largest_remainder(weights, chunks, wanted):
-    assert apportion(weights, chunks) == wanted
+def test_chunks_are_shared_out_by_largest_remainder(weights, chunks, expected):
+    assert apportion(weights, chunks) == expected
 
 
 @pytest.mark.parametrize("counts", [[32, 32], [50, 30, 15, 5], [1, 99], [7], [3, 0, 4], [10] * 7])

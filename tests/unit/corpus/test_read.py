@@ -67,9 +67,9 @@ def test_columns_of_json_hold_what_the_json_says(tmp_path):
     texts = [json.dumps(chat), '"text"', None, "[{", "[" * 100_000]
     path = parquet(tmp_path, messages=pa.array(texts, pa.json_()))
     assert open_source(path).messages
-    found = rows(path)
-    assert found[:3] == [chat, "text", None]
-    assert [str(error) for error in found[3:] if isinstance(error, BrokenRowError)] == ["not valid JSON"] * 2
+    result = rows(path)
+    assert result[:3] == [chat, "text", None]
+    assert [str(error) for error in result[3:] if isinstance(error, BrokenRowError)] == ["not valid JSON"] * 2
 
 
 def test_lists_of_json_are_messages(tmp_path):
@@ -126,8 +126,8 @@ def test_a_few_bytes_that_are_no_utf8_cost_their_row_alone(tmp_path):
     path = tmp_path / "x.txt"
     good = ("Ein Satz über Bücher. " * 200 + "\n\n").encode()
     path.write_bytes(good + b"caf\xe9 " * 800 + b"\n\n" + good)
-    found = rows(path)
-    assert [not any("\udc80" <= c <= "\udcff" for c in row) for row in found] == [True, False, True]
+    result = rows(path)
+    assert [not any("\udc80" <= c <= "\udcff" for c in row) for row in result] == [True, False, True]
 
 
 def test_utf16_that_ends_in_mid_letter_is_a_line(tmp_path):
@@ -142,13 +142,13 @@ def test_one_row_that_is_no_utf8_costs_no_other(tmp_path):
     assert rows(parquet(tmp_path, content=bad)) == [b"ok", b"\xff", b"fine"]
     role = pa.array(["user"] * 3)
     structs = pa.StructArray.from_arrays([role, bad], ["role", "content"])
-    found = rows(parquet(tmp_path, messages=pa.ListArray.from_arrays([0, 1, 2, 3], structs)))
-    assert isinstance(found[1], UnicodeDecodeError)
-    assert [found[0], found[2]] == [[{"role": "user", "content": text}] for text in ("ok", "fine")]
+    result = rows(parquet(tmp_path, messages=pa.ListArray.from_arrays([0, 1, 2, 3], structs)))
+    assert isinstance(result[1], UnicodeDecodeError)
+    assert [result[0], result[2]] == [[{"role": "user", "content": text}] for text in ("ok", "fine")]
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted"),
+    ("names", "expected"),
     [
         (["text", "content"], "content"),
         (["messages", "text"], "text"),
@@ -158,9 +158,9 @@ def test_one_row_that_is_no_utf8_costs_no_other(tmp_path):
         (["conversations", "chat", "id"], "conversations"),
     ],
 )
-def test_the_column_is_guessed(tmp_path, names, wanted):
+def test_the_column_is_guessed(tmp_path, names, expected):
     columns = {name: pa.array([1]) if name == "id" else ["x"] for name in names}
-    assert open_source(parquet(tmp_path, **columns)).column == wanted
+    assert open_source(parquet(tmp_path, **columns)).column == expected
 
 
 @pytest.mark.parametrize(
@@ -215,19 +215,19 @@ def test_plain_text_is_cut_at_empty_lines_once_a_row_is_full(tmp_path):
     path = tmp_path / "x.txt"
     paragraphs = [f"paragraph {i}: " + "word " * 100 + "\n\n" for i in range(40)]
     path.write_text("".join(paragraphs), encoding="utf-8")
-    found = rows(path)
-    assert "".join(found) == "".join(paragraphs)
-    assert all(ROW_CHARACTERS <= len(row) < 2 * ROW_CHARACTERS for row in found[:-1])
-    assert all(row.endswith("\n\n") and row.startswith("paragraph") for row in found)
+    result = rows(path)
+    assert "".join(result) == "".join(paragraphs)
+    assert all(ROW_CHARACTERS <= len(row) < 2 * ROW_CHARACTERS for row in result[:-1])
+    assert all(row.endswith("\n\n") and row.startswith("paragraph") for row in result)
 
 
 def test_plain_text_without_empty_lines_or_lines_is_cut_all_the_same(tmp_path):
     path = tmp_path / "x.txt"
     for text in ("a line\n" * 5000, "x" * 50_000):
         path.write_text(text, encoding="utf-8")
-        found = rows(path)
-        assert "".join(found) == text
-        assert max(map(len, found)) < 4 * ROW_CHARACTERS
+        result = rows(path)
+        assert "".join(result) == text
+        assert max(map(len, result)) < 4 * ROW_CHARACTERS
     path.write_text("", encoding="utf-8")
     assert rows(path) == []
 

@@ -22,12 +22,12 @@ SIGILL = "dies here with SIGILL (q8_0 weights, dense, batch of 512)"
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The script as a module, its cache and its environment in a temporary folder."""
-    found = importlib.util.spec_from_file_location("engine_script", ROOT / "envs" / "engine.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    result = importlib.util.spec_from_file_location("engine_script", ROOT / "envs" / "engine.py")
+    assert result is not None
+    assert result.loader is not None
+    module = importlib.util.module_from_spec(result)
     monkeypatch.setitem(sys.modules, "engine_script", module)
-    found.loader.exec_module(module)
+    result.loader.exec_module(module)
     for name in module._ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -119,15 +119,15 @@ class Machine:
         self.installed = tmp_path / "lib"
         self.installed.mkdir()
 
-        def build(way: Any, kept: Path) -> tuple[Path, Build]:
+        def build(way: Any, folder: Path) -> tuple[Path, Build]:
             self.built.append(way.without)
             self.way = way
-            kept.mkdir(parents=True)
+            folder.mkdir(parents=True)
             left = {flag for name in way.without for flag in needs if flag.startswith(engine._NEWEST[name])}
             known = Build(needs - left, None, "gcc 12.2.0")
-            known.write(kept / library.BUILD)
-            (kept / "x.whl").write_bytes(b"")
-            return kept / "x.whl", known
+            known.write(folder / library.BUILD)
+            (folder / "x.whl").write_bytes(b"")
+            return folder / "x.whl", known
 
         def install(*arguments: str) -> int:
             self.way = Path(arguments[-1]).parent
@@ -150,10 +150,10 @@ def test_a_build_that_fails_is_not_made_twice(
     machine.fault = lambda build: SIGILL if "amx_tile" in build.needs else None
     engine.prove(engine.Way(), engine.attempt)
     assert (machine.built, machine.tested) == ([(), ("AMX",)], 2)
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     engine.prove(engine.Way(), engine.attempt)
     assert (machine.built, machine.tested) == ([(), ("AMX",)], 3), "only the build that passed is tested"
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == message
     installed = Build.read(machine.installed / library.BUILD)
     assert (installed.needs, installed.fault) == (XEON - {"amx_tile", "amx_int8", "amx_bf16"}, None)
 
@@ -228,13 +228,15 @@ def test_how_the_self_test_ends(
     assert engine.test("mainline") == fault
 
 
-@pytest.mark.parametrize(("ends", "said"), [("kill -KILL $$", "it was killed"), ("exit 1", "No space left")])
+@pytest.mark.parametrize(
+    ("ends", "message"), [("kill -KILL $$", "it was killed"), ("exit 1", "No space left")]
+)
 def test_what_is_not_the_engines_fault_decides_nothing(
-    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, said: str
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, message: str
 ) -> None:
     words = "" if "KILL" in ends else "echo 'OSError: No space left on device' >&2\n"
     monkeypatch.setattr(engine.sys, "executable", stub(tmp_path, words + ends))
-    with pytest.raises(engine.UndecidedError, match=f"self-test of llama.cpp could not be run: .*{said}"):
+    with pytest.raises(engine.UndecidedError, match=f"self-test of llama.cpp could not be run: .*{message}"):
         engine.test("mainline")
 
 
@@ -256,8 +258,8 @@ def test_an_ik_that_fails_is_said_once_and_refused_from_then_on(
     package = tmp_path / "ik_llama_cpp"
     (package / "lib").mkdir(parents=True)
     (package / "__init__.py").write_text("", encoding="utf-8")
-    found = importlib.util.spec_from_file_location("ik_llama_cpp", package / "__init__.py")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    result = importlib.util.spec_from_file_location("ik_llama_cpp", package / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: result)
     monkeypatch.setattr(library, "instruction_sets", lambda: XEON | {"fma", "f16c"})
     monkeypatch.setattr(engine, "test", lambda name: SIGILL)
     engine.test_ik()

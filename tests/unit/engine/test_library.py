@@ -124,17 +124,17 @@ def test_many_that_are_missing_are_counted(fresh: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "found"),
+    ("cpuinfo", "result"),
     [
         ("processor\t: 0\nflags\t\t: fpu avx2\nprocessor\t: 1\nflags\t\t: fpu\n", {"fpu", "avx2"}),
         ("processor\t: 0\nFeatures\t: fp asimddp\nCPU part\t: 0xd0c\n", {"fp", "asimddp"}),
         ("processor\t: 0\nisa\t: rv64imafdc\n", set()),
     ],
 )
-def test_instruction_sets(fresh: pytest.MonkeyPatch, tmp_path: Path, cpuinfo: str, found: set[str]) -> None:
+def test_instruction_sets(fresh: pytest.MonkeyPatch, tmp_path: Path, cpuinfo: str, result: set[str]) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="utf-8")
     fresh.setattr(library, "_CPUINFO", tmp_path / "cpuinfo")
-    assert library.instruction_sets() == found
+    assert library.instruction_sets() == result
 
 
 def test_where_the_system_does_not_tell_nothing_is_missing(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_every_scalar_type(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     header = read_header(path)
-    found = {key: header.value(key) for key in header.kv if key != "general.architecture"}
-    assert found == {
+    result = {key: header.value(key) for key in header.kv if key != "general.architecture"}
+    assert result == {
         "u8": 200,
         "i8": -3,
         "u16": 60000,

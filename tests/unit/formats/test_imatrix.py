@@ -1,4 +1,4 @@
-"""What the quantizers are given of an importance matrix: the means, but for starved experts."""
+"""What the quantizers are given of an importance matrix: the means, but for under-sampled experts."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ def entry(sums: list[list[float]], counts: list[float]) -> Entry:
 
 
 def test_an_expert_never_seen_has_the_mean_of_the_others_and_not_1() -> None:
-    found = entry([[400.0, 800.0], [0.0, 0.0], [300.0, 0.0]], [200, 0, 100]).made_up().mean()
-    assert found.dtype == np.float32
-    assert found.tolist() == [[2.0, 4.0], [pytest.approx(700 / 300), pytest.approx(800 / 300)], [3.0, 0.0]]
+    result = entry([[400.0, 800.0], [0.0, 0.0], [300.0, 0.0]], [200, 0, 100]).made_up().mean()
+    assert result.dtype == np.float32
+    assert result.tolist() == [[2.0, 4.0], [pytest.approx(700 / 300), pytest.approx(800 / 300)], [3.0, 0.0]]
 
 
 def test_what_a_starved_expert_lacks_is_made_up_with_the_mean() -> None:
@@ -29,8 +29,8 @@ def test_what_a_starved_expert_lacks_is_made_up_with_the_mean() -> None:
 
 
 def test_a_dense_tensor_and_experts_that_were_all_seen_are_as_llama_cpp_takes_them() -> None:
-    for found in (entry([[3.0, 9.0]], [3]), entry([[64.0], [128.0]], [32, 64])):
-        assert np.array_equal(found.made_up().mean(), found.mean())
+    for result in (entry([[3.0, 9.0]], [3]), entry([[64.0], [128.0]], [32, 64])):
+        assert np.array_equal(result.made_up().mean(), result.mean())
 
 
 def test_where_no_expert_was_seen_nothing_is_made_up() -> None:
@@ -43,6 +43,6 @@ def test_any_number_of_entries_holds_one_file_open(tmp_path: Path) -> None:
     with limits.few_files():
         read = read_gguf(tmp_path / "i.gguf").entries
     assert read.keys() == written.keys()
-    for name, found in read.items():
-        assert np.array_equal(found.in_sum2, written[name].in_sum2)
-        assert np.array_equal(found.counts, written[name].counts)
+    for name, result in read.items():
+        assert np.array_equal(result.in_sum2, written[name].in_sum2)
+        assert np.array_equal(result.counts, written[name].counts)

@@ -69,7 +69,7 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "columns", "given"),
+    ("expected", "columns", "given"),
     [
         ("q4_K", 512, "q4_K"),
         ("q4_K", 576, "q5_0"),
@@ -83,8 +83,8 @@ def test_sizes() -> None:
         ("f16", 100, "f16"),
     ],
 )
-def test_fallbacks(wanted: str, columns: int, given: str) -> None:
-    assert fallback(wanted, columns) == given
+def test_fallbacks(expected: str, columns: int, given: str) -> None:
+    assert fallback(expected, columns) == given
 
 
 def test_a_type_without_fallback_is_refused() -> None:

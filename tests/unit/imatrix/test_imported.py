@@ -39,12 +39,12 @@ def header(model: str) -> ggufio.Header:
 
 def after(change: Change, model: str = "moe") -> tuple[Imatrix, list[str]]:
     """The published imatrix of a model, its entries changed, as it is checked."""
-    found = formats.read(published(model, "gguf"))
+    result = formats.read(published(model, "gguf"))
     entries = {
-        name: Entry(np.array(entry.in_sum2), np.array(entry.counts)) for name, entry in found.entries.items()
+        name: Entry(np.array(entry.in_sum2), np.array(entry.counts)) for name, entry in result.entries.items()
     }
     change(entries)
-    return checked(replace(found, entries=entries), header(model), Path("x/published.gguf"))
+    return checked(replace(result, entries=entries), header(model), Path("x/published.gguf"))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -93,16 +93,16 @@ def test_values_of_experts_that_a_conversion_put_in_a_row_are_told_apart() -> No
         entry = entries["blk.0.ffn_down_exps.weight"]
         entries["blk.0.ffn_down_exps.weight"] = Entry(entry.in_sum2.reshape(1, -1), np.float32([600]))
 
-    found, warnings = after(one_row)
+    result, warnings = after(one_row)
     shape = next(t.shape for t in header("moe").tensors if t.name == "blk.0.ffn_down_exps.weight")
-    entry = found.entries["blk.0.ffn_down_exps.weight"]
+    entry = result.entries["blk.0.ffn_down_exps.weight"]
     assert entry.in_sum2.shape == (shape[2], shape[0]) and entry.counts.tolist() == [600] * shape[2]
     assert warnings == []
 
 
 def test_an_expert_whose_values_are_all_zero_counts_as_never_seen() -> None:
-    found, _ = after(lambda entries: entries["blk.0.ffn_down_exps.weight"].in_sum2.__setitem__(1, 0))
-    assert found.entries["blk.0.ffn_down_exps.weight"].counts[1] == 0
+    result, _ = after(lambda entries: entries["blk.0.ffn_down_exps.weight"].in_sum2.__setitem__(1, 0))
+    assert result.entries["blk.0.ffn_down_exps.weight"].counts[1] == 0
 
 
 def test_entries_of_nothing_and_of_what_the_model_lacks_are_left_out_and_named() -> None:
@@ -111,8 +111,10 @@ def test_entries_of_nothing_and_of_what_the_model_lacks_are_left_out_and_named()
         entries["blk.0.attn_q.weight"].in_sum2[:] = 0
         entries["blk.1.attn_q.weight"].counts[:] = 0
 
-    found, warnings = after(change, "llama")
-    assert not {"blk.0.attn_kv_b.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight"} & found.entries.keys()
+    result, warnings = after(change, "llama")
+    assert (
+        not {"blk.0.attn_kv_b.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight"} & result.entries.keys()
+    )
     assert warnings == [
         "published.gguf has 1 entries of tensors that the model lacks (blk.0.attn_kv_b.weight): "
         "they are left out",
@@ -169,8 +171,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_another_models_and_broken_values_are_refused_with_the_first_tensor(case: str) -> None:
-    change, said = REFUSED[case]
-    with pytest.raises(QuantmillError, match=rf"^x/published.gguf: {said}"):
+    change, message = REFUSED[case]
+    with pytest.raises(QuantmillError, match=rf"^x/published.gguf: {message}"):
         after(change)
 
 
@@ -198,10 +200,10 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_what_is_no_imatrix_is_refused_in_either_way_of_reading(
     case: str, reader: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    make, said = FILES[case]
+    make, message = FILES[case]
     path = tmp_path / "i.dat"
     path.write_bytes(make(published("llama", "dat").read_bytes()))
-    with pytest.raises(QuantmillError, match=said) as error:
+    with pytest.raises(QuantmillError, match=message) as error:
         reader(path)
     assert str(error.value).startswith(f"{path}: ")
 

@@ -180,8 +180,8 @@ def facts(**changes: Any) -> dict[str, Any]:
         "flags": [True, False],
         "sections": [1, 2],
     }
-    kept = {key: value for key, value in (given | changes).items() if value is not None}
-    return {"architecture": "llama", "hyperparameters": kept}
+    hyperparameters = {key: value for key, value in (given | changes).items() if value is not None}
+    return {"architecture": "llama", "hyperparameters": hyperparameters}
 
 
 def manifest(folder: Path, described: Any, row: str | None = None) -> Header:

@@ -42,10 +42,10 @@ def allocated(path: Path, context: int, cache: str) -> dict[str, float]:
         [sys.executable, "-c", NATIVE, path, str(context), kind], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for what, size in re.findall(r"CPU\s+(KV|RS|compute) buffer size = +([\d.]+) MiB", done.stdout):
-        found[what] = found.get(what, 0.0) + float(size)
-    return found
+        result[what] = result.get(what, 0.0) + float(size)
+    return result
 
 
 def check(path: Path, context: int, cache: str) -> None:
@@ -138,9 +138,9 @@ def table(path: Path, contexts: list[int] | None = None, **sizes: int) -> dict[s
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-moe"])
 def test_a_row_is_the_file_and_what_llama_cpp_allocates_beside_it(model: str) -> None:
     path = DATA / f"{model}.gguf"
-    found = table(path, [256, 512], a=10**7)
-    assert found["contexts"] == [256, 512]
-    for row in found["recipes"]["a"]["rows"]:
+    result = table(path, [256, 512], a=10**7)
+    assert result["contexts"] == [256, 512]
+    for row in result["recipes"]["a"]["rows"]:
         native = allocated(path, row["context"], row["cache"])
         cache = native.get("KV", 0) + native.get("RS", 0)
         assert row["cache_bytes"] / MIB == pytest.approx(cache, abs=0.0102)
@@ -158,10 +158,11 @@ def test_contexts_that_the_model_was_not_trained_for_are_left_out() -> None:
 def test_what_context_fits_is_the_longest_that_does(tmp_path: Path) -> None:
     header = read_source(shapes.gemma4(tmp_path / "gemma4.gguf"))
     size = 13_240_000_000  # Q4_K_M
-    found = memory.tables(header, {"Q4_K_M": size}, [8192, 32768])
-    assert found["contexts"] == [8192, 32768]
+    result = memory.tables(header, {"Q4_K_M": size}, [8192, 32768])
+    assert result["contexts"] == [8192, 32768]
     fits = {
-        (row["total_bytes"] >> 30, row["cache"]): row["context"] for row in found["recipes"]["Q4_K_M"]["fits"]
+        (row["total_bytes"] >> 30, row["cache"]): row["context"]
+        for row in result["recipes"]["Q4_K_M"]["fits"]
     }
     assert len(fits) == 6 * 3
     assert [fits[gb, "f16"] for gb in (8, 12)] == [0, 0]
@@ -172,14 +173,14 @@ def test_what_context_fits_is_the_longest_that_does(tmp_path: Path) -> None:
         if context < 262144:
             assert memory.needs(header, context + 256, cache).total > room
     assert fits[16, "f16"] < fits[16, "q8_0"] < fits[16, "q4_0"]
-    assert fits[24, "f16"] == found["context_length"] == 262144
+    assert fits[24, "f16"] == result["context_length"] == 262144
 
 
 def test_experts_of_their_own_have_no_cache(tmp_path: Path) -> None:
     header = read_source(shapes.huge(tmp_path / "huge.gguf", layers=3, experts=400))
-    found = memory.tables(header, {"a": 1}, [4096])["recipes"]["a"]["rows"][0]
+    result = memory.tables(header, {"a": 1}, [4096])["recipes"]["a"]["rows"][0]
     # 3 layers of 8 heads, keys and values of 128, 2 bytes each
-    assert found["cache_bytes"] == 4096 * 3 * 8 * 2 * 128 * 2
+    assert result["cache_bytes"] == 4096 * 3 * 8 * 2 * 128 * 2
 
 
 def write_latent(path: Path, layers: int) -> Path:

@@ -46,18 +46,18 @@ def test_the_files_are_llama_gguf_splits_own() -> None:
 def test_a_part_holds_no_more_than_it_may() -> None:
     listed = rows(ggufio.read_header(LLAMA))
     for most in (300_000, 10**6, 3 * 10**6):
-        found = parts(listed, most)
-        sizes = [sum(ggufio.padded(row.bytes) for row in part) for part in found]
-        assert all(size <= most or len(part) == 1 for size, part in zip(sizes, found, strict=True))
+        result = parts(listed, most)
+        sizes = [sum(ggufio.padded(row.bytes) for row in part) for part in result]
+        assert all(size <= most or len(part) == 1 for size, part in zip(sizes, result, strict=True))
         # the next part's first tensor would have been too much
-        heads = [ggufio.padded(part[0].bytes) for part in found[1:]]
+        heads = [ggufio.padded(part[0].bytes) for part in result[1:]]
         assert all(size + head > most for size, head in zip(sizes, heads, strict=False))
-        assert [row.name for part in found for row in part] == [row.name for row in listed]
+        assert [row.name for part in result for row in part] == [row.name for row in listed]
 
 
 def test_a_tensor_that_is_too_large_is_a_part_of_its_own() -> None:
-    found = parts(rows(ggufio.read_header(LLAMA)), 1)
-    assert [len(part) for part in found] == [1] * len(found)
+    result = parts(rows(ggufio.read_header(LLAMA)), 1)
+    assert [len(part) for part in result] == [1] * len(result)
 
 
 def test_a_model_that_fits_is_one_file_and_says_nothing_of_parts() -> None:

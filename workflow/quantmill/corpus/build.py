@@ -38,7 +38,7 @@ from quantmill.text import plural
 
 Tokenize = Callable[[str, bool], Tokens]
 
-_REASONS_SAID: Final = 3
+_REASONS_LISTED: Final = 3
 CHARACTERS_A_TOKEN: Final = 8
 """A generous guess of how much text to keep; where it is too little, more is kept and read again."""
 
@@ -219,8 +219,8 @@ def _left_out(selection: Selection, file: str) -> str:
     reasons = [
         f"{broken.rows} {reason}, such as row {broken.first}" for reason, broken in _by_rows(selection)
     ]
-    if len(reasons) > _REASONS_SAID:
-        reasons[_REASONS_SAID:] = ["and more"]
+    if len(reasons) > _REASONS_LISTED:
+        reasons[_REASONS_LISTED:] = ["and more"]
     share = "all" if selection.rows_broken == selection.read else f"{selection.rows_broken} of"
     return f"{share} {selection.read} rows of {file} are left out: {'; '.join(reasons)}"
 

@@ -155,7 +155,7 @@ def facts(path: Path) -> tuple[str, int]:
         _, dataset, chunks = _walk_dat(path)
         return dataset, chunks
     header = _gguf_header(path)
-    return _said(header)[:2]
+    return _origin(header)[:2]
 
 
 def read_dat(path: Path) -> Imatrix:
@@ -223,7 +223,7 @@ def _gguf_header(path: Path) -> ggufio.Header:
     return header
 
 
-def _said(header: ggufio.Header) -> tuple[str, int, int]:
+def _origin(header: ggufio.Header) -> tuple[str, int, int]:
     """The first dataset (llama-quantize names no other), the chunks and the tokens of a chunk."""
     datasets = header.value("imatrix.datasets") or [""]
     chunks, context = (int(header.value(f"imatrix.chunk_{key}", 0)) for key in ("count", "size"))
@@ -247,7 +247,7 @@ def read_gguf(path: Path) -> Imatrix:
         if counts is None:
             raise QuantmillError(f"{name} has sums and no counts", path, "make the file again")
         entries[name] = Entry(np.asarray(arrays[f"{name}.in_sum2"]), np.asarray(counts).reshape(-1))
-    return Imatrix(*_said(header), entries)
+    return Imatrix(*_origin(header), entries)
 
 
 def _string_array(texts: list[str]) -> ggufio.Value:

@@ -5,12 +5,15 @@ from typing import Annotated, Final, NotRequired, TypedDict
 from quantmill.formats.report import Report
 
 
-class ImatrixEntry(TypedDict):
-    """The importance values of one tensor."""
-
+class _Place(TypedDict):
     name: str
     role: str
     layer: int
+
+
+class Statistics(TypedDict):
+    """The statistics of one tensor's importance values, as `llama-imatrix --show-statistics` prints them."""
+
     columns: int
     matrices: int
     count_min: Annotated[int | float, "tokens of the matrix that saw the fewest"]
@@ -23,6 +26,11 @@ class ImatrixEntry(TypedDict):
     active: Annotated[float | None, "share above 1e-5"]
     entropy: Annotated[float | None, "bits, of the values as shares of their sum"]
     z_over_1: Annotated[float | None, "share more than one standard deviation above the mean"]
+
+
+class ImatrixEntry(_Place, Statistics):
+    """The importance values of one tensor."""
+
     cosine: Annotated[float | None, "to the same role one layer before"]
 
 

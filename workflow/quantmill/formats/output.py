@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final, TypedDict
 
 from quantmill.formats.ggufio import ALIGNMENT, Header, Value, encode_string, encode_u32
 
@@ -13,10 +13,19 @@ _OVERRIDE_BYTES: Final = 127  # what llama_model_kv_override holds of a string
 _BLOCK: Final = re.compile(r"blk\.(\d+)")
 
 
-def output_kv(header: Header, file_type: int, imatrix: Mapping[str, Any] | None) -> dict[str, Value]:
+class ImatrixFacts(TypedDict):
+    """What the metadata of a quantized file say of its importance matrix: `quantize.imatrix.*`."""
+
+    file: str
+    dataset: str | None
+    entries: int
+    chunks: int
+
+
+def output_kv(header: Header, file_type: int, imatrix: ImatrixFacts | None) -> dict[str, Value]:
     """The key-value pairs of a quantized file: what llama-quantize makes of the source's.
 
-    `imatrix` is {"file", "dataset", "entries", "chunks"} where one was used.
+    `imatrix` is what they say of the one that was used, if any.
     Source: tools/quantize/quantize.cpp and src/llama-quant.cpp; a key that is
     set moves to the end, a string is cut to 127 bytes. The output is aligned to
     32 bytes, so another alignment is not passed on (llama-quantize does, and

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.formats import ggufio, importance
 from quantmill.formats.imatrix import UNDER_SAMPLED, Entry, Imatrix
-from quantmill.formats.importance import ImatrixEntry, UnderSampled
+from quantmill.formats.importance import ImatrixEntry, Statistics, UnderSampled
 from quantmill.model import roles
 
 # An expert with fewer tokens than this has a poor estimate of its columns'
@@ -20,32 +19,39 @@ FLOOR_TOKENS = 640
 _ACTIVE = 1e-5
 
 
-def statistics(entry: Entry) -> dict[str, Any]:
+def statistics(entry: Entry) -> Statistics:
     """The statistics that `llama-imatrix --show-statistics` prints, over the mean squares of the columns.
 
-    Sum, mean, standard deviation, extremes; `active`: the share above 1e-5;
-    `entropy` (bits) of the values as shares of their sum; `z_over_1`: the share
-    more than one standard deviation above the mean. Experts never seen are left out.
+    Experts never seen are left out; all but the counts is None where no expert saw a token.
     """
     seen = np.broadcast_to(entry.counts > 0, len(entry.in_sum2))
     values = entry.mean()[seen].astype(np.float64).reshape(-1)
-    facts: dict[str, Any] = {
+    none = (None,) * 8
+    total, mean, sd, least, most, active, entropy, high = _measured(values) if values.size else none
+    return {
         "columns": entry.in_sum2.shape[1],
         "matrices": len(entry.in_sum2),
         "count_min": int(entry.counts.min()),
         "count_max": int(entry.counts.max()),
+        "sum": total,
+        "mean": mean,
+        "sd": sd,
+        "min": least,
+        "max": most,
+        "active": active,
+        "entropy": entropy,
+        "z_over_1": high,
     }
-    if not values.size:
-        return facts | dict.fromkeys(_MEASURES)
+
+
+def _measured(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Sum, mean, deviation, least, largest, share above 1e-5, entropy in bits, share of high values."""
     total, mean, sd = values.sum(), values.mean(), values.std()
     shares = values[values > 0] / total if total > 0 else np.ones(1)
     entropy = -(shares * np.log2(shares)).sum()
     high = (values > mean + sd).mean() if sd > 0 else 0.0
     measured = (total, mean, sd, values.min(), values.max(), (values > _ACTIVE).mean(), entropy, high)
-    return facts | {name: float(value) for name, value in zip(_MEASURES, measured, strict=True)}
-
-
-_MEASURES = ("sum", "mean", "sd", "min", "max", "active", "entropy", "z_over_1")
+    return tuple(map(float, measured))
 
 
 def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
@@ -72,7 +78,7 @@ def report(imatrix: Imatrix, header: ggufio.Header, why_missing: str) -> importa
                 "name": name,
                 "role": role,
                 "layer": layer,
-                **statistics(entry),  # type: ignore[typeddict-item]
+                **statistics(entry),
                 "cosine": None if before is None else cosine(entry.in_sum2, before.in_sum2),
             }
         )

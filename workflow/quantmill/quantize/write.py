@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,7 +223,7 @@ def facts_of(parts: list[Part], *, tensors: int, tried: str) -> Facts:
     }
 
 
-def imatrix_facts(config: ImatrixFile | None, imatrix: Imatrix | None) -> dict[str, Any] | None:
+def imatrix_facts(config: ImatrixFile | None, imatrix: Imatrix | None) -> output.ImatrixFacts | None:
     """What the file's metadata say of the imatrix, as llama-quantize writes it; a bare name, no path."""
     if config is None or imatrix is None:
         return None

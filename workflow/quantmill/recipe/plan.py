@@ -20,7 +20,7 @@ from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
 from quantmill.formats import allocation as formats
 from quantmill.formats.ggufio import Header, Tensor, padded, serialize
-from quantmill.formats.output import llama_order, output_kv
+from quantmill.formats.output import ImatrixFacts, llama_order, output_kv
 from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
 from quantmill.formats.settings import ImatrixFile
 from quantmill.formats.types import (
@@ -125,7 +125,9 @@ def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> froz
 def metadata_bytes(header: Header, plan: Plan, imatrix: ImatrixFile | None) -> int:
     """Bytes of the output's header, which names the file and dataset of `imatrix`."""
     # The counts are u32: their values do not change the size.
-    named = {**imatrix, "entries": 1, "chunks": 1} if imatrix is not None and plan.imatrix else None
+    named: ImatrixFacts | None = None
+    if imatrix is not None and plan.imatrix:
+        named = {"file": imatrix["file"], "dataset": imatrix["dataset"], "entries": 1, "chunks": 1}
     kv = output_kv(header, plan.recipe.base.file_type, named)
     kv |= weights_only(header.kv, with_scale(plan.rows))
     tensors = [(row.name, known(row.type).id, row.shape) for row in plan.rows]
