@@ -34,7 +34,7 @@ from quantmill.quantize.write import Source
 from quantmill.sensitivity import measure, predict
 from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.probe import Prober, divergence
-from quantmill.sensitivity.session import Found, Session
+from quantmill.sensitivity.session import ProbeResult, Session
 from quantmill.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
@@ -71,7 +71,7 @@ class Bench:
         return [sys.executable, "-m", "quantmill.sensitivity.measure", *map(str, words)]
 
     def run(self, types: list[str], minutes: float = 60, imatrix: bool = True) -> tuple[list, dict, str]:
-        """The rows, the report, and what was said."""
+        """The rows, the report, and the log."""
         command = self.command(types, minutes, imatrix)
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def dequantized(choice: Choice, source: Source, kind: str) -> np.ndarray:
 
 def logits(model: Path, chunks: np.ndarray) -> np.ndarray:
     """Of the scored positions of every chunk, [n, vocabulary], of a file loaded as any file is."""
-    found = []
+    parts = []
     with Evaluator(model, context=CONTEXT, batch=CONTEXT, threads=2) as evaluator:
         for chunk in chunks:
             evaluator.clear()
@@ -107,8 +107,8 @@ def logits(model: Path, chunks: np.ndarray) -> np.ndarray:
             if evaluator.bos is not None:
                 tokens[0] = evaluator.bos
             evaluator.decode(tokens, 0, CONTEXT // 2)
-            found.append(evaluator.logits(CONTEXT // 2)[: CONTEXT // 2 - 1].copy())
-    return np.concatenate(found)
+            parts.append(evaluator.logits(CONTEXT // 2)[: CONTEXT // 2 - 1].copy())
+    return np.concatenate(parts)
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_a_probe_is_the_divergence_of_a_file_with_that_tensor(llama: Bench, tmp_
         path = tmp_path / "changed.gguf"
         path.write_bytes(changed)
         with ThreadPoolExecutor(2) as pool:
-            found = divergence(reference, logits(path, llama.chunks), pool).mean()
-        assert rows[choice.name, choice.type].kld == pytest.approx(found, rel=1e-6, abs=1e-9)
+            expected = divergence(reference, logits(path, llama.chunks), pool).mean()
+        assert rows[choice.name, choice.type].kld == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_the_native_type_s_own_divergence_is_near(llama: Bench, tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_the_native_type_s_own_divergence_is_near(llama: Bench, tmp_path: Path) 
             part = quantized if tensor.name == choice.name else llama.source.data(tensor.name)
             file.write(part.tobytes() + bytes(-part.nbytes % ggufio.ALIGNMENT))
     with ThreadPoolExecutor(2) as pool:
-        found = divergence(reference, logits(tmp_path / "native.gguf", llama.chunks), pool).mean()
+        expected = divergence(reference, logits(tmp_path / "native.gguf", llama.chunks), pool).mean()
     row = rows[choice.name, "iq3_s"]
-    assert row.kld == pytest.approx(found, rel=0.1) and row.estimate > row.kld
+    assert row.kld == pytest.approx(expected, rel=0.1) and row.estimate > row.kld
 
 
 def test_every_choice_is_measured_and_the_floor_is_zero(llama: Bench) -> None:
@@ -182,8 +182,8 @@ def test_every_choice_is_measured_and_the_floor_is_zero(llama: Bench) -> None:
 
 def test_a_run_on_the_same_store_probes_nothing_again(llama: Bench) -> None:
     before = (llama.folder / "s.tsv").read_bytes(), (llama.folder / "s.json").read_bytes()
-    _, _, said = llama.run(["iq3_s", "q5_K"])
-    assert " 0 units made" in said and "loading" not in said
+    _, _, log = llama.run(["iq3_s", "q5_K"])
+    assert " 0 units made" in log and "loading" not in log
     assert ((llama.folder / "s.tsv").read_bytes(), (llama.folder / "s.json").read_bytes()) == before
 
 
@@ -196,11 +196,13 @@ def test_a_further_type_takes_only_its_own_probes(llama: Bench) -> None:
     assert len(rows) == 48
 
 
-def test_a_small_budget_is_kept_and_the_rest_predicted(llama: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_budget_is_respected_and_the_rest_predicted(
+    llama: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def taking_ten_seconds(method: Any) -> Any:
         return lambda *args: replace(method(*args), seconds=10.0, quantize=0.0)
 
-    for name in ("probe", "floor"):
+    for name in ("probe", "noise_floor"):
         monkeypatch.setattr(Session, name, taking_ten_seconds(getattr(Session, name)))
     words = llama.command(["iq3_s", "q5_K"], minutes=1.5)[3:]
     monkeypatch.setattr(sys, "argv", ["measure", *words])
@@ -245,8 +247,10 @@ def test_a_quantized_source_is_probed_as_f16(tmp_path: Path) -> None:
     IMATRIX[tmp_path / "q8.gguf"] = IMATRIX[LLAMA]
     rows, report, _ = Bench(tmp_path, tmp_path / "q8.gguf").run(["q4_K", "q8_0"])
     assert report["expanded"] == "f16" and "quantized" in report["warnings"][-1]
-    kept = [row for row in rows if row.type == "q8_0"]
-    assert len(kept) == 16 and all((row.kld, row.error, row.how) == (0.0, 0.0, "measured") for row in kept)
+    unchanged = [row for row in rows if row.type == "q8_0"]
+    assert len(unchanged) == 16 and all(
+        (row.kld, row.error, row.how) == (0.0, 0.0, "measured") for row in unchanged
+    )
     assert all(row.kld > 0 for row in rows if row.type == "q4_K")
     assert not list(tmp_path.glob(".expanded*"))
 
@@ -261,8 +265,8 @@ def test_a_killed_run_loses_one_probe_at_most(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
     assert not (tmp_path / "s.tsv").exists()
     finished = bench.units()
-    rows, report, said = bench.run(["q4_K", "q5_K"])
-    made = int(re.search(r"(\d+) units made", said)[1])
+    rows, report, log = bench.run(["q4_K", "q5_K"])
+    made = int(re.search(r"(\d+) units made", log)[1])
     assert report["probes"] == len(rows) == 32
     assert made == 2 + 64 + 32 + 1 + 1 - finished  # the floor after them, and what is rounded
     once = (tmp_path / "s.tsv").read_bytes()
@@ -345,14 +349,14 @@ def test_a_probe_that_gives_no_number_is_named_and_the_run_goes_on(
 
         monkeypatch.setattr(session.expansion, "convert", infinite)
         probed = measure.probe(session, todo, table, 60.0, Log(tmp_path / "log"))
-        after = session.floor([todo[i] for i in probed.found])
+        after = session.noise_floor([todo[i] for i in probed.results])
     assert after.mean == 0
-    assert [i for i, found in probed.found.items() if not found.finite] == [2]
+    assert [i for i, result in probed.results.items() if not result.finite] == [2]
     kld, se = probed.arrays(len(todo))
-    rows = measure.damages(todo, errors, probed, predict.fit(table, kld, se))
+    rows = measure.make_rows(todo, errors, probed, predict.fit(table, kld, se))
     assert {row.name for row in rows} == {choice.name for choice in todo} - {broken.name}
-    said = measure.warnings(todo, probed, [], [], False)
-    assert said[0] == f"{broken.name} at q4_K is left out: the model with it gives what is no number"
+    texts = measure.warnings(todo, probed, [], [], False)
+    assert texts[0] == f"{broken.name} at q4_K is left out: the model with it gives what is no number"
 
 
 def test_values_too_large_for_the_precision_are_no_number(
@@ -385,7 +389,7 @@ def test_too_little_memory_is_refused_with_what_is_needed(
         _Sessions(bench)(pool, quantizer, {"output.weight"}) as session,
         pytest.raises(QuantmillError) as refused,
     ):
-        session.floor()
+        session.noise_floor()
     assert re.fullmatch(
         r".*tiny-llama\.gguf: needs [\d,]+ bytes of memory to be probed \([\d,]+ for its weights, [\d,]+ for "
         r"its predictions\), and this machine has 10,000,000 left; use a larger machine, or fewer chunks",
@@ -398,8 +402,8 @@ def test_a_floor_that_is_not_zero_is_an_error(tmp_path: Path, monkeypatch: pytes
     measured = Prober.measure
 
     def drifted(self: Prober) -> Any:
-        found = measured(self)
-        return type(found)(found.kld + 1e-9, found.seconds, found.forward)
+        probe = measured(self)
+        return type(probe)(probe.kld + 1e-9, probe.seconds, probe.forward)
 
     monkeypatch.setattr(Prober, "measure", drifted)
     with (
@@ -408,24 +412,24 @@ def test_a_floor_that_is_not_zero_is_an_error(tmp_path: Path, monkeypatch: pytes
         _Sessions(bench)(pool, quantizer, {"output.weight"}) as session,
         pytest.raises(QuantmillError, match="against itself gives a KLD of 1e-09, not 0"),
     ):
-        session.floor()
+        session.noise_floor()
 
 
 class _Fake:
     """A session whose probes take ten seconds each."""
 
     def __init__(self, names: set[str]) -> None:
-        self.names, self.asked = names, []
+        self.names, self.probed = names, []
 
     def used(self) -> set[str]:
         return self.names
 
-    def floor(self) -> Found:
-        return Found([0.0], 9.0, 8.0)
+    def noise_floor(self) -> ProbeResult:
+        return ProbeResult([0.0], 9.0, 8.0)
 
-    def probe(self, choice: Choice) -> Found:
-        self.asked.append(choice)
-        return Found([0.1, 0.2], 9.0, 8.0, 1.0)
+    def probe(self, choice: Choice) -> ProbeResult:
+        self.probed.append(choice)
+        return ProbeResult([0.1, 0.2], 9.0, 8.0, 1.0)
 
 
 def test_minutes_are_honoured_and_unused_tensors_left_alone(tmp_path: Path) -> None:
@@ -435,8 +439,8 @@ def test_minutes_are_honoured_and_unused_tensors_left_alone(tmp_path: Path) -> N
     table = measure.table_of(todo, [measure.Error(0.01, 0.0, 0.0)] * len(todo))
     session = _Fake(used)
     probed = measure.probe(session, todo, table, 75.0, Log(tmp_path / "log"))
-    assert len(probed.found) == len(session.asked) == 7 and probed.seconds == 70
-    assert len({choice.name for choice in session.asked}) == 7  # the first round: one a tensor
+    assert len(probed.results) == len(session.probed) == 7 and probed.seconds == 70
+    assert len({choice.name for choice in session.probed}) == 7  # the first round: one a tensor
     everything = measure.probe(_Fake(used), todo, table, 1e9, Log(tmp_path / "log"))
-    assert len(everything.found) == 2 * len(used)
+    assert len(everything.results) == 2 * len(used)
     assert "30 of 30 probes" in (tmp_path / "log").read_text("utf-8")

@@ -408,7 +408,7 @@ def test_the_log_of_a_dry_run_is_read() -> None:
         parse_log("another format")
 
 
-def test_nvfp4_gets_its_second_scales_where_llama_cpp_applies_them() -> None:
+def test_nvfp4_gets_its_per_tensor_scales_where_llama_cpp_applies_them() -> None:
     text = "base: F16\nrules: [{role: [ffn_up_exps, ffn_down_shexp, token_embd], type: nvfp4}]"
     plan = plan_of(MOE, text)
     rows = by_name(plan)

@@ -26,10 +26,10 @@ from quantmill.sensitivity import errors
 from quantmill.sensitivity.candidates import choices
 from quantmill.sensitivity.errors import Error, added, error, moments, relative_error, rounding, sample
 from quantmill.sensitivity.expand import Expansion
-from quantmill.sensitivity.measure import Probed, damages, warnings
+from quantmill.sensitivity.measure import Probed, make_rows, warnings
 from quantmill.sensitivity.predict import Prediction
 from quantmill.sensitivity.probe import Prober, divergence
-from quantmill.sensitivity.session import Found
+from quantmill.sensitivity.session import ProbeResult
 from quantmill.store import Store
 
 
@@ -64,11 +64,11 @@ def importance(source: Source, seed: int = 5) -> imatrix.Imatrix:
 def test_a_type_that_does_not_fit_stands_once_under_what_it_becomes(tmp_path):
     source = source_of(tmp_path, width=576)  # no multiple of 256
     todo, left_out = choices(source, matrices(source), POOL, importance(source))
-    found = [choice.type for choice in todo if choice.name == "blk.0.attn_q.weight"]
-    assert found == ["iq4_nl", "q4_0", "q5_0", "q5_1", "q8_0"]
+    types = [choice.type for choice in todo if choice.name == "blk.0.attn_q.weight"]
+    assert types == ["iq4_nl", "q4_0", "q5_0", "q5_1", "q8_0"]
     assert left_out == []
     down = [choice.type for choice in todo if choice.name == "blk.0.ffn_down.weight"]  # 1152 columns
-    assert down == found
+    assert down == types
 
 
 def test_bytes_are_exact_and_tensors_in_the_order_of_a_file(tmp_path):
@@ -111,14 +111,14 @@ def test_the_error_is_weighed_and_its_bias_the_stretch():
     noise = random.standard_normal(values.shape).astype(np.float32) * np.float32(0.01)
     weights = random.random((2, 32)).astype(np.float32)
     quantized = values * np.float32(1.05) + noise
-    found = relative_error(values, quantized, weights, 12)
+    result = relative_error(values, quantized, weights, 12)
     w = weights[:, None].astype(np.float64)
     change, x = quantized.astype(np.float64) - values, values.astype(np.float64)
-    assert found.error == pytest.approx((w * change**2).sum() / (w * x**2).sum(), rel=1e-6)
-    assert found.bias == pytest.approx((w * change * x).sum() / (w * x**2).sum(), rel=1e-6)
-    assert found.bias == pytest.approx(0.05, abs=0.002)
-    assert found.error > found.bias**2
-    assert found.se == 0  # all rows
+    assert result.error == pytest.approx((w * change**2).sum() / (w * x**2).sum(), rel=1e-6)
+    assert result.bias == pytest.approx((w * change * x).sum() / (w * x**2).sum(), rel=1e-6)
+    assert result.bias == pytest.approx(0.05, abs=0.002)
+    assert result.error > result.bias**2
+    assert result.se == 0  # all rows
 
 
 def test_a_tensor_of_zeros_has_no_error():
@@ -133,11 +133,11 @@ def test_the_sampling_error_is_that_of_repeated_samples():
     values = (random.standard_normal((1, rows, 32)) * scale).astype(np.float32)
     quantized = (values + 0.1 * random.standard_normal(values.shape) * scale**2).astype(np.float32)
     drawn = [np.sort(random.permutation(rows)[:80]) for _ in range(300)]
-    found = [relative_error(values[:, d], quantized[:, d], None, rows) for d in drawn]
-    spread = np.std([one.error for one in found])
-    assert np.mean([one.se for one in found]) == pytest.approx(spread, rel=0.15)
+    samples = [relative_error(values[:, d], quantized[:, d], None, rows) for d in drawn]
+    spread = np.std([one.error for one in samples])
+    assert np.mean([one.se for one in samples]) == pytest.approx(spread, rel=0.15)
     whole = relative_error(values, quantized, None, rows)
-    assert np.mean([one.error for one in found]) == pytest.approx(whole.error, rel=0.02)
+    assert np.mean([one.error for one in samples]) == pytest.approx(whole.error, rel=0.02)
 
 
 def test_large_tensors_are_sampled_evenly_over_their_matrices(monkeypatch):
@@ -162,17 +162,17 @@ def test_the_table_is_of_what_quantizing_makes(tmp_path, monkeypatch, sampled):
     with ThreadPoolExecutor(1) as pool, Quantizer("e", store, 1) as quantizer:
         for choice in (c for c in todo if c.name == "blk.0.ffn_up.weight"):
             data = source.data(choice.name)
-            found = error(choice, data, quantizer, pool, 1)
+            result = error(choice, data, quantizer, pool, 1)
             task, shape = choice.task, choice.row.shape
             quantized = Conversion(pool, 1, data, "f32", task.type, shape, task.importance).result()
             values = Conversion(pool, 1, quantized, task.type, "f32", shape, None).result().view(np.float32)
             x = data.view(np.float32).reshape(shape[::-1]).astype(np.float64)
             change = values.reshape(x.shape) - x
             expected = (choice.importance * change**2).sum() / (choice.importance * x**2).sum()
-            assert found.error == pytest.approx(expected, rel=1e-6 if not sampled else 0.1)
-            assert abs(found.error - expected) <= 4 * found.se if sampled else found.se == 0
+            assert result.error == pytest.approx(expected, rel=1e-6 if not sampled else 0.1)
+            assert abs(result.error - expected) <= 4 * result.se if sampled else result.se == 0
             units = (store.made, store.reused)
-            assert error(choice, data, quantizer, pool, 1) == found
+            assert error(choice, data, quantizer, pool, 1) == result
             assert (store.made, store.reused) == (units[0], units[1] + 1)
 
 
@@ -194,9 +194,9 @@ def test_the_divergence_is_right_however_small(size):
     reference = (random.standard_normal((70, 3000)) * 4).astype(np.float32)
     logits = (reference + size * random.standard_normal(reference.shape)).astype(np.float32)
     with ThreadPoolExecutor(2) as pool:
-        found = divergence(reference, logits, pool)
-    assert found == pytest.approx(exact(reference, logits), rel=2e-3, abs=3e-10)
-    assert found.mean() == pytest.approx(exact(reference, logits).mean(), rel=1e-3)
+        kld = divergence(reference, logits, pool)
+    assert kld == pytest.approx(exact(reference, logits), rel=2e-3, abs=3e-10)
+    assert kld.mean() == pytest.approx(exact(reference, logits).mean(), rel=1e-3)
 
 
 def test_a_model_against_itself_is_exactly_zero():
@@ -246,10 +246,10 @@ def test_a_source_in_full_precision_is_taken_as_it_is(tmp_path):
 
 def test_the_weights_are_put_back_after_a_probe_that_fails(monkeypatch):
     class Weights:
-        said = ()
+        calls = ()
 
         def set(self, name, data):
-            self.said += ((name, data),)
+            self.calls += ((name, data),)
 
     prober = Prober.__new__(Prober)
     prober.weights = weights = Weights()
@@ -260,7 +260,7 @@ def test_the_weights_are_put_back_after_a_probe_that_fails(monkeypatch):
     monkeypatch.setattr(prober, "measure", failing)
     with pytest.raises(KeyboardInterrupt):
         prober.probe("x", "new", "old")
-    assert weights.said == (("x", "new"), ("x", "old"))
+    assert weights.calls == (("x", "new"), ("x", "old"))
 
 
 # --- what rounding the input adds ----------------------------------------------
@@ -279,13 +279,13 @@ def test_the_error_of_rounded_inputs_is_that_of_the_products():
     weights = random.standard_normal((64, 512)).astype(np.float16)
     sums = moments(rows[:100]) + moments(rows[100:])
     with ThreadPoolExecutor(1) as pool:
-        found = rounding(sums, weights.view(np.uint8).reshape(-1), "f16", (512, 64), "x.weight", pool)
+        rounded = rounding(sums, weights.view(np.uint8).reshape(-1), "f16", (512, 64), "x.weight", pool)
     w = weights.astype(np.float64)
-    for value, block in zip(found, (32, 256), strict=True):
+    for value, block in zip(rounded, (32, 256), strict=True):
         lost = ((q8(rows, block) - rows) @ w.T) ** 2
         energy = (w**2 * (rows.astype(np.float64) ** 2).mean(axis=0)).sum()
         assert value == pytest.approx(lost.mean(axis=0).sum() / energy, rel=0.05)
-    assert found[1] > 1.5 * found[0] > 0
+    assert rounded[1] > 1.5 * rounded[0] > 0
 
 
 def test_rows_that_are_no_whole_blocks_add_nothing():
@@ -304,24 +304,24 @@ def test_the_length_of_a_types_blocks_is_that_of_its_activations():
     of_type.restype = ctypes.POINTER(Traits)
     names = {number: name for name, number in type_ids().items()}
     for kind in WRITABLE:
-        found = added({"x": [1.0, 2.0]}, SimpleNamespace(name="x", type=kind))
+        extra = added({"x": [1.0, 2.0]}, SimpleNamespace(name="x", type=kind))
         rounded_to = names[of_type(type_ids()[kind]).contents.kind]
-        assert found == {"q8_K": 2.0, "q8_0": 1.0, "q8_1": 1.0}.get(rounded_to, 0.0), kind
+        assert extra == {"q8_K": 2.0, "q8_0": 1.0, "q8_1": 1.0}.get(rounded_to, 0.0), kind
     assert added({}, SimpleNamespace(name="token_embd.weight", type="q6_K")) == 0.0
 
 
 # --- rows and warnings -------------------------------------------------------
 
 
-def test_rows_say_how_each_value_was_found(tmp_path):
+def test_rows_say_how_each_value_was_made(tmp_path):
     source = source_of(tmp_path, width=256, quantized="q8_0")
     todo, _ = choices(source, frozenset({"blk.0.attn_q.weight"}), ["q4_K", "q5_K", "q6_K", "q8_0"], None)
     lost = [Error(0.01 / (i + 1), 0.0, 0.0) for i in range(4)]
     nan = math.nan
-    probed = Probed({0: Found([0.2, 0.4], 1.0, 1.0), 1: Found([nan, 0.1], 1.0, 1.0)})
+    probed = Probed({0: ProbeResult([0.2, 0.4], 1.0, 1.0), 1: ProbeResult([nan, 0.1], 1.0, 1.0)})
     more = np.array([0.1, 0.0, 0.5, 0.0])
     guess = Prediction(np.log([0.5, 9.0, 0.05, 9.0]), np.full(4, 0.04), {"misfit": 1 / 3}, more)
-    rows = damages(todo, lost, probed, guess)
+    rows = make_rows(todo, lost, probed, guess)
     assert [(row.type, row.how) for row in rows] == [
         ("q4_K", "measured"),
         ("q6_K", "predicted"),
@@ -333,9 +333,9 @@ def test_rows_say_how_each_value_was_found(tmp_path):
     # as much noise as the model's own error: half way, in logs; and what rounded activations add
     assert rows[0].estimate == pytest.approx(1.1 * math.sqrt(0.3 * 0.5))
     assert rows[1].estimate == pytest.approx(1.5 * rows[1].kld)
-    said = warnings(todo, probed, ["x.weight"], ["y at iq2_s: no"], True)
-    assert said[0] == "blk.0.attn_q.weight at q5_K is left out: the model with it gives what is no number"
-    assert "x.weight" in said[2] and "y at iq2_s" in said[1] and "quantized" in said[-1]
+    texts = warnings(todo, probed, ["x.weight"], ["y at iq2_s: no"], True)
+    assert texts[0] == "blk.0.attn_q.weight at q5_K is left out: the model with it gives what is no number"
+    assert "x.weight" in texts[2] and "y at iq2_s" in texts[1] and "quantized" in texts[-1]
 
 
 def test_the_log_takes_a_corrected_total(tmp_path):

@@ -39,8 +39,10 @@ class Sensitivity(TypedDict):
     probes: int
     predicted: int
     seconds: Annotated[float, "of all probes, when the store's units were made"]
-    forward_seconds: Annotated[float, "of one probe's forward passes, mean"]
-    overhead: Annotated[float, "time of the probes, quantizing left out, over that of their forward passes"]
+    forward_seconds: Annotated[float | None, "of one probe's forward passes, mean; null without probes"]
+    overhead: Annotated[
+        float | None, "time of the probes, quantizing left out, over that of their forward passes"
+    ]
     floor: NoiseFloor
     expanded: Annotated[str | None, "f16 where a quantized source was probed as f16"]
     fit: PredictionFit

@@ -52,12 +52,9 @@ class Chunks(TypedDict):
     engine: NotRequired[str]
 
 
-class Probes(TypedDict):
+class Probes(Chunks):
     """`sensitivity.measure`."""
 
-    corpus: str
-    chunks: int
-    context: int
     minutes: float
     types: list[str]
 

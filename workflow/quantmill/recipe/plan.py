@@ -23,6 +23,7 @@ from quantmill.formats.ggufio import Header, Tensor, padded, serialize
 from quantmill.formats.output import ImatrixFacts, llama_order, output_kv
 from quantmill.formats.plan import MADE, PlanRow, with_scale, write_plan
 from quantmill.formats.settings import ImatrixFile
+from quantmill.formats.settings import Plan as Settings
 from quantmill.formats.types import (
     EXEMPT,
     IK_TYPES,
@@ -340,7 +341,7 @@ def _by_role(rows: Sequence[PlanRow]) -> list[formats.OfRole]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
-    config = args.spec["config"]
+    config: Settings = args.spec["config"]
     header = read_source(args.model)
     try:
         text = args.recipe.read_text(encoding="utf-8")

@@ -40,6 +40,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_text
 from quantmill.formats.ggufio import Header
+from quantmill.formats.settings import Render
 from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
@@ -231,7 +232,7 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Render one recipe for one model."""
-    config = args.spec["config"]
+    config: Render = args.spec["config"]
     header = read_source(args.model)
     variables = facts(header) | {"recipe": config["recipe"]}
     if config.get("importance"):

@@ -1,1 +1,1 @@
-"""What each tensor is worth: quantization errors, probes of the KL divergence, and a model of both."""
+"""The sensitivity of each tensor: quantization errors, probes of the KL divergence, and a model of both."""

@@ -1,4 +1,4 @@
-"""What can be chosen: every quantizable tensor at every type of the pool, with its exact bytes."""
+"""The choices: every quantizable tensor at every candidate type, with its exact bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from quantmill.quantize.write import Source, importance_of, tasks
 class Choice:
     """One tensor at one type: the row that a plan would have for it, and how it is quantized.
 
-    `importance`: f32 [matrices, columns], that of the error, for types too whose quantizer takes none.
+    `importance`, f32 [matrices, columns], weighs the error. It is given for all
+    types, also for those whose quantizer takes none.
     """
 
     row: PlanRow
@@ -41,7 +42,7 @@ class Choice:
         return self.row.type
 
     @property
-    def kept(self) -> bool:
+    def unchanged(self) -> bool:
         """Whether the source has this type already: nothing is lost."""
         return self.row.type == self.row.source_type
 
@@ -55,38 +56,46 @@ class Choice:
 
 
 def choices(
-    source: Source, quantizable: frozenset[str], pool: Sequence[str], imatrix: Imatrix | None
+    source: Source, quantizable: frozenset[str], candidates: Sequence[str], imatrix: Imatrix | None
 ) -> tuple[list[Choice], list[str]]:
     """Every choice, by tensor in the order of a file and then by size; and those left out, in words.
 
-    A type whose blocks do not fit a tensor's rows stands under the type that
-    llama.cpp falls back to, once. A type that needs importance values is left
-    out for tensors that have none.
+    A candidate whose blocks do not fit a tensor's rows is replaced by the type
+    that llama.cpp falls back to; each type is taken once. A type that needs
+    importance values is left out for tensors that have none.
     """
     rows, left_out = [], []
     for name in llama_order(quantizable & source.tensors.keys()):
         tensor = source.tensors[name]
         has_importance = imatrix is not None and name in imatrix.entries
-        for type_name in _types(tensor, pool):
+        for type_name in _types(tensor, candidates):
             if has_importance or type_name == tensor.type or not types.needs_imatrix(type_name, name):
                 rows.append(_row(tensor, type_name))
             else:
                 left_out.append(f"{name} at {type_name}: it needs importance values, and there are none")
     if not rows:
-        raise QuantmillError("no type of the pool suits any tensor", cure="give the pool other types")
+        raise QuantmillError(
+            "no candidate type suits any tensor", cure="give `sensitivity.types` other types"
+        )
     importance = {row.name: importance_of(row, imatrix) for row in rows}
     todo = zip(rows, tasks(rows, source, imatrix), strict=True)
     return [Choice(row, task, importance[row.name]) for row, task in todo], left_out
 
 
-def _types(tensor: Tensor, pool: Sequence[str]) -> list[str]:
-    """The pool's types as this tensor would get them, each once, smallest first."""
-    fitting = {types.fallback(type_name, tensor.shape[0]) for type_name in pool}
-    return sorted(fitting, key=lambda name: (types.tensor_bytes(name, tensor.shape), name))
+def _types(tensor: Tensor, candidates: Sequence[str]) -> list[str]:
+    """The types that this tensor would get, each once, smallest first."""
+    possible = {types.fallback(type_name, tensor.shape[0]) for type_name in candidates}
+    return sorted(possible, key=lambda name: (types.tensor_bytes(name, tensor.shape), name))
 
 
 def _row(tensor: Tensor, type_name: str) -> PlanRow:
     return PlanRow(
-        tensor.name, role_of(tensor.name), layer_of(tensor.name), tensor.shape, tensor.type, type_name,
-        types.tensor_bytes(type_name, tensor.shape), "",
-    )  # fmt: skip
+        name=tensor.name,
+        role=role_of(tensor.name),
+        layer=layer_of(tensor.name),
+        shape=tensor.shape,
+        source_type=tensor.type,
+        type=type_name,
+        bytes=types.tensor_bytes(type_name, tensor.shape),
+        reason="",
+    )

@@ -1,19 +1,20 @@
-"""The error table: what quantizing costs a tensor's own values, weighed by the importance matrix.
+"""The error table: how much quantizing changes a tensor's own values, weighted by the importance matrix.
 
-And what rounding its input adds to that, which no probe sees: it replaces weights alone.
+And the error that rounding the tensor's input adds. A probe does not see it: it replaces weights alone.
 
-The error of a tensor at a type is the sum over its elements of w (q - x)^2
-over that of w x^2, with x the source's values, q the quantized ones and w the
-importance of the element's column (1 where there is none). Its bias is the sum
-of w x (q - x) over the same: by how much the type shrinks or stretches the
-tensor as a whole, so that error = noise + bias^2. Of large tensors a sample of
-rows is taken.
+The error of a tensor at a type is the sum over its elements of w (q - x)^2,
+divided by the sum of w x^2. Here x are the source's values, q the quantized
+ones, and w is the importance of the element's column (1 where there is none).
+The bias is the sum of w x (q - x), divided by the same sum: by how much the type
+shrinks or stretches the tensor as a whole. So error = noise + bias^2. Of large
+tensors a sample of rows is taken.
 
-A quantized weight is multiplied by activations that are rounded to 8 bits, in
-blocks as long as its type's: 256 for k- and i-quants (Q8_K), 32 for the others
-(Q8_0, Q8_1), with a step of their largest magnitude over 127. On the same scale
-the error of that is the sum over rows i and columns j of W_ij^2 E[r_j^2] over
-that of W_ij^2 E[x_j^2], with x the input and r what rounding changes of it.
+A quantized weight is multiplied by activations that are rounded to 8 bits. The
+blocks of the rounding are as long as those of the type: 256 for k- and i-quants
+(Q8_K), 32 for the others (Q8_0, Q8_1). The step is the block's largest magnitude
+over 127. On the same scale, the error of rounding is the sum over rows i and
+columns j of W_ij^2 E[r_j^2], divided by the sum of W_ij^2 E[x_j^2], with x the
+input and r what rounding changes of it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _TINY: Final = np.finfo(np.float32).tiny
 
 
 class Error(NamedTuple):
-    """The error of a choice, its standard error (0 where no row was left out), and the bias in it."""
+    """The error of a choice, its standard error (0 where all rows were taken), and its bias."""
 
     error: float
     se: float
@@ -57,17 +58,20 @@ class Error(NamedTuple):
 def error(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor, version: int) -> Error:
     """The error of a choice: a unit of the store, made on the pool's threads if missing.
 
-    `source` is the tensor's data. A tensor taken whole is quantized through the
-    store, as files will be; of a sampled one the figures alone are kept.
+    `source` is the tensor's data. A tensor that is taken whole is quantized
+    through the store, so that files use it again. Of a sampled one only the
+    figures are stored.
     """
-    if choice.kept:
+    if choice.unchanged:
         return Error(0.0, 0.0, 0.0)
     weights = choice.importance
     key = Store.key(
-        "sensitivity.errors", version, quantized=choice.task.key(quantizer.engine),
+        "sensitivity.errors",
+        version,
+        quantized=choice.task.key(quantizer.engine),
         importance=None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest(),
         sampled_above=SAMPLED_ABOVE,
-    )  # fmt: skip
+    )
 
     def make() -> bytes:
         return json.dumps(_measure(choice, source, quantizer, pool)).encode()
@@ -76,9 +80,9 @@ def error(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor, v
 
 
 def sample(shape: tuple[int, ...], name: str) -> NDArray[np.int64] | None:
-    """The rows [matrices, n] of a tensor that are drawn, as many of each matrix; None for all of them.
+    """The sampled rows [matrices, n] of a tensor, equally many of each matrix; None for all rows.
 
-    Drawn at random, by a seed that the tensor's name gives: rows have periods (heads).
+    They are random, as rows have periods (heads). The tensor's name gives the seed.
     """
     rows, matrices = shape[1], math.prod(shape[2:])
     if math.prod(shape) <= SAMPLED_ABOVE:
@@ -94,23 +98,23 @@ def relative_error(
     weights: NDArray[np.float32] | None,
     rows: int,
 ) -> Error:
-    """The error of quantized values [matrices, n, columns], which may be a sample of `rows` rows in all.
+    """The error of quantized values [matrices, n, columns], all or a sample of `rows` rows.
 
     `weights` [matrices, columns]. The error is a ratio of two sums over rows; its
     standard error is the usual one of a ratio under sampling without replacement.
     """
     w = np.ones((len(values), values.shape[2]), np.float32) if weights is None else weights
     change = quantized - values
-    energy, lost, along = (
+    energy, change_energy, along = (
         np.einsum("mrc,mrc,mc->mr", one, other, w, dtype=np.float64).reshape(-1)
         for one, other in ((values, values), (change, change), (values, change))
     )
     total, drawn = float(energy.sum()), len(energy)
     if total == 0:
         return Error(0.0, 0.0, 0.0)
-    ratio, bias = float(lost.sum()) / total, float(along.sum()) / total
+    ratio, bias = float(change_energy.sum()) / total, float(along.sum()) / total
     left = 1 - drawn / rows
-    spread = float(((lost - ratio * energy) ** 2).sum()) / max(1, drawn - 1)
+    spread = float(((change_energy - ratio * energy) ** 2).sum()) / max(1, drawn - 1)
     return Error(ratio, math.sqrt(left * drawn * spread) / total, bias)
 
 
@@ -129,20 +133,20 @@ class Inputs:
 
 
 def moments(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[3, columns] of rows [n, columns]: the sum of x^2, and of r^2 for blocks of 32 and of 256.
+    """[3, columns] of rows [n, columns]: the sum of x^2, and that of r^2 for blocks of 32 and of 256.
 
-    0 where the columns are no whole blocks.
+    The latter is 0 where the columns are no whole blocks.
     """
     columns = rows.shape[1]
-    found = np.zeros((1 + len(_BLOCKS), columns))
-    found[0] = np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
+    sums = np.zeros((1 + len(_BLOCKS), columns))
+    sums[0] = np.einsum("rc,rc->c", rows, rows, dtype=np.float64)
     for number, block in enumerate(_BLOCKS, start=1):
         if columns % block == 0:
             blocks = rows.reshape(len(rows), -1, block)
             step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / _STEPS, _TINY)
             change = (np.rint(blocks / step) * step - blocks).reshape(rows.shape)
-            found[number] = np.einsum("rc,rc->c", change, change, dtype=np.float64)
-    return found
+            sums[number] = np.einsum("rc,rc->c", change, change, dtype=np.float64)
+    return sums
 
 
 def rounding(
@@ -157,7 +161,7 @@ def rounding(
 
 
 def added(rounded: Mapping[str, Sequence[float]], choice: Choice) -> float:
-    """What rounding adds to a choice's error: nothing where nothing is multiplied (embeddings) or quantized.
+    """What rounding adds to a choice's error; 0 for embeddings (never multiplied) and unquantized types.
 
     `rounded` is by tensor, as from `rounding`.
     """

@@ -1,4 +1,4 @@
-"""The model that probes replace weights of: the source, or its expansion where it is quantized itself."""
+"""The model whose weights the probes replace: the source, or its expansion where the source is quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXPANDED = "f16"
 
 
 class Expansion:
-    """The source's tensors in the precision in which they are probed: quantized ones as f16, others as is."""
+    """The source's tensors in the precision of the probes: quantized ones as f16, others unchanged."""
 
     def __init__(self, source: Source, pool: Executor, threads: int) -> None:
         self._source, self._pool, self._threads = source, pool, threads
@@ -43,19 +43,18 @@ class Expansion:
         return data if tensor.type == self.precision(name) else self.convert(name, data, tensor.type)
 
     def convert(self, name: str, data: Bytes, kind: str) -> Bytes:
-        """A tensor's bytes in another type, as the precision in which it is probed; rounded to nearest even.
+        """A tensor's bytes, converted from `kind` to the precision of the probes, rounded to nearest even.
 
-        QuantmillError where a value is not finite there.
+        QuantmillError where a value is not finite in that precision.
         """
         shape = self._source.tensors[name].shape
         shape = shape if len(shape) > 1 else (*shape, 1)
-        return Conversion(
-            self._pool, self._threads, data, kind, self.precision(name), shape, None
-        ).result()  # fmt: skip
+        precision = self.precision(name)
+        return Conversion(self._pool, self._threads, data, kind, precision, shape, None).result()
 
     @contextmanager
     def model(self, folder: Path) -> Iterator[Path]:
-        """A GGUF to load: the source itself, or for the time of the block a file in `folder`."""
+        """A GGUF to load: the source itself, or a file in `folder` that is deleted after the block."""
         header = self._source.header
         if not self.needed:
             yield header.path

@@ -1,11 +1,11 @@
-"""Sensitivities that others measured, in the published form of GGUF-Tool-Suite, as a table of damages.
+"""Imports sensitivities in the published form of GGUF-Tool-Suite as a table of sensitivities.
 
-Two tables of comma-separated values. Of the results, a row is a type (`QTYPE`)
-and a column a tensor: the KL divergence with that tensor alone at that type,
-404 where it was not measured, 0 where it had no effect. Of the curve, a row is
-a type and the KL divergence with all tensors at it. The damage of a tensor at a
-type is what was measured of it, times the type's value of the curve over that
-of the type it was measured at.
+They are two tables of comma-separated values. In the results, a row is a type
+(`QTYPE`) and a column a tensor: the KL divergence with that tensor alone at that
+type, 404 where it was not measured, 0 where it had no effect. In the curve, a
+row is a type, with the KL divergence of all tensors at that type. The
+sensitivity of a tensor at a type is its measured value, times the curve's value
+at the type, divided by the curve's value at the type of the measurement.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Final
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import read_user_text, write_json
+from quantmill.files import read_user_text
+from quantmill.formats.allocation import SENSITIVITY, ImportedSensitivity
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
 from quantmill.formats.types import IK_TYPES, fallback, is_quantized, known, named, tensor_bytes
@@ -36,9 +37,9 @@ _SHOWN: Final = 4
 
 @dataclass(frozen=True)
 class Imported:
-    """The rows of a table of damages, and what is to be said of them."""
+    """The rows of a table of sensitivities, and warnings."""
 
-    damages: list[SensitivityRow]
+    rows: list[SensitivityRow]
     warnings: list[str]
 
 
@@ -48,7 +49,7 @@ def read_results(path: Path) -> dict[str, dict[str, float]]:
     names = header[1:]
     twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice:
-        raise QuantmillError(f"the column {twice[0]} stands there twice", path, "remove one")
+        raise QuantmillError(f"the column {twice[0]} is there twice", path, "remove one")
     return {
         line[0]: {
             name: _number(cell, path, f"{line[0]}, {name}")
@@ -64,14 +65,14 @@ def read_curve(path: Path) -> dict[str, float]:
     return {line[0]: _number(line[1], path, line[0]) for line in lines}
 
 
-def damages(
+def convert(
     tensors: Iterable[PlanRow], results: Mapping[str, Mapping[str, float]], curve: Mapping[str, float]
 ) -> Imported:
-    """The damage of each tensor at each type of the curve that llama.cpp or ik_llama.cpp has.
+    """The sensitivity of each tensor at each type of the curve that llama.cpp or ik_llama.cpp has.
 
-    Of several rows of results that of the type nearest on the curve is taken. A
-    tensor that was not measured gets the median of its role, else of all.
-    QuantmillError where a type that was measured is not on the curve.
+    Where the results have several rows, the row whose type is nearest on the
+    curve is used. A tensor that was not measured gets the median of its role, or
+    of all tensors. QuantmillError where a measured type is not on the curve.
     """
     tensors = list(tensors)
     absent = sorted(label for label, value in curve.items() if value == UNMEASURED)
@@ -79,32 +80,40 @@ def damages(
     points, warnings = _points(curve)
     if absent:
         warnings.append(f"404, not measured, at {_some(absent, 'type', 'types')} of the curve: left out")
-    rows = {}
+    measured = {}
     for label, values in results.items():
         if not curve.get(label) and not points.get(named(label) or ""):
             raise QuantmillError(f"the curve has no value for {label}, at which the tensors were measured")
         reference = curve.get(label) or points[named(label) or ""]
-        rows[label] = (reference, _complete(tensors, values, label, warnings))
-    found = []
+        measured[label] = (reference, _complete(tensors, values, label, warnings))
+    rows = []
     for tensor in tensors:
-        seen: set[str] = set()
+        done: set[str] = set()
         for kind, value in points.items():
             real = fallback(kind, tensor.shape[0], "ik" if kind in IK_TYPES else "mainline")
             value = points.get(real, value)
-            if real in seen or not is_quantized(real):
+            if real in done or not is_quantized(real):
                 continue
-            seen.add(real)
-            reference, values = min(rows.values(), key=lambda row: abs(math.log(value / row[0])))
-            found.append(SensitivityRow(
-                tensor.name, tensor.role, tensor.layer, tensor.shape, real, tensor_bytes(real, tensor.shape),
-                kld=values[tensor.name] * value / reference, how="imported",
-            ))  # fmt: skip
+            done.add(real)
+            reference, values = min(measured.values(), key=lambda row: abs(math.log(value / row[0])))
+            rows.append(
+                SensitivityRow(
+                    name=tensor.name,
+                    role=tensor.role,
+                    layer=tensor.layer,
+                    shape=tensor.shape,
+                    type=real,
+                    bytes=tensor_bytes(real, tensor.shape),
+                    kld=values[tensor.name] * value / reference,
+                    how="imported",
+                )
+            )
     warnings += _unused(tensors, results)
-    return Imported(found, warnings)
+    return Imported(rows, warnings)
 
 
 def _points(curve: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-    """The curve's types that an engine has, fewest bits first, and what is odd about it."""
+    """The curve's types that an engine has, fewest bits first, and warnings."""
     warnings = []
     foreign = sorted(label for label in curve if named(label) is None)
     if foreign:
@@ -130,7 +139,7 @@ def _points(curve: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
 def _complete(
     tensors: Sequence[PlanRow], values: Mapping[str, float], label: str, warnings: list[str]
 ) -> dict[str, float]:
-    """A value for every tensor: what was not measured is the median of its role, else of all."""
+    """A value for every tensor; the median of its role, or of all, where it was not measured."""
     measured = {t.name: v for t in tensors if (v := values.get(t.name, UNMEASURED)) != UNMEASURED}
     if not measured:
         raise QuantmillError(f"the row {label} has no value of any tensor of the model")
@@ -170,7 +179,7 @@ def _some(names: Sequence[str], one: str, many: str) -> str:
 
 
 def _read(path: Path) -> list[list[str]]:
-    """The cells of a table whose first column is `QTYPE`, all rows of one length."""
+    """The cells of a table whose first column is `QTYPE`. All rows have the same length."""
     text = read_user_text(path, "check sensitivity.import and sensitivity.curve")
     lines = [line for line in csv.reader(StringIO(text, newline="")) if line]
     if len(lines) < 2 or lines[0][0].strip().lower() != "qtype" or len(lines[0]) < 2:
@@ -184,7 +193,7 @@ def _read(path: Path) -> list[list[str]]:
             raise QuantmillError(f"row {number} has {len(line)} cells, not {len(lines[0])}", path)
     twice = [line[0] for line in lines if [other[0] for other in lines].count(line[0]) > 1]
     if twice:
-        raise QuantmillError(f"the row {twice[0]} stands there twice", path, "remove one")
+        raise QuantmillError(f"the row {twice[0]} is there twice", path, "remove one")
     return [[cell.strip() for cell in line] for line in lines]
 
 
@@ -203,7 +212,7 @@ def _number(cell: str, path: Path, at: str) -> float:
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
-    """Write the table of damages of one model from the two files."""
+    """Write the table of sensitivities of one model from the two files."""
     header = read_source(args.model)
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), "none", ())
     mixture = presets.mixture(header, plain.base, imatrix=False)
@@ -211,21 +220,22 @@ def main(args: argparse.Namespace, log: Log) -> None:
     tensors = [row for row in whole.rows if row.name in mixture.quantizable]
     results, curve = read_results(args.results), read_curve(args.curve)
     try:
-        found = damages(tensors, results, curve)
+        imported = convert(tensors, results, curve)
     except QuantmillError as error:
         raise QuantmillError(str(error), args.results) from None
-    write_sensitivity(args.out, found.damages)
-    write_json(args.report, {
+    report: ImportedSensitivity = {
         "how": "imported",
         "import": args.results.name,
         "curve": args.curve.name,
         "tensors": len(tensors),
-        "types": sorted({row.type for row in found.damages}),
+        "types": sorted({row.type for row in imported.rows}),
         "measured_at": sorted(results),
-        "warnings": found.warnings,
-    })  # fmt: skip
-    log.say(f"{len(found.damages)} damages of {len(tensors)} tensors from {args.results.name}")
-    log.warn(found.warnings)
+        "warnings": imported.warnings,
+    }
+    write_sensitivity(args.out, imported.rows)
+    SENSITIVITY.write(args.report, report)
+    log.say(f"{len(imported.rows)} sensitivities of {len(tensors)} tensors from {args.results.name}")
+    log.warn(imported.warnings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each tensor is worth: its error at every type of the pool, and the KLD that this costs the model."""
+"""Measures the sensitivity of each tensor: its error at every candidate type, and the KLD that it causes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json
+from quantmill.formats.allocation import SENSITIVITY, Sensitivity
 from quantmill.formats.imatrix import read_gguf
 from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
+from quantmill.formats.settings import Probes
 from quantmill.measure.score import load_chunks
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
@@ -24,44 +25,44 @@ from quantmill.recipe import presets
 from quantmill.sensitivity import order, predict
 from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.errors import Error, added, error
-from quantmill.sensitivity.session import Found, Session
+from quantmill.sensitivity.session import ProbeResult, Session
 from quantmill.stages import VERSIONS
 from quantmill.store import Store
 
-_BATCHES: Final = 20  # in which the choices are probed; the model is fitted anew between them
+_BATCHES: Final = 20  # of probes; the model is fitted again after each batch
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What was probed: the choices by their place in the list, in order, and what was found of each."""
+    """The results of the probes, in their order, by the choice's index in the list."""
 
-    found: dict[int, Found]
+    results: dict[int, ProbeResult]
 
     def arrays(self, count: int) -> tuple[predict.Floats, predict.Floats]:
         """KLD and standard error [count], NaN where there is none."""
         kld, se = np.full(count, np.nan), np.full(count, np.nan)
-        for i, found in self.found.items():
-            if found.finite:
-                kld[i], se[i] = found.mean, found.se
+        for i, result in self.results.items():
+            if result.finite:
+                kld[i], se[i] = result.mean, result.se
         return kld, se
 
     @property
     def seconds(self) -> float:
-        """The time they took, whenever that was."""
-        return sum(found.seconds + found.quantize for found in self.found.values())
+        """The time that all probes took, also those of an earlier run."""
+        return sum(result.seconds + result.quantize for result in self.results.values())
 
 
 def table_of(todo: Sequence[Choice], errors: Sequence[Error]) -> predict.Table:
-    """The choices as the model of predict.py takes them."""
+    """The choices in the form of predict.py."""
     tensors = list(dict.fromkeys(choice.name for choice in todo))
     roles = {choice.name: choice.row.role for choice in todo}
-    bias2 = np.array([found.bias**2 for found in errors])
+    bias2 = np.array([row.bias**2 for row in errors])
     return predict.Table(
         tensor=np.array([tensors.index(choice.name) for choice in todo], np.int64),
         roles=[roles[name] for name in tensors],
         bytes=np.array([choice.row.bytes for choice in todo], np.float64),
         elements=np.array([choice.row.elements for choice in todo], np.float64),
-        noise=np.maximum(np.array([found.error for found in errors]) - bias2, 0.0),
+        noise=np.maximum(np.array([row.error for row in errors]) - bias2, 0.0),
         bias2=bias2,
     )
 
@@ -71,42 +72,41 @@ def error_table(
 ) -> list[Error]:
     """The error of every choice."""
     with log.progress("errors", len(todo), "choices") as progress:
-        found = []
+        table = []
         for choice in todo:
-            found.append(
-                error(choice, source.data(choice.name), quantizer, pool, VERSIONS["sensitivity.errors"])
-            )
+            data = source.data(choice.name)
+            table.append(error(choice, data, quantizer, pool, VERSIONS["sensitivity.errors"]))
             progress.add(1)
-    return found
+    return table
 
 
 def probe(session: Session, todo: Sequence[Choice], table: predict.Table, seconds: float, log: Log) -> Probed:
     """Probe the most informative choices first, as many as `seconds` allow.
 
-    What a probe took counts whenever it was made: so a run that was killed goes
-    on with what is left, and a run on the same store decides the same.
-    QuantmillError where there is no time for a single one.
+    A stored probe counts with the time that it took when it was made. So a run
+    that was killed continues with the rest of its time, and a run on the same
+    store gives the same result. QuantmillError where there is no time for one probe.
     """
     used = session.used()
-    pace = session.floor().seconds
+    pace = session.noise_floor().seconds
     if pace > seconds:
         raise QuantmillError(
             f"{seconds / 60:g} minutes are too few for one probe, which takes {pace:.0f} s",
             cure="raise `sensitivity.minutes`, or ask for fewer chunks",
         )
     probed = Probed({})
-    left = np.array([choice.name in used and not choice.kept for choice in todo])
+    left = np.array([choice.name in used and not choice.unchanged for choice in todo])
     batch = list(order.first(table, left))
     with log.progress("probes", min(int(left.sum()), int(seconds / pace)), "probes") as progress:
         while batch:
             for i in batch:
                 if probed.seconds + pace > seconds:
                     return probed
-                probed.found[i] = session.probe(todo[i])
+                probed.results[i] = session.probe(todo[i])
                 left[i] = False
-                pace = probed.seconds / len(probed.found)
+                pace = probed.seconds / len(probed.results)
                 more = min(int(left.sum()), int((seconds - probed.seconds) / pace))
-                progress.expect(len(probed.found) + max(0, more))
+                progress.expect(len(probed.results) + max(0, more))
                 progress.add(1)
             kld, se = probed.arrays(len(todo))
             count = max(1, len(todo) // _BATCHES)
@@ -114,65 +114,79 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
     return probed
 
 
-def damages(
+def make_rows(
     todo: Sequence[Choice], errors: Sequence[Error], probed: Probed, prediction: predict.Prediction
 ) -> list[SensitivityRow]:
-    """A row a choice, measured where it was probed; a choice whose probe gave no number has none.
+    """The rows of the choices, measured or predicted. A choice whose probe gave NaN has no row.
 
-    Estimated is what was measured, drawn to the prediction, or predicted, and what rounded activations add.
+    The estimate combines the measured value with the prediction, or is the
+    prediction; then it adds what rounded activations cost.
     """
-    found = []
+    rows = []
     kld, se = probed.arrays(len(todo))
-    estimate = np.where(np.isnan(kld), prediction.kld, prediction.drawn(kld, se)) * (1 + prediction.more)
-    for i, (choice, lost) in enumerate(zip(todo, errors, strict=True)):
-        row, probe = choice.row, probed.found.get(i)
-        if probe is not None and not probe.finite:
+    estimate = np.where(np.isnan(kld), prediction.kld, prediction.combined(kld, se)) * (1 + prediction.more)
+    for i, (choice, loss) in enumerate(zip(todo, errors, strict=True)):
+        row, result = choice.row, probed.results.get(i)
+        if result is not None and not result.finite:
             continue
-        if choice.kept:
+        if choice.unchanged:
             known, how = (0.0, 0.0), "measured"
-        elif probe is not None:
-            known, how = (probe.mean, probe.se), "measured"
+        elif result is not None:
+            known, how = (result.mean, result.se), "measured"
         else:
             known, how = (float(prediction.kld[i]), float(prediction.se[i])), "predicted"
-        found.append(
-            SensitivityRow(row.name, row.role, row.layer, row.shape, row.type, row.bytes, lost.error, lost.se,
-                   *known, how, 0.0 if choice.kept else float(estimate[i]))
-        )  # fmt: skip
-    return found
+        rows.append(
+            SensitivityRow(
+                name=row.name,
+                role=row.role,
+                layer=row.layer,
+                shape=row.shape,
+                type=row.type,
+                bytes=row.bytes,
+                error=loss.error,
+                error_se=loss.se,
+                kld=known[0],
+                se=known[1],
+                how=how,
+                estimate=0.0 if choice.unchanged else float(estimate[i]),
+            )
+        )
+    return rows
 
 
 def warnings(
     todo: Sequence[Choice], probed: Probed, unused: Sequence[str], left_out: Sequence[str], expanded: bool
 ) -> list[str]:
-    """What a reader of the table must know, a sentence each."""
-    found = [
+    """What a reader of the table must know, one sentence each."""
+    texts = [
         f"{todo[i]} is left out: the model with it gives what is no number"
-        for i, probe in sorted(probed.found.items()) if not probe.finite
-    ]  # fmt: skip
+        for i, result in sorted(probed.results.items())
+        if not result.finite
+    ]
     if left_out:
-        found.append(
+        texts.append(
             f"{len(left_out)} choices are left out, as they need importance values that are missing: "
             + _some(left_out)
         )
     if unused:
-        found.append(
+        texts.append(
             f"{len(unused)} tensors are not used when the model is evaluated, and cannot be probed: "
             + _some(unused)
         )
     tensors = len({choice.name for choice in todo})
-    if len(probed.found) < tensors:
-        found.append(f"{len(probed.found)} probes for {tensors} tensors: give it more minutes")
+    if len(probed.results) < tensors:
+        texts.append(f"{len(probed.results)} probes for {tensors} tensors: give it more minutes")
     if expanded:
-        found.append(
+        texts.append(
             "the source is quantized: what is probed against is its own values as f16, "
             "so that its own loss is not counted"
         )
-    return found
+    return texts
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `sensitivity.measure`."""
-    config = args.spec["config"]
+    config: Probes = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     source = Source(args.model, args.manifest)
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
@@ -183,45 +197,57 @@ def main(args: argparse.Namespace, log: Log) -> None:
     with (
         ThreadPoolExecutor(args.threads) as pool,
         Quantizer(args.spec["engine"], store, args.threads) as quantizer,
-        Session(source, {choice.name for choice in todo}, chunks, identity=identity, quantizer=quantizer,
-                pool=pool, folder=args.out.parent, log=log) as session,
-    ):  # fmt: skip
-        before = session.floor()  # a model that cannot be held is refused before any work
+        Session(
+            source,
+            {choice.name for choice in todo},
+            chunks,
+            identity=identity,
+            quantizer=quantizer,
+            pool=pool,
+            folder=args.out.parent,
+            log=log,
+        ) as session,
+    ):
+        before = session.noise_floor()  # a model that does not fit the memory is refused before any work
         errors = error_table(todo, source, quantizer, pool, log)
         table = table_of(todo, errors)
         probed = probe(session, todo, table, config["minutes"] * 60, log)
-        after = session.floor([todo[i] for i in probed.found])
+        after = session.noise_floor([todo[i] for i in probed.results])
         used, expanded = session.used(), session.expansion.needed
         rounded = session.rounding()
     kld, se = probed.arrays(len(todo))
     more = np.array([added(rounded, choice) for choice in todo])
     prediction = predict.fit(table, kld, se, more)
-    rows = damages(todo, errors, probed, prediction)
+    rows = make_rows(todo, errors, probed, prediction)
     unused = [name for name in dict.fromkeys(choice.name for choice in todo) if name not in used]
-    forward = sum(found.forward for found in probed.found.values())
-    spent = sum(found.seconds for found in probed.found.values())
-    report = {
-        **{key: config[key] for key in ("corpus", "chunks", "context", "minutes", "types")},
+    forward = sum(result.forward for result in probed.results.values())
+    spent = sum(result.seconds for result in probed.results.values())
+    report: Sensitivity = {
+        "corpus": config["corpus"],
+        "chunks": config["chunks"],
+        "context": config["context"],
+        "minutes": config["minutes"],
+        "types": config["types"],
         "tokens": chunks.shape[0] * (chunks.shape[1] // 2 - 1),
         "tensors": len({row.name for row in rows}),
         "choices": len(rows),
-        "probes": len(probed.found),
+        "probes": len(probed.results),
         "predicted": sum(row.how == "predicted" for row in rows),
         "seconds": round(probed.seconds, 3),
-        "forward_seconds": round(forward / len(probed.found), 3) if forward else None,
+        "forward_seconds": round(forward / len(probed.results), 3) if forward else None,
         "overhead": round(spent / forward, 4) if forward else None,
         "floor": {"before": before.mean, "after": after.mean},
         "expanded": "f16" if expanded else None,
-        "fit": prediction.parameters | {"cross_validated": predict.cross_validated(table, kld, se)},
+        "fit": {**prediction.parameters, "cross_validated": predict.cross_validated(table, kld, se)},
         "left_out": left_out,
         "unused": unused,
         "warnings": warnings(todo, probed, unused, left_out, expanded),
     }
     write_sensitivity(args.out, rows)
-    write_json(args.report, report)
+    SENSITIVITY.write(args.report, report)
     log.warn(report["warnings"])
     log.say(
-        f"{len(rows)} choices of {report['tensors']} tensors, {len(probed.found)} probed in "
+        f"{len(rows)} choices of {report['tensors']} tensors, {len(probed.results)} probed in "
         f"{probed.seconds:.1f} s; {store.made} units made, {store.reused} reused"
     )
 

@@ -1,15 +1,18 @@
-"""Which probes come first: those that most would change what an allocation decides.
+"""The order of probes: first those that are most likely to change the allocation.
 
-First a probe a tensor, at the middle type of its choices, the largest tensors
-first: it gives the tensor its scale. Then, in batches between which the model
-of predict.py is fitted anew, the choices with the highest expected gain. At a
-price of bytes (nats a byte) an allocation takes of each tensor the choice of
-least kld + price * bytes; a probe gains where the truth may turn that decision:
-by as much as a choice may fall below the one now taken, or as the taken one may
-rise above the next. Its expectation, for a KLD whose log is normal, is that of
-a put or a call option (Black and Scholes, 1973). It is averaged over prices
-from those at which nearly all tensors have their smallest type to those at
-which nearly all have their largest.
+The first round probes each tensor once, at the middle type of its choices, the
+largest tensors first. This gives the tensor its scale. Then come batches of the
+choices with the highest expected gain; the model of predict.py is fitted again
+after each batch.
+
+At a price of bytes (nats per byte), an allocation takes for each tensor the
+choice with the least kld + price * bytes. A probe has a gain where its result
+changes that decision: another choice turns out to cost less than the one now
+taken, or the taken one more than the next best. The gain is the difference. For
+a KLD whose log is normal, its expectation is that of a put or a call option
+(Black and Scholes, 1973). It is averaged over prices, from those at which nearly
+all tensors have their smallest type to those at which nearly all have their
+largest.
 """
 
 from __future__ import annotations
@@ -27,48 +30,51 @@ _erf: Final = np.frompyfunc(math.erf, 1, 1)
 
 
 def first(table: Table, left: Flags) -> NDArray[np.int64]:
-    """One choice a tensor, of those `left` [n]: the middle one by size; of the largest tensor first."""
+    """One choice of each tensor, of those `left` [n]: the middle one by size. Largest tensors first."""
     tensors = [own[left[own]] for own in _by_tensor(table)]
     middle = [own[np.argsort(table.bytes[own], kind="stable")[len(own) // 2]] for own in tensors if len(own)]
     return np.array(sorted(middle, key=lambda i: (-table.elements[i], i)), np.int64)
 
 
 def following(table: Table, predicted: Prediction, kld: Floats, left: Flags, count: int) -> NDArray[np.int64]:
-    """The `count` most informative of the choices `left` [n]; `kld` [n] is what was measured, else NaN."""
+    """The `count` most informative choices of those `left` [n]; `kld` [n] is measured, or NaN."""
     value = np.where(np.isfinite(kld), kld, predicted.kld)
     gain = np.zeros(len(value))
     for price in prices(table, value):
         cost = value + price * table.bytes
-        taken, rival = decisions(table, cost)
-        turn = rival - price * table.bytes  # the KLD at which the decision turns
+        taken, alternative = decisions(table, cost)
+        turn = alternative - price * table.bytes  # the KLD at which the decision changes
         gain += expected_gain(predicted, turn, taken) / max(float(value[taken].sum()), 1e-30)
-    found = np.flatnonzero(left)
-    return found[np.argsort(-gain[found], kind="stable")[:count]]
+    rest = np.flatnonzero(left)
+    return rest[np.argsort(-gain[rest], kind="stable")[:count]]
 
 
 def prices(table: Table, value: Floats) -> Floats:
-    """Prices of a byte at which decisions fall: quantiles of the slopes between neighbouring sizes."""
+    """Prices of a byte at which decisions change: quantiles of the slopes between neighbouring sizes."""
     slopes = []
     for own in _by_tensor(table):
         own = own[np.argsort(table.bytes[own], kind="stable")]
         more, less = np.diff(table.bytes[own]), -np.diff(value[own])
         slopes.append(less[(more > 0) & (less > 0)] / more[(more > 0) & (less > 0)])
-    found = np.concatenate(slopes)
-    return np.quantile(found, np.linspace(0.05, 0.95, _PRICES)) if len(found) else np.zeros(1)
+    all_slopes = np.concatenate(slopes)
+    if not len(all_slopes):
+        return np.zeros(1)
+    return np.quantile(all_slopes, np.linspace(0.05, 0.95, _PRICES))
 
 
 def decisions(table: Table, cost: Floats) -> tuple[Flags, Floats]:
-    """Which choices [n] are taken at these costs; and the cost of each one's rival.
+    """Which choices [n] are taken at these costs, and the cost of the alternative to each choice.
 
-    That is the taken one's, and for the taken one the next best's (infinite where there is none).
+    The alternative is the taken choice; for the taken choice it is the next best
+    one (infinite cost where there is none).
     """
-    taken, rival = np.zeros(len(cost), bool), np.empty(len(cost))
+    taken, alternative = np.zeros(len(cost), bool), np.empty(len(cost))
     for own in _by_tensor(table):
         order = own[np.argsort(cost[own], kind="stable")]
         taken[order[0]] = True
-        rival[own] = cost[order[0]]
-        rival[order[0]] = cost[order[1]] if len(order) > 1 else np.inf
-    return taken, rival
+        alternative[own] = cost[order[0]]
+        alternative[order[0]] = cost[order[1]] if len(order) > 1 else np.inf
+    return taken, alternative
 
 
 def expected_gain(predicted: Prediction, turn: Floats, taken: Flags) -> Floats:

@@ -1,22 +1,23 @@
-"""The damage of choices that were not probed, from the error table and the probes that were made.
+"""Predicts the KLD of choices that were not probed, from the error table and the probes.
 
 The KLD of tensor t at type q is modelled as
 
     kld = A_t (noise + R_t bias^2) ^ P_t
 
-where error = noise + bias^2 is the error table's. Noise is what each weight is
-off by as by chance, bias what the whole tensor is shrunk or stretched by: of
-the same energy, the second does R_t times the damage, for it does not average
-out over a row (measured: R is up to 200, and without it the error of q2_K and
-iq3_s, which have a bias, misleads). P is near 1, and less where a model has
-routers: what tips an expert's choice grows with the root of the error.
+where error = noise + bias^2 comes from the error table. Noise is the random
+change of each weight; bias is how much the whole tensor is shrunk or stretched.
+At the same energy, bias costs R_t times as much as noise, since it does not
+average out over a row. (Measured: R is up to 200. Without it, the errors of q2_K
+and iq3_s, which have a bias, mislead.) P is near 1. It is less where a model has
+routers: the number of changed expert choices grows with the root of the error.
 
-log A, log R and P of each tensor have normal priors, shared by the model (that
-of A by role); the likelihood of a probe is normal in log KLD. R and P are
-integrated over a grid and A in closed form, the priors fitted to the probes
-(empirical Bayes, expectation maximization). So a tensor without a probe is
-predicted from its role, one with a single probe by its error table scaled, one
-with more by its own curve; and each prediction has its standard deviation.
+log A, log R and P of each tensor have normal priors that the tensors of the
+model share (for A, those of one role). The likelihood of a probe is normal in
+log KLD. R and P are integrated over a grid, A in closed form. The priors are
+fitted to the probes (empirical Bayes, expectation maximization). So a tensor
+without a probe is predicted from its role, one with a single probe by scaling
+its error table, one with more probes by its own curve. Each prediction has a
+standard deviation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,11 @@ _LOG_R: Final = np.linspace(-2.0, 8.0, 31)
 _P: Final = np.linspace(0.4, 1.2, 17)
 _START_LOG_R: Final = 2.5
 _START_P: Final = 1.0
-_STARTS: Final = 3  # the tensors that these two count for, beside those probed
+_STARTS: Final = 3  # the weight of these two, in tensors
 _ROUNDS: Final = 8
-_LEAST: Final = 1e-12  # nats: below it a KLD is rounding
-_MOST_VARIANCE: Final = 1.0  # of a log: beyond it exp(variance) means nothing
-# Of the model's own error. More is noise that the standard errors of few chunks do not see.
+_LEAST: Final = 1e-12  # nats: a smaller KLD is rounding error
+_MOST_VARIANCE: Final = 1.0  # of a log: above it exp(variance) has no meaning
+# Limits of the model's own error. More is noise that the standard errors of few chunks do not show.
 _MISFIT: Final = (0.1, 0.3)
 
 
@@ -59,16 +60,26 @@ class Table:
     bias2: Floats
 
 
+class Parameters(TypedDict):
+    """The fitted parameters, as the report has them."""
+
+    bias_factor: float
+    exponent: float
+    misfit: float
+    spread: float
+    probes: int
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """Log KLD of every choice [n], its variance, and what was fitted, for the report.
+    """Log KLD of every choice [n], its variance, and the fitted parameters.
 
-    `more` [n]: how much of its KLD a choice costs besides where further noise is added, 0 where none.
+    `more` [n]: the part of its KLD that a choice costs additionally where noise is added, else 0.
     """
 
     log: Floats
     variance: Floats
-    parameters: dict[str, Any]
+    parameters: Parameters
     more: Floats | float = 0.0
 
     @property
@@ -81,20 +92,20 @@ class Prediction:
         """The standard deviation of the KLD [n], nats."""
         return self.kld * np.sqrt(np.expm1(self._bounded))
 
-    def drawn(self, kld: Floats, se: Floats) -> Floats:
-        """What was measured [n], `kld` and its `se` in nats, drawn to what is expected of it, in nats.
+    def combined(self, kld: Floats, se: Floats) -> Floats:
+        """The measured `kld` [n] (nats, with its `se`), combined with the prediction, in nats.
 
-        By the precisions of their logs (empirical Bayes): a probe of few chunks
-        is lucky or not, and an allocation takes the lucky ones. As it is where
-        it was not made (NaN), where it is exact (an `se` of 0), or of one chunk
-        (no `se`) or not above 0 (no log).
+        The logs are weighted by their precisions (empirical Bayes). Without this,
+        an allocation would prefer choices whose few chunks happened to give a low
+        KLD. `kld` is unchanged where it was not measured (NaN), where it is exact
+        (an `se` of 0), of one chunk (no `se`), or not above 0 (no log).
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             noise2 = np.minimum(se / kld, 1.0) ** 2
             trust = self.parameters["misfit"] ** 2 / (self.parameters["misfit"] ** 2 + noise2)
-            drawn = np.exp(trust * np.log(kld) + (1 - trust) * self.log)
-            able = (kld > 0) & (se > 0)
-        return np.where(able, drawn, kld)
+            combined = np.exp(trust * np.log(kld) + (1 - trust) * self.log)
+            usable = (kld > 0) & (se > 0)
+        return np.where(usable, combined, kld)
 
     @property
     def _bounded(self) -> Floats:
@@ -103,7 +114,7 @@ class Prediction:
 
 @dataclass
 class _Prior:
-    """Means and standard deviations of the tensors' parameters, and of the model's own error."""
+    """Means and standard deviations of the tensors' parameters, and the model's own error."""
 
     log_a: dict[str, float]
     spread_a: float = 1.5
@@ -116,7 +127,7 @@ class _Prior:
 
 @dataclass(frozen=True)
 class _Posterior:
-    """One tensor's: weights over the grid [P, R], the mean of log A on it, its variance."""
+    """Of one tensor: weights over the grid [P, R], the mean of log A on it, its variance."""
 
     weights: Floats
     log_a: Floats
@@ -128,9 +139,9 @@ class _Posterior:
 
 
 def fit(table: Table, kld: Floats, se: Floats, added: Floats | None = None) -> Prediction:
-    """Predict every choice from the probes: `kld` and `se` [n] in nats, NaN where none was made.
+    """Predict every choice from the probes: `kld` and `se` [n] in nats, NaN without a probe.
 
-    `added` [n] is noise that a choice has besides the table's, and probes have not.
+    `added` [n] is noise that a choice has in addition to the table's, and that probes do not have.
     """
     known = np.isfinite(kld)
     log = np.log(np.maximum(np.where(known, kld, 1.0), _LEAST))
@@ -154,10 +165,13 @@ def fit(table: Table, kld: Floats, se: Floats, added: Floats | None = None) -> P
             mean[i] = posterior.mean(here)
             more[i] = np.expm1(posterior.mean(noisier[i] - shape[i]))
             variance[i] = posterior.mean((here - mean[i]) ** 2) + posterior.variance + prior.misfit**2
-    parameters = {
-        "bias_factor": float(np.exp(prior.log_r)), "exponent": prior.p, "misfit": prior.misfit,
-        "spread": prior.spread_a, "probes": int(known.sum()),
-    }  # fmt: skip
+    parameters: Parameters = {
+        "bias_factor": float(np.exp(prior.log_r)),
+        "exponent": prior.p,
+        "misfit": prior.misfit,
+        "spread": prior.spread_a,
+        "probes": int(known.sum()),
+    }
     return Prediction(mean, variance, parameters, more)
 
 
@@ -169,29 +183,29 @@ def cross_validated(table: Table, kld: Floats, se: Floats, folds: int = 5) -> fl
     known = np.flatnonzero(np.isfinite(kld))
     if len(known) < 2 * folds:
         return None
-    missed = []
+    misses = []
     for fold in range(folds):
         left_out = known[fold::folds]
         rest = kld.copy()
         rest[left_out] = np.nan
-        missed.append(fit(table, rest, se).log[left_out] - np.log(np.maximum(kld[left_out], _LEAST)))
-    return float(np.sqrt(np.mean(np.concatenate(missed) ** 2)))
+        misses.append(fit(table, rest, se).log[left_out] - np.log(np.maximum(kld[left_out], _LEAST)))
+    return float(np.sqrt(np.mean(np.concatenate(misses) ** 2)))
 
 
 def _shape(table: Table, noise: Floats) -> Floats:
     """[n, P, R]: the log of the KLD, less log A."""
-    damage = np.log(np.maximum(noise[:, None] + np.exp(_LOG_R) * table.bias2[:, None], 1e-30))
-    return _P[:, None] * damage[:, None, :]
+    energy = np.log(np.maximum(noise[:, None] + np.exp(_LOG_R) * table.bias2[:, None], 1e-30))
+    return _P[:, None] * energy[:, None, :]
 
 
 def _start(log: Floats, shape: Floats, known: Flags) -> float:
-    """A first log A for all: the median over the probes in the middle of the grid."""
+    """A first log A for all tensors: the median over the probes, in the middle of the grid."""
     middle = shape[:, len(_P) // 2, len(_LOG_R) // 2]
     return float(np.median((log - middle)[known])) if known.any() else 0.0
 
 
 def _posterior(log: Floats, shape: Floats, noise2: Floats, prior: _Prior, role: str) -> _Posterior:
-    """Of one tensor from its probes [k], which may be none."""
+    """The posterior of one tensor from its probes [k], which may be none."""
     mean, precision = prior.log_a[role], prior.spread_a**-2
     weight = 1 / (noise2 + prior.misfit**2)
     rest = log[:, None, None] - shape
@@ -205,10 +219,15 @@ def _posterior(log: Floats, shape: Floats, noise2: Floats, prior: _Prior, role: 
 
 
 def _updated(
-    prior: _Prior, posteriors: Sequence[_Posterior], probed: Sequence[NDArray[np.int64]],
-    roles: Sequence[str], log: Floats, shape: Floats, noise2: Floats,
-) -> _Prior:  # fmt: skip
-    """The prior that the tensors with probes suggest; it stays where there are none."""
+    prior: _Prior,
+    posteriors: Sequence[_Posterior],
+    probed: Sequence[NDArray[np.int64]],
+    roles: Sequence[str],
+    log: Floats,
+    shape: Floats,
+    noise2: Floats,
+) -> _Prior:
+    """The prior that fits the tensors with probes; unchanged where there are none."""
     seen = [(post, own, role) for post, own, role in zip(posteriors, probed, roles, strict=True) if len(own)]
     if not seen:
         return prior
@@ -220,9 +239,10 @@ def _updated(
     apart = [(a - means[r]) ** 2 + post.variance for a, (post, _, r) in zip(log_a, seen, strict=True)]
     missed = sum(
         np.maximum(post.mean((log[i] - shape[i] - post.log_a) ** 2) + post.variance - noise2[i], 0)
-        for post, own, _ in seen for i in own
-    )  # fmt: skip
-    # One probe says nothing of a curve.
+        for post, own, _ in seen
+        for i in own
+    )
+    # A tensor with one probe does not show its curve.
     curves = [post.weights for post, own, _ in seen if len(own) > 1]
     log_r = [float((weights.sum(axis=0) * _LOG_R).sum()) for weights in curves]
     p = [float((weights.sum(axis=1) * _P).sum()) for weights in curves]

@@ -1,7 +1,7 @@
 """Probes: the KL divergence of the model with one tensor replaced in memory.
 
-No file is written and nothing is loaded again: a tensor's weights are
-overwritten where they lie, the chunks are evaluated, the weights are put back.
+No file is written and the model is loaded once: a tensor's weights are
+overwritten in memory, the chunks are evaluated, and the weights are restored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantmill.engine.graph import Weights
 from quantmill.engine.mainline import Evaluator
 from quantmill.measure.score import in_blocks, parts, with_bos
 
-_BLOCK: Final = 1 << 16  # logits of a block of rows: what stays in a core's cache
+_BLOCK: Final = 1 << 16  # logits of a block of rows, which fit a core's cache
 
 
 def divergence(
@@ -29,9 +29,9 @@ def divergence(
     """KL(reference || other) in nats of each row of logits [n, vocabulary], on the pool's threads.
 
     With p the reference's probabilities and d the difference of the logits less
-    its mean under p, it is log(1 + sum p (exp(d) - 1)): where the two are
-    close a sum of small terms, so that f32 suffices, and exactly 0 where they
-    are the same.
+    its mean under p, it is log(1 + sum p (exp(d) - 1)). Where the two are close
+    this is a sum of small terms, so f32 suffices. Where they are equal it is
+    exactly 0.
     """
 
     def block(rows: slice) -> NDArray[np.float64]:
@@ -41,7 +41,7 @@ def divergence(
         p /= p.sum(axis=1, keepdims=True)
         d = other - base
         d -= np.vecdot(p, d)[:, None]
-        with np.errstate(all="ignore"):  # a broken tensor gives what is no number
+        with np.errstate(all="ignore"):  # a broken tensor gives NaN
             np.expm1(d, out=d)
             return np.log1p(np.vecdot(p, d).astype(np.float64))
 
@@ -50,7 +50,7 @@ def divergence(
 
 @dataclass(frozen=True)
 class Probe:
-    """The mean KLD of each chunk [chunks], and the seconds taken: in all, and by the forward passes."""
+    """The mean KLD of each chunk [chunks], and seconds: of the whole probe, and of its forward passes."""
 
     kld: NDArray[np.float64]
     seconds: float
@@ -58,7 +58,7 @@ class Probe:
 
 
 class Prober:
-    """A model whose weights can be replaced, and what it says as it stands: the reference.
+    """A model whose weights can be replaced, and its logits with its own weights: the reference.
 
     The reference's logits, f32 [chunks, scored, vocabulary], are kept in memory.
     """
@@ -71,7 +71,7 @@ class Prober:
         self._reference = [self._logits(chunk).copy() for chunk in self._chunks]
 
     def measure(self) -> Probe:
-        """The model as it is now against the reference."""
+        """The divergence of the model, as it is now, from the reference."""
         start, self._forward = time.monotonic(), 0.0
         kld = [
             float(divergence(reference, self._logits(chunk), self._pool).mean())
@@ -80,20 +80,20 @@ class Prober:
         return Probe(np.array(kld), time.monotonic() - start, self._forward)
 
     def probe(self, name: str, data: Bytes, original: Bytes) -> Probe:
-        """The model with the tensor's bytes replaced by `data`; `original` is then put back."""
+        """The divergence with the tensor's bytes replaced by `data`; `original` is restored afterwards."""
         start = time.monotonic()
         try:
             self.weights.set(name, data)
-            found = self.measure()
+            probe = self.measure()
         finally:
             self.weights.set(name, original)
-        return Probe(found.kld, time.monotonic() - start, found.forward)
+        return Probe(probe.kld, time.monotonic() - start, probe.forward)
 
     def _logits(self, chunk: Tokens) -> NDArray[np.float32]:
         """The logits [context/2 - 1, vocabulary] of the scored half; a view, valid until the next."""
         start = time.monotonic()
         self.model.clear()
-        # a chunk is one batch, so that its logits lie together
+        # A chunk is one batch, so that its logits are contiguous.
         ((tokens, first, targets),) = parts(len(chunk), self.model.batch)
         self.model.decode(chunk[tokens], tokens.start, first)
         logits = self.model.logits(tokens.stop - first)[: targets.stop - targets.start]

@@ -1,4 +1,4 @@
-"""The probes of one model on one corpus, each a unit of the store; the model is loaded if one is missing."""
+"""The probes of one model on one corpus, each a unit of the store. The model is loaded if one is missing."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from quantmill.stages import VERSIONS
 from quantmill.store import Store
 
 _MORE_MEMORY: Final = 300 << 20  # the evaluation's own buffers, about
-_ROUNDED: Final = 4  # chunks by which the rounding of activations is told: it hardly differs between them
+_ROUNDED: Final = 4  # chunks that suffice for the rounding of activations: it hardly differs between them
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a probe found: the mean KLD of each chunk (NaN where the model said what is no number).
+class ProbeResult:
+    """The result of a probe: the mean KLD of each chunk (NaN where the model's logits are no numbers).
 
-    Seconds: `quantize` to make the tensor, `forward` of the forward passes,
-    `seconds` of all but the quantizing.
+    In seconds: `quantize` the tensor's quantizing, `forward` the forward passes,
+    `seconds` all but the quantizing. The fields' names are those of the store's units.
     """
 
     kld: list[float]
@@ -67,120 +67,129 @@ class Session:
     """Probes of a source's choices on chunks [n, context]."""
 
     def __init__(
-        self, source: Source, names: set[str], chunks: Tokens, *, identity: dict[str, Any],
-        quantizer: Quantizer, pool: Executor, folder: Path, log: Log,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        names: set[str],
+        chunks: Tokens,
+        *,
+        identity: dict[str, str],
+        quantizer: Quantizer,
+        pool: Executor,
+        folder: Path,
+        log: Log,
+    ) -> None:
         self._source, self._names, self._chunks = source, names, chunks
         self._quantizer, self._pool, self._folder, self._log = quantizer, pool, folder, log
         self.expansion = Expansion(source, pool, quantizer.threads)
         tokens = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
-        self._identity = identity | {"tokens": tokens, "shape": list(chunks.shape)}
+        self._identity: dict[str, Any] = {**identity, "tokens": tokens, "shape": list(chunks.shape)}
         self._stack = ExitStack()
         self._prober: Prober | None = None
 
-    def probe(self, choice: Choice) -> Found:
+    def probe(self, choice: Choice) -> ProbeResult:
         """The KLD of the model with this tensor alone at this type."""
-        return self._unit("probe", lambda: self._probe(choice), task=choice.task.key(self._quantizer.engine),
-                          name=choice.name)  # fmt: skip
+        task = choice.task.key(self._quantizer.engine)
+        return self._unit("probe", lambda: self._probe(choice), task=task, name=choice.name)
 
-    def floor(self, after: Sequence[Choice] = ()) -> Found:
-        """The KLD of the model against itself after those probes. Always exactly 0, else a QuantmillError."""
+    def noise_floor(self, after: Sequence[Choice] = ()) -> ProbeResult:
+        """The KLD of the model from itself after those probes: exactly 0, else a QuantmillError."""
         probed = [choice.task.key(self._quantizer.engine) for choice in after]
-        return self._unit("floor", self._floor, after=probed)
+        return self._unit("floor", self._noise_floor, after=probed)
 
     def used(self) -> set[str]:
         """The names of those tensors that the model's graph uses."""
-        found = self._quantizer.store.get_or_make(self._key("used"), self._used)
-        return set(json.loads(bytes(found)))
+        unit = self._quantizer.store.get_or_make(self._key("used"), self._used)
+        return set(json.loads(bytes(unit)))
 
     def rounding(self) -> dict[str, list[float]]:
-        """Of each tensor that is multiplied the error of rounding its input, as of `errors.rounding`."""
-        found = self._quantizer.store.get_or_make(self._key("rounded"), self._rounding)
-        return dict(json.loads(bytes(found)))
+        """The error of rounding the input of each tensor that is multiplied, as of `errors.rounding`."""
+        unit = self._quantizer.store.get_or_make(self._key("rounded"), self._rounding)
+        return dict(json.loads(bytes(unit)))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
-    def _unit(self, kind: str, make: Callable[[], Found], **more: Any) -> Found:
-        found = self._quantizer.store.get_or_make(
+    def _unit(self, kind: str, make: Callable[[], ProbeResult], **more: Any) -> ProbeResult:
+        unit = self._quantizer.store.get_or_make(
             self._key(kind, **more), lambda: json.dumps(asdict(make())).encode()
         )
-        return Found(**json.loads(bytes(found)))
+        return ProbeResult(**json.loads(bytes(unit)))
 
     def _key(self, kind: str, **more: Any) -> str:
         return Store.key(f"sensitivity.{kind}", VERSIONS["sensitivity.probe"], **self._identity, **more)
 
-    def _probe(self, choice: Choice) -> Found:
+    def _probe(self, choice: Choice) -> ProbeResult:
         prober, expansion, name = self._loaded(), self.expansion, choice.name
         start = time.monotonic()
         data = np.frombuffer(self._quantizer.start(choice.task, self._source.data(name))(), np.uint8)
         quantize = time.monotonic() - start
         try:
             data = expansion.convert(name, data, choice.type)
-        except QuantmillError:  # a value that is no number, or too large for the precision
-            return Found([float("nan")] * len(self._chunks), 0.0, 0.0, quantize)
-        found = prober.probe(name, data, expansion.data(name))
+        except QuantmillError:  # a value that is NaN, or too large for the precision
+            return ProbeResult([float("nan")] * len(self._chunks), 0.0, 0.0, quantize)
+        probe = prober.probe(name, data, expansion.data(name))
         seconds = time.monotonic() - start - quantize
-        return Found(found.kld.tolist(), seconds, found.forward, quantize)
+        return ProbeResult(probe.kld.tolist(), seconds, probe.forward, quantize)
 
-    def _floor(self) -> Found:
-        found = self._loaded().measure()
-        if not (found.kld == 0).all():
+    def _noise_floor(self) -> ProbeResult:
+        probe = self._loaded().measure()
+        if not (probe.kld == 0).all():
             raise QuantmillError(
-                f"the source against itself gives a KLD of {np.abs(found.kld).max():.3g}, not 0",
+                f"the source against itself gives a KLD of {np.abs(probe.kld).max():.3g}, not 0",
                 self._source.header.path,
                 "evaluating is not reproducible on this machine; delete the store, whose probes are void",
             )
-        return Found(found.kld.tolist(), found.seconds, found.forward)
+        return ProbeResult(probe.kld.tolist(), probe.seconds, probe.forward)
 
     def _used(self) -> bytes:
         weights = self._loaded().weights
         return json.dumps(sorted(name for name in self._names if name in weights)).encode()
 
     def _rounding(self) -> bytes:
-        context, threads, seen = self._chunks.shape[1], self._quantizer.threads, errors.Inputs()
-        self._log.say("observing what the weights are multiplied by")
+        context, threads, inputs = self._chunks.shape[1], self._quantizer.threads, errors.Inputs()
+        self._log.say("observing the inputs of the weights")
         with (
             self.expansion.model(self._folder) as path,
-            Evaluator(path, context=context, batch=context, threads=threads, observe=seen) as model,
+            Evaluator(path, context=context, batch=context, threads=threads, observe=inputs) as model,
         ):
             for chunk in self._chunks[:_ROUNDED]:
                 model.clear()
                 model.decode(with_bos(chunk, model.bos), 0, context // 2)
-        expansion, found = self.expansion, {}
-        for name in sorted(self._source.tensors.keys() & seen.sums.keys()):
+        expansion, rounded = self.expansion, {}
+        for name in sorted(self._source.tensors.keys() & inputs.sums.keys()):
             kind, shape = expansion.precision(name), self._source.tensors[name].shape
             if len(shape) < 2:  # never quantized: the gate of a shared expert
                 continue
-            found[name] = errors.rounding(
-                seen.sums[name], expansion.data(name), kind, shape, name, self._pool
-            )
-        return json.dumps(found).encode()
+            sums, data = inputs.sums[name], expansion.data(name)
+            rounded[name] = errors.rounding(sums, data, kind, shape, name, self._pool)
+        return json.dumps(rounded).encode()
 
     def refuse_if_short(self) -> None:
-        """QuantmillError where the memory left cannot hold the model and what it says of the chunks."""
+        """QuantmillError where the free memory cannot hold the model and its logits of the chunks."""
         vocabulary = self._source.tensors["token_embd.weight"].shape[1]
         count, context = self._chunks.shape
         reference = 4 * vocabulary * (context // 2) * (count + 2)
         needed = self.expansion.bytes() + reference + _MORE_MEMORY
-        there = machine.memory()
-        if there.available < needed:
+        memory = machine.memory()
+        if memory.available < needed:
             raise QuantmillError(
                 f"needs {needed:,} bytes of memory to be probed ({self.expansion.bytes():,} for its weights, "
-                f"{reference:,} for its predictions), and {there.where} has {there.available:,} left",
-                self._source.header.path, "use a larger machine, or fewer chunks",
-            )  # fmt: skip
+                f"{reference:,} for its predictions), and {memory.where} has {memory.available:,} left",
+                self._source.header.path,
+                "use a larger machine, or fewer chunks",
+            )
 
     def _loaded(self) -> Prober:
         if self._prober is None:
             context, threads = self._chunks.shape[1], self._quantizer.threads
             self.refuse_if_short()
             with self.expansion.model(self._folder) as path:
-                self._log.say("loading the model, and evaluating it as it is")
+                self._log.say("loading the model and evaluating it unchanged")
                 model = self._stack.enter_context(
                     Evaluator(path, context=context, batch=context, threads=threads, writable=True)
                 )
