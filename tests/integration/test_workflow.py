@@ -345,7 +345,7 @@ FAILING: dict[str, tuple[Callable[[House], None], str, str]] = {
             "    command.run(arguments, lambda *_: __import__('os').kill(__import__('os').getpid(), 9))",
         ),
         "results/tiny/manifest.tsv",
-        "error: model.manifest: ended by SIGKILL, most likely for memory: it had taken ",
+        "error: model.manifest: ended by SIGKILL, most likely for memory: it used ",
     ),
     "too little text": (
         lambda house: (house.folder / "two.txt").write_text("Short.", encoding="utf-8"),

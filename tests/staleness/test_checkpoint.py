@@ -118,9 +118,14 @@ def test_beside_a_gguf_both_are_made(house: House) -> None:
     )
     due = house.due()
     assert due == EXPORT | {
-        "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
-        "quantize Q8_0", "write_card",
-    }  # fmt: skip
+        "check_source",
+        "list_tensors",
+        "render_recipe Q8_0",
+        "plan_types Q8_0",
+        "tabulate_memory",
+        "quantize Q8_0",
+        "write_card",
+    }
     assert house.due("checkpoints") == EXPORT
 
 
@@ -232,8 +237,11 @@ def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: H
     assert converting.due() == set()
     folder = converting.folder / "results" / "small"
     assert {path.name for path in folder.iterdir() if path.name not in ("logs", "benchmarks")} == {
-        "activations.json", "checkpoint", "corpus", "source"
-    }  # fmt: skip
+        "activations.json",
+        "checkpoint",
+        "corpus",
+        "source",
+    }
     report = json.loads((folder / "checkpoint" / "small-MFP4.json").read_text("utf-8"))
     assert report["calibration"] == {"corpus": "calibration", "chunks": 2, "context": 64}
     card = (folder / "checkpoint" / "small-MFP4" / "README.md").read_text("utf-8")
@@ -242,11 +250,13 @@ def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: H
     assert "weights only" in other_card and "weights only" not in card
     cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
         "more chunks": (lambda h: ask(h, 3), {"build_corpus calibration", "calibrate_activations"} | EXPORT),
-        "deleted": (lambda h: (h.folder / "results/small/activations.json").unlink(),
-                    {"calibrate_activations"} | EXPORT),
+        "deleted": (
+            lambda h: (h.folder / "results/small/activations.json").unlink(),
+            {"calibrate_activations"} | EXPORT,
+        ),
         "weights only": (lambda h: ask(h, 2, both[1:]), set()),
         "another weight": (flip, seen | EXPORT | other),
-    }  # fmt: skip
+    }
     for number, (case, (change, expected)) in enumerate(cases.items()):
         copy = converting.copy(tmp_path / f"copy {number}")
         change(copy)

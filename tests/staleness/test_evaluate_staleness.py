@@ -16,9 +16,13 @@ CODE = {"evaluate_code source", "evaluate_code Q8_0"}
 TASKS = {"evaluate_tasks source", "evaluate_tasks Q8_0"}
 CARD = {"write_card"}
 REST = {
-    "check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory",
+    "check_source",
+    "list_tensors",
+    "render_recipe Q8_0",
+    "plan_types Q8_0",
+    "tabulate_memory",
     "quantize Q8_0",
-}  # fmt: skip
+}
 HUMANEVAL = {"problems": "problems.jsonl", "max_tokens": 4, "limit": 2, "accept_unsandboxed": True}
 TASK = {"names": ["everyday"], "include": "tasks", "limit": 2, "context": 256}
 

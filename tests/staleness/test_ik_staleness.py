@@ -57,8 +57,14 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
     # the source is checked, the text tokenized, the imatrix made and plans are resolved by llama.cpp
     "llama.cpp": (
         upgrade("mainline"),
-        {"check_source"} | CALIBRATION | {"build_corpus held-out"} | PLANS | QUANTS
-        | bench("source", "Q8_0", "IQ4_KS") | bench("source-ik") - {"measure_speed source-ik"} | CARD,
+        {"check_source"}
+        | CALIBRATION
+        | {"build_corpus held-out"}
+        | PLANS
+        | QUANTS
+        | bench("source", "Q8_0", "IQ4_KS")
+        | bench("source-ik") - {"measure_speed source-ik"}
+        | CARD,
     ),
     "a field of the recipe": (
         lambda house: configure(house, lambda config: config["recipes"][1].update(imatrix="required")),
@@ -72,7 +78,7 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         lambda house: house.result("bench/source-ik/kld.json").unlink(),
         bench("source-ik", "IQ4_KS") - {"measure_speed source-ik", "measure_speed IQ4_KS"} | CARD,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +104,11 @@ def test_what_was_measured_is_of_the_files_own_engine(built: House) -> None:
         row: {measured(row, what).get("engine") for what in ("kld", "perplexity", "speed")} for row in ROWS
     }
     assert engines == {
-        "source": {None}, "Q8_0": {None}, "source-ik": {"ik"}, "IQ4_KS": {"ik"},
-    }  # fmt: skip
+        "source": {None},
+        "Q8_0": {None},
+        "source-ik": {"ik"},
+        "IQ4_KS": {"ik"},
+    }
     for row in ("source", "source-ik"):
         assert measured(row, "kld")["kld"]["max"] == 0
         assert measured(row, "kld")["reference_sha256"] == measured(row, "speed")["model_sha256"]

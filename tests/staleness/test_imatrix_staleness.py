@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
         lambda h: h.raise_version("imatrix.imported"),
         {"import_imatrix"} | FILES,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

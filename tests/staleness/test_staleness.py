@@ -27,9 +27,14 @@ BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
 ALL = CHECKED | LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
 MIX = {
-    "render_recipe mix", "plan_types mix", "tabulate_memory", "quantize mix",
-    "measure_divergence mix", "measure_perplexity mix", "measure_speed mix",
-}  # fmt: skip
+    "render_recipe mix",
+    "plan_types mix",
+    "tabulate_memory",
+    "quantize mix",
+    "measure_divergence mix",
+    "measure_perplexity mix",
+    "measure_speed mix",
+}
 MIX_MEASURED = {"measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
 
 
@@ -301,11 +306,14 @@ def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None
 def rank(config: dict) -> None:
     """A plain recipe beside one that goes by the layers' importance and one that is imported."""
     blend = {"imatrix": 0.5, "scores": {"path": "scores.json", "weight": 0.5}}
-    config.update(bench={}, recipes=[
-        "Q8_0",
-        {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": blend},
-        {"name": "lines", "template": "import", "file": "lines.txt", "form": "regex", "base": "Q4_0"},
-    ])  # fmt: skip
+    config.update(
+        bench={},
+        recipes=[
+            "Q8_0",
+            {"name": "CD-Q6_K", "template": "contrib-dynamic", "importance": blend},
+            {"name": "lines", "template": "import", "file": "lines.txt", "form": "regex", "base": "Q4_0"},
+        ],
+    )
 
 
 def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: Path) -> None:
@@ -320,8 +328,13 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
     assert house.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
     house.run("plans")
-    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
-                                    config["recipes"][1]["importance"].update(imatrix=0.75)))  # fmt: skip
+    house.configure(
+        lambda config: (
+            rank(config),
+            config["imatrix"].update(chunks=3),
+            config["recipes"][1]["importance"].update(imatrix=0.75),
+        )
+    )
     assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")
     (house.folder / "scores.json").write_text("[1, 0.5]", encoding="utf-8")
@@ -332,8 +345,13 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     touch(house)
     assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
     house.run("plans")
-    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3),
-                                    config["recipes"][1].update(importance="sensitivity")))  # fmt: skip
+    house.configure(
+        lambda config: (
+            rank(config),
+            config["imatrix"].update(chunks=3),
+            config["recipes"][1].update(importance="sensitivity"),
+        )
+    )
     measured = MEMORY | LISTED | TUNING | {"measure_sensitivity"}
     assert house.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     house.run("plans")

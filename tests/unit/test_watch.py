@@ -90,8 +90,8 @@ def test_a_kill_says_what_was_taken_asked_for_and_there(run: Run) -> None:
     code, stderr, _ = run("x = b'x' * 60_000_000; os.kill(os.getpid(), signal.SIGKILL)", "--memory", "2000")
     assert code == 137
     found = re.fullmatch(
-        r"error: dying: ended by SIGKILL, most likely for memory: it had taken ([\d.]+) MiB, its job had "
-        r"asked for 1\.86 GiB, and (this machine|its cgroup) has [\d.]+ [GM]iB; free some, allow it more, "
+        r"error: dying: ended by SIGKILL, most likely for memory: it used ([\d.]+) MiB, its job "
+        r"requested 1\.86 GiB, and (this machine|its cgroup) has [\d.]+ [GM]iB; free some, allow it more, "
         r"or use a larger machine\n",
         stderr,
     )
@@ -103,7 +103,7 @@ def test_what_it_was_at_and_what_the_library_said_last(run: Run) -> None:
     at = "command.doing('x' * 5000); command.doing('row 12 of chats.parquet'); "
     _, stderr, _ = run(said + at + "os.kill(os.getpid(), signal.SIGSEGV)")
     assert stderr == (
-        "error: dying: ended by SIGSEGV at row 12 of chats.parquet (last said: no room left); leave that "
+        "error: dying: ended by SIGSEGV at row 12 of chats.parquet (last message: no room left); leave that "
         "out, or report this line\n"
     )
 
@@ -126,7 +126,7 @@ def test_an_assertion_of_ggml_is_the_line_and_no_debugger_is_started(
     code, stderr, log = run(f"library.use('{engine}'); {ASSERT.format(base)}", PATH=path)
     assert code == 134
     assert re.fullmatch(
-        rf"error: dying: ended by SIGABRT \(last said: ggml\.c:\d+: {re.escape(ASSERTION)}\); see whether "
+        rf"error: dying: ended by SIGABRT \(last message: ggml\.c:\d+: {re.escape(ASSERTION)}\); see whether "
         r"llama\.cpp's own tools run this model: .*\n",
         stderr,
     )
@@ -137,7 +137,7 @@ def test_an_assertion_of_ggml_is_the_line_and_no_debugger_is_started(
 def test_an_exception_that_nobody_catches(run: Run) -> None:
     code, stderr, _ = run("ctypes.CDLL('libstdc++.so.6')._ZSt9terminatev()")
     assert code == 134
-    assert "ended by SIGABRT (last said: terminate called without an active exception); " in stderr
+    assert "ended by SIGABRT (last message: terminate called without an active exception); " in stderr
 
 
 def test_where_no_signal_ends_it_nothing_is_lost_or_added(start: Start) -> None:

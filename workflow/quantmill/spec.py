@@ -109,10 +109,10 @@ class DigestMemo:
                 known = note.read_text("utf-8")
                 if len(known) == 64:
                     return known
-            found = file_sha256(path)
+            digest = file_sha256(path)
             with suppress(QuantmillError):
-                self.remember(path, found)
-            return found
+                self.remember(path, digest)
+            return digest
         except FileNotFoundError:
             raise QuantmillError("no such file", path, "check the path") from None
         except OSError as error:

@@ -38,15 +38,17 @@ def main(command: list[str]) -> int:
         sys.stderr.write(left.printed)
         return code
     if -code != signal.SIGINT:
-        _tell(command, -code, left, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        _report(command, -code, left, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     return 128 - code
 
 
-def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: str | None) -> QuantmillError:
+def explain(
+    stage: str, number: int, left: recorder.Record, used: int, requested: str | None
+) -> QuantmillError:
     """The one line on a stage that the signal `number` ended.
 
-    `taken` is the most memory that it had in bytes, `asked` what its job had
-    asked for in MB, None where that is not known.
+    `used` is the most memory that it used in bytes, `requested` what its job
+    requested in MB, None where that is not known.
     """
     what, cure = signals.how(-number), signals.cure(-number)
     if left.doing:
@@ -54,34 +56,35 @@ def explain(stage: str, number: int, left: recorder.Record, taken: int, asked: s
     if number == signal.SIGILL:
         what += ", an instruction that this processor does not have"
     if number == signal.SIGKILL:
-        what += f", most likely for memory: {_memory(taken, asked)}"
+        what += f", most likely for memory: {_memory(used, requested)}"
         cure = "free some, allow it more, or use a larger machine"
     if number == signal.SIGSEGV and left.doing:
         cure = "leave that out, or report this line"
-    if said := signals.last_words(left.printed) or left.heard:
-        what += f" (last said: {said})"
+    if message := signals.last_words(left.printed) or left.heard:
+        what += f" (last message: {message})"
     return QuantmillError(what, stage, cure)
 
 
-def _memory(taken: int, asked: str | None) -> str:
-    """`it had taken 3.91 GiB, its job had asked for 2.10 GiB, and this machine has 4.00 GiB`."""
+def _memory(used: int, requested: str | None) -> str:
+    """`it used 3.91 GiB, its job requested 2.10 GiB, and this machine has 4.00 GiB`."""
     from quantmill.machine import memory
     from quantmill.text import size
 
     there = memory()
-    wanted = f", its job had asked for {size(int(asked) * 1e6)}" if asked and asked.isdecimal() else ""
-    return f"it had taken {size(taken)}{wanted}, and {there.where} has {size(there.total)}"
+    known = requested is not None and requested.isdecimal()
+    job = f", its job requested {size(int(requested or 0) * 1e6)}" if known else ""
+    return f"it used {size(used)}{job}, and {there.where} has {size(there.total)}"
 
 
-def _tell(command: list[str], number: int, left: recorder.Record, taken: int) -> None:
-    """Say the line on stderr and in the stage's log, there after all that native code printed."""
+def _report(command: list[str], number: int, left: recorder.Record, used: int) -> None:
+    """Print the line on stderr, and add it to the stage's log after all that native code printed."""
     stage = _argument(command, "-m") or command[0]
-    error = explain(stage.removeprefix("quantmill."), number, left, taken, _argument(command, "--memory"))
+    error = explain(stage.removeprefix("quantmill."), number, left, used, _argument(command, "--memory"))
     line = f"error: {error}\n"
     sys.stderr.write(line)
     if log := _argument(command, "--log"):
         with suppress(OSError), Path(log).open("a", encoding="utf-8") as file:
-            file.write("".join(f"{said}\n" for said in left.printed.splitlines()) + line)
+            file.write("".join(f"{printed}\n" for printed in left.printed.splitlines()) + line)
 
 
 def _argument(command: list[str], name: str) -> str | None:

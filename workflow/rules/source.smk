@@ -36,7 +36,7 @@ rule convert_checkpoint:
     benchmark:
         "<results>/{model}/benchmarks/convert.tsv"
     wildcard_constraints:
-        model=pattern(project.kept),
+        model=pattern(project.staying),
     priority: 20
     conda:
         "../../envs/quantmill.yaml"
@@ -60,7 +60,7 @@ use rule convert_checkpoint as convert_checkpoint_for_now with:
         gguf=temp("<results>/{model}/source/{model}.gguf"),
         facts="<results>/{model}/source/{model}.gguf.json",
     wildcard_constraints:
-        model=pattern(project.converted - project.kept),
+        model=pattern(project.converted - project.staying),
 
 
 # First of all, from the header: it takes less than a second, and what it refuses need not be begun.

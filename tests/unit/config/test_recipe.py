@@ -20,16 +20,23 @@ BASE: dict[str, Any] = {
     "recipes": ["Q8_0", {"name": "fit", "template": "budget", "size": "12.92 GiB"}],
 }
 MEASURED: dict[str, Any] = {
-    "corpora": {"c": {"sources": [{"name": "a", "path": "a.txt"}]}}, "sensitivity": {"corpus": "c"},
-}  # fmt: skip
+    "corpora": {"c": {"sources": [{"name": "a", "path": "a.txt"}]}},
+    "sensitivity": {"corpus": "c"},
+}
 FULL: dict[str, Any] = {
-    "name": "fit", "template": "budget",
+    "name": "fit",
+    "template": "budget",
     "memory": {"total": "16 GiB", "context": 32768, "cache": "q8_0", "reserve": "500 MB"},
-    "types": ["q3_K", "q4_K"], "harmonize": [["attn_q", "attn_k"]],
-    "pin": [{"role": "output", "type": "q6_K"}], "at_least": {"attn_v": "q4_K"},
-    "at_most": {"ffn_down": "q6_K"}, "engine": "mainline", "imatrix": "required",
-    "objective": "error", "acceptance_test": False,
-}  # fmt: skip
+    "types": ["q3_K", "q4_K"],
+    "harmonize": [["attn_q", "attn_k"]],
+    "pin": [{"role": "output", "type": "q6_K"}],
+    "at_least": {"attn_v": "q4_K"},
+    "at_most": {"ffn_down": "q6_K"},
+    "engine": "mainline",
+    "imatrix": "required",
+    "objective": "error",
+    "acceptance_test": False,
+}
 
 
 def parsed(recipe: dict[str, Any] | None = None, **fields: Any) -> config.Config:
@@ -92,7 +99,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
     ({"bpw": 4, "objective": "error"}, "recipes[1].objective: kld is all that an imported sensitivity knows"),
     ({"bpw": 4, "objective": "ppl"}, "recipes[1].objective: input should be 'kld' or 'error'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("recipe", "message"), WRONG, ids=[message for _, message in WRONG])
@@ -111,7 +118,7 @@ def test_what_is_wrong_is_refused_with_its_path(recipe: dict[str, Any], message:
         ({"sensitivity": {"import": "a", "curv": "b"}}, "sensitivity.curv: unknown field; did you mean"),
         ({"sensitivity": {"import": 3, "curve": "b"}}, "sensitivity.import: must be text, not 3"),
     ],
-)  # fmt: skip
+)
 def test_sensitivity(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(QuantmillError, match=r"^config\.yaml: ") as error:
         parsed(**fields)

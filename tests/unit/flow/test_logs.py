@@ -1,4 +1,4 @@
-"""What stages said is said again at the end of a run."""
+"""The errors and warnings of stages are printed again at the end of a run."""
 
 import os
 import time

@@ -65,8 +65,8 @@ def test_the_names_that_wildcards_take(make: Callable[..., Project]) -> None:
     assert project.exported == {"nvfp4"}
     assert project.with_imported_imatrix == project.with_imported_sensitivity == {"imported"}
     assert (project.fetched, project.fetched_files) == ({"hub"}, {"model.gguf"})
-    assert (project.converted, project.kept) == ({"checkpoint"}, set())
-    assert make().kept == {"checkpoint"}
+    assert (project.converted, project.staying) == ({"checkpoint"}, set())
+    assert make().staying == {"checkpoint"}
     assert project.published == ["local"]
 
 

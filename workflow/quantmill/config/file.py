@@ -1,6 +1,6 @@
 """The user's file, `config.yaml`: strict models, errors in one line, and each model's own view of it.
 
-Only the rules import this wing: a stage knows nothing of the config, and pays
+Only `flow` imports this package: a stage knows nothing of the config, and pays
 nothing for pydantic. `python -m quantmill.config.file` prints the JSON schema, which
 lies in `docs/config.schema.json` so that editors complete and check the file.
 """
@@ -190,7 +190,7 @@ class Config(Strict):
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
 
-    def asked_of(self, model: str) -> list[tuple[str, str, int]]:
+    def requested_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""
         own, bench = self.models[model].model_fields_set, self.bench_of(model)
         used: dict[str, Any] = {"imatrix": self.calibration_of(model), "sensitivity": self.probes_of(model)}
@@ -199,16 +199,16 @@ class Config(Strict):
             (
                 field,
                 f"models.{model}.{field}" if field.partition(".")[0] in own else field,
-                asked.context if isinstance(asked, Chunks) else 0,
+                section.context if isinstance(section, Chunks) else 0,
             )
-            for field, asked in used.items()
-            if asked is not None
+            for field, section in used.items()
+            if section is not None
         ]
 
     def calibration_of(self, model: str) -> Chunks | None:
         """The same where it is measured here."""
-        found = self.imatrix_of(model)
-        return found if isinstance(found, Chunks) else None
+        section = self.imatrix_of(model)
+        return section if isinstance(section, Chunks) else None
 
     def sensitivity_of(self, model: str) -> Sensitivity | None:
         """The model's own sensitivity section, if it has one, else the file's."""
@@ -217,8 +217,8 @@ class Config(Strict):
 
     def probes_of(self, model: str) -> Probes | None:
         """The same where it is measured here."""
-        found = self.sensitivity_of(model)
-        return found if isinstance(found, Probes) else None
+        section = self.sensitivity_of(model)
+        return section if isinstance(section, Probes) else None
 
     def bench_of(self, model: str) -> Bench:
         """The model's own bench section, if it has one, else the file's."""
@@ -253,11 +253,11 @@ class Config(Strict):
         Calibration first, then tuning, then held-out: each shares no row with those before it.
         """
         used = [self.calibration_of(model), self.probes_of(model), *self.bench_of(model).chunked.values()]
-        found: dict[str, Chunks] = {}
+        most: dict[str, Chunks] = {}
         for chunks in (chunks for chunks in used if chunks is not None):
-            other = found.get(chunks.corpus)
-            found[chunks.corpus] = other if other and other.chunks > chunks.chunks else chunks
-        return found
+            other = most.get(chunks.corpus)
+            most[chunks.corpus] = other if other and other.chunks > chunks.chunks else chunks
+        return most
 
     def source_files(self, model: str) -> list[Path]:
         """The files of the model's source, all parts of a split one."""
@@ -330,7 +330,7 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
             _check_file(Path(named), f"{file}: recipe {recipe.name}")
         if template_file(recipe.template, templates) is None:
             known = sorted(
-                {found.name.removesuffix(".yaml.j2") for f in templates for found in f.glob("*.j2")}
+                {file.name.removesuffix(".yaml.j2") for folder in templates for file in folder.glob("*.j2")}
             )
             what = f"no template {recipe.template}.yaml.j2 in {' or '.join(map(str, templates))}"
             raise QuantmillError(

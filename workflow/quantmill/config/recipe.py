@@ -53,8 +53,8 @@ class Importance(Strict):
     def weights(self) -> dict[str, float]:
         """The weight of each source."""
         scores = None if self.scores is None else self.scores.weight
-        found = {"imatrix": self.imatrix, "sensitivity": self.sensitivity, "scores": scores}
-        return {source: weight for source, weight in found.items() if weight is not None}
+        weights = {"imatrix": self.imatrix, "sensitivity": self.sensitivity, "scores": scores}
+        return {source: weight for source, weight in weights.items() if weight is not None}
 
 
 class Split(Strict):

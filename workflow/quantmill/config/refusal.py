@@ -117,12 +117,12 @@ def _now_in(folder: Path) -> float:
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             return os.fstat(file.fileno()).st_mtime
-    except OSError:  # it cannot be written to, which is told elsewhere
+    except OSError:  # it cannot be written to, which is refused elsewhere
         return time.time()
 
 
 def _split(field: str) -> list[str]:
-    """The parts of a validator's own path; `[0]` stays one part, a model's dots are not told apart."""
+    """The parts of a validator's own path; `[0]` stays one part, a model's dots are not split."""
     return [part for part in re.split(r"(?=\[)", field) if part]
 
 

@@ -20,7 +20,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class _Source(Strict):
-    """What every kind of source is asked for."""
+    """What every kind of source answers."""
 
     fetched: ClassVar[bool] = False
     """Whether a job downloads its files into the results."""
@@ -33,7 +33,7 @@ class _Source(Strict):
         return self.fetched or self.converted
 
     @property
-    def kept(self) -> bool:
+    def stays(self) -> bool:
         """Whether its GGUF stays in the results after everything is made from it."""
         return False
 
@@ -125,7 +125,7 @@ class CheckpointSource(_Source):
     )
 
     @property
-    def kept(self) -> bool:
+    def stays(self) -> bool:
         return self.keep
 
     @property

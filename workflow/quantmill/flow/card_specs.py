@@ -111,9 +111,9 @@ class CardSpecs:
         digests = {}
         for name, measure in MEASURES.items():
             taken = [row for row in rows if measure.runs_in(self.project.engine_of(model, row))]
-            wanted = getattr(bench, name) is not None
-            digests[name] = [digest(of_row[name](model, row)) for row in taken if wanted]
-        # Measures that came later have no key where they are not asked for: it would make cards stale.
+            requested = getattr(bench, name) is not None
+            digests[name] = [digest(of_row[name](model, row)) for row in taken if requested]
+        # Measures that came later have no key where they are not requested: it would make cards stale.
         return {name: one for name, one in digests.items() if one or name not in ("humaneval", "tasks")}
 
     def _quants(self, model: str) -> list[str]:
@@ -135,7 +135,7 @@ class CardSpecs:
         return {"file": first.name, "from": self.config.models[model].source.origin}
 
     def _compared(self, other: ComparedModel) -> dict[str, str | None]:
-        """What the card is told of another model."""
+        """What the spec of a card has of another model."""
         place = self.targets.paths.place_of(other)
         return {"name": other.name, "source": other.source, "path": place}
 

@@ -3,7 +3,7 @@
 Snakemake compares files over 1 MB by their times alone, so the large ones are
 `ancient`: touching or copying them does nothing. Each comes with a small file of
 the same job that is not ancient: where all files between two jobs are ancient,
-the second is not even asked whether its params changed once the first is due.
+Snakemake does not look whether the second's params changed once the first is due.
 """
 
 from __future__ import annotations

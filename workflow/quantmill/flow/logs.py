@@ -1,4 +1,4 @@
-"""What stages said in their logs, repeated at the end of a run."""
+"""The errors and warnings in the logs of stages, repeated at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Logs:
         self.started = time.time()
 
     def repeat_errors(self) -> None:
-        """Say again why stages failed."""
+        """Print the errors of stages again."""
         for line in self.lines("error"):
             print(line, file=sys.stderr)
 
     def repeat_warnings(self) -> None:
-        """Say again what stages warned of, and in which log."""
+        """Print the warnings of stages again, with their logs."""
         for line, logs in self.lines("warning").items():
             more = f" and {len(logs) - 1} more" if len(logs) > 1 else ""
             print(f"{line} ({logs[0]}{more})", file=sys.stderr)

@@ -51,8 +51,8 @@ class Paths:
     def measured(self, model: str, row: str) -> list[str]:
         """The measurements of one row."""
         bench, engine = self.project.config.bench_of(model), self.project.engine_of(model, row)
-        wanted = [one for one in MEASURES.values() if one.runs_in(engine) and getattr(bench, one.name)]
-        return [self.of(model, measure.path(row)) for measure in wanted]
+        measures = [one for one in MEASURES.values() if one.runs_in(engine) and getattr(bench, one.name)]
+        return [self.of(model, measure.path(row)) for measure in measures]
 
     def samples(self, model: str) -> list[str]:
         """What else the measurements of a model's rows write, such as the answers to HumanEval."""

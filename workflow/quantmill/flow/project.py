@@ -71,12 +71,12 @@ class Project:
     # --- checks ---------------------------------------------------------------
 
     def _check_kinds(self) -> dict[str, list[kind.Asked]]:
-        """Refuse what a model's kind cannot have; what is asked of those whose file is yet to be made."""
+        """Refuse what a model's kind cannot have; the requests of those whose file is yet to be made."""
         unchecked = {}
         for model in self.models:
-            asked = [kind.Asked(*one) for one in self.config.asked_of(model)]
-            if not kind.refuse_early(self.config.source_files(model)[0], model, asked, self.file):
-                unchecked[model] = asked
+            requests = [kind.Asked(*one) for one in self.config.requested_of(model)]
+            if not kind.refuse_early(self.config.source_files(model)[0], model, requests, self.file):
+                unchecked[model] = requests
         return unchecked
 
     def _check_settings(self, model: str) -> None:
@@ -162,9 +162,9 @@ class Project:
         return {model for model in self.models if self.config.models[model].source.converted}
 
     @property
-    def kept(self) -> set[str]:
+    def staying(self) -> set[str]:
         """Those of them whose GGUF stays."""
-        return {model for model in self.converted if self.config.models[model].source.kept}
+        return {model for model in self.converted if self.config.models[model].source.stays}
 
     @property
     def published(self) -> list[str]:

@@ -93,8 +93,8 @@ def _environment(project: Project) -> dict[str, str]:
 
     Stages run in this very interpreter's environment and need no installation.
     The store reaches them here too: in params, a larger cap or another place
-    would make everything stale. Nor is a check stale where something else is
-    asked of the model: it is the same file.
+    would make everything stale. The same holds for what a check looks at: it
+    changes no output.
     """
     from quantmill.flow.project import ROOT
 

@@ -111,9 +111,9 @@ class Targets:
 
     def results(self, model: str) -> Files:
         """All that is made of a model, so that whatever is deleted is made again."""
-        kept = model in self.project.kept
+        stays = model in self.project.staying
         files = [
-            *(self.project.source_files(model) if kept else []),
+            *(self.project.source_files(model) if stays else []),
             *self.described(model),
             *self.paths.corpora(model, list(self.project.config.corpora_of(model)), "parquet"),
             *self.imatrix(model),
