@@ -1,4 +1,4 @@
-"""Allocation at full scale: the row `allocate`, and published sensitivities fitted to a size.
+"""Allocation at full scale: the row `allocate`, and published sensitivities allocated to a size.
 
     python benchmarks/allocation.py DIRECTORY --size 12.92 --types iq3_kt iq4_k q6_K
 
@@ -20,7 +20,7 @@ from statistics import median
 
 from quantmill.budget import merge
 from quantmill.budget.allocate import allocate
-from quantmill.budget.candidates import HARMONIZE, Settings, groups
+from quantmill.budget.candidates import HARMONIZE, Settings, make_groups
 from quantmill.files import read_table
 from quantmill.formats.ggufio import padded
 from quantmill.formats.plan import PlanRow
@@ -31,32 +31,39 @@ from quantmill.sensitivity import imported
 from rows import Bench, Row
 
 GIB = 1 << 30
-POOL = ["iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0"]
+TYPES = ["iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0"]
 
 
 def allocate_row(bench: Bench) -> Iterable[Row]:
-    """498 tensors of the shapes of a 27B hybrid, 9 types, made-up damages, five sizes."""
+    """498 tensors of the shapes of a 27B hybrid, 9 types, made-up sensitivities, five sizes."""
     tensors = hybrid()
     draw = random.Random(1)
-    damages = []
+    table = []
     for row in tensors:
         gain = draw.lognormvariate(-7, 1)
-        damages += [
-            SensitivityRow(row.name, row.role, row.layer, row.shape, kind, tensor_bytes(kind, row.shape),
-                   kld=gain * 4 ** (3 - known(kind).bits) * draw.lognormvariate(0, 0.2))
-            for kind in POOL
-        ]  # fmt: skip
+        table += [
+            SensitivityRow(
+                name=row.name,
+                role=row.role,
+                layer=row.layer,
+                shape=row.shape,
+                type=kind,
+                bytes=tensor_bytes(kind, row.shape),
+                kld=gain * 4 ** (3 - known(kind).bits) * draw.lognormvariate(0, 0.2),
+            )
+            for kind in TYPES
+        ]
     taken, gaps = [], []
     for _ in range(bench.repeat):
         for size in (10.5, 11, 12, 12.92, 16):
             start = time.perf_counter()
-            found = groups(tensors, damages, Settings(engine="ik"), None, "benchmark")
-            best = allocate(found, 0, int(size * GIB), "benchmark")
+            groups = make_groups(tensors, table, Settings(engine="ik"), None, "benchmark")
+            best = allocate(groups, 0, int(size * GIB), "benchmark")
             merge.merged(tensors, best.types)
             taken.append(time.perf_counter() - start)
             gaps.append(best.solution.gap)
     ours = f"{median(taken):.3g} s ({min(taken):.3g} to {max(taken):.3g})"
-    checked = f"{len(tensors)} tensors, {len(POOL)} types; largest gap {max(gaps):.1g}"
+    checked = f"{len(tensors)} tensors, {len(TYPES)} types; largest gap {max(gaps):.1g}"
     yield Row("an allocation", ours, "", "", "≤ 5 s, each", max(taken) <= 5, checked)
 
 
@@ -65,10 +72,19 @@ def hybrid() -> list[PlanRow]:
     hidden, wide, vocabulary = 5120, 17408, 248320
     shapes = {"token_embd": (hidden, vocabulary), "output": (hidden, vocabulary)}
     ffn = {"ffn_gate": (hidden, wide), "ffn_up": (hidden, wide), "ffn_down": (wide, hidden)}
-    full = {"attn_q": (hidden, 12288), "attn_k": (hidden, 1024), "attn_v": (hidden, 1024),
-            "attn_output": (6144, hidden)}  # fmt: skip
-    linear = {"attn_qkv": (hidden, 10240), "attn_gate": (hidden, 6144), "ssm_out": (6144, hidden),
-              "ssm_alpha": (hidden, 48), "ssm_beta": (hidden, 48)}  # fmt: skip
+    full = {
+        "attn_q": (hidden, 12288),
+        "attn_k": (hidden, 1024),
+        "attn_v": (hidden, 1024),
+        "attn_output": (6144, hidden),
+    }
+    linear = {
+        "attn_qkv": (hidden, 10240),
+        "attn_gate": (hidden, 6144),
+        "ssm_out": (6144, hidden),
+        "ssm_alpha": (hidden, 48),
+        "ssm_beta": (hidden, 48),
+    }
     for layer in range(64):
         roles = ffn | (full if layer % 4 == 3 else linear)
         shapes |= {f"blk.{layer}.{role}": shape for role, shape in roles.items()}
@@ -92,11 +108,11 @@ def shapes(folder: Path) -> list[PlanRow]:
 
 
 def main() -> None:
-    """Allocate, and say how well and how fast."""
+    """Allocate, and print the quality and the time."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--size", type=float, nargs="+", default=[12.92], help="GiB of all tensors")
-    arguments.add_argument("--types", nargs="+", default=POOL)
+    arguments.add_argument("--types", nargs="+", default=TYPES)
     arguments.add_argument("--engine", default="ik")
     args = arguments.parse_args()
     rows = shapes(args.folder)
@@ -105,22 +121,24 @@ def main() -> None:
     free = [row for row in rows if row.name in measured]
     fixed = sum(padded(row.bytes) for row in rows if row.name not in measured)
     start = time.perf_counter()
-    table = imported.damages(free, results, imported.read_curve(args.folder / "group0_kld_results.csv"))
-    print(f"import: {len(table.damages)} damages of {len(free)} tensors, {time.perf_counter() - start:.2f} s")
+    table = imported.convert(free, results, imported.read_curve(args.folder / "group0_kld_results.csv"))
+    print(
+        f"import: {len(table.rows)} sensitivities of {len(free)} tensors, {time.perf_counter() - start:.2f} s"
+    )
     for warning in table.warnings:
         print(f"  warning: {warning}")
     parameters = sum(prod(row.shape) for row in rows)
     for size in args.size:
         for harmonize in (HARMONIZE, ()):
             start = time.perf_counter()
-            wanted = Settings(tuple(args.types), harmonize, engine=args.engine)
-            found = groups(free, table.damages, wanted, None, "benchmark")
-            best = allocate(found, fixed, int(size * GIB), "benchmark")
+            settings = Settings(tuple(args.types), harmonize, engine=args.engine)
+            groups = make_groups(free, table.rows, settings, None, "benchmark")
+            best = allocate(groups, fixed, int(size * GIB), "benchmark")
             seconds = time.perf_counter() - start
             rules = merge.merged(free, best.types)
             print(
-                f"{size} GiB{', gate and up alike' if harmonize else ''}: {len(found)} groups,"
-                f" damage {best.solution.damage:.9g}, bound {best.solution.bound:.9g},"
+                f"{size} GiB{', gate and up alike' if harmonize else ''}: {len(groups)} groups,"
+                f" cost {best.solution.cost:.9g}, bound {best.solution.bound:.9g},"
                 f" gap {best.solution.gap:.1e}, {int(size * GIB) - best.bytes} bytes left,"
                 f" {best.bytes * 8 / parameters:.4f} bpw, {len(rules)} rules, {seconds:.2f} s"
             )

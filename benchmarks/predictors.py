@@ -1,15 +1,14 @@
-"""How few probes suffice: predictions of the damage, against every choice measured.
+"""How few probes suffice: predicted sensitivities against every choice measured.
 
 `python benchmarks/predictors.py MODEL RESULTS --store STORE`, with RESULTS the
 folder in which snakemake has made the model's manifest, imatrix and tuning
-corpus. Every choice is probed (or found in the store); then each way of doing
-with less is scored: by rank, by log error, and by what it would cost. For that
-the allocation is solved at the tensor bytes of each preset with the values that
-a way gives, and its damage is added up from the measured ones; what it loses
-against the allocation by measured values is told in parts of the preset's own
-damage. "Same chunks" measures and scores on all chunks; "other chunks" gives
-the way the first half of them and scores on the second, so that luck with a few
-chunks is no gain.
+corpus. Every choice is probed, or read from the store. Then each way to use fewer
+probes is scored: by rank, by log error, and by its loss. For the loss, the
+allocation is solved at the tensor bytes of each preset with the predicted values.
+Its cost is the sum of the measured values. The loss is its difference to the cost
+of the allocation by measured values, as a share of the preset's own cost. "Same
+chunks" measures and scores on all chunks. "Other chunks" measures on the first
+half and scores on the second, so that luck with a few chunks is not a gain.
 """
 
 from __future__ import annotations
@@ -68,23 +67,23 @@ class World:
         return replace(self, kld=self.kld[:, chunks])
 
     def preset(self, name: str) -> tuple[int, float]:
-        """Tensor bytes of a preset, and the sum of its damages by what was measured of its choices.
+        """Tensor bytes of a preset, and the sum of the measured KLD of its choices.
 
-        A choice that is not of the pool (such as q5_1) has the next smaller one's damage.
+        A type that is not among the candidates (such as q5_1) has the KLD of the next smaller one.
         """
-        size, damage = 0, 0.0
+        size, cost = 0, 0.0
         for tensor in range(len(self.table.roles)):
             own = np.flatnonzero(self.table.tensor == tensor)
             row = self.todo[own[0]].row
-            wanted = tensor_bytes(self.mixtures[name][row.name], row.shape)
-            size += wanted
-            fitting = [i for i in own if self.table.bytes[i] <= wanted] or [own[0]]
+            bytes_of_preset = tensor_bytes(self.mixtures[name][row.name], row.shape)
+            size += bytes_of_preset
+            fitting = [i for i in own if self.table.bytes[i] <= bytes_of_preset] or [own[0]]
             same = [i for i in own if self.todo[i].type == self.mixtures[name][row.name]]
-            damage += float(self.mean[same[0] if same else fitting[-1]])
-        return size, damage
+            cost += float(self.mean[same[0] if same else fitting[-1]])
+        return size, cost
 
 
-def measured(model: Path, folder: Path, store: Path, pool: list[str], chunk_count: int | None) -> World:
+def measured(model: Path, folder: Path, store: Path, types: list[str], chunk_count: int | None) -> World:
     """Probe every choice, or take it from the store."""
     log = Log()
     facts = read_json(folder / "model.json")
@@ -92,21 +91,29 @@ def measured(model: Path, folder: Path, store: Path, pool: list[str], chunk_coun
     chunks, _ = read_chunks(folder / "corpus" / "tuning.parquet", 0, chunk_count or 10**6)
     native = {name: presets.mixture(source.header, presets.resolve(name), imatrix=True) for name in PRESETS}
     quantizable = native[PRESETS[0]].quantizable
-    todo, _ = choices(source, quantizable, pool, read_gguf(folder / "imatrix.gguf"))
+    todo, _ = choices(source, quantizable, types, read_gguf(folder / "imatrix.gguf"))
     identity = {"engine": engine_digest(), "model": facts["sha256"]}
     with (
         ThreadPoolExecutor(THREADS) as threads,
         Quantizer(engine_digest(), Store(store), THREADS) as quantizer,
-        Session(source, {c.name for c in todo}, chunks, identity=identity, quantizer=quantizer,
-                pool=threads, folder=folder, log=log) as session,
-    ):  # fmt: skip
+        Session(
+            source,
+            {c.name for c in todo},
+            chunks,
+            identity=identity,
+            quantizer=quantizer,
+            pool=threads,
+            folder=folder,
+            log=log,
+        ) as session,
+    ):
         table = table_of(todo, error_table(todo, source, quantizer, threads, log))
         with log.progress("probes", len(todo), "probes") as progress:
-            found = []
+            kld = []
             for choice in todo:
-                found.append(session.probe(choice).kld)
+                kld.append(session.probe(choice).kld)
                 progress.add(1)
-    return World(todo, table, np.array(found), {name: mixture.types for name, mixture in native.items()})
+    return World(todo, table, np.array(kld), {name: mixture.types for name, mixture in native.items()})
 
 
 def allocate(table: predict.Table, values: Values, size: int) -> NDArray[np.bool_]:
@@ -118,11 +125,14 @@ def allocate(table: predict.Table, values: Values, size: int) -> NDArray[np.bool
     one_each = csr_array((np.ones(count), (table.tensor, np.arange(count))), (tensors, count))
     rows = vstack([one_each, csr_array(table.bytes[None] / size)])
     least, most = np.append(np.ones(tensors), 0.0), np.append(np.ones(tensors), 1.0)
-    found = milp(
-        values / np.median(values), integrality=np.ones(count), bounds=Bounds(0, 1),
-        constraints=LinearConstraint(rows, least, most), options={"mip_rel_gap": 1e-4, "time_limit": 20},
-    )  # fmt: skip
-    return np.asarray(found.x > 0.5)
+    solution = milp(
+        values / np.median(values),
+        integrality=np.ones(count),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(rows, least, most),
+        options={"mip_rel_gap": 1e-4, "time_limit": 20},
+    )
+    return np.asarray(solution.x > 0.5)
 
 
 def ways(world: World, shares: list[float]) -> Iterator[tuple[str, float, Values]]:
@@ -169,13 +179,13 @@ def ways(world: World, shares: list[float]) -> Iterator[tuple[str, float, Values
 
 
 def losses(values: Values, truth: World) -> list[float]:
-    """What the allocation by these values loses at each preset's size, in parts of the preset's damage."""
-    found = []
+    """What the allocation by these values loses at each preset's size, as a share of the preset's KLD."""
+    losses = []
     for name in PRESETS:
-        size, damage = truth.preset(name)
+        size, cost = truth.preset(name)
         best, got = (allocate(truth.table, each, size) for each in (truth.mean, values))
-        found.append(float(truth.mean[got].sum() - truth.mean[best].sum()) / damage)
-    return found
+        losses.append(float(truth.mean[got].sum() - truth.mean[best].sum()) / cost)
+    return losses
 
 
 def table(world: World, shares: list[float]) -> str:
@@ -207,9 +217,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("model", type=Path, help="its source GGUF")
     arguments.add_argument("results", type=Path, help="a model's folder of results")
-    arguments.add_argument("--store", type=Path, required=True, help="the store in which probes are kept")
+    arguments.add_argument("--store", type=Path, required=True, help="the store that holds the probes")
     arguments.add_argument("--chunks", type=int, default=None, help="chunks of the tuning corpus (all)")
-    arguments.add_argument("--types", nargs="+", default=list(POOL), help="the pool")
+    arguments.add_argument("--types", nargs="+", default=list(POOL), help="the candidate types")
     arguments.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.25, 0.5], help="of the probes")
     args = arguments.parse_args()
     print(table(measured(args.model, args.results, args.store, args.types, args.chunks), args.shares))
