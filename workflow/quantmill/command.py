@@ -16,7 +16,7 @@ from quantmill.progress import Log
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line also for what is refused while a stage is imported, as an engine of another processor is."""
+    """Print one line for errors at import too, such as an engine built for another processor."""
     if isinstance(error, QuantmillError):
         print(f"error: {error}", file=sys.stderr)
     else:
@@ -27,7 +27,7 @@ sys.excepthook = _one_line
 
 
 def parser(description: str | None, *, threads: bool = False, store: bool = False) -> argparse.ArgumentParser:
-    """The arguments that every stage shares: `--spec`, `--log`, and what is asked for."""
+    """The arguments that every stage shares, such as `--spec` and `--log`."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument(
         "--spec", type=_spec, required=True, help="canonical JSON of all that decides the output"
@@ -68,7 +68,7 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
 
 
 def doing(text: str) -> None:
-    """Note what the stage is at, such as `row 12 of chats.parquet`: said where a signal ends it there.
+    """Note what the stage is at, such as `row 12 of chats.parquet`: shown if a signal ends it there.
 
     Cheap enough for every row; `""` where it is done with that.
     """

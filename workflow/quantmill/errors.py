@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class QuantmillError(Exception):
-    """Bad input, or a machine that cannot do what is asked.
+    """Bad input, or a machine that cannot do the job.
 
     `what` says what is wrong, `where` names the file, field or tensor, `cure`
     says what to do. The message is one line: `where: what; cure`.

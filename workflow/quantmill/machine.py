@@ -19,7 +19,7 @@ _FILE_CACHE: Final = ("active_file", "inactive_file")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: all that there is, and what is left of it; `where` says whose limit that is."""
+    """Bytes of memory, total and free; `where` names what limits it."""
 
     total: int
     available: int
@@ -27,7 +27,7 @@ class Memory:
 
 
 def cores() -> int:
-    """How many cores this process can keep busy, at least 1; of a fraction of a core nothing is counted."""
+    """How many whole cores this process may use, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups("cpu") if (quota := _quota(folder)) is not None]
     return max(1, min([allowed, *map(int, quotas)]))

@@ -25,7 +25,7 @@ _memory: mmap.mmap | None = None
 
 
 class Record(NamedTuple):
-    """What a stage left: what it was doing, what its library said last, what its native code printed."""
+    """What a stage left: its current task, its library's last warning, its native code's output."""
 
     doing: str
     heard: str

@@ -51,7 +51,7 @@ class Store:
 
     @staticmethod
     def key(kind: str, version: int, **determined_by: Any) -> str:
-        """The key of a unit: the digest of its kind, version and whatever determines it."""
+        """The key of a unit: the digest of its kind, its version and its inputs."""
         return spec.digest({"kind": kind, "version": version, "by": determined_by})
 
     def get(self, key: str) -> memoryview | None:
@@ -89,7 +89,7 @@ class Store:
             self._trim()
 
     def get_or_make(self, key: str, make: Callable[[], bytes | memoryview]) -> bytes | memoryview:
-        """The unit's payload, made and kept if the store lacks it; safe in several threads."""
+        """The unit's payload; if the store lacks it, make and store it. Safe in several threads."""
         unit = self.get(key)
         if unit is not None:
             with self._lock:
@@ -105,7 +105,7 @@ class Store:
         return self.units / key[0] / key
 
     def _warn(self, reason: str) -> None:
-        """Say once that units are not kept. The text names no unit: a run repeats each text once."""
+        """Warn once that units are not stored. The message names no unit, so a run repeats it only once."""
         with self._lock:
             if not self._warned:
                 what = f"{self.folder}: the store cannot be written ({reason}), finished work is not kept"

@@ -1,4 +1,4 @@
-"""Text to token chunks: rows are chosen, tokenized, cut, and mixed at the shares asked for.
+"""Text to token chunks: chooses rows, tokenizes them, splits them into chunks, mixes at the requested shares.
 
 A chunk is of one domain. The chosen rows of a source are tokenized one by one
 in their shuffled order, each ended by a line end, laid end to end and cut into
@@ -40,7 +40,7 @@ Tokenize = Callable[[str, bool], Tokens]
 
 _REASONS_LISTED: Final = 3
 CHARACTERS_A_TOKEN: Final = 8
-"""A generous guess of how much text to keep; where it is too little, more is kept and read again."""
+"""Characters of text that a token is taken to need. If that is too few, the text is read again for more."""
 
 
 @dataclass(frozen=True)

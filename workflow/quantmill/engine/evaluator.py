@@ -31,13 +31,13 @@ class Evaluator(Protocol):
         """Forget all positions."""
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on."""
+        """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on."""
 
     def logits(self, count: int) -> NDArray[np.float32]:
-        """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
+        """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
 
     def wait(self) -> None:
-        """Return once all that was asked for is computed."""
+        """Wait until all requested tokens are computed."""
 
     def __enter__(self) -> Self:
         """The model itself."""
@@ -74,7 +74,7 @@ _LINES: Final = 200
 
 
 class Listener:
-    """Hears a library's log, and remembers its last warnings and errors: they explain a failure."""
+    """Collects the last warnings and errors of a library's log: they explain a failure."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []

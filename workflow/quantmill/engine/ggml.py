@@ -79,7 +79,7 @@ def _lib() -> c.CDLL:
 
 @cache
 def _traits(type_id: int) -> _Traits:
-    """What the library says of a type. QuantmillError where its struct is not laid out as ours."""
+    """The library's traits of a type. QuantmillError if its struct has another layout than ours."""
     if library.in_use() == "mainline":
         get = _lib().ggml_get_type_traits
         get.restype, get.argtypes = c.POINTER(_Traits), [c.c_int]

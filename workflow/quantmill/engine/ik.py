@@ -67,7 +67,7 @@ class Evaluator:
         native.llama_kv_cache_clear(self._context)
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on."""
+        """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on."""
         if len(tokens) > self.batch:
             raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
         fill(self._batch, tokens, position, first_logits)
@@ -76,11 +76,11 @@ class Evaluator:
             raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
 
     def logits(self, count: int) -> NDArray[np.float32]:
-        """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
+        """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
         return logits_at(_lib().llama_get_logits(self._context), count, self.vocab_size)
 
     def wait(self) -> None:
-        """Return once all that was asked for is computed."""
+        """Wait until all requested tokens are computed."""
         _lib().llama_synchronize(self._context)
 
     def __enter__(self) -> Self:

@@ -179,7 +179,7 @@ class Evaluator:
         library.release(native.llama_get_logits(self._context), 4 * self.vocab_size * self.batch)
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0, *, discard: bool = False) -> None:
-        """Compute `tokens` [n] at `position`...; logits are kept for those from `first_logits` on.
+        """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on.
 
         `discard`: nothing but what the observer sees is wanted. Once it ends
         the graph nothing is kept, no logits and no positions.
@@ -200,11 +200,11 @@ class Evaluator:
             raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
 
     def logits(self, count: int) -> NDArray[np.float32]:
-        """The kept logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
+        """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
         return logits_at(native.llama_get_logits(self._context), count, self.vocab_size)
 
     def wait(self) -> None:
-        """Return once all that was asked for is computed."""
+        """Wait until all requested tokens are computed."""
         native.llama_synchronize(self._context)
 
     def weights(self, names: Iterable[str]) -> Weights:

@@ -1,4 +1,4 @@
-"""A model without its tensors' data: a GGUF's header alone, or a manifest; what plans are made from.
+"""A model without its tensors' data, from a GGUF's header or a manifest. Plans are made from it.
 
 llama.cpp's dry run wants a file of the full size, and looks at no data: it is
 given sparse files, which take no room. It adds tensors to a list that it

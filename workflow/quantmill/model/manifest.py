@@ -31,7 +31,7 @@ from quantmill.progress import Log
 
 _BLOCK = 4 << 20
 
-# A float's bytes, and the bits of infinity: what is larger, the sign left out, is no number.
+# A float's bytes, and the bits of infinity. Larger bits, without the sign, are NaN.
 _INFINITY: Final = {
     "f64": (8, 0x7FF0 << 48),
     "f32": (4, 0x7F80 << 16),
@@ -195,7 +195,7 @@ def _blocks(file: IO[bytes], size: int, unit: int) -> Iterator[bytes]:
     most = _BLOCK // unit * unit
     while size > 0:
         block = file.read(min(most, size))
-        while block and len(block) % unit:  # a read may give less than was asked for
+        while block and len(block) % unit:  # a read may return fewer bytes than requested
             more = file.read(unit - len(block) % unit)
             block = block + more if more else b""
         if not block:

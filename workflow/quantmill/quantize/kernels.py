@@ -25,7 +25,7 @@ STAGE = "quantize.write"
 # written of its file changes.
 _UNITS = 2
 
-# Tensors in hand at once: while one is converted, another is read or kept.
+# Tensors in hand at once: while one is converted, another is read or stored.
 _KEEPERS = 3
 
 # The quantizers of these types take no notice of importance (ggml-quants.c of either
@@ -134,7 +134,7 @@ class Quantizer:
         return nvfp4.quantize(weight, scales, self._workers, self.threads)
 
     def _largest_of(self, weight: nvfp4.Weight) -> NDArray[np.float32]:
-        """The largest magnitudes of a weight: looked for once, by whoever asks first, and kept."""
+        """The largest magnitudes of a weight, computed once."""
         with self._lock:
             known = self._largest.get(weight.sha256)
             future = self._largest.setdefault(weight.sha256, Future())

@@ -50,7 +50,7 @@ Trial = Callable[[Path], None]
 
 
 class Source:
-    """The source's tensors: the table of its header, the digests of its manifest, its data when asked for."""
+    """The source's tensors: the table of its header, the digests of its manifest, and their data."""
 
     def __init__(self, path: Path, manifest: Path) -> None:
         self.header = ggufio.read_header(path)
@@ -67,7 +67,7 @@ class Source:
         return Weight(name, self.sha256[name], tensor.type, tensor.shape, partial(self.data, name))
 
     def data(self, name: str) -> Bytes:
-        """A tensor's bytes; none of a per-tensor scale that the source has not."""
+        """A tensor's bytes; empty for a per-tensor scale that the source does not have."""
         if name not in self.tensors:
             return np.empty(0, np.uint8)
         tensor = self.tensors[name]
@@ -294,7 +294,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     library.use(engine)
     rows = read_plan(args.plan)
     source = Source(args.model, args.manifest)
-    # A recipe may do without the imatrix that there is: its plan says so.
+    # A recipe may not use the imatrix, though there is one. Its plan says so.
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
