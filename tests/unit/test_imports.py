@@ -31,8 +31,8 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"corpus", "engine", "formats", "measure"},
     "checkpoint": {"engine", "formats", "measure", "nvfp4"},
     "publish": {"formats", "quantize"},
-    "judge": set(),
-    "card": {"judge"},
+    "judge": {"formats"},
+    "card": {"formats", "judge"},
     "flow": {"budget", "card", "check", "config", "engine", "evaluate", "formats", "judge", "recipe"},
 }
 

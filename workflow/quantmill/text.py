@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from typing import Any
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -58,7 +59,7 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
 
 
-def rate(value: dict[str, Any] | None) -> str:
+def rate(value: Mapping[str, Any] | None) -> str:
     """Tokens a second, `mean ± sd`, of one half of speed.json; the mean alone of a single run."""
     if value is None:
         return ""

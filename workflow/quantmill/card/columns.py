@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 from quantmill import text
@@ -106,7 +106,7 @@ def _of_measure(name: str, measured: Results) -> list[Column]:
         return []
     settings = {}
     if speed := measured.source["speed"]:
-        settings = {half: speed[half]["tokens"] for half in ("prompt", "generate")}
+        settings = {"prompt": speed["prompt"]["tokens"], "generate": speed["generate"]["tokens"]}
     headers = [header.format(**settings) for header in MEASURES[name].columns]
     return [
         Column(header, align, cell) for header, (align, cell) in zip(headers, cells(measured), strict=True)
@@ -153,15 +153,16 @@ def _perplexity(measured: Results) -> list[_Cell]:
 
 
 def _speed(measured: Results) -> list[_Cell]:
-    def half(row: Row, name: str) -> dict[str, Any] | None:
+    def prompt(row: Row) -> str:
         speed = row.measured["speed"]
-        return speed[name] if speed else None
+        return text.rate(speed["prompt"]) if speed else ""
 
     def generate(row: Row) -> str:
-        rate = text.rate(half(row, "generate"))
+        speed = row.measured["speed"]
+        rate = text.rate(speed["generate"]) if speed else ""
         return f"**{rate}**" if row.fastest else rate
 
-    return [(RIGHT, lambda row: text.rate(half(row, "prompt"))), (RIGHT, generate)]
+    return [(RIGHT, prompt), (RIGHT, generate)]
 
 
 def _humaneval(measured: Results) -> list[_Cell]:

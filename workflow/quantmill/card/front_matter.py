@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from quantmill.card.view import View
+from quantmill.formats.measurements import Divergence, Perplexity
 from quantmill.judge.quant import Quant
 from quantmill.judge.scores import HUMANEVAL
 
@@ -86,5 +87,5 @@ def _result(dataset: str, name: str, metric: str, label: str, value: float) -> A
     )
 
 
-def _chunks(report: dict[str, Any]) -> str:
+def _chunks(report: Divergence | Perplexity) -> str:
     return f"{report['corpus']}, {report['chunks']} chunks of {report['context']} tokens"

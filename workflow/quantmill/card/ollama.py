@@ -11,6 +11,7 @@ conversation. For any other template the Modelfile has no TEMPLATE, and tells so
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -92,7 +93,7 @@ def chat(template: str | None, tokenizer: str = "") -> Chat | None:
     return None if any("\x01" in part or "{{" in part for part in texts) else made
 
 
-def modelfile(file: str, context: int, facts: dict[str, Any]) -> str:
+def modelfile(file: str, context: int, facts: Mapping[str, Any]) -> str:
     """The Modelfile of a GGUF beside it; `facts` are those of model.json."""
     form = chat(facts["chat_template"], facts.get("tokenizer") or "")
     lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from quantmill.formats.allocation import Allocation
 from quantmill.judge import compare
 from quantmill.judge.quant import Quant
 from quantmill.text import code, count, decimal_size, size
@@ -22,7 +22,7 @@ class SizeTargeted:
     """A size-targeted file, the report of its allocation, its baseline, and the difference to it."""
 
     quant: Quant
-    report: dict[str, Any]
+    report: Allocation
     baseline: Quant | None
     difference: compare.Paired | None
 
@@ -104,7 +104,7 @@ def size_targeted(quants: Sequence[Quant]) -> list[SizeTargeted]:
     return [_compared(quant, quant.allocation, others) for quant in quants if quant.allocation is not None]
 
 
-def _compared(quant: Quant, report: dict[str, Any], others: Sequence[Quant]) -> SizeTargeted:
+def _compared(quant: Quant, report: Allocation, others: Sequence[Quant]) -> SizeTargeted:
     within = [other for other in others if other.bytes <= report["budget"]["bytes"]]
     measured = [other for other in within if other.loss is not None]
     baseline = min(measured, key=lambda other: other.loss.mean if other.loss else 0.0, default=None)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
+from quantmill.formats.measurements import Divergence, Perplexity, Rate
 
 BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few chunks to tell"
 """The verdicts. `better` and `worse` mean significantly: the 95 % interval does not contain zero."""
@@ -70,7 +71,7 @@ class Difference(Paired):
         return 100 * math.expm1(self.low), 100 * math.expm1(self.high)
 
 
-def paired(ours: dict[str, Any], reference: dict[str, Any], where: str = "perplexity.json") -> Difference:
+def paired(ours: Perplexity, reference: Perplexity, where: str = "perplexity.json") -> Difference:
     """The paired difference of two perplexity.json, chunk by chunk.
 
     Perplexity is exp of the mean nll of equally long chunks, so ln of the
@@ -90,7 +91,7 @@ def paired(ours: dict[str, Any], reference: dict[str, Any], where: str = "perple
     return Difference(mean, error, mean - half_width, mean + half_width, n)
 
 
-def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.json") -> Paired:
+def divergence(ours: Divergence, other: Divergence, where: str = "kld.json") -> Paired:
     """The paired difference of two kld.json: the mean KL divergence of the one less that of the other.
 
     Its interval is a bootstrap over the chunks (BCa: B. Efron, "Better Bootstrap
@@ -118,7 +119,9 @@ def divergence(ours: dict[str, Any], other: dict[str, Any], where: str = "kld.js
 _RESAMPLES = 9999
 
 
-def _check_same(ours: dict[str, Any], other: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
+def _check_same(
+    ours: Mapping[str, Any], other: Mapping[str, Any], fields: tuple[str, ...], where: str
+) -> None:
     for field in fields:
         if ours[field] != other[field]:
             raise QuantmillError(
@@ -212,7 +215,7 @@ def _common(ours: Sequence[bool], other: Sequence[bool]) -> float:
     return product / math.sqrt(margins)
 
 
-def rates(ours: dict[str, Any], other: dict[str, Any]) -> Interval:
+def rates(ours: Rate, other: Rate) -> Interval:
     """How much faster, as a share of the other's rate: one half of two speed.json; Welch's interval.
 
     A single run does not show how much runs differ: then nothing is significant.

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from quantmill.formats.publication import WithheldFile
 from quantmill.judge import compare
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
@@ -52,7 +53,7 @@ class Unneeded:
     difference: compare.Paired | None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> WithheldFile:
         """Its entry in withheld.json."""
         d = self.difference
         return {
@@ -185,7 +186,8 @@ def _slower(other: Quant, quant: Quant) -> bool:
     theirs, ours = other.measured["speed"], quant.measured["speed"]
     if theirs is None or ours is None:
         return False
-    return any(compare.rates(theirs[half], ours[half]).high < -NOTICEABLE for half in ("prompt", "generate"))
+    halves = (theirs["prompt"], ours["prompt"]), (theirs["generate"], ours["generate"])
+    return any(compare.rates(*half).high < -NOTICEABLE for half in halves)
 
 
 def _fails(other: Quant, quant: Quant) -> bool:

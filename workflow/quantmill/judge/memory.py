@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from quantmill.devices import CACHES, DEVICES, RESERVE
+from quantmill.formats.source import MemoryRow
 from quantmill.judge import frontier
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
@@ -71,7 +71,7 @@ def by_device(results: Results) -> list[Devices]:
 
 def per_token(quant: Quant) -> dict[str, float]:
     """Bytes that a token of context takes, by the cache's type, over the longest context of the table."""
-    longest: dict[str, dict[str, Any]] = {}
+    longest: dict[str, MemoryRow] = {}
     for row in _rows(quant):
         if row["context"] >= longest.get(row["cache"], row)["context"]:
             longest[row["cache"]] = row
@@ -89,5 +89,5 @@ def _fitting(order: list[Quant], context: int, available: int) -> Fitting | None
     return None
 
 
-def _rows(quant: Quant) -> list[dict[str, Any]]:
+def _rows(quant: Quant) -> list[MemoryRow]:
     return quant.memory["rows"] if quant.memory else []

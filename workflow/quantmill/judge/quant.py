@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
+from quantmill.formats.allocation import Allocation, Plan
+from quantmill.formats.measurements import Divergence, HumanEval, Perplexity, Served, Speed, Tasks
+from quantmill.formats.publication import Part
+from quantmill.formats.source import RecipeMemory
 from quantmill.judge import compare
 from quantmill.measures import MAINLINE
 
@@ -15,12 +19,12 @@ DECODER: Final = "decoder"
 class Measurements(TypedDict):
     """The reports of one row of the bench, by the names of `measures.MEASURES`; None where not taken."""
 
-    kld: dict[str, Any] | None
-    perplexity: dict[str, Any] | None
-    speed: dict[str, Any] | None
-    served: dict[str, Any] | None
-    humaneval: dict[str, Any] | None
-    tasks: dict[str, Any] | None
+    kld: Divergence | None
+    perplexity: Perplexity | None
+    speed: Speed | None
+    served: Served | None
+    humaneval: HumanEval | None
+    tasks: Tasks | None
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,19 @@ class Quant:
     file: str
     bytes: int
     sha256: str
-    plan: dict[str, Any]
+    plan: Plan
     tensors: list[dict[str, Any]]
     recipe: str
     measured: Measurements
     divergence: compare.Paired | None
     difference: compare.Difference | None
     scores: dict[str, compare.Score] = field(default_factory=dict)
-    allocation: dict[str, Any] | None = None
+    allocation: Allocation | None = None
     acceptance_test: bool = False
-    memory: dict[str, Any] | None = None
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    memory: RecipeMemory | None = None
+    parts: list[Part] = field(default_factory=list)
     tried: str = "answered"
-    source_perplexity: dict[str, Any] | None = None
+    source_perplexity: Perplexity | None = None
 
     @property
     def measure(self) -> str | None:
@@ -78,7 +82,7 @@ class Quant:
         return compare.paired(self._beyond_source, other._beyond_source)
 
     @property
-    def _beyond_source(self) -> dict[str, Any]:
+    def _beyond_source(self) -> Perplexity:
         """Its perplexity.json, with the nll of each chunk less the source's."""
         perplexity = self.measured["perplexity"]
         assert perplexity is not None

@@ -11,6 +11,9 @@ from typing import Any, cast
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json, read_table
+from quantmill.formats.corpus import Corpus
+from quantmill.formats.importance import Imatrix
+from quantmill.formats.source import Check, Model
 from quantmill.judge import compare, validity
 from quantmill.judge.acceptance import SizeTargeted, size_targeted
 from quantmill.judge.quant import DECODER, Measurements, Quant
@@ -28,15 +31,15 @@ class Results:
     that are not offered.
     """
 
-    facts: dict[str, Any]
+    facts: Model
     manifest: list[dict[str, str]]
     quants: list[Quant]
     source: Measurements
-    imatrix: dict[str, Any] | None
-    corpora: dict[str, dict[str, Any]]
+    imatrix: Imatrix | None
+    corpora: dict[str, Corpus]
     sensitivities: list[dict[str, str]]
     sensitivity: dict[str, Any] | None = None
-    check: dict[str, Any] = field(default_factory=lambda: {"kind": DECODER, "warnings": []})
+    check: Check = field(default_factory=lambda: Check(kind=DECODER, words="", warnings=[]))
     validity_warnings: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
     withheld: list[Quant] = field(default_factory=list)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from quantmill.files import split_lines
+from quantmill.formats.measurements import HumanEval, Task, Tasks
 from quantmill.judge import compare
 
 HUMANEVAL: Final = "HumanEval"
 """The name of HumanEval among the scores."""
 
 
-def tasks_by_name(tasks: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+def tasks_by_name(tasks: Tasks | None) -> list[tuple[str, Task]]:
     """The entries of tasks.json by name; a task with several metrics has the metric after its name."""
     entries = tasks["tasks"] if tasks else []
     count = Counter(task["name"] for task in entries)
@@ -25,7 +26,7 @@ def tasks_by_name(tasks: dict[str, Any] | None) -> list[tuple[str, dict[str, Any
 
 
 def scores_of(
-    humaneval: dict[str, Any] | None, tasks: dict[str, Any] | None, samples: Path | None = None
+    humaneval: HumanEval | None, tasks: Tasks | None, samples: Path | None = None
 ) -> dict[str, compare.Score]:
     """A file's scores that have an interval, by the evaluation's name; `samples` is humaneval.jsonl."""
     scores = {}

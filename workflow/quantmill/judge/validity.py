@@ -7,8 +7,9 @@ or the run is at fault, not a quantization. Then no file is ranked by it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
+from quantmill.formats.measurements import Divergence
 from quantmill.judge.compare import Z_95
 from quantmill.judge.quant import Measurements
 from quantmill.judge.scores import HUMANEVAL, tasks_by_name
@@ -23,7 +24,7 @@ NOISE_FLOOR_SHARE: Final = 0.1
 """The highest valid noise floor: the source's divergence from itself, as a share of the closest file's."""
 
 
-def warnings(source: Measurements, divergences: Iterable[dict[str, Any]]) -> dict[str, str]:
+def warnings(source: Measurements, divergences: Iterable[Divergence]) -> dict[str, str]:
     """Why a measure or task is not valid, by its name, in words; `divergences` are the files' kld.json."""
     perplexity, kld = source["perplexity"], source["kld"]
     value = perplexity["perplexity"] if perplexity else kld["perplexity"]["value"] if kld else None
@@ -50,7 +51,7 @@ def of_perplexity(source: float | None) -> str:
     )
 
 
-def of_divergence(source: dict[str, Any] | None, files: Iterable[dict[str, Any]]) -> str:
+def of_divergence(source: Divergence | None, files: Iterable[Divergence]) -> str:
     """What is wrong with the noise floor of the divergences (kld.json of the source, of the files)."""
     if source is None:
         return ""

@@ -13,14 +13,15 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart | None:
     """Where there is an importance matrix with the means."""
     import altair as alt
 
-    entries = [entry for entry in (results.imatrix or {}).get("entries", []) if entry.get("mean", 0) > 0]
+    imatrix = results.imatrix
+    entries = [entry for entry in imatrix["entries"] if (entry.get("mean") or 0) > 0] if imatrix else []
     if not entries:
         return None
     rows = [
         {"role": entry["role"], "layer": entry["layer"], "mean": float(f"{entry['mean']:.4g}")}
         for entry in entries
     ]
-    roles = list(dict.fromkeys(row["role"] for row in rows))
+    roles = list(dict.fromkeys(entry["role"] for entry in entries))
     data, scale = alt.NamedData("importance"), alt.Scale(scheme="cividis", type="log")
     return Chart(
         "importance",

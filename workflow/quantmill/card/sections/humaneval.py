@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from quantmill.card.view import View
+from quantmill.formats.measurements import HumanEval
 from quantmill.judge import frontier
 from quantmill.judge.results import Results
 from quantmill.judge.scores import HUMANEVAL
@@ -48,7 +50,7 @@ def build(view: View) -> dict[str, Any] | None:
     }
 
 
-def _rows(measured: Results) -> list[tuple[str, dict[str, Any], str]]:
+def _rows(measured: Results) -> list[tuple[str, HumanEval, str]]:
     """The name of a row, its report, and the verdict beside the source; the source has none."""
     source = measured.source["humaneval"]
     rows = [(SOURCE, source, "")] if source else []
@@ -60,5 +62,5 @@ def _rows(measured: Results) -> list[tuple[str, dict[str, Any], str]]:
     return rows
 
 
-def _words(counts: dict[str, int]) -> dict[str, str]:
+def _words(counts: Mapping[str, object]) -> dict[str, str]:
     return {name: _WORDS.get(name, name) for name in counts}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from quantmill.card.view import View
+from quantmill.formats.importance import UnderSampled
 from quantmill.text import md
 
 _NAMED: Final = 8
@@ -35,12 +36,12 @@ def _used_by(files: list[str]) -> str:
     return f"Used by: {md(', '.join(files))}." if files else "No file uses it."
 
 
-def under_sampled_experts(experts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def under_sampled_experts(experts: list[UnderSampled]) -> list[dict[str, Any]]:
     """Experts that saw few tokens, a row for the tensors of a layer that saw the same.
 
     `experts` are those of imatrix.json; a row has `tensors`, and `seen`: expert and tokens, fewest first.
     """
-    seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    seen: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for entry in experts:
         seen[entry["name"]].append((entry["count"], entry["expert"]))
     same: dict[tuple[str, ...], list[str]] = defaultdict(list)

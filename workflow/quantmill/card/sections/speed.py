@@ -30,8 +30,8 @@ def machines(results: Results) -> list[tuple[str, list[str]]]:
     rows += [(quant.name, quant.measured["speed"]) for quant in results.quants]
     for name, speed in rows:
         if speed:
-            cpu, cores, memory = (speed["machine"][key] for key in ("cpu", "cores", "memory_bytes"))
-            machine = f"{cpu}, {plural(cores, 'core')}, {size(memory)} memory"
+            of = speed["machine"]
+            machine = f"{of['cpu']}, {plural(of['cores'], 'core')}, {size(of['memory_bytes'])} memory"
             setting = f"{plural(speed['threads'], 'thread')}, backend {speed['backend']}"
             files[f"{machine}; {setting}"].append(name)
     return list(files.items())

@@ -6,6 +6,7 @@ from typing import Any
 
 from quantmill.card.columns import columns, rows
 from quantmill.card.view import View
+from quantmill.formats.publication import Part
 
 
 def build(view: View) -> dict[str, Any]:
@@ -30,6 +31,6 @@ def _checksums(view: View) -> str:
     lines = [
         f"{part['sha256']}  {part['file']}"
         for quant in view.shown.quants
-        for part in quant.parts or [{"sha256": quant.sha256, "file": quant.file}]
+        for part in quant.parts or [Part(file=quant.file, bytes=quant.bytes, sha256=quant.sha256)]
     ]
     return "\n".join([*lines, f"{view.shown.facts['sha256']}  {view.config['source']['file']}"])

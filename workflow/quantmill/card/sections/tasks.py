@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantmill.card.view import View
+from quantmill.formats.measurements import Task as Entry
 from quantmill.judge.results import Results
 from quantmill.judge.scores import tasks_by_name
 
@@ -15,7 +16,7 @@ class Task:
     """A task and metric: the source's entry of tasks.json, and of each file its name, score and verdict."""
 
     name: str
-    source: dict[str, Any]
+    source: Entry
     score: str
     rows: list[tuple[str, str, str]]
     validity_warning: str | None
@@ -27,17 +28,17 @@ def build(view: View) -> dict[str, Any] | None:
     return {"tasks": tasks} if tasks else None
 
 
-def score(entry: dict[str, Any]) -> str:
+def score(entry: Entry) -> str:
     """A task's score in percent, with its standard error where it has one."""
     error = "" if entry["stderr"] is None else f" ± {100 * entry['stderr']:.1f}"
     return f"{100 * entry['value']:.1f}{error} %"
 
 
-def _entries(measured: Results) -> list[tuple[str, dict[str, Any]]]:
+def _entries(measured: Results) -> list[tuple[str, Entry]]:
     return tasks_by_name(measured.source["tasks"])
 
 
-def _task(measured: Results, name: str, source: dict[str, Any]) -> Task:
+def _task(measured: Results, name: str, source: Entry) -> Task:
     rows = [
         (quant.name, score(entry), measured.beside_source(quant, name))
         for quant in measured.quants
