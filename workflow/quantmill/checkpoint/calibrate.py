@@ -13,7 +13,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from quantmill.formats.importance import ACTIVATIONS
 from quantmill.formats.settings import Chunks
 from quantmill.measure.score import load_chunks, observed, with_bos
 from quantmill.progress import Log, Progress
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "checkpoint.calibrate"
 
@@ -79,7 +78,7 @@ def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progre
 
 
 def measure(
-    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+    path: Path, chunks: Tokens, *, identity: Identity, threads: int, store: Store, log: Log
 ) -> dict[str, float]:
     """The same over all chunks, in units of the store; the model is loaded only if one is missing.
 

@@ -42,7 +42,7 @@ from quantmill.measure.score import cut, load_chunks, predictions, unit_key, wit
 from quantmill.measure.score import loaded as loaded_model
 from quantmill.measure.score import perplexity as perplexity_of
 from quantmill.progress import Log
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "measure.divergence"
 _BATCH = 512
@@ -55,7 +55,7 @@ class Model:
     """A GGUF to evaluate, and what, beside the tokens, determines its predictions."""
 
     path: Path
-    identity: dict[str, Any]
+    identity: Identity
 
 
 def measure(

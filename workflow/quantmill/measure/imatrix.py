@@ -28,7 +28,7 @@ from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.progress import Log, Progress
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "measure.imatrix"
 
@@ -124,7 +124,7 @@ def measure(
     path: Path,
     chunks: Tokens,
     *,
-    identity: dict[str, Any],
+    identity: Identity,
     threads: int,
     store: Store,
     log: Log,
