@@ -1,6 +1,6 @@
 """The largest magnitude that enters each MLP weight, for a checkpoint whose activations become NVFP4 too.
 
-What modelopt's `max` calibration finds by hooks in torch is found here by the
+What modelopt's `max` calibration finds by hooks in torch is collected here by the
 eval callback, in the GGUF that the checkpoint is converted to. Where both were
 run on the same tokens they differed by less than 0.1 %, the rounding of the
 bf16 in which modelopt's forward pass computes (tests/data/modelopt-inputs.json).
@@ -56,7 +56,7 @@ class Largest:
         return name != self._last
 
     def saw_all(self) -> None:
-        """A graph is done: the next ones may end where the last wanted weight is, before the head."""
+        """A graph is done: the next ones may end where the last observed weight is, before the head."""
         self._last = next(reversed(self.largest_of), None)
 
 

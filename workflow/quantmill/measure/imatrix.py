@@ -32,7 +32,7 @@ from quantmill.store import Identity, Store
 
 STAGE = "measure.imatrix"
 
-# The sampled chunks, whose logits are wanted, go in smaller batches: a batch's
+# The sampled chunks, whose logits are needed, go in smaller batches: a batch's
 # logits are in memory twice, and the halves that nobody scores need no head. No batch is
 # of fewer rows than are collected.
 _SAMPLE_PARTS = 2
@@ -100,7 +100,7 @@ def collect(
 
     Every token asks for its logits, or the last layer's inputs would be
     collected for some tokens only; the head itself is computed for the sampled
-    half chunk alone. A model that is not `sampled` predicts nothing, and is given each chunk whole.
+    half chunk alone. A model that is not `sampled` predicts nothing, and gets each chunk whole.
     """
     start = time.monotonic()
     collector.sums, losses = {}, [np.empty(0, np.float32)]
