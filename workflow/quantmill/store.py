@@ -27,6 +27,9 @@ from quantmill.errors import QuantmillError
 from quantmill.files import part_of, writing
 from quantmill.progress import Log
 
+Identity = dict[str, str | int | bool]
+"""What determines a stage's units besides their own input: digests of the engine and of the model, mostly."""
+
 _MAGIC = b"quantmill-unit-1"
 _HEAD = len(_MAGIC) + 32
 _TRIM_TO = 0.9

@@ -137,7 +137,7 @@ def test_a_weight_that_nothing_was_seen_to_enter_is_refused(tmp_path: Path, valu
     largest.pop("blk.1.ffn_down.weight")
     if value is not None:
         largest["blk.1.ffn_down.weight"] = value
-    with pytest.raises(QuantmillError, match=r"layers\.1\.mlp\.down_proj: nothing was seen to enter it"):
+    with pytest.raises(QuantmillError, match=r"layers\.1\.mlp\.down_proj: no activation entered it"):
         run(checkpoints.write(tmp_path / "source"), tmp_path, largest=largest)
     assert not (tmp_path / "new").exists()
 

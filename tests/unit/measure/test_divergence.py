@@ -1,4 +1,4 @@
-"""The kept form of the reference and the divergence from it, against the dense computation."""
+"""The reduced form of the reference and the divergence from it, against the dense computation."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> Non
             "1/nll": ("<f4", ()),
             "1/whole": ("<f4", (VOCABULARY,)),
         },
-    ), "the kept form changed: raise its version in stages.py, then note both here"
+    ), "the reduced form changed: raise its version in stages.py, then note both here"
 
 
 def test_a_unit_of_values_keeps_its_names(pool: ThreadPoolExecutor) -> None:

@@ -211,7 +211,19 @@ def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: H
 
 
 def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None:
-    publisher.write("card/withheld.json", json.dumps({"withheld": [{"recipe": "Q8_0"}]}).encode())
+    withheld = {
+        "recipe": "Q8_0",
+        "file": "tiny-Q8_0.gguf",
+        "bytes": 1,
+        "reason": "dominated",
+        "rival": "Q4_K_M",
+        "rival_bytes": 1,
+        "figure": "",
+        "measure": "kld",
+        "difference": {"mean": 1.0, "low": 0.5, "high": 1.5},
+    }
+    report = {"policy": "dominated", "withheld": [withheld]}
+    publisher.write("card/withheld.json", json.dumps(report).encode())
     publisher.publish(include=["measurements"])
     left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
     left.add("withheld.json")

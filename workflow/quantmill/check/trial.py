@@ -103,7 +103,7 @@ def warnings(output: Iterable[str]) -> list[str]:
 
 
 def _answer_ik(path: Path, answers: str, threads: int) -> None:
-    """Load a file in ik_llama.cpp, and evaluate a few tokens where logits are wanted."""
+    """Load a file in ik_llama.cpp, and evaluate a few tokens where logits are needed."""
     from quantmill.engine import loader
 
     with loader.load(path, context=TOKENS, batch=TOKENS, threads=threads) as model:

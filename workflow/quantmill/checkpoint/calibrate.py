@@ -1,6 +1,6 @@
 """The largest magnitude that enters each MLP weight, for a checkpoint whose activations become NVFP4 too.
 
-What modelopt's `max` calibration finds by hooks in torch is found here by the
+What modelopt's `max` calibration finds by hooks in torch is collected here by the
 eval callback, in the GGUF that the checkpoint is converted to. Where both were
 run on the same tokens they differed by less than 0.1 %, the rounding of the
 bf16 in which modelopt's forward pass computes (tests/data/modelopt-inputs.json).
@@ -13,7 +13,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from quantmill.formats.importance import ACTIVATIONS
 from quantmill.formats.settings import Chunks
 from quantmill.measure.score import load_chunks, observed, with_bos
 from quantmill.progress import Log, Progress
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "checkpoint.calibrate"
 
@@ -57,7 +56,7 @@ class Largest:
         return name != self._last
 
     def saw_all(self) -> None:
-        """A graph is done: the next ones may end where the last wanted weight is, before the head."""
+        """A graph is done: the next ones may end where the last observed weight is, before the head."""
         self._last = next(reversed(self.largest_of), None)
 
 
@@ -79,7 +78,7 @@ def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progre
 
 
 def measure(
-    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+    path: Path, chunks: Tokens, *, identity: Identity, threads: int, store: Store, log: Log
 ) -> dict[str, float]:
     """The same over all chunks, in units of the store; the model is loaded only if one is missing.
 

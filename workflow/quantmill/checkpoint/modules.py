@@ -109,7 +109,7 @@ def inputs_of(groups: list[list[Part]], largest: dict[str, float]) -> dict[str, 
         value = next((largest[name] for name in names if name in largest), 0.0)
         if not value > 0:
             raise QuantmillError(
-                "nothing was seen to enter it",
+                "no activation entered it",
                 part.module,
                 "calibrate on more text, or leave out scheme: W4A4",
             )

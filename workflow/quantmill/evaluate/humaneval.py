@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from quantmill import command
 from quantmill.engine.generate import Answer
@@ -24,10 +24,10 @@ from quantmill.errors import QuantmillError
 from quantmill.evaluate import sandbox
 from quantmill.evaluate.answers import code_of, is_fenced, is_repetition, is_verbatim, strip_thinking, wilson
 from quantmill.evaluate.problems import Problem, read
-from quantmill.evaluate.prompting import Prompter, generated, trained_context
+from quantmill.evaluate.prompting import Generation, Prompter, generated, trained_context
 from quantmill.files import write_text
-from quantmill.formats import settings as settings_of
-from quantmill.formats.measurements import HUMANEVAL, HumanEval, Sample
+from quantmill.formats import settings
+from quantmill.formats.measurements import HUMANEVAL, HumanEval, HumanEvalSettings, Sample
 from quantmill.formats.publication import model_sha256
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -81,8 +81,25 @@ def samples(
         return list(pool.map(sample, problems, answers))
 
 
+def settings_of(config: settings.HumanEval, file: str, confined: bool) -> HumanEvalSettings:
+    """The settings as the report repeats them."""
+    return {
+        "limit": config["limit"],
+        "max_tokens": config["max_tokens"],
+        "prompt": config["prompt"],
+        "instruction": config["instruction"],
+        "template": config["template"],
+        "stop": config["stop"],
+        "parallel": config["parallel"],
+        "seconds": config["seconds"],
+        "memory": config["memory"],
+        "file": file,
+        "confined": confined,
+    }
+
+
 def report(
-    rows: Sequence[Sample], answers: Sequence[Answer], settings: dict[str, Any], model: str
+    rows: Sequence[Sample], answers: Sequence[Answer], settings: HumanEvalSettings, model: str
 ) -> HumanEval:
     """The JSON of one file: pass@1 with its interval, the audits, the kinds of failure.
 
@@ -121,7 +138,7 @@ def report(
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `evaluate.humaneval`."""
-    config: settings_of.HumanEval = args.spec["config"]
+    config: settings.HumanEval = args.spec["config"]
     sha256 = model_sha256(args.facts)
     chat = config["prompt"] == "chat"
     problems = read(args.problems, config["limit"])
@@ -142,7 +159,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         raise QuantmillError(what, "bench.humaneval.max_tokens", f"lower it by {most - trained}")
     store = Store(args.store, args.store_max, log)
     identity = {"engine": args.spec["engine"], "model": sha256}
-    limits_of_answers = {
+    generation: Generation = {
         "max_tokens": config["max_tokens"],
         "stop": config["stop"],
         "parallel": config["parallel"],
@@ -151,16 +168,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
         STAGE,
         args.model,
         prompts,
-        limits_of_answers,
+        generation,
         identity=identity,
         threads=args.threads,
         store=store,
         log=log,
     )
     rows = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
-    settings: dict[str, Any] = {name: value for name, value in config.items() if name != "accept_unsandboxed"}
-    settings |= {"file": args.problems.name, "confined": confined}
-    written = report(rows, answers, settings, sha256)
+    written = report(rows, answers, settings_of(config, args.problems.name, confined), sha256)
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows)
     write_text(args.samples, "".join(f"{line}\n" for line in lines))
     HUMANEVAL.write(args.out, written)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from quantmill.engine.mainline import Evaluator
 from quantmill.measure.score import Softmax
 from quantmill.progress import Progress
 from quantmill.stages import VERSIONS
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE: Final = "evaluate.tasks"
 REQUESTS_A_UNIT: Final = 32
@@ -47,9 +47,7 @@ class Likelihoods:
     on the requests before it.
     """
 
-    def __init__(
-        self, path: Path, *, context: int, threads: int, identity: dict[str, Any], store: Store
-    ) -> None:
+    def __init__(self, path: Path, *, context: int, threads: int, identity: Identity, store: Store) -> None:
         self.context = context
         self._path, self._threads, self._identity, self._store = path, threads, identity, store
         self._done: Tokens | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import canonical
 from quantmill.stages import VERSIONS
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
+Variables = Mapping[str, Any]
+"""Values of a chat template's variables by name."""
 _CURE: Final = "set prompt: completion for it under bench"
 
 
@@ -39,7 +41,7 @@ class Prompter:
     where there is to be a chat and the model has no template, or a broken one.
     """
 
-    def __init__(self, path: Path, vocabulary: Vocabulary, *, chat: bool, variables: dict[str, Any]) -> None:
+    def __init__(self, path: Path, vocabulary: Vocabulary, *, chat: bool, variables: Variables) -> None:
         self._path, self._vocabulary, self._variables = path, vocabulary, variables
         bos = vocabulary.special("bos")
         self._bos = vocabulary.tokenize(bos, parse_special=True)[:1] if vocabulary.adds_bos and bos else None
@@ -76,22 +78,29 @@ class Prompter:
         return np.concatenate([self._bos, tokens])
 
 
+class Generation(TypedDict):
+    """The settings of an answer; part of the key of its unit in the store."""
+
+    max_tokens: int
+    stop: list[str]
+    parallel: int
+
+
 def generated(
     stage: str,
     path: Path,
     prompts: Sequence[Tokens],
-    settings: dict[str, Any],
+    settings: Generation,
     *,
-    identity: dict[str, Any],
+    identity: Identity,
     threads: int,
     store: Store,
     log: Log,
 ) -> list[Answer]:
     """The answers to `prompts`, in order, from the store or generated.
 
-    `settings` are `max_tokens`, `stop` (texts) and `parallel`; `identity` is what,
-    beside these and the prompt, determines an answer (the engine's digest and the
-    model's sha256). The model is loaded only if an answer is missing.
+    `identity` is what, beside the settings and the prompt, determines an answer
+    (the engine's digest and the model's sha256). The model is loaded only if an answer is missing.
     """
 
     def key(prompt: Tokens) -> str:

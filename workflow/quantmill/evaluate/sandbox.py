@@ -173,12 +173,12 @@ def _confined(command: list[str], folder: str, limits: Limits) -> list[str]:
     user = str(random.randrange(60_001, 61_000)) if root else ""
     own = ["--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child"]
     own += [] if root else ["--user", "--map-root-user"]
-    seen = _seen()
-    setup = ["sh", "-c", _SETUP, "sh", folder, str(4 * limits.file_bytes), user, str(len(seen)), *seen]
+    visible = _visible()
+    setup = ["sh", "-c", _SETUP, "sh", folder, str(4 * limits.file_bytes), user, str(len(visible)), *visible]
     return [unshare, *own, "--", *setup, *command]
 
 
-def _seen() -> list[str]:
+def _visible() -> list[str]:
     """The paths of the host that the sandbox shows: libraries, and this interpreter's own folders."""
     own = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
     inside = tuple(f"{path}/" for path in _SEEN)

@@ -21,12 +21,12 @@ from quantmill.engine.generate import Tokens
 from quantmill.engine.mainline import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
-from quantmill.evaluate.prompting import Prompter, generated, trained_context
+from quantmill.evaluate.prompting import Generation, Prompter, generated, trained_context
 from quantmill.formats import settings
 from quantmill.formats.measurements import TASKS, Task
 from quantmill.formats.publication import model_sha256
 from quantmill.progress import Log
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 _MAX_TOKENS: Final = 256  # lm-eval's own default
 _PARALLEL: Final = 8
@@ -43,7 +43,7 @@ class Engine:
         *,
         chat: bool,
         threads: int,
-        identity: dict[str, Any],
+        identity: Identity,
         store: Store,
         log: Log,
     ) -> None:
@@ -75,7 +75,7 @@ class Engine:
             numbers = list(group)
             room = max(1, self._likelihoods.context - most)
             prompts = [self.prompter.with_bos(self._tokens(requests[i][0]))[-room:] for i in numbers]
-            options = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
+            options: Generation = {"max_tokens": most, "stop": list(until), "parallel": _PARALLEL}
             generations = generated(
                 STAGE,
                 self._path,
@@ -235,7 +235,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
             log=log,
         )
         scores = rows(evaluate(engine, config))
-    TASKS.write(out, {"tasks": scores, "settings": {**config}, "model_sha256": sha256})
+    TASKS.write(out, {"tasks": scores, "settings": config, "model_sha256": sha256})
     for row in scores:
         log.say(f"{row['name']}: {row['metric']} {row['value']:.4f} of {row['samples']}")
     log.say(f"{store.made} units made, {store.reused} reused")

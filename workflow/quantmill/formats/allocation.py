@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Final, TypedDict
 
 from quantmill.formats.report import Report
+from quantmill.formats.settings import Budget
 
 
 class NoiseFloor(TypedDict):
@@ -88,13 +89,17 @@ class Dominated(TypedDict):
     of: Annotated[int, "all of the role"]
 
 
+class AllocatedBudget(Budget):
+    """The budget as in the config, in bytes."""
+
+    bytes: Annotated[int, "of the file, at most"]
+
+
 class Allocation(TypedDict):
     """How a size-targeted recipe was allocated."""
 
     recipe: str
-    budget: Annotated[
-        dict[str, Any], "size, bpw or memory as in the config, and `bytes`: of the file, at most"
-    ]
+    budget: AllocatedBudget
     memory: MemoryRoom | None
     file_bytes: int
     metadata_bytes: int

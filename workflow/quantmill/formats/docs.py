@@ -90,7 +90,7 @@ def _fields(kind: Any, depth: int) -> list[str]:
             below = get_args(below)[0]
         text = f"{'  ' * depth}- `{name}`{' (may be absent)' if optional else ''}: {type_name(below)}"
         nested = _nested(below)
-        note = note or (_first_line(nested).rstrip(".") if nested else "")
+        note = note or (_within_a_line(_first_line(nested)) if nested else "")
         lines.append(f"{text}; {note}" if note else text)
         if nested is not None:
             lines += _fields(nested, depth + 1)
@@ -126,6 +126,12 @@ def _nested(hint: Any) -> Any:
         return hint
     kinds = [_nested(kind) for kind in get_args(hint) if kind is not NoneType]
     return next((kind for kind in kinds if kind is not None), None)
+
+
+def _within_a_line(sentence: str) -> str:
+    """A sentence without its capital, which an abbreviation keeps, and without its full stop."""
+    start = sentence[:1] if sentence[1:2].isupper() else sentence[:1].lower()
+    return start + sentence[1:].rstrip(".")
 
 
 def _first_line(kind: Any) -> str:

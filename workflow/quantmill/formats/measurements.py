@@ -1,8 +1,10 @@
 """The reports of what is measured of a file, in `bench/<row>/`."""
 
-from typing import Annotated, Any, Final, NotRequired, TypedDict
+from typing import Annotated, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
+from quantmill.formats.settings import Answers
+from quantmill.formats.settings import Tasks as TasksSettings
 
 Engine = Annotated[str, "ik, where it was measured in ik_llama.cpp; absent: llama.cpp"]
 
@@ -217,6 +219,13 @@ class Failures(TypedDict):
     limits: int
 
 
+class HumanEvalSettings(Answers):
+    """The config's, and what it was measured with."""
+
+    file: Annotated[str, "base name of the problems"]
+    confined: Annotated[bool, "whether the code ran in the sandbox"]
+
+
 class HumanEval(TypedDict):
     """Code that a model wrote, run against tests."""
 
@@ -230,10 +239,7 @@ class HumanEval(TypedDict):
     tokens_per_s: Annotated[float, "of `seconds`"]
     seconds: Annotated[float, "of generating"]
     prompt_seconds: Annotated[float, "of the prompts, before it"]
-    settings: Annotated[
-        dict[str, Any],
-        "the config's, `file` (base name of the problems) and `confined` (whether code ran in the sandbox)",
-    ]
+    settings: HumanEvalSettings
     model_sha256: str
 
 
@@ -269,7 +275,7 @@ class Tasks(TypedDict):
     """Tasks of lm-eval."""
 
     tasks: list[Task]
-    settings: Annotated[dict[str, Any], "the config's, and lm-eval's version"]
+    settings: Annotated[TasksSettings, "the config's, and lm-eval's version"]
     model_sha256: str
 
 

@@ -95,6 +95,23 @@ def fields(hint: Any) -> dict[str, Any]:
     return get_type_hints(hint, include_extras=True)
 
 
+@cache
+def _plain_types(hint: Any) -> dict[str, frozenset[type]]:
+    """Of the fields of a TypedDict: the types of Python whose values need no further look."""
+    return {name: _plain(field) for name, field in fields(hint).items()}
+
+
+def _plain(hint: Any) -> frozenset[type]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Annotated, NotRequired):
+        return _plain(args[0])
+    if origin in (Union, UnionType):
+        return frozenset().union(*map(_plain, args))
+    if hint is float:
+        return frozenset((float, int))
+    return frozenset((hint,)) if hint in (int, str, bool, NoneType) else frozenset()
+
+
 def _fault_of_fields(value: Any, hint: Any, where: str) -> str:
     if not isinstance(value, dict):
         return _is(value, where, "a mapping")
@@ -103,7 +120,10 @@ def _fault_of_fields(value: Any, hint: Any, where: str) -> str:
         return f"no field {_below(where, min(missing))}"
     if unknown := value.keys() - known.keys():
         return f"unknown field {_below(where, min(unknown))}"
+    plain = _plain_types(hint)
     for name, item in value.items():
+        if type(item) in plain[name]:
+            continue
         if text := fault(item, known[name], _below(where, name)):
             return text
     return ""

@@ -3,10 +3,17 @@
 The keys are part of every spec. Renaming one would make finished files stale,
 so some have names that the config and the code no longer use: `damage` is the
 objective of an allocation, `gate` the acceptance test, `iso_disk` the models
-of the same-size comparison.
+of the same-size comparison, `fits` the size-targeted recipes.
+
+`OF_STAGE` names the type of each stage; a test holds every spec of a project
+against it.
 """
 
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, Final, NotRequired, TypedDict
+
+
+class Empty(TypedDict):
+    """A stage without settings."""
 
 
 class Fetch(TypedDict):
@@ -22,6 +29,12 @@ class Convert(TypedDict):
 
     to: str
     pre_tokenizer: str | None
+
+
+class Check(TypedDict):
+    """`check.source`."""
+
+    model: str
 
 
 class CorpusSource(TypedDict):
@@ -50,6 +63,12 @@ class Chunks(TypedDict):
     chunks: int
     context: int
     engine: NotRequired[str]
+
+
+class ImportedImatrix(TypedDict):
+    """`imatrix.imported`."""
+
+    file: Annotated[str, "base name"]
 
 
 class Probes(Chunks):
@@ -84,19 +103,19 @@ class Plan(TypedDict):
 
 
 class MemoryBudget(TypedDict):
-    """A device's memory: bytes in all, bytes left free, and the context (tokens) with its cache's type."""
+    """A device's memory."""
 
-    total: int
-    reserve: int
-    context: int
-    cache: str
+    total: Annotated[int, "bytes"]
+    reserve: Annotated[int, "bytes left free"]
+    context: Annotated[int, "tokens"]
+    cache: Annotated[str, "the type of the KV cache"]
 
 
 class Budget(TypedDict, total=False):
-    """One of the three: bytes of the file, bits per weight of the file, or a memory."""
+    """One of the three."""
 
-    size: int
-    bpw: float
+    size: Annotated[int, "bytes of the file"]
+    bpw: Annotated[float, "bits per weight of the file"]
     memory: MemoryBudget
 
 
@@ -159,30 +178,38 @@ class Served(TypedDict):
     repetitions: int
 
 
-class HumanEval(TypedDict):
+class Answers(TypedDict):
+    """The settings of HumanEval that its report repeats."""
+
+    limit: Annotated[int | None, "the first so many problems; null: all"]
+    max_tokens: Annotated[int, "of an answer, at most"]
+    prompt: Annotated[str, "chat or completion"]
+    instruction: str
+    template: Annotated[dict[str, bool | int | str], "variables of the chat template"]
+    stop: Annotated[list[str], "texts that end an answer"]
+    parallel: Annotated[int, "answers generated at once"]
+    seconds: Annotated[float, "for the tests of an answer"]
+    memory: Annotated[int, "bytes, for the tests of an answer"]
+
+
+class HumanEval(Answers):
     """`evaluate.humaneval`."""
 
-    limit: int | None
-    max_tokens: int
-    prompt: str
-    instruction: str
-    template: dict[str, bool | int | str]
-    stop: list[str]
-    parallel: int
-    seconds: float
-    memory: int
     accept_unsandboxed: bool
 
 
-class Tasks(TypedDict):
+_LmEval = TypedDict("_LmEval", {"lm-eval": Annotated[str, "its version"]})
+
+
+class Tasks(_LmEval):
     """`evaluate.tasks`."""
 
     names: list[str]
-    include: str | None
-    limit: int | None
-    shots: int | None
-    chat: bool
-    context: int
+    include: Annotated[str | None, "a folder of task definitions"]
+    limit: Annotated[int | None, "the first so many questions of each task; null: all"]
+    shots: Annotated[int | None, "examples before each question; null: as the task says"]
+    chat: Annotated[bool, "by the chat template"]
+    context: Annotated[int, "tokens"]
 
 
 class Export(TypedDict):
@@ -198,3 +225,104 @@ class Split(TypedDict):
     model: str
     recipes: list[str]
     split: int
+
+
+class Toolchain(TypedDict):
+    """Versions of what made the files."""
+
+    quantmill: str
+
+
+class CheckpointCard(TypedDict):
+    """`card.checkpoint`."""
+
+    model: str
+    card: Annotated[dict[str, Any], "the config's fields of that name"]
+    toolchain: Toolchain
+
+
+CardSource = TypedDict("CardSource", {"file": str, "from": Annotated[str, "in words"]})
+"""The source's file, and where it is from."""
+
+
+class AcceptanceTest(TypedDict):
+    """The acceptance test of a size-targeted recipe, under its old name."""
+
+    gate: Annotated[Any, "as in the config"]
+
+
+class Card(TypedDict):
+    """`card.write`."""
+
+    model: str
+    source: CardSource
+    recipes: list[str]
+    card: Annotated[dict[str, Any], "the config's fields of that name, the texts and `iso_disk`"]
+    repo: str | None
+    withhold: str
+    include: list[str]
+    imatrix: bool
+    sensitivity: bool
+    kld: bool
+    perplexity: bool
+    speed: bool
+    served: bool
+    humaneval: bool
+    tasks: bool
+    fits: Annotated[dict[str, AcceptanceTest], "the size-targeted recipes"]
+    toolchain: Annotated[dict[str, str], "versions of what made the files"]
+    engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
+    parts: NotRequired[bool]
+
+
+class PublishedModel(TypedDict):
+    """What is published of a model."""
+
+    repo: str
+    revision: str
+    private: bool
+    include: list[str]
+    overwrite: bool
+    split: int
+    recipes: list[str]
+    measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
+
+
+class Upload(TypedDict):
+    """`publish.upload`."""
+
+    confirm: bool
+    models: dict[str, PublishedModel]
+
+
+OF_STAGE: Final[dict[str, Any]] = {
+    "model.fetch": Fetch,
+    "checkpoint.convert": Convert,
+    "model.manifest": Empty,
+    "check.source": Check,
+    "corpus.build": Corpus,
+    "measure.imatrix": Chunks,
+    "imatrix.imported": ImportedImatrix,
+    "checkpoint.calibrate": Chunks,
+    "sensitivity.measure": Probes,
+    "sensitivity.imported": Empty,
+    "recipe.render": Render,
+    "budget.feasibility": Allocate,
+    "budget.allocate": Allocate,
+    "recipe.plan": Plan,
+    "model.memory": Memory,
+    "quantize.write": Quantize,
+    "measure.divergence": Chunks,
+    "measure.perplexity": Chunks,
+    "measure.speed": Speed,
+    "serve.measure": Served,
+    "evaluate.humaneval": HumanEval,
+    "evaluate.tasks": Tasks,
+    "checkpoint.export": Export,
+    "card.maps": Empty,
+    "card.checkpoint": CheckpointCard,
+    "card.write": Card,
+    "publish.split": Split,
+    "publish.upload": Upload,
+}
+"""The type of each stage's settings."""

@@ -3,8 +3,8 @@
 llama-imatrix (tools/imatrix/imatrix.cpp) takes every multiplication whose
 input is f32 with at least 16 rows and whose weight's name begins with `blk.`,
 and every indirect one. Inputs that several weights share (q, k and v; gate and
-up) are summed once. Once the last wanted multiplication is done the rest of
-the graph, the output head, is left uncomputed unless the logits are wanted.
+up) are summed once. Once the last observed multiplication is done the rest of
+the graph, the output head, is left uncomputed unless the logits are needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Collector:
     def begin(self, *, head: bool) -> None:
         """A new graph is about to be computed, with or without the output head.
 
-        The first graph tells which multiplication is the last one wanted.
+        The first graph tells which multiplication is the last one observed.
         """
         if self._inputs and self.last is None:
             self.last = list(self._inputs.values())[-1]

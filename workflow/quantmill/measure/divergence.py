@@ -42,7 +42,7 @@ from quantmill.measure.score import cut, load_chunks, predictions, unit_key, wit
 from quantmill.measure.score import loaded as loaded_model
 from quantmill.measure.score import perplexity as perplexity_of
 from quantmill.progress import Log
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "measure.divergence"
 _BATCH = 512
@@ -55,7 +55,7 @@ class Model:
     """A GGUF to evaluate, and what, beside the tokens, determines its predictions."""
 
     path: Path
-    identity: dict[str, Any]
+    identity: Identity
 
 
 def measure(
@@ -140,7 +140,8 @@ def _references(
         for part in parts:
             key, made = unit_key(reference.STAGE, part, source.identity), store.made
             payload = store.get_or_make(key, partial(make, part))
-            if store.made > made:  # what was found is got again in its turn: held, each may hold a file open
+            # A stored one is read again in its turn: each that is held may hold a file open.
+            if store.made > made:
                 payloads[key] = payload
         return payloads
 
@@ -178,8 +179,8 @@ def describe(values: Values, chunks: int) -> Described:
     of what is made from means; percentiles are interpolated between the two
     nearest. Δp, the change of the probability of the token that came, is a
     share and not in percent, and so is `same_top`. Beside them the means of
-    every chunk, and of `reference` how much of it was kept and the `gap`: the
-    divergence over the whole vocabulary less that from the kept form, where
+    every chunk, and of `reference` how much of it was stored and the `gap`: the
+    divergence over the whole vocabulary less that from the reduced form, where
     both are known.
     """
     ours, theirs = values.nll.astype(np.float64), values.nll_reference.astype(np.float64)

@@ -28,11 +28,11 @@ from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
 from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
 from quantmill.progress import Log, Progress
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "measure.imatrix"
 
-# The sampled chunks, whose logits are wanted, go in smaller batches: a batch's
+# The sampled chunks, whose logits are needed, go in smaller batches: a batch's
 # logits are in memory twice, and the halves that nobody scores need no head. No batch is
 # of fewer rows than are collected.
 _SAMPLE_PARTS = 2
@@ -100,7 +100,7 @@ def collect(
 
     Every token asks for its logits, or the last layer's inputs would be
     collected for some tokens only; the head itself is computed for the sampled
-    half chunk alone. A model that is not `sampled` predicts nothing, and is given each chunk whole.
+    half chunk alone. A model that is not `sampled` predicts nothing, and gets each chunk whole.
     """
     start = time.monotonic()
     collector.sums, losses = {}, [np.empty(0, np.float32)]
@@ -124,7 +124,7 @@ def measure(
     path: Path,
     chunks: Tokens,
     *,
-    identity: dict[str, Any],
+    identity: Identity,
     threads: int,
     store: Store,
     log: Log,

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +21,14 @@ from quantmill.formats.publication import model_sha256
 from quantmill.formats.settings import Chunks
 from quantmill.measure.score import load_chunks, loaded, perplexity, score_chunk, units, with_bos
 from quantmill.progress import Log
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 STAGE = "measure.perplexity"
 _BATCH = 512
 
 
 def measure(
-    path: Path, chunks: Tokens, *, identity: dict[str, Any], threads: int, store: Store, log: Log
+    path: Path, chunks: Tokens, *, identity: Identity, threads: int, store: Store, log: Log
 ) -> tuple[NDArray[np.float32], float]:
     """The nll [chunks, context/2 - 1] of every scored token of `chunks` [n, context], and the seconds taken.
 

@@ -1,6 +1,6 @@
 """The reference's predictions in a bounded form, and another model's divergence from them.
 
-Of each prediction the likely tokens are kept exactly, the rest by samples.
+Of each prediction the likely tokens are stored exactly, the rest by samples.
 
 llama-perplexity keeps the whole distribution over the vocabulary, 16 bits a
 token of it (2 V + 8 bytes a prediction). Here a prediction keeps
@@ -9,18 +9,18 @@ token of it (2 V + 8 bytes a prediction). Here a prediction keeps
 - of all others, the rest, their probability in all;
 - up to 64 tokens drawn from the rest by their probabilities, with their exact ln p.
 
-With p the reference and q another model, K the kept tokens, P and Q their
+With p the reference and q another model, K the stored tokens, P and Q their
 probabilities of the rest, the divergence is
 
     KL(p||q) = sum over K of p ln(p/q) + P ln(P/Q) + P KL(p/P || q/Q)
 
 The first two terms, the divergence of the distributions over K and the rest as
-one, need no more than what is kept; they alone would be a lower bound. The last
+one, need only what is stored; they alone would be a lower bound. The last
 is estimated by the mean of (r - 1) - ln r over the samples, with r = (q/Q)/(p/P):
 as the mean of r is 1, it is without bias; it is never negative; and it varies
 far less than the mean of -ln r (J. Schulman, "Approximating KL Divergence",
 2020). Each term is exactly 0 for the model itself. How far the estimate is off
-is measured on a few predictions that are kept whole.
+is measured on a few predictions that are stored whole.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FORM: Final[ReferenceForm] = {
     "most_of_vocabulary": _KEPT_OF_VOCABULARY,
     "samples": _SAMPLES,
 }
-# Of so many predictions one is kept whole: 3 % of what llama-perplexity keeps.
+# Of so many predictions one is stored whole: 3 % of what llama-perplexity stores.
 _WHOLE_OF = 64
 _TINY = np.finfo(np.float32).tiny
 # Fields of `Values` that have another name in the store, whose units outlive a name.
@@ -62,7 +62,7 @@ Floats = NDArray[np.float32]
 class Reference:
     """n predictions of the reference.
 
-    `counts` [n] tokens each are kept: `ids` and `logs` [sum of counts], ln p.
+    `counts` [n] tokens each are stored: `ids` and `logs` [sum of counts], ln p.
     `rest` [n] is ln of the probability of all others (-inf where they have
     none), of which `sample_ids` and `sample_logs` [n, samples] are drawn.
     `top` [n] is the most likely token; `nll` [n] the negative log likelihood of
@@ -103,12 +103,12 @@ class Reference:
 
 
 def whole_rows(count: int) -> NDArray[np.int64]:
-    """Which of `count` predictions are kept whole: evenly spaced, at least one."""
+    """Which of `count` predictions are stored whole: evenly spaced, at least one."""
     return np.arange(min(_WHOLE_OF, count) // 2, count, _WHOLE_OF)
 
 
 def keep(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor) -> Reference:
-    """The kept form of the predictions `logits` [n, vocabulary]; `targets` [n] are the tokens that came."""
+    """The reduced form of predictions, `logits` [n, vocabulary]; `targets` [n] are the tokens that came."""
     # One point of a grid a prediction: systematic sampling, which is without bias if it is uniform.
     starts = np.random.default_rng(0).random(len(targets))
 
@@ -132,7 +132,7 @@ def _keep(softmax: Softmax, targets: Tokens, starts: NDArray[np.float64]) -> Ref
     sample_ids = np.empty((count, samples), np.int64)
     grid = np.arange(samples)
     for row, sums in enumerate(np.cumsum(softmax.exps, axis=1)):
-        # a kept token adds nothing to the sum, and is never where it passes a point
+        # a stored token adds nothing to the sum, and is never where it passes a point
         points = (grid + starts[row]) * (sums[-1] / samples)
         if sums[-1] < _TINY:
             rest[row] = -np.inf
@@ -169,7 +169,7 @@ def _likely(softmax: Softmax) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _most(vocabulary: int) -> int:
-    """How many tokens of a prediction are kept at most, and as many at most are drawn."""
+    """How many tokens of a prediction are stored at most, and as many at most are drawn."""
     return max(1, int(vocabulary * _KEPT_OF_VOCABULARY))
 
 
@@ -184,7 +184,7 @@ def rest_of(softmax: Softmax, rows: NDArray[np.int64], ids: NDArray[np.integer])
 
 
 def _joined(parts: list[Reference], whole: Floats) -> Reference:
-    """Blocks of predictions as one, with those that are kept whole."""
+    """Blocks of predictions as one, with those that are stored whole."""
     names = [field.name for field in fields(Reference)][:-1]
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return Reference(whole=whole, **joined)

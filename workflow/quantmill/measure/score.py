@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from quantmill.formats.settings import Chunks
 from quantmill.measure.without_mtp import evaluable
 from quantmill.progress import Log, Progress
 from quantmill.stages import VERSIONS
-from quantmill.store import Store
+from quantmill.store import Identity, Store
 
 if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
     from quantmill.engine import mainline
@@ -59,7 +59,7 @@ def observed(
     path: Path,
     chunks: Tokens,
     observe: Observer,
-    identity: dict[str, Any],
+    identity: Identity,
     make: Callable[[mainline.Evaluator, Tokens, Progress], bytes],
     *,
     threads: int,
@@ -104,7 +104,7 @@ def load_chunks(path: Path, config: Chunks) -> Tokens:
 def units(
     stage: str,
     chunks: Tokens,
-    identity: dict[str, Any],
+    identity: Identity,
     store: Store,
     progress: Progress,
     make: Callable[[Tokens], bytes],
@@ -126,7 +126,7 @@ def cut(chunks: Tokens) -> list[Tokens]:
     return [chunks[first : first + CHUNKS_A_UNIT] for first in range(0, len(chunks), CHUNKS_A_UNIT)]
 
 
-def unit_key(stage: str, part: Tokens, identity: dict[str, Any]) -> str:
+def unit_key(stage: str, part: Tokens, identity: Identity) -> str:
     """The key of a unit of `stage`: its chunks [n, context], and what else determines it."""
     tokens = hashlib.sha256(part.astype("<i4").tobytes()).hexdigest()
     return Store.key(stage, VERSIONS[stage], tokens=tokens, shape=list(part.shape), **identity)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.formats.publication import PARTS
+from quantmill.formats.settings import PublishedModel, Upload
 from quantmill.progress import Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
@@ -22,7 +23,7 @@ class Publication(NamedTuple):
 
     model: str
     repository: Repository
-    settings: dict[str, Any]
+    settings: PublishedModel
     items: list[Item]
     held: Holdings | None
     rows: list[Row]
@@ -34,7 +35,7 @@ class Publication(NamedTuple):
         return [item for item in self.items if states[item.path] in UPLOADED]
 
 
-def prepared(model: str, settings: dict[str, Any], results: Path, confirmed: bool) -> Publication:
+def prepared(model: str, settings: PublishedModel, results: Path, confirmed: bool) -> Publication:
     """What there is to publish of a model, compared with its repository.
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
@@ -106,7 +107,7 @@ def upload(publication: Publication, room: Path, log: Log) -> str:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The command `publish.upload`: everything is looked at before anything is uploaded."""
-    config = args.spec["config"]
+    config: Upload = args.spec["config"]
     publications = [
         prepared(model, settings, args.results / model, config["confirm"])
         for model, settings in config["models"].items()

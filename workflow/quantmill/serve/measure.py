@@ -33,7 +33,7 @@ def text_of(vocabulary: Vocabulary, tokens: int, run: int) -> tuple[str, int]:
     """A text of common words of about `tokens` tokens, and how many it has, a BOS counted.
 
     It begins with another word in each `run`, so that no server finds the
-    beginning of a prompt in what it has kept of an earlier one.
+    beginning of a prompt in what it has cached of an earlier one.
     """
     drawn = random.Random(run)
     words = [_WORDS[run % len(_WORDS)]]

@@ -1,0 +1,43 @@
+"""The settings in every spec are of the stage's type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from quantmill.flow.project import Project
+from quantmill.formats import settings
+from quantmill.formats.report import fault
+from quantmill.stages import STAGES, key
+
+TYPES = {key(stage): kind for stage, kind in settings.OF_STAGE.items()}
+CHANGES: list[list[tuple[str, object]]] = [
+    [],
+    [("recipes.3.size", None), ("recipes.3.bpw", 5.5)],
+    [("split", {"max": "1 MB"}), ("recipes.3.pin", [{"match": "attn_v", "type": "q8_0"}])],
+    [
+        (
+            "bench.humaneval",
+            {"problems": "problems.jsonl", "prompt": "completion", "template": {"think": False}},
+        )
+    ],
+]
+
+
+def test_every_stage_has_settings() -> None:
+    assert settings.OF_STAGE.keys() == STAGES.keys()
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_settings_are_of_the_stages_type(
+    make: Callable[..., Project],
+    all_specs: Callable[[Project], dict[str, str]],
+    changes: list[tuple[str, object]],
+) -> None:
+    specs = [json.loads(text) for text in all_specs(make(*changes)).values() if text.startswith("{")]
+    faults = [(spec["stage"], fault(spec["config"], TYPES[spec["stage"]])) for spec in specs]
+    assert [each for each in faults if each[1]] == []
+    if not changes:
+        assert {spec["stage"] for spec in specs} == TYPES.keys()
