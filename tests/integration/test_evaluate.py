@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from house import ROOT
+from checkout import ROOT
 from quantmill.engine.generate import Answer, Generator, Tokens
 from quantmill.engine.mainline import Evaluator, Vocabulary
 from quantmill.errors import QuantmillError

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import headers
-from house import ROOT, House
+from checkout import ROOT, Checkout
 from quantmill.config import file as config
 from quantmill.config.recipe import BudgetRecipe
 
@@ -23,13 +23,13 @@ RUN = [
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with the examples, the models and the headers that they are of."""
-    house = House.build(tmp_path_factory.mktemp("examples") / "house")
+    checkout = Checkout.build(tmp_path_factory.mktemp("examples") / "checkout")
     for folder in ("examples", "tests/data"):
-        shutil.copytree(ROOT / folder, house.folder / folder)
-    headers.main(house.folder / "results" / "headers")
-    return house
+        shutil.copytree(ROOT / folder, checkout.folder / folder)
+    headers.main(checkout.folder / "results" / "headers")
+    return checkout
 
 
 def name_of(path: Path) -> str:
@@ -44,27 +44,27 @@ def needed(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
-def test_an_example_is_sound(house: House, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(house.folder)
+def test_an_example_is_sound(checkout: Checkout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout.folder)
     parsed = config.parse(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
     config.check_files(parsed, path.name, [Path("recipes")])
     assert f"--configfile examples/{name_of(path)}.yaml" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [name_of(p) for p in EXAMPLES if name_of(p) not in dict(RUN)])
-def test_an_example_can_be_run(house: House, name: str) -> None:
+def test_an_example_can_be_run(checkout: Checkout, name: str) -> None:
     goal = ["plans"] if name.startswith("real/") else []
-    due = house.due(*goal, f"--configfile=examples/{name}.yaml")
+    due = checkout.due(*goal, f"--configfile=examples/{name}.yaml")
     last = {"tabulate_memory"} if goal else {"export_checkpoint MFP4"} if name == "mfp4" else {"write_card"}
     assert last & due or any(job.startswith("write_card") for job in due if not goal)
 
 
 @pytest.mark.parametrize(("name", "goal"), RUN)
-def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
-    house.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=2)
-    example = yaml.safe_load((house.folder / "examples" / f"{name}.yaml").read_text("utf-8"))
+def test_an_example_runs(checkout: Checkout, name: str, goal: str | None) -> None:
+    checkout.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=2)
+    example = yaml.safe_load((checkout.folder / "examples" / f"{name}.yaml").read_text("utf-8"))
     ((model, _),) = example["models"].items()
-    results = house.folder / example["results"] / model
+    results = checkout.folder / example["results"] / model
     plans = {path.stem for path in results.glob("plans/*.json")}
     assert plans == {recipe if isinstance(recipe, str) else recipe["name"] for recipe in example["recipes"]}
     if name == "apex":  # all its profiles are told apart, which takes layers enough
@@ -80,13 +80,13 @@ def test_an_example_runs(house: House, name: str, goal: str | None) -> None:
         # what was fitted to a device's memory fits it, at the context and with the cache that were asked for
         fits = json.loads((results / "memory.json").read_text("utf-8"))["recipes"]["fit-16GB"]["fits"]
         assert {"total_bytes": 16 << 30, "cache": "q8_0", "context": 32768} in fits
-        assert (house.folder / "results" / "headers" / "qwen3.6-27b.gguf").stat().st_size < 12_000_000
+        assert (checkout.folder / "results" / "headers" / "qwen3.6-27b.gguf").stat().st_size < 12_000_000
 
 
-def test_the_files_of_the_default_config_are_a_ladder(house: House) -> None:
+def test_the_files_of_the_default_config_are_a_ladder(checkout: Checkout) -> None:
     """Each is smaller than its source and of the types it is named after; a fit is of its preset's size."""
     text = (ROOT / "config.yaml").read_text("utf-8")
-    (house.folder / "default.yaml").write_text(text, encoding="utf-8")
+    (checkout.folder / "default.yaml").write_text(text, encoding="utf-8")
     default = config.parse(yaml.safe_load(text))
     plans = {
         (model, name): f"results/{model}/plans/{name}.json"
@@ -95,10 +95,10 @@ def test_the_files_of_the_default_config_are_a_ladder(house: House) -> None:
         if not isinstance(recipe, BudgetRecipe)
     }
     manifests = [f"results/{model}/model.json" for model in default.models]
-    house.run(*plans.values(), *manifests, "--configfile=default.yaml", cores=2)
-    read = {key: json.loads((house.folder / path).read_text("utf-8")) for key, path in plans.items()}
+    checkout.run(*plans.values(), *manifests, "--configfile=default.yaml", cores=2)
+    read = {key: json.loads((checkout.folder / path).read_text("utf-8")) for key, path in plans.items()}
     for model, manifest in zip(default.models, manifests, strict=True):
-        source = json.loads((house.folder / manifest).read_text("utf-8"))
+        source = json.loads((checkout.folder / manifest).read_text("utf-8"))
         sizes = [plan["file_bytes"] for (of, _), plan in read.items() if of == model]
         assert [source["bytes"], *sizes] == sorted({source["bytes"], *sizes}, reverse=True)
     first = next(iter(default.models))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from house import ROOT, House
+from checkout import ROOT, Checkout
 
 SNAKEFILE = """
 rule all:
@@ -46,16 +46,16 @@ quantmill:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> House:
+def other(tmp_path: Path) -> Checkout:
     """A workflow that takes this one from a folder."""
-    House.build(tmp_path / "checkout")
+    Checkout.build(tmp_path / "checkout")
     (tmp_path / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
     (tmp_path / "own.yaml").write_text(CONFIG, encoding="utf-8")
     (tmp_path / "tiny-llama.gguf").write_bytes((ROOT / "tests" / "data" / "tiny-llama.gguf").read_bytes())
-    return House(tmp_path)
+    return Checkout(tmp_path)
 
 
-def test_rules_of_both_are_run_each_in_its_own_way(other: House) -> None:
+def test_rules_of_both_are_run_each_in_its_own_way(other: Checkout) -> None:
     arguments = ("--configfile=own.yaml",)
     assert other.due(*arguments) == {"quantmill_render_recipe Q8_0", "quantmill_plan_types Q8_0"}
     done = other.run(*arguments)
@@ -66,7 +66,7 @@ def test_rules_of_both_are_run_each_in_its_own_way(other: House) -> None:
     assert "Nothing to be done" in other.run("-n", *arguments).stdout
 
 
-def test_bad_input_is_one_line_there_too(other: House) -> None:
+def test_bad_input_is_one_line_there_too(other: Checkout) -> None:
     config = other.folder / "own.yaml"
     config.write_text(config.read_text("utf-8").replace("[Q8_0]", "[]"), encoding="utf-8")
     done = other.snakemake("-n", "--configfile=own.yaml")

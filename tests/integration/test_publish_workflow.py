@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from house import ROOT, House
+from checkout import ROOT, Checkout
 from hub import TOKEN, Hub, serving
 
 LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "recipes": ["Q8_0"]}
@@ -36,29 +36,29 @@ def test_a_fetched_source_is_quantized_and_published(tmp_path: Path, hub: Hub) -
     source = (ROOT / "tests" / "data" / "tiny-llama.gguf").read_bytes()
     hub.put("you/original", "q/x.gguf", source)
     hub.cuts["q/x.gguf"] = 1
-    house = House.build(tmp_path / "a house")
+    checkout = Checkout.build(tmp_path / "a checkout")
     model = {"source": {"hf": "you/original", "file": "q/x.gguf", "revision": "0" * 40}}
     publish = {"repo": "me/{model}-GGUF"}
-    house.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
-    shown = house.run("publish").stdout
+    checkout.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
+    shown = checkout.run("publish").stdout
     assert (
-        hashlib.sha256(house.result("source/q/x.gguf").read_bytes()).digest()
+        hashlib.sha256(checkout.result("source/q/x.gguf").read_bytes()).digest()
         == hashlib.sha256(source).digest()
     )
     assert "tiny -> me/tiny-GGUF (main, to be made): " in shown
-    assert hashlib.sha256(house.result("gguf/tiny-Q8_0.gguf").read_bytes()).hexdigest() in shown
+    assert hashlib.sha256(checkout.result("gguf/tiny-Q8_0.gguf").read_bytes()).hexdigest() in shown
     assert "nothing was uploaded; to upload: add --config confirm=yes" in shown
     assert "me/tiny-GGUF" not in hub.repositories
 
-    house.run("publish", "--config", "confirm=yes")
+    checkout.run("publish", "--config", "confirm=yes")
     assert set(hub.repositories["me/tiny-GGUF"]) >= FILES
-    assert "publish" not in house.run("-n").stdout
-    assert "nothing differs" in house.run("publish", "--config", "confirm=yes").stdout
+    assert "publish" not in checkout.run("-n").stdout
+    assert "nothing differs" in checkout.run("publish", "--config", "confirm=yes").stdout
     assert len(hub.sent) == 1
 
     publish["split"] = "2 MB"
-    house.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
-    house.run("publish", "--config", "confirm=yes")
+    checkout.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
+    checkout.run("publish", "--config", "confirm=yes")
     held = hub.repositories["me/tiny-GGUF"]
     parts = {path for path in held if path.startswith("tiny-Q8_0/")}
     assert len(parts) == 2
@@ -69,12 +69,12 @@ def test_a_fetched_source_is_quantized_and_published(tmp_path: Path, hub: Hub) -
 
 
 def test_what_publishing_refuses_before_any_work(tmp_path: Path) -> None:
-    house = House.build(tmp_path / "house")
-    house.configure(lambda config: config.update(LEAN))
-    refused = house.snakemake("publish")
+    checkout = Checkout.build(tmp_path / "checkout")
+    checkout.configure(lambda config: config.update(LEAN))
+    refused = checkout.snakemake("publish")
     assert refused.returncode == 1
     line = 'no repository to publish in; add publish: {repo: "organisation/{model}-GGUF"}'
     assert refused.stderr.splitlines()[-1] == f"error: config.yaml: {line}"
     # said once, on the command line: a file that says it would upload at every look
-    house.configure(lambda config: config.update(LEAN, confirm=True))
-    assert "error: config.yaml: confirm: unknown field" in house.snakemake("-n").stderr
+    checkout.configure(lambda config: config.update(LEAN, confirm=True))
+    assert "error: config.yaml: confirm: unknown field" in checkout.snakemake("-n").stderr

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from house import ROOT
+from checkout import ROOT
 
 
 def test_llama_cpp_pythons_server_is_measured(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from budget_data import CANDIDATES
-from house import House
+from checkout import Checkout
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.types import known
 
@@ -17,7 +17,7 @@ MEMORY = {"tabulate_memory"}
 FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY
 CARD = {"write_card"}
 IMPORTED = {"import_sensitivity", "draw_sensitivity"}
-Change = Callable[[House], None]
+Change = Callable[[Checkout], None]
 
 
 def settled(config: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def settled(config: dict[str, Any]) -> None:
 
 def with_(change: Callable[[dict[str, Any]], Any]) -> Change:
     """A change of the config."""
-    return lambda house: house.configure(lambda config: (settled(config), change(config)))
+    return lambda checkout: checkout.configure(lambda config: (settled(config), change(config)))
 
 
 def fit(**fields: Any) -> Change:
@@ -37,9 +37,9 @@ def fit(**fields: Any) -> Change:
     return with_(lambda config: config["recipes"][1].update(fields))
 
 
-def swapped(house: House) -> None:
+def swapped(checkout: Checkout) -> None:
     """The sensitivities of two tensors exchanged."""
-    path = house.folder / "kld_results.csv"
+    path = checkout.folder / "kld_results.csv"
     head, line = path.read_text("utf-8").splitlines()
     cells = line.split(",")
     cells[1], cells[2] = cells[2], cells[1]
@@ -71,42 +71,42 @@ RUN = ("another sensitivity",)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with everything built."""
-    house = House.build(tmp_path_factory.mktemp("built") / "house")
-    header = read_header(house.folder / "tiny-llama.gguf")
+    checkout = Checkout.build(tmp_path_factory.mktemp("built") / "checkout")
+    header = read_header(checkout.folder / "tiny-llama.gguf")
     names = [tensor.name for tensor in header.tensors if len(tensor.shape) > 1]
     values = ",".join(str(0.001 * (number + 1)) for number in range(len(names)))
-    (house.folder / "kld_results.csv").write_text(
+    (checkout.folder / "kld_results.csv").write_text(
         f"QTYPE,{','.join(names)}\nq2_K,{values}\n", encoding="utf-8"
     )
     points = "".join(f"{kind},{4 ** (2 - known(kind).bits):.6f}\n" for kind in CANDIDATES)
-    (house.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
-    house.configure(settled)
-    due = house.due()
+    (checkout.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
+    checkout.configure(settled)
+    due = checkout.due()
     assert due > IMPORTED | FIT | CARD and "render_recipe fit" not in due
-    house.run()
-    return house
+    checkout.run()
+    return checkout
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
-    house = built.copy(tmp_path / "house")
+def test_exactly_these_jobs_are_due(built: Checkout, tmp_path: Path, case: str) -> None:
+    checkout = built.copy(tmp_path / "checkout")
     change, expected = CASES[case]
-    change(house)
-    assert house.due() == expected
+    change(checkout)
+    assert checkout.due() == expected
     if case in RUN:
-        house.run()
-        assert house.due() == set()
+        checkout.run()
+        assert checkout.due() == set()
 
 
-def test_a_type_that_the_engine_lacks_is_refused_before_any_work(built: House, tmp_path: Path) -> None:
-    house = built.copy(tmp_path / "house")
+def test_a_type_that_the_engine_lacks_is_refused_before_any_work(built: Checkout, tmp_path: Path) -> None:
+    checkout = built.copy(tmp_path / "checkout")
     for fields, said in (
         ({"types": ["q4_K", "iq4_kt"]}, "recipes[1].types[1]: engine mainline lacks the type iq4_kt"),
         ({"pin": [{"rol": "output", "type": "q8_0"}]}, "recipes[1].pin: unknown field rules[1].rol"),
     ):
-        fit(**fields)(house)
-        done = house.snakemake("-n")
+        fit(**fields)(checkout)
+        done = checkout.snakemake("-n")
         assert done.returncode == 1
         assert f"error: config.yaml: {said}" in done.stdout + done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 import checkpoints
 import converter
-from house import ROOT, House
+from checkout import ROOT, Checkout
 
 EXPORT = {"export_checkpoint MFP4", "write_checkpoint_card MFP4"}
 MODEL: dict[str, Any] = {
@@ -22,58 +22,58 @@ MODEL: dict[str, Any] = {
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def checkout(tmp_path: Path) -> Checkout:
     """A checkout, in a folder whose name has a space, with a checkpoint alone."""
-    house = House.build(tmp_path / "a house")
-    checkpoints.write(house.folder / "a folder", shards=2)
-    house.configure(lambda config: config.update(models={"small": MODEL}))
-    return house
+    checkout = Checkout.build(tmp_path / "a checkout")
+    checkpoints.write(checkout.folder / "a folder", shards=2)
+    checkout.configure(lambda config: config.update(models={"small": MODEL}))
+    return checkout
 
 
-def file(house: House, name: str) -> Path:
+def file(checkout: Checkout, name: str) -> Path:
     """A file of the export, or its report."""
-    return house.folder / "results" / "small" / "checkpoint" / f"small-MFP4{name}"
+    return checkout.folder / "results" / "small" / "checkpoint" / f"small-MFP4{name}"
 
 
-def flip(house: House) -> None:
+def flip(checkout: Checkout) -> None:
     """Another value in the last tensor of a shard."""
-    path = house.folder / "a folder" / "model-00002-of-00002.safetensors"
+    path = checkout.folder / "a folder" / "model-00002-of-00002.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
-def touch(house: House) -> None:
+def touch(checkout: Checkout) -> None:
     """The checkpoint's files as if of now."""
     now = time.time()
-    for path in (house.folder / "a folder").iterdir():
+    for path in (checkout.folder / "a folder").iterdir():
         os.utime(path, (now, now))
 
 
-def with_bench(house: House) -> None:
+def with_bench(checkout: Checkout) -> None:
     """Settings of what a checkpoint has no part in."""
-    house.configure(lambda config: config.update(models={"small": MODEL}, imatrix=None, bench={}))
+    checkout.configure(lambda config: config.update(models={"small": MODEL}, imatrix=None, bench={}))
 
 
-def compressed(house: House) -> None:
+def compressed(checkout: Checkout) -> None:
     """Another form."""
     recipes = [MODEL["recipes"][0] | {"form": "compressed-tensors"}]
-    house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
+    checkout.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
 
 
-def second(house: House) -> None:
+def second(checkout: Checkout) -> None:
     """A recipe more."""
     recipes = [*MODEL["recipes"], {"name": "again", "template": "mfp4"}]
-    house.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
+    checkout.configure(lambda config: config.update(models={"small": MODEL | {"recipes": recipes}}))
 
 
-def licensed(house: House) -> None:
+def licensed(checkout: Checkout) -> None:
     """A card's field."""
-    house.configure(lambda config: config.update(models={"small": MODEL | {"card": {"license": "mit"}}}))
+    checkout.configure(lambda config: config.update(models={"small": MODEL | {"card": {"license": "mit"}}}))
 
 
-CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
-    "nothing": (lambda house: None, set()),
+CASES: dict[str, tuple[Callable[[Checkout], Any], set[str]]] = {
+    "nothing": (lambda checkout: None, set()),
     "touched files": (touch, set()),
     "what has no part in it": (with_bench, set()),
     "another weight": (flip, EXPORT),
@@ -91,17 +91,17 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
 }
 
 
-def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
-    assert house.due() == EXPORT
-    house.run()
-    made = {path.name for path in file(house, "").iterdir()}
-    source = {path.name for path in (house.folder / "a folder").iterdir()}
+def test_an_export_is_made_once_and_again_only_when_it_must(checkout: Checkout, tmp_path: Path) -> None:
+    assert checkout.due() == EXPORT
+    checkout.run()
+    made = {path.name for path in file(checkout, "").iterdir()}
+    source = {path.name for path in (checkout.folder / "a folder").iterdir()}
     assert made == source | {"hf_quant_config.json", "README.md"}
-    assert "vllm serve ./small-MFP4" in file(house, "/README.md").read_text("utf-8")
-    assert json.loads(file(house, ".json").read_text("utf-8"))["quant_algo"] == "W4A16_NVFP4"
-    assert {path.name for path in file(house, "").parent.iterdir()} == {"small-MFP4", "small-MFP4.json"}
+    assert "vllm serve ./small-MFP4" in file(checkout, "/README.md").read_text("utf-8")
+    assert json.loads(file(checkout, ".json").read_text("utf-8"))["quant_algo"] == "W4A16_NVFP4"
+    assert {path.name for path in file(checkout, "").parent.iterdir()} == {"small-MFP4", "small-MFP4.json"}
     for number, (case, (change, expected)) in enumerate(CASES.items()):
-        copy = house.copy(tmp_path / f"copy {number}")
+        copy = checkout.copy(tmp_path / f"copy {number}")
         change(copy)
         assert copy.due() == expected, case
         if case == "another weight":
@@ -109,14 +109,14 @@ def test_an_export_is_made_once_and_again_only_when_it_must(house: House, tmp_pa
             assert copy.due() == set()
 
 
-def test_beside_a_gguf_both_are_made(house: House) -> None:
-    house.configure(
+def test_beside_a_gguf_both_are_made(checkout: Checkout) -> None:
+    checkout.configure(
         lambda config: (
             config["models"].update(small=MODEL)
             or config.update(imatrix=None, sensitivity=None, bench={}, recipes=["Q8_0"])
         )
     )
-    due = house.due()
+    due = checkout.due()
     assert due == EXPORT | {
         "check_source",
         "list_tensors",
@@ -126,32 +126,32 @@ def test_beside_a_gguf_both_are_made(house: House) -> None:
         "quantize Q8_0",
         "write_card",
     }
-    assert house.due("checkpoints") == EXPORT
+    assert checkout.due("checkpoints") == EXPORT
 
 
-def test_what_cannot_be_exported_is_refused_in_one_line(house: House) -> None:
-    (house.folder / "a folder" / "model-00001-of-00002.safetensors").unlink()
-    refused = house.snakemake()
+def test_what_cannot_be_exported_is_refused_in_one_line(checkout: Checkout) -> None:
+    (checkout.folder / "a folder" / "model-00001-of-00002.safetensors").unlink()
+    refused = checkout.snakemake()
     assert refused.returncode == 1
     line = "error: a folder: no model-00001-of-00002.safetensors, named by model.safetensors.index.json"
     assert any(said.startswith(line) for said in refused.stderr.splitlines())
-    assert not file(house, "").exists()
-    (house.folder / "a folder" / "config.json").unlink()
-    refused = house.snakemake()
+    assert not file(checkout, "").exists()
+    (checkout.folder / "a folder" / "config.json").unlink()
+    refused = checkout.snakemake()
     assert refused.stderr.splitlines()[-1] == (
         "error: config.yaml: models.small.source.checkpoint: no config.json in a folder; check the path"
     )
 
 
-def test_the_example_is_what_the_tests_make_and_builds(house: House, tmp_path: Path) -> None:
+def test_the_example_is_what_the_tests_make_and_builds(checkout: Checkout, tmp_path: Path) -> None:
     example = ROOT / "examples" / "tiny-checkpoint"
     made = checkpoints.write(tmp_path / "made")
     assert {p.name: p.read_bytes() for p in example.iterdir()} == {
         p.name: p.read_bytes() for p in made.iterdir()
     }
-    shutil.copytree(ROOT / "examples", house.folder / "examples")
-    house.run("--configfile=examples/mfp4.yaml")
-    assert (house.folder / "results" / "tiny-random" / "checkpoint" / "tiny-random-MFP4.json").is_file()
+    shutil.copytree(ROOT / "examples", checkout.folder / "examples")
+    checkout.run("--configfile=examples/mfp4.yaml")
+    assert (checkout.folder / "results" / "tiny-random" / "checkpoint" / "tiny-random-MFP4.json").is_file()
 
 
 GGUF = {"source": {"checkpoint": "a folder"}, "recipes": ["Q8_0"]}
@@ -161,25 +161,25 @@ REST = HEADER | {"quantize Q8_0", "write_card"}
 
 
 @pytest.fixture
-def converting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+def converting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     """A checkout with a checkpoint that is converted by a stand-in, and measured."""
-    house = House.build(tmp_path / "a house")
-    checkpoints.write(house.folder / "a folder", shards=2)
-    do = converter.COPY.format(gguf=str(house.folder / "tiny-llama.gguf"))
+    checkout = Checkout.build(tmp_path / "a checkout")
+    checkpoints.write(checkout.folder / "a folder", shards=2)
+    do = converter.COPY.format(gguf=str(checkout.folder / "tiny-llama.gguf"))
     monkeypatch.setenv("QUANTMILL_CONVERTER", str(converter.build(tmp_path / "an environment", do)))
-    return house
+    return checkout
 
 
-def asks(house: House, source: dict[str, Any] | None = None, recipes: list[Any] | None = None) -> None:
+def asks(checkout: Checkout, source: dict[str, Any] | None = None, recipes: list[Any] | None = None) -> None:
     """The config with the checkpoint as the one model."""
     model = {"source": GGUF["source"] | (source or {}), "recipes": recipes or GGUF["recipes"]}
 
-    house.configure(
+    checkout.configure(
         lambda config: config.update(models={"small": model}, imatrix=None, sensitivity=None, bench={})
     )
 
 
-def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tmp_path: Path) -> None:
+def test_a_converted_checkpoint_is_a_source_like_any_other(converting: Checkout, tmp_path: Path) -> None:
     asks(converting)
     everything = {CONVERT} | REST
     assert converting.due() == everything
@@ -192,7 +192,7 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
     assert (source / "small.gguf").is_file()
     card = (converting.folder / "results" / "small" / "card" / "README.md").read_text("utf-8")
     assert "`small.gguf` made of the checkpoint a folder by llama.cpp's own converter" in card
-    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+    cases: dict[str, tuple[Callable[[Checkout], Any], set[str]]] = {
         "touched files": (touch, set()),
         "another weight": (flip, everything),
         "another precision": (lambda h: asks(h, {"to": "bf16"}), everything),
@@ -204,7 +204,7 @@ def test_a_converted_checkpoint_is_a_source_like_any_other(converting: House, tm
         assert copy.due() == expected, case
 
 
-def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House) -> None:
+def test_a_gguf_that_is_not_kept_comes_and_goes(converting: Checkout) -> None:
     asks(converting, {"keep": False})
     again = f"{CONVERT}_for_now"
     assert converting.due() == {again} | REST
@@ -219,13 +219,15 @@ def test_a_gguf_that_is_not_kept_comes_and_goes(converting: House) -> None:
     assert converting.due() == {again, *REST, *(job.replace("Q8_0", "Q4_0") for job in REST)}
 
 
-def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: House, tmp_path: Path) -> None:
+def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(
+    converting: Checkout, tmp_path: Path
+) -> None:
     both = [MODEL["recipes"][0] | {"scheme": "W4A4"}, {"name": "other", "template": "mfp4"}]
 
-    def ask(house: House, chunks: int = 2, recipes: list[Any] = both) -> None:
+    def ask(checkout: Checkout, chunks: int = 2, recipes: list[Any] = both) -> None:
         model = {"source": GGUF["source"], "recipes": recipes}
         imatrix = {"corpus": "calibration", "chunks": chunks, "context": 64}
-        house.configure(
+        checkout.configure(
             lambda config: config.update(models={"small": model}, imatrix=imatrix, sensitivity=None, bench={})
         )
 
@@ -248,7 +250,7 @@ def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: H
     assert "activations" in card and "2 chunks of 64 tokens of calibration" in card
     other_card = (folder / "checkpoint" / "small-other" / "README.md").read_text("utf-8")
     assert "weights only" in other_card and "weights only" not in card
-    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+    cases: dict[str, tuple[Callable[[Checkout], Any], set[str]]] = {
         "more chunks": (lambda h: ask(h, 3), {"build_corpus calibration", "calibrate_activations"} | EXPORT),
         "deleted": (
             lambda h: (h.folder / "results/small/activations.json").unlink(),
@@ -264,7 +266,7 @@ def test_activations_are_calibrated_once_on_the_checkpoint_as_gguf(converting: H
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_one_line(
-    converting: House, monkeypatch: pytest.MonkeyPatch
+    converting: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asks(converting)
     converting.edit("a folder/config.json", "LlamaForCausalLM", "NoSuchForCausalLM")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from house import ROOT, House
+from checkout import ROOT, Checkout
 
 CODE = {"evaluate_code source", "evaluate_code Q8_0"}
 TASKS = {"evaluate_tasks source", "evaluate_tasks Q8_0"}
@@ -27,48 +27,48 @@ HUMANEVAL = {"problems": "problems.jsonl", "max_tokens": 4, "limit": 2, "accept_
 TASK = {"names": ["everyday"], "include": "tasks", "limit": 2, "context": 256}
 
 
-def due(house: House) -> set[str]:
+def due(checkout: Checkout) -> set[str]:
     """The jobs that are due; a card is one, whatever it draws."""
-    return {"write_card" if job.startswith("write_card") else job for job in house.due()}
+    return {"write_card" if job.startswith("write_card") else job for job in checkout.due()}
 
 
-def configure(house: House, **bench: Any) -> None:
+def configure(checkout: Checkout, **bench: Any) -> None:
     """One recipe, and of the bench what is given alone."""
-    house.configure(lambda c: c.update(recipes=["Q8_0"], imatrix=None, sensitivity=None, bench=bench))
+    checkout.configure(lambda c: c.update(recipes=["Q8_0"], imatrix=None, sensitivity=None, bench=bench))
 
 
-def code(**changes: Any) -> Callable[[House], None]:
-    return lambda house: configure(house, humaneval=HUMANEVAL | changes)
+def code(**changes: Any) -> Callable[[Checkout], None]:
+    return lambda checkout: configure(checkout, humaneval=HUMANEVAL | changes)
 
 
-def touch(house: House) -> None:
+def touch(checkout: Checkout) -> None:
     now = time.time()
-    for path in (house.folder / "problems.jsonl", house.folder / "tiny-llama.gguf"):
+    for path in (checkout.folder / "problems.jsonl", checkout.folder / "tiny-llama.gguf"):
         os.utime(path, (now, now))
 
 
-def append(file: str, text: str = "\n") -> Callable[[House], None]:
-    def change(house: House) -> None:
-        path = house.folder / file
+def append(file: str, text: str = "\n") -> Callable[[Checkout], None]:
+    def change(checkout: Checkout) -> None:
+        path = checkout.folder / file
         path.write_text(path.read_text("utf-8") + text, encoding="utf-8")
 
     return change
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with problems, tasks and a config of both."""
-    house = House.build(tmp_path_factory.mktemp("evaluate") / "house")
-    shutil.copy2(ROOT / "tests" / "data" / "problems.jsonl", house.folder)
-    shutil.copytree(ROOT / "examples" / "tasks", house.folder / "tasks")
-    return house
+    checkout = Checkout.build(tmp_path_factory.mktemp("evaluate") / "checkout")
+    shutil.copy2(ROOT / "tests" / "data" / "problems.jsonl", checkout.folder)
+    shutil.copytree(ROOT / "examples" / "tasks", checkout.folder / "tasks")
+    return checkout
 
 
-def delete(name: str) -> Callable[[House], None]:
-    return lambda house: house.result(name).unlink()
+def delete(name: str) -> Callable[[Checkout], None]:
+    return lambda checkout: checkout.result(name).unlink()
 
 
-CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+CASES: dict[str, tuple[Callable[[Checkout], Any], set[str]]] = {
     "touched files": (touch, set()),
     "time for the tests": (code(seconds=5.0), CODE | CARD),
     "another problem": (append("problems.jsonl"), CODE | CARD),
@@ -76,14 +76,14 @@ CASES: dict[str, tuple[Callable[[House], Any], set[str]]] = {
 }
 
 
-def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_path: Path) -> None:
-    configure(house, humaneval=HUMANEVAL)
-    assert due(house) == REST | CODE | CARD
-    house.run()
-    samples = house.result("bench/Q8_0/humaneval.jsonl").read_text("utf-8")
-    assert samples.count("\n") == 2 and house.result("bench/source/humaneval.json").is_file()
+def test_code_is_evaluated_once_and_again_only_when_it_must(checkout: Checkout, tmp_path: Path) -> None:
+    configure(checkout, humaneval=HUMANEVAL)
+    assert due(checkout) == REST | CODE | CARD
+    checkout.run()
+    samples = checkout.result("bench/Q8_0/humaneval.jsonl").read_text("utf-8")
+    assert samples.count("\n") == 2 and checkout.result("bench/source/humaneval.json").is_file()
     for number, (case, (change, expected)) in enumerate(CASES.items()):
-        copy = house.copy(tmp_path / f"copy {number}")
+        copy = checkout.copy(tmp_path / f"copy {number}")
         change(copy)
         assert due(copy) == expected, case
         if case == "time for the tests":  # the answers are kept; their tests alone are run again
@@ -93,9 +93,9 @@ def test_code_is_evaluated_once_and_again_only_when_it_must(house: House, tmp_pa
             assert log.rstrip().endswith("0 answers generated, 2 reused")
 
 
-def test_bad_problems_are_refused_when_the_config_is_read(house: House, tmp_path: Path) -> None:
-    configure(house, humaneval=HUMANEVAL)
-    copy = house.copy(tmp_path / "copy")
+def test_bad_problems_are_refused_when_the_config_is_read(checkout: Checkout, tmp_path: Path) -> None:
+    configure(checkout, humaneval=HUMANEVAL)
+    copy = checkout.copy(tmp_path / "copy")
     append("problems.jsonl", '{"task_id": "x"}\n')(copy)
     done = copy.snakemake("-n")
     assert done.returncode == 1
@@ -105,30 +105,30 @@ def test_bad_problems_are_refused_when_the_config_is_read(house: House, tmp_path
     )
 
 
-def test_tasks_without_lm_eval_are_refused_in_one_line(house: House) -> None:
+def test_tasks_without_lm_eval_are_refused_in_one_line(checkout: Checkout) -> None:
     if find_spec("lm_eval") is not None:
         pytest.skip("lm-eval is installed")
-    configure(house, tasks=TASK)
-    done = house.snakemake("-n")
+    configure(checkout, tasks=TASK)
+    done = checkout.snakemake("-n")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "error: config.yaml: bench.tasks: no package lm-eval is installed; run `make evals`"
     )
 
 
-def test_tasks_are_made_again_when_they_must(house: House, tmp_path: Path) -> None:
+def test_tasks_are_made_again_when_they_must(checkout: Checkout, tmp_path: Path) -> None:
     if find_spec("lm_eval") is None:
         pytest.skip("no lm-eval")
-    configure(house, tasks=TASK)
-    assert due(house) - REST == TASKS | CARD
-    house.run()
-    cases: dict[str, tuple[Callable[[House], Any], set[str]]] = {
+    configure(checkout, tasks=TASK)
+    assert due(checkout) - REST == TASKS | CARD
+    checkout.run()
+    cases: dict[str, tuple[Callable[[Checkout], Any], set[str]]] = {
         "nothing": (lambda h: None, set()),
         "another limit": (lambda h: configure(h, tasks=TASK | {"limit": 3}), TASKS | CARD),
         "another question": (append("tasks/everyday.jsonl"), TASKS | CARD),
         "a deleted report": (delete("bench/Q8_0/tasks.json"), {"evaluate_tasks Q8_0"} | CARD),
     }
     for number, (case, (change, expected)) in enumerate(cases.items()):
-        copy = house.copy(tmp_path / f"copy {number}")
+        copy = checkout.copy(tmp_path / f"copy {number}")
         change(copy)
         assert due(copy) == expected, case

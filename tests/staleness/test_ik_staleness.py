@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from house import House
+from checkout import Checkout
 from ik import NEEDED
 from quantmill.formats import ggufio
 
@@ -27,32 +27,32 @@ PLANS = {"plan_types Q8_0", "plan_types IQ4_KS"} | MEMORY
 QUANTS = {"quantize Q8_0", "quantize IQ4_KS"}
 
 
-def configure(house: House, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
+def configure(checkout: Checkout, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
     """The test's own config, with a change made to it."""
 
     def two_engines(config: dict[str, Any]) -> None:
         config.update(sensitivity=None, recipes=["Q8_0", {"name": "IQ4_KS", "template": "ik"}])
         change(config)
 
-    house.configure(two_engines)
+    checkout.configure(two_engines)
 
 
-def upgrade(engine: str) -> Callable[[House], None]:
+def upgrade(engine: str) -> Callable[[Checkout], None]:
     """Another library of one engine."""
     digest = (
         "\n\n_digest = digest\n\n\ndef digest(file_sha256, engine='mainline'):\n"
         f"    return 'other' if engine == '{engine}' else _digest(file_sha256, engine)\n"
     )
 
-    def change(house: House) -> None:
-        path = house.folder / "workflow/quantmill/engine/library.py"
+    def change(checkout: Checkout) -> None:
+        path = checkout.folder / "workflow/quantmill/engine/library.py"
         path.write_text(path.read_text("utf-8") + digest, encoding="utf-8")
 
     return change
 
 
-CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
-    "nothing": (lambda house: None, set()),
+CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
+    "nothing": (lambda checkout: None, set()),
     "ik_llama.cpp": (upgrade("ik"), {"quantize IQ4_KS"} | bench("IQ4_KS", "source-ik") | CARD),
     # the source is checked, the text tokenized, the imatrix made and plans are resolved by llama.cpp
     "llama.cpp": (
@@ -67,36 +67,36 @@ CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
         | CARD,
     ),
     "a field of the recipe": (
-        lambda house: configure(house, lambda config: config["recipes"][1].update(imatrix="required")),
+        lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(imatrix="required")),
         {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"} | bench("IQ4_KS") | MEMORY | CARD,
     ),
     "no recipe of ik left": (
-        lambda house: configure(house, lambda config: config["recipes"].pop()),
+        lambda checkout: configure(checkout, lambda config: config["recipes"].pop()),
         MEMORY | CARD,
     ),
     "the source's divergence in ik deleted": (
-        lambda house: house.result("bench/source-ik/kld.json").unlink(),
+        lambda checkout: checkout.result("bench/source-ik/kld.json").unlink(),
         bench("source-ik", "IQ4_KS") - {"measure_speed source-ik", "measure_speed IQ4_KS"} | CARD,
     ),
 }
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with everything built."""
-    house = House.build(tmp_path_factory.mktemp("built") / "house")
-    configure(house)
-    house.run(cores=2)
-    return house
+    checkout = Checkout.build(tmp_path_factory.mktemp("built") / "checkout")
+    configure(checkout)
+    checkout.run(cores=2)
+    return checkout
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
+def test_exactly_these_jobs_are_due(built: Checkout, tmp_path: Path, case: str) -> None:
     change, expected = CASES[case]
-    assert built.due_after(change, tmp_path / "house") == expected
+    assert built.due_after(change, tmp_path / "checkout") == expected
 
 
-def test_what_was_measured_is_of_the_files_own_engine(built: House) -> None:
+def test_what_was_measured_is_of_the_files_own_engine(built: Checkout) -> None:
     def measured(row: str, what: str) -> dict[str, Any]:
         return dict(json.loads(built.result(f"bench/{row}/{what}.json").read_text("utf-8")))
 
@@ -120,7 +120,7 @@ def test_what_was_measured_is_of_the_files_own_engine(built: House) -> None:
     assert measured("source-ik", "speed")["generate"]["mean"] > 0
 
 
-def test_the_file_has_iks_types_and_says_whose_it_is(built: House) -> None:
+def test_the_file_has_iks_types_and_says_whose_it_is(built: Checkout) -> None:
     header = ggufio.read_header(built.result("gguf/tiny-IQ4_KS.gguf"), data=False)
     assert {tensor.type_id for tensor in header.tensors if tensor.type == "iq4_ks"} == {144}
     assert header.value("general.file_type") == 145

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from house import ROOT, House
+from checkout import ROOT, Checkout
 
-Change = Callable[[House], None]
+Change = Callable[[Checkout], None]
 FILE = "published.dat"
 FILES = {"quantize Q8_0", "quantize mix", "write_card"}
 PLANS = {"plan_types Q8_0", "plan_types mix", "tabulate_memory"}
@@ -28,8 +28,8 @@ def settled(config: dict[str, Any]) -> None:
 def changed(old: bytes, new: bytes) -> Change:
     """Other bytes of the file, as many."""
 
-    def change(house: House) -> None:
-        path = house.folder / FILE
+    def change(checkout: Checkout) -> None:
+        path = checkout.folder / FILE
         data = path.read_bytes()
         assert data.count(old) == 1 and len(old) == len(new)
         path.write_bytes(data.replace(old, new))
@@ -37,22 +37,22 @@ def changed(old: bytes, new: bytes) -> Change:
     return change
 
 
-def scaled(house: House) -> None:
+def scaled(checkout: Checkout) -> None:
     """Another value in the last entry of the file, before its chunks and its dataset."""
-    path = house.folder / FILE
+    path = checkout.folder / FILE
     data = bytearray(path.read_bytes())
     data[-17:-16] = bytes([data[-17] ^ 1])
     path.write_bytes(data)
 
 
-def renamed(house: House) -> None:
-    (house.folder / FILE).rename(house.folder / "other.imatrix")
-    house.configure(lambda config: (settled(config), config["imatrix"].update(file="other.imatrix")))
+def renamed(checkout: Checkout) -> None:
+    (checkout.folder / FILE).rename(checkout.folder / "other.imatrix")
+    checkout.configure(lambda config: (settled(config), config["imatrix"].update(file="other.imatrix")))
 
 
 CASES: dict[str, tuple[Change, set[str]]] = {
-    "nothing": (lambda house: None, set()),
-    "a touched file": (lambda house: os.utime(house.folder / FILE), set()),
+    "nothing": (lambda checkout: None, set()),
+    "a touched file": (lambda checkout: os.utime(checkout.folder / FILE), set()),
     "other values": (scaled, {"import_imatrix"} | FILES),
     # what the files' headers say of it
     "another dataset": (changed(b"text.txt", b"test.txt"), {"import_imatrix"} | PLANS | FILES),
@@ -66,25 +66,25 @@ CASES: dict[str, tuple[Change, set[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with everything built."""
-    house = House.build(tmp_path_factory.mktemp("built") / "house")
+    checkout = Checkout.build(tmp_path_factory.mktemp("built") / "checkout")
     data = (ROOT / "tests" / "data" / "llama-imatrix-llama.dat").read_bytes()
-    (house.folder / FILE).write_bytes(data)
-    house.configure(settled)
-    due = house.due()
+    (checkout.folder / FILE).write_bytes(data)
+    checkout.configure(settled)
+    due = checkout.due()
     assert due > {"import_imatrix"} | PLANS | FILES and "measure_imatrix" not in due
-    house.run()
-    return house
+    checkout.run()
+    return checkout
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exactly_these_jobs_are_due(built: House, tmp_path: Path, case: str) -> None:
+def test_exactly_these_jobs_are_due(built: Checkout, tmp_path: Path, case: str) -> None:
     change, expected = CASES[case]
-    assert built.due_after(change, tmp_path / "house") == expected
+    assert built.due_after(change, tmp_path / "checkout") == expected
 
 
-def test_it_is_on_the_card_and_in_the_files(built: House) -> None:
+def test_it_is_on_the_card_and_in_the_files(built: Checkout) -> None:
     card = built.result("card/README.md").read_text("utf-8")
     assert f"Not measured here: it was given as the file `{FILE}` (sha256 `" in card
     assert "The file says that it was made from 12 chunks of `text.txt`." in card
@@ -100,12 +100,12 @@ def test_it_is_on_the_card_and_in_the_files(built: House) -> None:
     ],
 )
 def test_what_is_no_imatrix_ends_the_run_before_it_begins(
-    built: House, tmp_path: Path, data: bytes | None, said: str
+    built: Checkout, tmp_path: Path, data: bytes | None, said: str
 ) -> None:
-    house = built.copy(tmp_path / "house")
-    path = house.folder / FILE
+    checkout = built.copy(tmp_path / "checkout")
+    path = checkout.folder / FILE
     path.unlink() if data is None else path.write_bytes(data)
-    done = house.snakemake("-n")
+    done = checkout.snakemake("-n")
     assert done.returncode == 1
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0]

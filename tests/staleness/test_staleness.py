@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from house import House
+from checkout import Checkout
 
 CHECKED = {"check_source"}
 LISTED = {"list_tensors"}
@@ -38,40 +38,40 @@ MIX = {
 MIX_MEASURED = {"measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
 
 
-def touch(house: House) -> None:
+def touch(checkout: Checkout) -> None:
     """Give every file of the checkout and of the results the time of now, the model among them."""
     now = time.time()
-    for path in house.folder.rglob("*"):
+    for path in checkout.folder.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path, (now, now))
 
 
-def change_source(house: House) -> None:
+def change_source(checkout: Checkout) -> None:
     """Another value in the last tensor of the source."""
-    path = house.folder / "tiny-llama.gguf"
+    path = checkout.folder / "tiny-llama.gguf"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
 
 
-def reorder(house: House) -> None:
+def reorder(checkout: Checkout) -> None:
     """The same config with comments, its keys in another order."""
-    house.configure(
+    checkout.configure(
         lambda c: (
             [c.update({key: c.pop(key)}) for key in sorted(c)]
             + [c["models"]["tiny"].update(source=c["models"]["tiny"].pop("source"))]
         )
     )
-    path = house.folder / "config.yaml"
+    path = checkout.folder / "config.yaml"
     path.write_text("# a comment\n\n" + path.read_text("utf-8"), encoding="utf-8")
 
 
-def recipe(**parameters: object) -> Callable[[House], None]:
+def recipe(**parameters: object) -> Callable[[Checkout], None]:
     """The recipe `mix` with other parameters."""
-    return lambda house: house.configure(lambda config: config["recipes"][1].update(parameters))
+    return lambda checkout: checkout.configure(lambda config: config["recipes"][1].update(parameters))
 
 
-def section(*path: str, **fields: object) -> Callable[[House], None]:
+def section(*path: str, **fields: object) -> Callable[[Checkout], None]:
     """Other fields in a section of the config."""
 
     def change(config: dict) -> None:
@@ -79,45 +79,45 @@ def section(*path: str, **fields: object) -> Callable[[House], None]:
             config = config[key]
         config.update(fields)
 
-    return lambda house: house.configure(change)
+    return lambda checkout: checkout.configure(change)
 
 
-def edit(file: str, old: str, new: str) -> Callable[[House], None]:
+def edit(file: str, old: str, new: str) -> Callable[[Checkout], None]:
     """Other text in a file of the checkout."""
-    return lambda house: house.edit(file, old, new)
+    return lambda checkout: checkout.edit(file, old, new)
 
 
-def delete(*names: str) -> Callable[[House], None]:
+def delete(*names: str) -> Callable[[Checkout], None]:
     """Results that are gone."""
 
-    def change(house: House) -> None:
+    def change(checkout: Checkout) -> None:
         for name in names:
-            house.result(name).unlink()
+            checkout.result(name).unlink()
 
     return change
 
 
-def append(file: str, more: str) -> Callable[[House], None]:
+def append(file: str, more: str) -> Callable[[Checkout], None]:
     """More text at the end of a file of the checkout."""
 
-    def change(house: House) -> None:
-        path = house.folder / file
+    def change(checkout: Checkout) -> None:
+        path = checkout.folder / file
         path.write_text(path.read_text("utf-8") + more, encoding="utf-8")
 
     return change
 
 
-def text_in_a_file(house: House) -> None:
+def text_in_a_file(checkout: Checkout) -> None:
     """The card's first words from a markdown file."""
-    (house.folder / "why.md").write_text("{{ files }} files of {{ model }}.", encoding="utf-8")
-    section("models", "tiny", "card", about={"file": "why.md"})(house)
+    (checkout.folder / "why.md").write_text("{{ files }} files of {{ model }}.", encoding="utf-8")
+    section("models", "tiny", "card", about={"file": "why.md"})(checkout)
 
 
-def figures_of_another(house: House) -> None:
+def figures_of_another(checkout: Checkout) -> None:
     """A table of published figures beside the model's own."""
-    (house.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n", encoding="utf-8")
+    (checkout.folder / "published.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n", encoding="utf-8")
     rival = {"name": "Other", "csv": "published.csv", "source": "their card"}
-    section("models", "tiny", "card", same_size=[rival])(house)
+    section("models", "tiny", "card", same_size=[rival])(checkout)
 
 
 # A test's own engine: the stages still load the real one, the specs name another.
@@ -128,8 +128,8 @@ OTHER_ENGINE = append(
 CHUNKS = {"corpus": "held-out", "context": 128}
 TEMPLATE = "\n{# another sentence #}\n"
 
-CASES: dict[str, tuple[Callable[[House], None], set[str]]] = {
-    "nothing": (lambda house: None, set()),
+CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
+    "nothing": (lambda checkout: None, set()),
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
@@ -264,43 +264,43 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> House:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with everything built."""
-    house = House.build(tmp_path_factory.mktemp("built") / "house")
-    assert house.due() == ALL
-    house.run()
-    return house
+    checkout = Checkout.build(tmp_path_factory.mktemp("built") / "checkout")
+    assert checkout.due() == ALL
+    checkout.run()
+    return checkout
 
 
 @pytest.fixture
-def house(built: House, tmp_path: Path) -> House:
+def checkout(built: Checkout, tmp_path: Path) -> Checkout:
     """A copy of it."""
-    return built.copy(tmp_path / "house")
+    return built.copy(tmp_path / "checkout")
 
 
-def test_files_over_a_megabyte_are_among_them(built: House) -> None:
+def test_files_over_a_megabyte_are_among_them(built: Checkout) -> None:
     # Snakemake compares the smaller ones by their contents.
     assert built.result("gguf/tiny-Q8_0.gguf").stat().st_size > 1_000_000
     assert (built.folder / "tiny-llama.gguf").stat().st_size > 1_000_000
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exactly_these_jobs_are_due(house: House, case: str) -> None:
+def test_exactly_these_jobs_are_due(checkout: Checkout, case: str) -> None:
     change, expected = CASES[case]
-    change(house)
-    assert house.due() == expected
+    change(checkout)
+    assert checkout.due() == expected
     if case in RUN:
-        house.run()
-        assert house.due() == set()
+        checkout.run()
+        assert checkout.due() == set()
 
 
-def test_neither_threads_nor_a_profile_make_anything_stale(house: House) -> None:
-    profile = house.folder / "profile"
+def test_neither_threads_nor_a_profile_make_anything_stale(checkout: Checkout) -> None:
+    profile = checkout.folder / "profile"
     profile.mkdir()
     (profile / "config.yaml").write_text(
         "cores: 2\nset-threads: {quantize: 2}\nset-resources: {quantize: {mem_mb: 9}}\n", encoding="utf-8"
     )
-    assert house.due("--workflow-profile=profile", cores=2) == set()
+    assert checkout.due("--workflow-profile=profile", cores=2) == set()
 
 
 def rank(config: dict) -> None:
@@ -317,35 +317,37 @@ def rank(config: dict) -> None:
 
 
 def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: Path) -> None:
-    house = House.build(tmp_path / "house")
-    (house.folder / "scores.json").write_text("[0.5, 1]", encoding="utf-8")
-    (house.folder / "lines.txt").write_text("attn_v=q8_0", encoding="utf-8")
-    house.configure(rank)
-    house.run("plans")
-    assert "measure_imatrix" not in house.due("results/tiny/plans/Q8_0.tsv", "results/tiny/plans/lines.tsv")
-    assert house.due("plans") == set()
+    checkout = Checkout.build(tmp_path / "checkout")
+    (checkout.folder / "scores.json").write_text("[0.5, 1]", encoding="utf-8")
+    (checkout.folder / "lines.txt").write_text("attn_v=q8_0", encoding="utf-8")
+    checkout.configure(rank)
+    checkout.run("plans")
+    assert "measure_imatrix" not in checkout.due(
+        "results/tiny/plans/Q8_0.tsv", "results/tiny/plans/lines.tsv"
+    )
+    assert checkout.due("plans") == set()
     plans = MEMORY | {f"plan_types {recipe}" for recipe in ("Q8_0", "CD-Q6_K", "lines")}
-    house.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
-    assert house.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
-    house.run("plans")
-    house.configure(
+    checkout.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
+    assert checkout.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
+    checkout.run("plans")
+    checkout.configure(
         lambda config: (
             rank(config),
             config["imatrix"].update(chunks=3),
             config["recipes"][1]["importance"].update(imatrix=0.75),
         )
     )
-    assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
-    house.run("plans")
-    (house.folder / "scores.json").write_text("[1, 0.5]", encoding="utf-8")
-    assert house.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
-    house.run("plans")
-    (house.folder / "lines.txt").write_text("attn_k=q8_0", encoding="utf-8")
-    assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
-    touch(house)
-    assert house.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
-    house.run("plans")
-    house.configure(
+    assert checkout.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    checkout.run("plans")
+    (checkout.folder / "scores.json").write_text("[1, 0.5]", encoding="utf-8")
+    assert checkout.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    checkout.run("plans")
+    (checkout.folder / "lines.txt").write_text("attn_k=q8_0", encoding="utf-8")
+    assert checkout.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
+    touch(checkout)
+    assert checkout.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
+    checkout.run("plans")
+    checkout.configure(
         lambda config: (
             rank(config),
             config["imatrix"].update(chunks=3),
@@ -353,6 +355,6 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
         )
     )
     measured = MEMORY | LISTED | TUNING | {"measure_sensitivity"}
-    assert house.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
-    house.run("plans")
-    assert house.due("plans") == set()
+    assert checkout.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    checkout.run("plans")
+    assert checkout.due("plans") == set()

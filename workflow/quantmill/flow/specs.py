@@ -16,11 +16,12 @@ from typing import Any, cast
 
 from quantmill import spec
 from quantmill.budget import candidates
-from quantmill.config.corpora import Chunks
+from quantmill.config.corpora import Chunks, CorpusSource
 from quantmill.flow.digests import Digests
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.formats import imatrix
+from quantmill.formats import settings as typed
 from quantmill.formats.settings import Allocate
 from quantmill.recipe.rules import known_type
 from quantmill.spec import digest
@@ -49,13 +50,13 @@ class Specs:
     @once
     def fetch(self, model: str, file: str) -> str:
         source = self.config.models[model].source.model_dump()
-        settings = {"repo": source["hf"], "file": file, "revision": source["revision"]}
+        settings: typed.Fetch = {"repo": source["hf"], "file": file, "revision": source["revision"]}
         return spec.make("model.fetch", settings, {})
 
     @once
     def convert(self, model: str) -> str:
         source = self.project.checkpoints[model]
-        settings = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
+        settings: typed.Convert = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
         made_from = {"source": self.digests.checkpoint(model), "converter": self.digests.converter()}
         return spec.make("checkpoint.convert", settings, made_from)
 
@@ -75,12 +76,12 @@ class Specs:
         used = self.project.corpus_use(model, corpus)
         chosen = self.config.corpora[corpus]
         before = self.project.corpora_before(model, corpus)
-        settings = {
+        settings: typed.Corpus = {
             "corpus": corpus,
             "seed": chosen.seed,
             "context": used.context,
             "chunks": used.chunks,
-            "sources": [source.model_dump(exclude={"path"}) for source in chosen.sources],
+            "sources": [_corpus_source(source) for source in chosen.sources],
         }
         made_from = {
             "model": self.source(model),
@@ -139,7 +140,7 @@ class Specs:
         return [digest(self.imatrix(model))] if self.config.imatrix_of(model) else []
 
     @once
-    def _imatrix_facts(self, model: str) -> Settings | None:
+    def _imatrix_facts(self, model: str) -> typed.ImatrixFile | None:
         """What a GGUF says of the imatrix that it was made with."""
         section = self.config.imatrix_of(model)
         if isinstance(section, Chunks):
@@ -158,14 +159,14 @@ class Specs:
     @once
     def rendered(self, model: str, recipe: str) -> str:
         chosen = self.project.rendered(model, recipe)
-        settings: Settings = {"recipe": recipe, "parameters": chosen.parameters}
+        settings: typed.Render = {"recipe": recipe, "parameters": chosen.parameters}
         made_from: Settings = {
             "model": self.source(model),
             "template": self.digests.file(self.project.template(model, recipe)),
         }
         # What a plain recipe does not ask for must not make it stale.
         if chosen.file is not None:
-            settings["form"] = chosen.form
+            settings["form"] = str(chosen.form)
             made_from["file"] = self.digests.file(chosen.file)
         if chosen.weights:
             scores = chosen.importance.scores if chosen.importance else None
@@ -205,14 +206,15 @@ class Specs:
         targeted = self.project.recipe(model, recipe).size_targeted
         written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
         made_from = {"model": self.source(model), "recipe": digest(written)}
-        settings = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
+        settings: typed.Plan = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
     @once
     def memory(self, model: str) -> str:
         recipes = self.config.recipes_of(model)
         made_from = {"plans": [digest(self.plan(model, recipe)) for recipe in recipes]}
-        return spec.make("model.memory", {"contexts": self.project.card(model).contexts}, made_from)
+        settings: typed.Memory = {"contexts": self.project.card(model).contexts}
+        return spec.make("model.memory", settings, made_from)
 
     @once
     def quantized(self, model: str, recipe: str) -> str:
@@ -221,7 +223,9 @@ class Specs:
             "plan": digest(self.plan(model, recipe)),
             "imatrix": self._imatrices(model),
         }
-        settings = self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)})
+        settings: typed.Quantize = {"imatrix": self._imatrix_facts(model)}
+        if (engine_name := self.project.engine_of(model, recipe)) != "mainline":
+            settings["engine"] = engine_name
         if most := self.project.split_of(model, recipe):
             settings["split"] = most
         engine = self.digests.engine_of(model, recipe)
@@ -298,3 +302,8 @@ class Specs:
         settings = self.project.tasks(model).model_dump() | {"lm-eval": version("lm-eval")}
         engine = self.digests.generating_engine(model, row)
         return spec.make("evaluate.tasks", settings, made_from, engine=engine)
+
+
+def _corpus_source(source: CorpusSource) -> typed.CorpusSource:
+    """A source of a corpus without its path: the file is known by its digest."""
+    return {"name": source.name, "column": source.column, "rows": source.rows, "weight": source.weight}

@@ -60,14 +60,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class House:
+class Checkout:
     """A checkout in `folder`, in which Snakemake is run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def build(cls, folder: Path) -> House:
+    def build(cls, folder: Path) -> Checkout:
         """Copy the workflow to `folder`, with a tiny model, texts and a config beside it."""
         ignored = shutil.ignore_patterns("__pycache__")
         for name in ("workflow", "recipes", "envs"):
@@ -78,14 +78,14 @@ class House:
         shutil.copy2(ROOT / "tests" / "data" / "tiny-llama.gguf", folder)
         for seed, name in enumerate(("one", "two", "three", "four")):
             (folder / f"{name}.txt").write_text(text(60, seed), encoding="utf-8")
-        house = cls(folder)
-        house.configure(lambda config: None)
-        return house
+        checkout = cls(folder)
+        checkout.configure(lambda config: None)
+        return checkout
 
-    def copy(self, folder: Path) -> House:
+    def copy(self, folder: Path) -> Checkout:
         """The same checkout elsewhere, files' times kept."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return House(folder)
+        return Checkout(folder)
 
     def configure(self, change: Callable[[dict[str, Any]], Any], name: str = "config.yaml") -> None:
         """Write the config with a change made to it."""
@@ -134,11 +134,11 @@ class House:
             " ".join([job["rule"], *list(job["wildcards"].values())[1:]]) for job in found if job["wildcards"]
         }
 
-    def due_after(self, change: Callable[[House], None], folder: Path) -> set[str]:
+    def due_after(self, change: Callable[[Checkout], None], folder: Path) -> set[str]:
         """The jobs that a change makes due, in a copy of the checkout in `folder`."""
-        house = self.copy(folder)
-        change(house)
-        return house.due()
+        checkout = self.copy(folder)
+        change(checkout)
+        return checkout.due()
 
     def result(self, name: str) -> Path:
         """A result of the model."""
