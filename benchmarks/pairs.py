@@ -52,9 +52,14 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report")
         done = subprocess.run(
-            [sys.executable, "-I", "-S", HERE / "launch.py", report, *words], cwd=cwd, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", HERE / "launch.py", report, *words],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         output = done.stdout.decode(errors="replace")
         seconds, peak, code = (
             report.read_text(encoding="utf-8").split() if report.exists() else ("0", "0", "127")
@@ -86,5 +91,7 @@ def compare(pairs: Sequence[tuple[Figures, Figures]], figure: str) -> Comparison
     return Comparison(
         median(ours[figure] for ours, _ in pairs),
         median(theirs[figure] for _, theirs in pairs),
-        median(ratios), min(ratios), max(ratios),
-    )  # fmt: skip
+        median(ratios),
+        min(ratios),
+        max(ratios),
+    )

@@ -145,7 +145,7 @@ def ways(world: World, shares: list[float]) -> Iterator[tuple[str, float, Values
     trust = fitted.parameters["misfit"] ** 2 / (fitted.parameters["misfit"] ** 2 + noise)
     yield "all measured", float(len(known)), known
     yield (
-        "all measured, drawn to the model",
+        "all measured, combined with the model",
         float(len(known)),
         np.exp(trust * np.log(known) + (1 - trust) * fitted.log),
     )

@@ -19,9 +19,19 @@ from typing import Any
 from stages import ROOT, THREADS
 
 PRESETS = [
-    "Q2_K", "IQ3_XXS", "Q3_K_S", "IQ3_M", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S",
-    "Q5_K_M", "Q6_K",
-]  # fmt: skip
+    "Q2_K",
+    "IQ3_XXS",
+    "Q3_K_S",
+    "IQ3_M",
+    "Q3_K_M",
+    "Q3_K_L",
+    "IQ4_XS",
+    "Q4_K_S",
+    "Q4_K_M",
+    "Q5_K_S",
+    "Q5_K_M",
+    "Q6_K",
+]
 CORPORA = ROOT / "examples" / "corpora"
 _RESAMPLES = 9999
 
@@ -96,7 +106,7 @@ def measure(trial: Trial) -> None:
     for preset in trial.presets:
         size = {"template": "budget", "size": f"{trial.bytes(preset)} B"}
         recipes.append({"name": f"fit-{preset}", **size})
-        recipes.append({"name": f"error-{preset}", **size, "damage": "error"})
+        recipes.append({"name": f"error-{preset}", **size, "objective": "error"})
     trial.snakemake(recipes, "all")
 
 
@@ -110,10 +120,10 @@ def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, f
     def of_means(x: Any, y: Any, axis: int = -1) -> Any:
         return x.mean(axis=axis) / y.mean(axis=axis)
 
-    found = bootstrap(
+    interval = bootstrap(
         (a, b), of_means, paired=True, n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
-    ).confidence_interval  # fmt: skip
-    return float(a.mean() / b.mean()), float(found.low), float(found.high)
+    ).confidence_interval
+    return float(a.mean() / b.mean()), float(interval.low), float(interval.high)
 
 
 def table(trial: Trial) -> str:
@@ -134,7 +144,7 @@ def table(trial: Trial) -> str:
             f"| {value:.2f} ({low:.2f} to {high:.2f}) | {predicted:.2f} "
             f"| {alone:.2f} ({alone_low:.2f} to {alone_high:.2f}) |"
         )
-    mean = [sum(found) / len(ratios) for found in (ratios, of_errors)]
+    mean = [sum(values) / len(ratios) for values in (ratios, of_errors)]
     lines.append(f"| mean | | | | {mean[0]:.2f}, at most {max(ratios):.2f} | | {mean[1]:.2f} |")
     report = json.loads((trial.results / "sensitivity.json").read_text("utf-8"))
     probes = f"{report['probes']} probes of {report['choices']} choices, {report['seconds']:.0f} s"
@@ -148,8 +158,10 @@ def draw(trial: Trial, path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for label, prefix, style in (
-        ("presets", "", "o-"), ("size-targeted", "fit-", "s-"), ("by the error table", "error-", "^:"),
-    ):  # fmt: skip
+        ("presets", "", "o-"),
+        ("size-targeted", "fit-", "s-"),
+        ("by the error table", "error-", "^:"),
+    ):
         points = sorted(
             (trial.bytes(prefix + p) / 1e6, trial.kld(prefix + p)["kld"]["mean"]) for p in trial.presets
         )

@@ -310,17 +310,27 @@ def _figures(done: Run) -> Figures:
 
 
 def _row(
-    what: str, found: Comparison, *, least: float = 0.0, most: float | None = None,
-    unit: str = "s", scale: float = 1.0, checked: str = "",
-) -> Row:  # fmt: skip
+    what: str,
+    found: Comparison,
+    *,
+    least: float = 0.0,
+    most: float | None = None,
+    unit: str = "s",
+    scale: float = 1.0,
+    checked: str = "",
+) -> Row:
     """A row of a ratio; `least` to `most` is the target, none where neither is given."""
     bounds = f"≥ {least:g}" if most is None else f"≤ {most:g}" if not least else f"{least:g} to {most:g}"
     target = bounds if least or most is not None else ""
     return Row(
-        what, f"{found.ours / scale:.4g} {unit}", f"{found.theirs / scale:.4g} {unit}",
-        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})", target,
-        least <= found.ratio <= (most or float("inf")) if target else None, checked,
-    )  # fmt: skip
+        what,
+        f"{found.ours / scale:.4g} {unit}",
+        f"{found.theirs / scale:.4g} {unit}",
+        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})",
+        target,
+        least <= found.ratio <= (most or float("inf")) if target else None,
+        checked,
+    )
 
 
 def same_imatrix(ours: Path, theirs: Path) -> str:

@@ -41,10 +41,22 @@ def _sources(folder: Path) -> Path:
     lock = HERE.parent / "envs" / "engine.lock"
     with tempfile.TemporaryDirectory() as download:
         _run(
-            sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps",
-            "--no-build-isolation", "--no-binary", "llama-cpp-python", "--require-hashes",
-            "--dest", download, "--requirement", lock,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            "llama-cpp-python",
+            "--require-hashes",
+            "--dest",
+            download,
+            "--requirement",
+            lock,
+        )
         (archive,) = Path(download).glob("*.tar.gz")
         shutil.rmtree(folder / "sdist", ignore_errors=True)
         with tarfile.open(archive) as sdist:

@@ -65,18 +65,21 @@ def main() -> None:
     ratios = []
     for preset in PRESETS:
         files = [f"fit-{preset}", preset]
-        kept = [read_json(results / "bench" / file / "kld.json")["kld"]["mean"] for file in files]
+        klds = [read_json(results / "bench" / file / "kld.json")["kld"]["mean"] for file in files]
         fitted, plain = (
             values_kld(results / "gguf" / f"{name}-{file}.gguf", source, chunks, tools, store, log)
             for file in files
         )
         interval = bootstrap(
-            (fitted, plain), lambda x, y, axis: x.mean(axis=axis) / y.mean(axis=axis), paired=True,
-            n_resamples=_RESAMPLES, rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
+            (fitted, plain),
+            lambda x, y, axis: x.mean(axis=axis) / y.mean(axis=axis),
+            paired=True,
+            n_resamples=_RESAMPLES,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
         ratios.append(fitted.mean() / plain.mean())
         print(
-            f"| {preset} | {kept[1]:.5f} | {kept[0]:.5f} | {kept[0] / kept[1]:.2f} | {plain.mean():.5f} "
+            f"| {preset} | {klds[1]:.5f} | {klds[0]:.5f} | {klds[0] / klds[1]:.2f} | {plain.mean():.5f} "
             f"| {fitted.mean():.5f} | {ratios[-1]:.2f} ({interval.low:.2f} to {interval.high:.2f}) |",
             flush=True,
         )
