@@ -18,11 +18,21 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TypedDict
 
 LIMITS = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
 MESSAGE = 300
 EVERY = 0.005
+
+
+class Work(TypedDict):
+    """A program and its limits."""
+
+    program: str
+    seconds: float
+    memory: int
+    processes: int
+    file_bytes: int
 
 
 def verdict(error: BaseException) -> tuple[str, str]:
@@ -42,13 +52,13 @@ def verdict(error: BaseException) -> tuple[str, str]:
     return kind, message.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
 
 
-def run(given: dict[str, Any], out: int) -> None:
+def run(work: Work, out: int) -> None:
     """In the child: the limits, then the program; the verdict goes to the pipe `out`. Does not return."""
     for name, value in (
-        (resource.RLIMIT_CPU, int(given["seconds"]) + 1),
-        (resource.RLIMIT_AS, given["memory"]),
-        (resource.RLIMIT_NPROC, given["processes"]),
-        (resource.RLIMIT_FSIZE, given["file_bytes"]),
+        (resource.RLIMIT_CPU, int(work["seconds"]) + 1),
+        (resource.RLIMIT_AS, work["memory"]),
+        (resource.RLIMIT_NPROC, work["processes"]),
+        (resource.RLIMIT_FSIZE, work["file_bytes"]),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -61,7 +71,7 @@ def run(given: dict[str, Any], out: int) -> None:
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
     try:
-        exec(compile(given["program"], "<answer>", "exec"), {"__name__": "answer"})
+        exec(compile(work["program"], "<answer>", "exec"), {"__name__": "answer"})
         result = "passed", ""
     except BaseException as error:  # SystemExit too: whoever leaves before the test has not passed it
         result = verdict(error)
@@ -76,16 +86,16 @@ def stop(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def score(given: dict[str, Any]) -> tuple[str, str]:
+def score(work: Work) -> tuple[str, str]:
     """(class, message): passed, wrong, syntax, error, timeout or limits."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     child = os.fork()
     if child == 0:
         os.close(reader)
-        run(given, writer)
+        run(work, writer)
     os.close(writer)
-    until = time.monotonic() + given["seconds"]
+    until = time.monotonic() + work["seconds"]
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -93,7 +103,7 @@ def score(given: dict[str, Any]) -> tuple[str, str]:
         if time.monotonic() > until:
             stop(child)
             os.waitpid(child, 0)
-            return "timeout", f"not done in {given['seconds']:g} s"
+            return "timeout", f"not done in {work['seconds']:g} s"
         time.sleep(EVERY)
     stop(child)
     try:
@@ -109,6 +119,5 @@ def score(given: dict[str, Any]) -> tuple[str, str]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program may send one
-    work = json.load(sys.stdin)
-    print(json.dumps(score(work)), flush=True)
+    print(json.dumps(score(json.load(sys.stdin))), flush=True)
     os._exit(0)
