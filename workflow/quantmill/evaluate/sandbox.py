@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from quantmill import signals
 from quantmill.errors import QuantmillError
+from quantmill.evaluate.scoring import Job
 
 SCORER: Final = Path(__file__).with_name("scoring.py")
 _GRACE = 10.0  # seconds in which a sandbox must be set up and torn down, above the program's own
@@ -107,7 +108,13 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
 
     QuantmillError where the sandbox cannot be set up; see `check`.
     """
-    work = json.dumps(asdict(limits) | {"program": program})
+    work: Job = {
+        "program": program,
+        "seconds": limits.seconds,
+        "memory": limits.memory,
+        "processes": limits.processes,
+        "file_bytes": limits.file_bytes,
+    }
     with tempfile.TemporaryDirectory(prefix="quantmill-") as folder:
         command = [sys.executable, "-s", "-c", SCORER.read_text("utf-8")]
         command = _confined(command, folder, limits) if confined else command
@@ -132,7 +139,7 @@ def run(program: str, limits: Limits, *, confined: bool = True) -> Verdict:
             start_new_session=True,
         ) as process:
             try:
-                result, complaint = process.communicate(work, timeout=limits.seconds + _GRACE)
+                result, complaint = process.communicate(json.dumps(work), timeout=limits.seconds + _GRACE)
             except subprocess.TimeoutExpired:
                 return Verdict("timeout", "the sandbox did not end")
             finally:

@@ -34,7 +34,7 @@ def build(view: View) -> dict[str, Any] | None:
     first = measured.source["humaneval"]
     if first is None:
         return None
-    settings = first["settings"]
+    settings: dict[str, Any] = {**first["settings"]}
     return {
         "problems": first["problems"],
         "settings": [
