@@ -1,5 +1,5 @@
 """Stands in for llama-server: answers as it does, or as `mode` in the file `notes/mode` beside it says does
-not. It notes there its process id, what it was asked and its environment.
+not. It notes there its process id, the requests and its environment.
 """
 
 import json
@@ -25,13 +25,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with (NOTES / "asked").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asked) + "\n")
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with (NOTES / "requests").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(request) + "\n")
         self.send_response(200)
         self.end_headers()
         time.sleep(0.05)
-        tokens = asked["max_tokens"] - (MODE == "early")
+        tokens = request["max_tokens"] - (MODE == "early")
         for number in range(tokens):
             last = number == tokens - 1
             reason = ("stop" if MODE == "early" else "length") if last else None

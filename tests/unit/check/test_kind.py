@@ -6,7 +6,6 @@ import json
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -82,7 +81,7 @@ KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.
 
 
 @pytest.mark.parametrize(
-    ("made", "asked", "line"),
+    ("made", "requested", "line"),
     [
         (
             header("bert"),
@@ -115,9 +114,11 @@ KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.
         ),
     ],
 )
-def test_what_a_kind_cannot_have_is_refused_in_one_line(made: Header, asked: list[Asked], line: str) -> None:
+def test_what_a_kind_cannot_have_is_refused_in_one_line(
+    made: Header, requested: list[Asked], line: str
+) -> None:
     with pytest.raises(QuantmillError) as raised:
-        refuse(made, "m", asked, "c.yaml")
+        refuse(made, "m", requested, "c.yaml")
     assert str(raised.value) == line
 
 
@@ -140,7 +141,7 @@ def test_metadata_that_are_no_numbers_are_named_and_left_out_of_the_facts() -> N
 
 
 def test_llama_cpps_warnings_are_said_once_and_without_their_frames() -> None:
-    said = [
+    lines = [
         "load: missing pre-tokenizer type, using: 'default'",
         "load:",
         "load: ************************************",
@@ -149,7 +150,7 @@ def test_llama_cpps_warnings_are_said_once_and_without_their_frames() -> None:
         "load: control-looking token:  12 '<x>' was not control",
         "load: control-looking token: 345 '<y>' was not control",
     ]
-    assert trial.warnings(said) == [
+    assert trial.warnings(lines) == [
         "missing pre-tokenizer type, using: 'default'. GENERATION QUALITY WILL BE DEGRADED! "
         "CONSIDER REGENERATING THE MODEL",
         "control-looking token: 12 '<x>' was not control (and 1 more like it)",
@@ -171,8 +172,8 @@ def test_a_source_that_llama_cpp_does_not_load_is_refused_with_its_words(
 
 def test_a_check_says_the_kind_and_the_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "header", lambda path: ["it is old"])
-    found: dict[str, Any] = source.check(DATA / "tiny-llama.gguf", "m", [KLD], "c.yaml")
-    assert found == {
+    report = source.check(DATA / "tiny-llama.gguf", "m", [KLD], "c.yaml")
+    assert report == {
         "kind": "decoder",
         "words": "a language model",
         "warnings": ["llama.cpp, loading the source: it is old"],

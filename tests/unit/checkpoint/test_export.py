@@ -88,12 +88,12 @@ def test_the_bytes_and_the_config_are_modelopts(tmp_path: Path, case: str) -> No
 
 def seen(case: str) -> dict[str, float]:
     """What modelopt saw enter the MLPs of a case, by the GGUF's names of the weights."""
-    found = {}
+    largest = {}
     for module, scale in GOLDEN[case]["input_scales"].items():
         kind = "_shexp" if "shared_expert" in module else "_exps" if "experts" in module else ""
         layer, side = module.split(".")[2], module.rpartition(".")[2].removesuffix("_proj")
-        found[f"blk.{layer}.ffn_{side}{kind}.weight"] = float(np.float32(scale * 2688))
-    return found
+        largest[f"blk.{layer}.ffn_{side}{kind}.weight"] = float(np.float32(scale * 2688))
+    return largest
 
 
 def scales(folder: Path, suffix: str) -> dict[str, float]:
@@ -206,7 +206,7 @@ def test_the_report_says_what_the_folder_holds(tmp_path: Path) -> None:
     assert facts["quantized_parameters"] == 6 * 64 * 96
     weights = sum(entry["bytes"] for entry in facts["dtypes"].values())
     assert facts["bpw"] == weights * 8 / facts["parameters"] < 16
-    assert {role: found["matrices"] for role, found in facts["by_role"].items()} == {
+    assert {role: spread["matrices"] for role, spread in facts["by_role"].items()} == {
         "down_proj": 2,
         "gate_proj": 2,
         "up_proj": 2,

@@ -60,14 +60,14 @@ def test_without_a_number_of_layers_none_is_beyond() -> None:
 
 
 def test_unchanged_modules_are_matrices_and_the_head_of_tied_models() -> None:
-    found = unchanged_modules(tensors(KEPT[1:]).values(), set())
-    assert found == sorted(
+    unchanged = unchanged_modules(tensors(KEPT[1:]).values(), set())
+    assert unchanged == sorted(
         name.removesuffix(".weight") for name in KEPT if not name.endswith((".bias", "norm.weight"))
     )
 
 
 @pytest.mark.parametrize(
-    ("kept", "quantized", "patterns"),
+    ("unchanged", "quantized", "patterns"),
     [
         (["lm_head"], ["model.layers.0.mlp.up"], ["lm_head"]),
         (["m.0.attn.q", "m.0.attn.k", "m.0.mlp.gate"], ["m.0.mlp.gate_proj"], ["m.0.attn*", "m.0.mlp.gate"]),
@@ -76,10 +76,10 @@ def test_unchanged_modules_are_matrices_and_the_head_of_tied_models() -> None:
     ],
 )
 def test_the_exclude_list_is_short_and_right(
-    kept: list[str], quantized: list[str], patterns: list[str]
+    unchanged: list[str], quantized: list[str], patterns: list[str]
 ) -> None:
-    assert exclude_list(kept, quantized) == patterns
-    assert all(any(fnmatch(name, p) for p in patterns) for name in kept)
+    assert exclude_list(unchanged, quantized) == patterns
+    assert all(any(fnmatch(name, p) for p in patterns) for name in unchanged)
     assert not any(fnmatch(name, p) for p in patterns for name in quantized)
 
 

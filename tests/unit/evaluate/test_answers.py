@@ -123,7 +123,7 @@ def without(field: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (without("test"), "line 4: no field test; a problem has task_id, prompt, entry_point, canonical_sol"),
         (without("task_id"), "line 4: no field task_id; a problem has"),
@@ -135,12 +135,12 @@ def without(field: str) -> str:
         ),
     ],
 )
-def test_a_broken_line_is_refused_by_its_number(tmp_path: Path, line: str, said: str) -> None:
+def test_a_broken_line_is_refused_by_its_number(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text((DATA / "problems.jsonl").read_text("utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(QuantmillError) as error:
         read(path)
-    assert str(error.value).startswith(f"{path}: {said}")
+    assert str(error.value).startswith(f"{path}: {message}")
 
 
 def test_no_problems_and_no_file(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def run(program: str, limits: Limits = SHORT) -> Verdict:
     ],
 )
 def test_what_comes_of_it(program: str, kind: str, message: str) -> None:
-    found = run(program)
-    assert (found.kind, found.message[: len(message)]) == (kind, message)
+    verdict = run(program)
+    assert (verdict.kind, verdict.message[: len(message)]) == (kind, message)
 
 
 def test_the_home_and_what_else_is_the_users_are_not_there(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_the_home_and_what_else_is_the_users_are_not_there(tmp_path: Path) -> No
     secret.write_text("mine", encoding="utf-8")
     for path in (secret, Path(__file__), Path("/etc/passwd"), Path("/proc/self/environ")):
         if path.exists():
-            found = run(f"open({str(path)!r}).read()")
-            assert found.kind == "error" and "Error: [Errno" in found.message, path
+            verdict = run(f"open({str(path)!r}).read()")
+            assert verdict.kind == "error" and "Error: [Errno" in verdict.message, path
     home = "import os\nassert os.listdir(os.path.expanduser('~')) == [] and os.listdir() == []"
     assert run(home).kind == "passed"
     assert run("import os\nassert 'SECRET' not in str(os.environ), os.environ").kind == "passed"
@@ -101,8 +101,8 @@ def test_no_way_to_capabilities() -> None:
 
 def test_no_further_user_namespace() -> None:
     """In one it would have all capabilities: memory mounted as disks, as much as it likes."""
-    asked = "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == -1"
-    assert run(asked).kind == "passed"
+    program = "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == -1"
+    assert run(program).kind == "passed"
 
 
 def test_a_sandbox_in_which_one_can_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,11 @@ def test_an_expert_never_seen_has_the_mean_of_the_others_and_not_1() -> None:
     assert result.tolist() == [[2.0, 4.0], [pytest.approx(700 / 300), pytest.approx(800 / 300)], [3.0, 0.0]]
 
 
-def test_what_a_starved_expert_lacks_is_made_up_with_the_mean() -> None:
+def test_what_an_under_sampled_expert_lacks_is_made_up_with_the_mean() -> None:
     seen = entry([[1000.0], [8.0 * 5]], [1000, 8])
     mean = 1040 / 1008
     assert seen.made_up().mean()[1, 0] == pytest.approx((40 + (UNDER_SAMPLED - 8) * mean) / UNDER_SAMPLED)
-    # from the floor on an expert has its own values alone
+    # from that number on an expert has its own values alone
     full = entry([[1000.0], [5.0 * UNDER_SAMPLED]], [1000, UNDER_SAMPLED])
     assert full.made_up().mean()[1, 0] == 5
 

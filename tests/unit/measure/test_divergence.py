@@ -54,7 +54,7 @@ def dense(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return (np.exp(p) * (p - q)).sum(axis=1)
 
 
-# Peaked and flat, smaller than a block, ids of 32 bits, little that is kept, nothing but the top.
+# Peaked and flat, smaller than a block, ids of 32 bits, little that is stored, nothing but the top.
 SHAPES = [
     (ROWS, VOCABULARY, 3.0),
     (3, VOCABULARY, 8.0),
@@ -70,12 +70,14 @@ def test_a_model_s_divergence_from_itself_is_exactly_0(
     pool: ThreadPoolExecutor, rows: int, vocabulary: int, scale: float
 ) -> None:
     values, came = logits(rows, vocabulary, scale), tokens(rows, vocabulary)
-    kept = reference.from_bytes(reference.to_bytes([keep(values, came, pool)]))[0]
-    found = compare(values.copy(), came, kept, pool)
-    assert np.array_equal(found.kld, np.zeros(rows))
-    assert np.array_equal(found.whole[~np.isnan(found.whole)], np.zeros((~np.isnan(found.whole)).sum()))
-    assert found.same_top.all()
-    assert np.array_equal(found.nll, found.nll_reference)
+    stored = reference.from_bytes(reference.to_bytes([keep(values, came, pool)]))[0]
+    compared = compare(values.copy(), came, stored, pool)
+    assert np.array_equal(compared.kld, np.zeros(rows))
+    assert np.array_equal(
+        compared.whole[~np.isnan(compared.whole)], np.zeros((~np.isnan(compared.whole)).sum())
+    )
+    assert compared.same_top.all()
+    assert np.array_equal(compared.nll, compared.nll_reference)
 
 
 @pytest.mark.parametrize(("rows", "vocabulary", "scale"), SHAPES)
@@ -84,12 +86,12 @@ def test_the_divergence_is_near_the_dense_one(
 ) -> None:
     values, came = logits(rows, vocabulary, scale), tokens(rows, vocabulary)
     other = noisy(values)
-    found = compare(other, came, keep(values, came, pool), pool)
+    compared = compare(other, came, keep(values, came, pool), pool)
     expected = dense(values, other)
-    assert found.kld.mean() == pytest.approx(expected.mean(), rel=0.15, abs=1e-6)
-    kept_whole = ~np.isnan(found.whole)
-    assert kept_whole.sum() == len(reference.whole_rows(rows)) > 0
-    assert found.whole[kept_whole] == pytest.approx(expected[kept_whole], rel=1e-4, abs=1e-6)
+    assert compared.kld.mean() == pytest.approx(expected.mean(), rel=0.15, abs=1e-6)
+    stored_whole = ~np.isnan(compared.whole)
+    assert stored_whole.sum() == len(reference.whole_rows(rows)) > 0
+    assert compared.whole[stored_whole] == pytest.approx(expected[stored_whole], rel=1e-4, abs=1e-6)
 
 
 def test_the_estimate_is_without_bias_and_the_bound_alone_is_not(
@@ -98,12 +100,12 @@ def test_the_estimate_is_without_bias_and_the_bound_alone_is_not(
     values, came = logits(1000, scale=1.0), tokens(1000)
     other = noisy(values)
     expected = dense(values, other)
-    found = compare(other, came, keep(values, came, pool), pool)
-    assert found.mass.mean() < 0.5  # most of it is sampled
-    error = found.kld - expected
+    compared = compare(other, came, keep(values, came, pool), pool)
+    assert compared.mass.mean() < 0.5  # most of it is sampled
+    error = compared.kld - expected
     assert abs(error.mean()) < 4 * error.std() / np.sqrt(1000)
     assert abs(error.mean()) < 0.02 * expected.mean()
-    gap = found.whole[~np.isnan(found.whole)] - found.kld[~np.isnan(found.whole)]
+    gap = compared.whole[~np.isnan(compared.whole)] - compared.kld[~np.isnan(compared.whole)]
     assert abs(gap.mean()) < 0.1 * expected.mean()
     # with the samples' part gone, what is left is a lower bound for each prediction
     monkeypatch.setattr(np, "expm1", lambda ratio: ratio)
@@ -115,21 +117,21 @@ def test_the_estimate_is_without_bias_and_the_bound_alone_is_not(
 def test_likely_tokens_are_kept_exactly_and_no_more_than_the_cap(pool: ThreadPoolExecutor) -> None:
     for scale in (2.0, 8.0):
         values = logits(scale=scale)
-        kept = keep(values, tokens(), pool)
-        assert kept.counts.max() <= VOCABULARY // 16
+        stored = keep(values, tokens(), pool)
+        assert stored.counts.max() <= VOCABULARY // 16
         expected = log_softmax(values)
-        starts = np.cumsum([0, *kept.counts])
+        starts = np.cumsum([0, *stored.counts])
         for row in range(ROWS):
             part = slice(starts[row], starts[row + 1])
             best = np.argsort(-expected[row])[: VOCABULARY // 16]
             best = best[expected[row, best] > np.log(1e-5)]
-            assert set(kept.ids[part]) == set(best)
-            assert kept.logs[part] == pytest.approx(expected[row, kept.ids[part]], abs=1e-5)
-            rest = np.delete(np.exp(expected[row]), kept.ids[part]).sum()
-            assert np.exp(kept.rest[row]) == pytest.approx(rest, rel=1e-4)
-            assert not set(kept.sample_ids[row]) & set(kept.ids[part])
-        assert np.array_equal(kept.top, values.argmax(axis=1))
-        assert kept.nll == pytest.approx(-expected[np.arange(ROWS), tokens()], abs=1e-5)
+            assert set(stored.ids[part]) == set(best)
+            assert stored.logs[part] == pytest.approx(expected[row, stored.ids[part]], abs=1e-5)
+            rest = np.delete(np.exp(expected[row]), stored.ids[part]).sum()
+            assert np.exp(stored.rest[row]) == pytest.approx(rest, rel=1e-4)
+            assert not set(stored.sample_ids[row]) & set(stored.ids[part])
+        assert np.array_equal(stored.top, values.argmax(axis=1))
+        assert stored.nll == pytest.approx(-expected[np.arange(ROWS), tokens()], abs=1e-5)
 
 
 def test_the_form_is_bounded(pool: ThreadPoolExecutor) -> None:
@@ -144,10 +146,10 @@ def test_the_form_is_bounded(pool: ThreadPoolExecutor) -> None:
 def test_tokens_that_are_ruled_out_are_no_trouble(pool: ThreadPoolExecutor) -> None:
     values = logits()
     values[:, 1000:] = -np.inf
-    kept = keep(values, np.zeros(ROWS, np.int32), pool)
-    assert np.array_equal(compare(values, np.zeros(ROWS, np.int32), kept, pool).kld, np.zeros(ROWS))
-    found = compare(noisy(values), np.zeros(ROWS, np.int32), kept, pool)
-    assert found.kld.mean() == pytest.approx(
+    stored = keep(values, np.zeros(ROWS, np.int32), pool)
+    assert np.array_equal(compare(values, np.zeros(ROWS, np.int32), stored, pool).kld, np.zeros(ROWS))
+    compared = compare(noisy(values), np.zeros(ROWS, np.int32), stored, pool)
+    assert compared.kld.mean() == pytest.approx(
         dense(values[:, :1000], noisy(values)[:, :1000]).mean(), rel=0.05
     )
 
@@ -156,7 +158,7 @@ def test_the_statistics_are_llama_perplexity_s(pool: ThreadPoolExecutor) -> None
     """Each by the formula of tools/perplexity/perplexity.cpp, from the dense distributions."""
     values, came = logits(120, scale=4.0), tokens(120)
     other = noisy(values, 0.5)
-    found = divergence.describe(compare(other, came, keep(values, came, pool), pool), 4)
+    described = divergence.describe(compare(other, came, keep(values, came, pool), pool), 4)
     p, q = log_softmax(values), log_softmax(other)
     rows, n = np.arange(120), 120
     nll, base = -q[rows, came], -p[rows, came]
@@ -165,48 +167,48 @@ def test_the_statistics_are_llama_perplexity_s(pool: ThreadPoolExecutor) -> None
         return np.sqrt(((sample**2).mean() - sample.mean() ** 2) / (n - 1))
 
     covariance = ((nll * base).mean() - nll.mean() * base.mean()) / (n - 1)
-    assert found["perplexity"]["value"] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
-    assert found["perplexity"]["error"] == pytest.approx(np.exp(nll.mean()) * error(nll), rel=1e-4)
-    assert found["perplexity_reference"]["value"] == pytest.approx(np.exp(base.mean()), rel=1e-5)
-    assert found["correlation"] == pytest.approx(covariance / (error(nll) * error(base)), rel=1e-4)
+    assert described["perplexity"]["value"] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+    assert described["perplexity"]["error"] == pytest.approx(np.exp(nll.mean()) * error(nll), rel=1e-4)
+    assert described["perplexity_reference"]["value"] == pytest.approx(np.exp(base.mean()), rel=1e-5)
+    assert described["correlation"] == pytest.approx(covariance / (error(nll) * error(base)), rel=1e-4)
     ratio_error = np.sqrt(error(nll) ** 2 + error(base) ** 2 - 2 * covariance)
-    assert found["log_ratio"]["mean"] == pytest.approx(nll.mean() - base.mean(), abs=1e-5)
-    assert found["log_ratio"]["error"] == pytest.approx(ratio_error, rel=1e-4)
+    assert described["log_ratio"]["mean"] == pytest.approx(nll.mean() - base.mean(), abs=1e-5)
+    assert described["log_ratio"]["error"] == pytest.approx(ratio_error, rel=1e-4)
     ratio = np.exp(nll.mean() - base.mean())
-    assert found["ratio"]["value"] == pytest.approx(ratio, rel=1e-4)
-    assert found["ratio"]["error"] == pytest.approx(ratio * ratio_error, rel=1e-4)
+    assert described["ratio"]["value"] == pytest.approx(ratio, rel=1e-4)
+    assert described["ratio"]["error"] == pytest.approx(ratio * ratio_error, rel=1e-4)
     one, two = np.exp(nll.mean()), np.exp(base.mean())
-    assert found["difference"]["value"] == pytest.approx(one - two, rel=1e-3)
-    assert found["difference"]["error"] == pytest.approx(
+    assert described["difference"]["value"] == pytest.approx(one - two, rel=1e-3)
+    assert described["difference"]["error"] == pytest.approx(
         np.sqrt((one * error(nll)) ** 2 + (two * error(base)) ** 2 - 2 * one * two * covariance), rel=1e-3
     )
     change = np.exp(-nll) - np.exp(-base)
     rms = np.sqrt((change**2).mean())
-    assert found["p_diff"]["mean"] == pytest.approx(change.mean(), abs=1e-7)
-    assert found["p_diff"]["error"] == pytest.approx(error(change), rel=1e-4)
-    assert found["p_diff"]["rms"] == pytest.approx(rms, rel=1e-4)
-    assert found["p_diff"]["rms_error"] == pytest.approx(0.5 / rms * error(change**2), rel=1e-4)
+    assert described["p_diff"]["mean"] == pytest.approx(change.mean(), abs=1e-7)
+    assert described["p_diff"]["error"] == pytest.approx(error(change), rel=1e-4)
+    assert described["p_diff"]["rms"] == pytest.approx(rms, rel=1e-4)
+    assert described["p_diff"]["rms_error"] == pytest.approx(0.5 / rms * error(change**2), rel=1e-4)
     same = (p.argmax(axis=1) == q.argmax(axis=1)).mean()
     assert 0 < same < 1
-    assert found["same_top"]["mean"] == same
-    assert found["same_top"]["error"] == pytest.approx(np.sqrt(same * (1 - same) / (n - 1)))
+    assert described["same_top"]["mean"] == same
+    assert described["same_top"]["error"] == pytest.approx(np.sqrt(same * (1 - same) / (n - 1)))
     kld = np.sort(dense(values, other))
     place = 0.95 * (n - 1)
     low = int(place)
     expected = (1 - (place - low)) * kld[low] + (place - low) * kld[low + 1]
-    assert found["kld"]["95%"] == pytest.approx(expected, rel=0.05)
-    assert found["kld"]["max"] == pytest.approx(kld[-1], rel=0.05)
-    assert found["by_chunk"]["nll"] == pytest.approx(list(nll.reshape(4, 30).mean(axis=1)), rel=1e-5)
-    assert np.mean(found["by_chunk"]["kld"]) == pytest.approx(found["kld"]["mean"])
+    assert described["kld"]["95%"] == pytest.approx(expected, rel=0.05)
+    assert described["kld"]["max"] == pytest.approx(kld[-1], rel=0.05)
+    assert described["by_chunk"]["nll"] == pytest.approx(list(nll.reshape(4, 30).mean(axis=1)), rel=1e-5)
+    assert np.mean(described["by_chunk"]["kld"]) == pytest.approx(described["kld"]["mean"])
 
 
 def test_a_model_beside_itself_has_no_errors_that_are_not_numbers(pool: ThreadPoolExecutor) -> None:
     values, came = logits(8), tokens(8)
-    found = divergence.describe(compare(values, came, keep(values, came, pool), pool), 2)
-    assert found["kld"]["mean"] == found["kld"]["max"] == found["p_diff"]["rms_error"] == 0
-    assert found["log_ratio"] == {"mean": 0, "error": 0}
-    assert found["ratio"] == {"value": 1, "error": 0}
-    assert found["correlation"] == pytest.approx(1)
+    described = divergence.describe(compare(values, came, keep(values, came, pool), pool), 2)
+    assert described["kld"]["mean"] == described["kld"]["max"] == described["p_diff"]["rms_error"] == 0
+    assert described["log_ratio"] == {"mean": 0, "error": 0}
+    assert described["ratio"] == {"value": 1, "error": 0}
+    assert described["correlation"] == pytest.approx(1)
 
 
 def test_values_go_through_the_store_whole(pool: ThreadPoolExecutor) -> None:
@@ -219,8 +221,8 @@ def test_values_go_through_the_store_whole(pool: ThreadPoolExecutor) -> None:
 
 def test_the_form_changes_only_with_its_version(pool: ThreadPoolExecutor) -> None:
     """What is in the store under one version must be read alike by all."""
-    kept = keep(logits(), tokens(), pool)
-    with np.load(io.BytesIO(reference.to_bytes([kept, kept]))) as arrays:
+    stored = keep(logits(), tokens(), pool)
+    with np.load(io.BytesIO(reference.to_bytes([stored, stored]))) as arrays:
         form = {name: (arrays[name].dtype.str, arrays[name].shape[1:]) for name in arrays if name[0] == "1"}
     assert (VERSIONS[reference.STAGE], reference.FORM, form) == (
         1,
@@ -259,8 +261,8 @@ def test_predictions_that_the_store_has_are_not_all_held(
     for part in parts:
         store.put(unit_key(reference.STAGE, part, source.identity), b"predictions")
     with limits.few_files():
-        kept = divergence._references(source, parts, None, pool, store, Log())
-    assert (kept, store.reused) == ({}, 200)
+        stored = divergence._references(source, parts, None, pool, store, Log())
+    assert (stored, store.reused) == ({}, 200)
 
 
 def test_predictions_that_are_not_finite_have_no_perplexity() -> None:

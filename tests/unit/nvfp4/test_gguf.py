@@ -64,11 +64,11 @@ def test_gate_and_up_of_a_layer_share_a_scale_and_down_has_its_own() -> None:
 
 
 def test_weights_only_is_said_beside_what_the_source_says_of_others() -> None:
-    def said(kv: dict[str, Value]) -> dict[str, bool]:
+    def precisions(kv: dict[str, Value]) -> dict[str, bool]:
         name, precision = (f"general.tensor_extra.{key}" for key in ("name", "prec_a4"))
         return dict(zip(decode(kv[name]), decode(kv[precision]), strict=True))
 
     assert weights_only({}, []) == {}
     first = weights_only({}, ["b", "a"])
-    assert said(first) == {"a": False, "b": False}
-    assert said(weights_only(first, ["c", "a"])) == {"a": False, "b": False, "c": False}
+    assert precisions(first) == {"a": False, "b": False}
+    assert precisions(weights_only(first, ["c", "a"])) == {"a": False, "b": False, "c": False}

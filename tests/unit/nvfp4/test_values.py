@@ -26,8 +26,8 @@ def slow(matrix: np.ndarray, scale: np.float32) -> tuple[np.ndarray, np.ndarray]
     for row in range(rows):
         for block in range(columns // 16):
             values = matrix[row, 16 * block : 16 * block + 16].astype(np.float32)
-            wanted = float(np.abs(values).max() / (np.float32(6) * scale)) or 1.0
-            scales[row, block] = nearest(min(max(wanted, 2.0**-9), 448.0), E4M3)
+            ideal = float(np.abs(values).max() / (np.float32(6) * scale)) or 1.0
+            scales[row, block] = nearest(min(max(ideal, 2.0**-9), 448.0), E4M3)
             step = np.float32(E4M3[scales[row, block]]) * scale
             for at, value in enumerate(values):
                 code = nearest(float(abs(value) / step), [0, 0.5, 1, 1.5, 2, 3, 4, 6]) | (

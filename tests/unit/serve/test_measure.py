@@ -104,21 +104,23 @@ def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.Monkey
     assert report["server"] == "llama-server version: 7 (abc)"
     assert [w["name"] for w in report["workloads"]] == ["a", "b"]
     assert [w["generated_tokens"] for w in report["workloads"]] == [8, 4]
-    for workload, wanted in zip(report["workloads"], WORKLOADS, strict=True):
-        assert 0.9 * wanted["prompt"] <= workload["prompt_tokens"] <= wanted["prompt"]
+    for workload, configured in zip(report["workloads"], WORKLOADS, strict=True):
+        assert 0.9 * configured["prompt"] <= workload["prompt_tokens"] <= configured["prompt"]
         # the server waits 50 ms before its first token, 5 ms before each of the others
-        assert 0 < workload["prefill"]["mean"] < wanted["prompt"] / 0.05
+        assert 0 < workload["prefill"]["mean"] < configured["prompt"] / 0.05
         assert 0 < workload["decode"]["mean"] < 1 / 0.005
         assert len(workload["decode"]["samples"]) == 2
-    asked = [json.loads(line) for line in (tmp_path / "notes" / "asked").read_text("utf-8").splitlines()]
-    assert [a["max_tokens"] for a in asked] == [4, 8, 8, 4, 4]
-    assert all(a["ignore_eos"] and a["logit_bias"] == {"0": -1000.0, "2": -1000.0} for a in asked)
+    requests = [
+        json.loads(line) for line in (tmp_path / "notes" / "requests").read_text("utf-8").splitlines()
+    ]
+    assert [a["max_tokens"] for a in requests] == [4, 8, 8, 4, 4]
+    assert all(a["ignore_eos"] and a["logit_bias"] == {"0": -1000.0, "2": -1000.0} for a in requests)
     environment = json.loads((tmp_path / "notes" / "environment").read_text("utf-8"))
     assert {"API_KEY", "LLAMA_ARG_CTX_SIZE", "CUDA_VISIBLE_DEVICES"} & set(environment) == {
         "CUDA_VISIBLE_DEVICES"
     }
     # no two prompts begin alike: nothing of one is kept for another
-    assert len({a["prompt"].split()[0] for a in asked}) == len(asked)
+    assert len({a["prompt"].split()[0] for a in requests}) == len(requests)
 
 
 def test_a_server_that_holds_its_text_back_is_no_faster(tmp_path: Path, fake: Fake) -> None:
@@ -164,9 +166,9 @@ def test_no_server_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_server_is_left_over(tmp_path: Path, fake: Fake, number: signal.Signals) -> None:
     with measure(tmp_path, fake("silent")) as running:
-        asked = tmp_path / "notes" / "asked"
+        requests = tmp_path / "notes" / "requests"
         until = time.monotonic() + 30
-        while not asked.exists() and time.monotonic() < until:
+        while not requests.exists() and time.monotonic() < until:
             time.sleep(0.05)
         running.send_signal(number)
         running.communicate(timeout=60)
@@ -224,8 +226,7 @@ def test_the_gpu_that_the_server_takes_is_reported(monkeypatch: pytest.MonkeyPat
         with watch.sampling():
             pass
         report = watch.report()
-    wanted = {"name": "GPU 1", "power_w": 100.001, "temperature_c": 41, "memory_bytes": 2 << 30}
-    assert report == wanted
+    assert report == {"name": "GPU 1", "power_w": 100.001, "temperature_c": 41, "memory_bytes": 2 << 30}
 
 
 @pytest.mark.parametrize("works", [True, False])
