@@ -42,22 +42,51 @@ _NAMES: Final = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}
 # The instruction sets that compilers use by themselves or ggml by intrinsics: the macro
 # which says that code may have them, and their name in /proc/cpuinfo.
 _MACROS: Final = {
-    "__SSE3__": "pni", "__SSSE3__": "ssse3", "__SSE4_1__": "sse4_1", "__SSE4_2__": "sse4_2",
-    "__POPCNT__": "popcnt", "__LZCNT__": "abm", "__MOVBE__": "movbe", "__BMI__": "bmi1", "__BMI2__": "bmi2",
-    "__AVX__": "avx", "__AVX2__": "avx2", "__FMA__": "fma", "__F16C__": "f16c", "__FMA4__": "fma4",
-    "__XOP__": "xop", "__TBM__": "tbm", "__GFNI__": "gfni", "__AVXVNNI__": "avx_vnni",
-    "__AVX512F__": "avx512f", "__AVX512CD__": "avx512cd", "__AVX512BW__": "avx512bw",
-    "__AVX512DQ__": "avx512dq", "__AVX512VL__": "avx512vl", "__AVX512IFMA__": "avx512ifma",
-    "__AVX512VBMI__": "avx512vbmi", "__AVX512VBMI2__": "avx512_vbmi2", "__AVX512VNNI__": "avx512_vnni",
-    "__AVX512BITALG__": "avx512_bitalg", "__AVX512VPOPCNTDQ__": "avx512_vpopcntdq",
-    "__AVX512BF16__": "avx512_bf16", "__AVX512FP16__": "avx512_fp16",
-    "__AMX_TILE__": "amx_tile", "__AMX_INT8__": "amx_int8", "__AMX_BF16__": "amx_bf16",
-    "__AMX_FP16__": "amx_fp16", "__AMX_COMPLEX__": "amx_complex",
-    "__ARM_FEATURE_ATOMICS": "atomics", "__ARM_FEATURE_DOTPROD": "asimddp",
-    "__ARM_FEATURE_FP16_VECTOR_ARITHMETIC": "asimdhp", "__ARM_FEATURE_MATMUL_INT8": "i8mm",
-    "__ARM_FEATURE_BF16": "bf16", "__ARM_FEATURE_SVE": "sve", "__ARM_FEATURE_SVE2": "sve2",
+    "__SSE3__": "pni",
+    "__SSSE3__": "ssse3",
+    "__SSE4_1__": "sse4_1",
+    "__SSE4_2__": "sse4_2",
+    "__POPCNT__": "popcnt",
+    "__LZCNT__": "abm",
+    "__MOVBE__": "movbe",
+    "__BMI__": "bmi1",
+    "__BMI2__": "bmi2",
+    "__AVX__": "avx",
+    "__AVX2__": "avx2",
+    "__FMA__": "fma",
+    "__F16C__": "f16c",
+    "__FMA4__": "fma4",
+    "__XOP__": "xop",
+    "__TBM__": "tbm",
+    "__GFNI__": "gfni",
+    "__AVXVNNI__": "avx_vnni",
+    "__AVX512F__": "avx512f",
+    "__AVX512CD__": "avx512cd",
+    "__AVX512BW__": "avx512bw",
+    "__AVX512DQ__": "avx512dq",
+    "__AVX512VL__": "avx512vl",
+    "__AVX512IFMA__": "avx512ifma",
+    "__AVX512VBMI__": "avx512vbmi",
+    "__AVX512VBMI2__": "avx512_vbmi2",
+    "__AVX512VNNI__": "avx512_vnni",
+    "__AVX512BITALG__": "avx512_bitalg",
+    "__AVX512VPOPCNTDQ__": "avx512_vpopcntdq",
+    "__AVX512BF16__": "avx512_bf16",
+    "__AVX512FP16__": "avx512_fp16",
+    "__AMX_TILE__": "amx_tile",
+    "__AMX_INT8__": "amx_int8",
+    "__AMX_BF16__": "amx_bf16",
+    "__AMX_FP16__": "amx_fp16",
+    "__AMX_COMPLEX__": "amx_complex",
+    "__ARM_FEATURE_ATOMICS": "atomics",
+    "__ARM_FEATURE_DOTPROD": "asimddp",
+    "__ARM_FEATURE_FP16_VECTOR_ARITHMETIC": "asimdhp",
+    "__ARM_FEATURE_MATMUL_INT8": "i8mm",
+    "__ARM_FEATURE_BF16": "bf16",
+    "__ARM_FEATURE_SVE": "sve",
+    "__ARM_FEATURE_SVE2": "sve2",
     "__ARM_FEATURE_SME": "sme",
-}  # fmt: skip
+}
 
 # The newest first: what it is called, and how the flags that belong to it begin.
 _NEWEST: Final = {"AMX": "amx_", "AVX-512": "avx512"}
@@ -185,9 +214,14 @@ def test(engine: str) -> str | None:
     path = _log(engine)
     with path.open("w", encoding="utf-8") as log:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace", check=False,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
             env=os.environ | {"GGML_NO_BACKTRACE": "1"},
-        )  # fmt: skip
+        )
     last = (done.stdout.splitlines() or ["as it is loaded"])[-1]
     if done.returncode == 0:
         return None
@@ -279,8 +313,9 @@ def _build(way: Way, kept: Path) -> tuple[Path, Build]:
         command += ["--no-binary", "llama-cpp-python", "--require-hashes", "--wheel-dir", wheels]
         with log.open("w", encoding="utf-8") as output:
             environment = _environment(way) | {
-                "SKBUILD_BUILD_DIR": folder, "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
-            }  # fmt: skip
+                "SKBUILD_BUILD_DIR": folder,
+                "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
+            }
             requirement = str(_HERE / "engine.lock")
             built = _pip(*command, "--requirement", requirement, output=output, environment=environment)
         if built != 0:

@@ -65,11 +65,15 @@ def qwen35moe(path: Path) -> Path:
         shapes |= _hybrid(layer, hidden=2048, qkv=8192, gate=4096, state=32, q=8192, kv=512)
         block = f"blk.{layer}.ffn"
         shapes |= {
-            f"{block}_gate_inp.weight": (2048, 256), f"{block}_gate_inp_shexp.weight": (2048,),
-            f"{block}_gate_exps.weight": (2048, 512, 256), f"{block}_up_exps.weight": (2048, 512, 256),
-            f"{block}_down_exps.weight": (512, 2048, 256), f"{block}_gate_shexp.weight": (2048, 512),
-            f"{block}_up_shexp.weight": (2048, 512), f"{block}_down_shexp.weight": (512, 2048),
-        }  # fmt: skip
+            f"{block}_gate_inp.weight": (2048, 256),
+            f"{block}_gate_inp_shexp.weight": (2048,),
+            f"{block}_gate_exps.weight": (2048, 512, 256),
+            f"{block}_up_exps.weight": (2048, 512, 256),
+            f"{block}_down_exps.weight": (512, 2048, 256),
+            f"{block}_gate_shexp.weight": (2048, 512),
+            f"{block}_up_shexp.weight": (2048, 512),
+            f"{block}_down_shexp.weight": (512, 2048),
+        }
     shapes |= {"output_norm.weight": (2048,), "output.weight": (2048, 248320)}
     kv = _qwen_kv("qwen35moe", 40, 2048, 16, 2, inner=4096, rank=32) | {
         "qwen35moe.expert_count": 256,
@@ -86,31 +90,48 @@ def gemma4(path: Path) -> Path:
     for layer in range(30):
         block, wide = f"blk.{layer}", layer % 6 == 5
         head, kv = (512, 2) if wide else (256, 8)
-        shapes |= {
-            f"{block}.attn_q.weight": (2816, 16 * head), f"{block}.attn_k.weight": (2816, kv * head),
-            f"{block}.attn_output.weight": (16 * head, 2816), f"{block}.layer_output_scale.weight": (1,),
-            f"{block}.attn_q_norm.weight": (head,), f"{block}.attn_k_norm.weight": (head,),
-            f"{block}.ffn_gate_inp.weight": (2816, 98), f"{block}.ffn_gate_inp.scale": (2816,),
-            f"{block}.ffn_gate_up_exps.weight": (2816, 1408, 98),
-            f"{block}.ffn_down_exps.weight": (704, 2816, 98), f"{block}.ffn_down_exps.scale": (98,),
-        } | _norms(layer, 2816) | _dense(layer, 2816, 2112)  # fmt: skip
+        shapes |= (
+            {
+                f"{block}.attn_q.weight": (2816, 16 * head),
+                f"{block}.attn_k.weight": (2816, kv * head),
+                f"{block}.attn_output.weight": (16 * head, 2816),
+                f"{block}.layer_output_scale.weight": (1,),
+                f"{block}.attn_q_norm.weight": (head,),
+                f"{block}.attn_k_norm.weight": (head,),
+                f"{block}.ffn_gate_inp.weight": (2816, 98),
+                f"{block}.ffn_gate_inp.scale": (2816,),
+                f"{block}.ffn_gate_up_exps.weight": (2816, 1408, 98),
+                f"{block}.ffn_down_exps.weight": (704, 2816, 98),
+                f"{block}.ffn_down_exps.scale": (98,),
+            }
+            | _norms(layer, 2816)
+            | _dense(layer, 2816, 2112)
+        )
         if not wide:
             shapes[f"{block}.attn_v.weight"] = (2816, kv * head)
         norms = ("ffn_norm", "post_ffw_norm", "post_ffw_norm_1", "post_ffw_norm_2", "pre_ffw_norm_2")
         shapes |= {f"{block}.{norm}.weight": (2816,) for norm in norms}
     shapes["output_norm.weight"] = (2816,)
     kv = {
-        "general.architecture": "gemma4", "gemma4.block_count": 30, "gemma4.context_length": 262144,
-        "gemma4.embedding_length": 2816, "gemma4.feed_forward_length": 2112,
+        "general.architecture": "gemma4",
+        "gemma4.block_count": 30,
+        "gemma4.context_length": 262144,
+        "gemma4.embedding_length": 2816,
+        "gemma4.feed_forward_length": 2112,
         "gemma4.attention.head_count": 16,
         "gemma4.attention.head_count_kv": [2 if layer % 6 == 5 else 8 for layer in range(30)],
-        "gemma4.attention.key_length": 512, "gemma4.attention.value_length": 512,
-        "gemma4.attention.key_length_swa": 256, "gemma4.attention.value_length_swa": 256,
-        "gemma4.attention.layer_norm_rms_epsilon": 1e-6, "gemma4.attention.sliding_window": 1024,
+        "gemma4.attention.key_length": 512,
+        "gemma4.attention.value_length": 512,
+        "gemma4.attention.key_length_swa": 256,
+        "gemma4.attention.value_length_swa": 256,
+        "gemma4.attention.layer_norm_rms_epsilon": 1e-6,
+        "gemma4.attention.sliding_window": 1024,
         "gemma4.attention.sliding_window_pattern": [layer % 6 != 5 for layer in range(30)],
-        "gemma4.embedding_length_per_layer_input": 0, "gemma4.expert_count": 98,
-        "gemma4.expert_used_count": 8, "gemma4.expert_feed_forward_length": 704,
-    }  # fmt: skip
+        "gemma4.embedding_length_per_layer_input": 0,
+        "gemma4.expert_count": 98,
+        "gemma4.expert_used_count": 8,
+        "gemma4.expert_feed_forward_length": 704,
+    }
     return write(path, kv, shapes, 15_800_000)
 
 
@@ -120,24 +141,33 @@ def huge(path: Path, layers: int = 87, experts: int = 382) -> Path:
     for layer in range(layers):
         block = f"blk.{layer}"
         shapes |= {
-            f"{block}.attn_q.weight": (7168, 8192), f"{block}.attn_k.weight": (7168, 1024),
-            f"{block}.attn_v.weight": (7168, 1024), f"{block}.attn_output.weight": (8192, 7168),
-            f"{block}.attn_norm.weight": (7168,), f"{block}.ffn_norm.weight": (7168,),
+            f"{block}.attn_q.weight": (7168, 8192),
+            f"{block}.attn_k.weight": (7168, 1024),
+            f"{block}.attn_v.weight": (7168, 1024),
+            f"{block}.attn_output.weight": (8192, 7168),
+            f"{block}.attn_norm.weight": (7168,),
+            f"{block}.ffn_norm.weight": (7168,),
             f"{block}.ffn_gate_inp.weight": (7168, experts),
-        }  # fmt: skip
+        }
         for expert in range(experts):
             for part, shape in (("gate", (7168, 3328)), ("up", (7168, 3328)), ("down", (3328, 7168))):
                 shapes[f"{block}.ffn_{part}.{expert}.weight"] = shape
     shapes |= {"output_norm.weight": (7168,), "output.weight": (7168, 163840)}
     kv = {
-        "general.architecture": "qwen3moe", "qwen3moe.block_count": layers, "qwen3moe.context_length": 131072,
-        "qwen3moe.embedding_length": 7168, "qwen3moe.feed_forward_length": 3328,
+        "general.architecture": "qwen3moe",
+        "qwen3moe.block_count": layers,
+        "qwen3moe.context_length": 131072,
+        "qwen3moe.embedding_length": 7168,
+        "qwen3moe.feed_forward_length": 3328,
         "qwen3moe.expert_feed_forward_length": 3328,
-        "qwen3moe.attention.head_count": 64, "qwen3moe.attention.head_count_kv": 8,
-        "qwen3moe.attention.key_length": 128, "qwen3moe.attention.value_length": 128,
-        "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6, "qwen3moe.expert_count": experts,
+        "qwen3moe.attention.head_count": 64,
+        "qwen3moe.attention.head_count_kv": 8,
+        "qwen3moe.attention.key_length": 128,
+        "qwen3moe.attention.value_length": 128,
+        "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen3moe.expert_count": experts,
         "qwen3moe.expert_used_count": 8,
-    }  # fmt: skip
+    }
     return write(path, kv, shapes)
 
 
@@ -147,20 +177,28 @@ def _hybrid(layer: int, *, hidden: int, qkv: int, gate: int, state: int, q: int,
         return _full(layer, hidden, q, kv)
     block = f"blk.{layer}"
     return _norms(layer, hidden) | {
-        f"{block}.attn_qkv.weight": (hidden, qkv), f"{block}.attn_gate.weight": (hidden, gate),
-        f"{block}.ssm_out.weight": (gate, hidden), f"{block}.ssm_alpha.weight": (hidden, state),
-        f"{block}.ssm_beta.weight": (hidden, state), f"{block}.ssm_conv1d.weight": (4, qkv),
-        f"{block}.ssm_a": (state,), f"{block}.ssm_dt.bias": (state,), f"{block}.ssm_norm.weight": (128,),
-    }  # fmt: skip
+        f"{block}.attn_qkv.weight": (hidden, qkv),
+        f"{block}.attn_gate.weight": (hidden, gate),
+        f"{block}.ssm_out.weight": (gate, hidden),
+        f"{block}.ssm_alpha.weight": (hidden, state),
+        f"{block}.ssm_beta.weight": (hidden, state),
+        f"{block}.ssm_conv1d.weight": (4, qkv),
+        f"{block}.ssm_a": (state,),
+        f"{block}.ssm_dt.bias": (state,),
+        f"{block}.ssm_norm.weight": (128,),
+    }
 
 
 def _full(layer: int, hidden: int, q: int, kv: int) -> Shapes:
     block = f"blk.{layer}"
     return _norms(layer, hidden) | {
-        f"{block}.attn_q.weight": (hidden, q), f"{block}.attn_k.weight": (hidden, kv),
-        f"{block}.attn_v.weight": (hidden, kv), f"{block}.attn_output.weight": (q // 2, hidden),
-        f"{block}.attn_q_norm.weight": (256,), f"{block}.attn_k_norm.weight": (256,),
-    }  # fmt: skip
+        f"{block}.attn_q.weight": (hidden, q),
+        f"{block}.attn_k.weight": (hidden, kv),
+        f"{block}.attn_v.weight": (hidden, kv),
+        f"{block}.attn_output.weight": (q // 2, hidden),
+        f"{block}.attn_q_norm.weight": (256,),
+        f"{block}.attn_k_norm.weight": (256,),
+    }
 
 
 def _norms(layer: int, hidden: int) -> Shapes:
@@ -170,22 +208,33 @@ def _norms(layer: int, hidden: int) -> Shapes:
 def _dense(layer: int, hidden: int, width: int) -> Shapes:
     block = f"blk.{layer}.ffn"
     return {
-        f"{block}_gate.weight": (hidden, width), f"{block}_up.weight": (hidden, width),
+        f"{block}_gate.weight": (hidden, width),
+        f"{block}_up.weight": (hidden, width),
         f"{block}_down.weight": (width, hidden),
-    }  # fmt: skip
+    }
 
 
-def _qwen_kv(arch: str, layers: int, hidden: int, heads: int, kv: int, *, inner: int, rank: int
-             ) -> dict[str, Any]:  # fmt: skip
+def _qwen_kv(
+    arch: str, layers: int, hidden: int, heads: int, kv: int, *, inner: int, rank: int
+) -> dict[str, Any]:
     return {
-        "general.architecture": arch, f"{arch}.block_count": layers, f"{arch}.context_length": 262144,
-        f"{arch}.embedding_length": hidden, f"{arch}.attention.head_count": heads,
-        f"{arch}.attention.head_count_kv": kv, f"{arch}.attention.key_length": 256,
-        f"{arch}.attention.value_length": 256, f"{arch}.attention.layer_norm_rms_epsilon": 1e-6,
-        f"{arch}.full_attention_interval": 4, f"{arch}.rope.dimension_sections": [11, 11, 10, 0],
-        f"{arch}.ssm.conv_kernel": 4, f"{arch}.ssm.state_size": 128, f"{arch}.ssm.group_count": 16,
-        f"{arch}.ssm.time_step_rank": rank, f"{arch}.ssm.inner_size": inner,
-    }  # fmt: skip
+        "general.architecture": arch,
+        f"{arch}.block_count": layers,
+        f"{arch}.context_length": 262144,
+        f"{arch}.embedding_length": hidden,
+        f"{arch}.attention.head_count": heads,
+        f"{arch}.attention.head_count_kv": kv,
+        f"{arch}.attention.key_length": 256,
+        f"{arch}.attention.value_length": 256,
+        f"{arch}.attention.layer_norm_rms_epsilon": 1e-6,
+        f"{arch}.full_attention_interval": 4,
+        f"{arch}.rope.dimension_sections": [11, 11, 10, 0],
+        f"{arch}.ssm.conv_kernel": 4,
+        f"{arch}.ssm.state_size": 128,
+        f"{arch}.ssm.group_count": 16,
+        f"{arch}.ssm.time_step_rank": rank,
+        f"{arch}.ssm.inner_size": inner,
+    }
 
 
 def _value(value: Any) -> Value:
@@ -205,9 +254,10 @@ def sensitivities(header: Path, folder: Path) -> None:
     """kld_results.csv and group0.csv of a model, made up: what a tensor loses goes by its role alone."""
     worth = {"token_embd": 0.5, "output": 4.0, "attn_v": 3.0, "attn_k": 2.0, "ffn_down": 2.0, "ssm_out": 2.0}
     weights = [
-        t for t in read_source(header).tensors
+        t
+        for t in read_source(header).tensors
         if len(t.shape) > 1 and t.shape[1] > 64 and "conv1d" not in t.name
-    ]  # fmt: skip
+    ]
     names = ",".join(tensor.name for tensor in weights)
     values = ",".join(f"{1e-4 * worth.get(role_of(tensor.name), 1.0):.6f}" for tensor in weights)
     (folder / "kld_results.csv").write_text(f"QTYPE,{names}\niq3_k,{values}\n", encoding="utf-8")

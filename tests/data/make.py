@@ -77,11 +77,18 @@ def dense_with_prediction(source: Path, target: Path) -> None:
         payloads.append(payload.ljust(padded(len(payload)), b"\0"))
     arch = f"{header.architecture}."
     kv = {k.replace(arch, "qwen35."): v for k, v in header.kv.items() if not k.startswith(f"{arch}expert")}
-    kv |= {"general.architecture": encode_string("qwen35"), "general.name": encode_string("Tiny MTP"),
-           "general.file_type": encode_u32(7)}  # fmt: skip
+    kv |= {
+        "general.architecture": encode_string("qwen35"),
+        "general.name": encode_string("Tiny MTP"),
+        "general.file_type": encode_u32(7),
+    }
     kv |= {"qwen35.attention.recurrent_layers": (9, struct.pack("<IQ3?", 7, 3, True, False, False))}
-    for key, value in (("block_count", 3), ("feed_forward_length", 256), ("nextn_predict_layers", 1),
-                       ("full_attention_interval", 2)):  # fmt: skip
+    for key, value in (
+        ("block_count", 3),
+        ("feed_forward_length", 256),
+        ("nextn_predict_layers", 1),
+        ("full_attention_interval", 2),
+    ):
         kv[f"qwen35.{key}"] = encode_u32(value)
     target.write_bytes(serialize(kv, tensors) + b"".join(payloads))
 
