@@ -112,7 +112,7 @@ def test_what_a_fetched_source_cannot_have_is_refused_by_its_check(tmp_path: Pat
         {"model": "m"},
         "--model",
         models.write_bert(tmp_path / "m.gguf"),
-        "--asked",
+        "--evaluations",
         json.dumps(asked),
         "--out",
         tmp_path / "check.json",

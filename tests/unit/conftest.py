@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from quantmill.files import write_json, write_table, write_text
+from reports import sha
 
 BITS = {
     "f32": 32.0,
@@ -51,10 +51,6 @@ RECIPES: dict[str, tuple[str, str, str, float, float]] = {
 }
 
 
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def exactly(n: int, mean: float, sd: float, seed: str) -> list[float]:
     """n values of exactly this mean and sample sd."""
     draw = random.Random(seed)
@@ -79,9 +75,11 @@ def perplexity(nll: list[float], model: str) -> dict[str, Any]:
 
 
 def kld(values: list[float], nll: list[float], base: list[float], model: str) -> dict[str, Any]:
-    """Made up around the chunks' means, as its reader needs it."""
+    """Made up around the chunks' means."""
     mean, ratio = statistics.fmean(values), math.exp(statistics.fmean(nll) - statistics.fmean(base))
     spread = {"99.9%": 9 * mean, "max": 15 * mean, "median": 0.7 * mean, "min": 0.01 * mean}
+    percents = ("0.1%", "1%", "5%", "10%", "25%", "75%", "90%", "95%", "99%")
+    rest = dict.fromkeys(percents, mean)
     reference = {
         "threshold": 1e-5,
         "most_of_vocabulary": 0.0625,
@@ -99,10 +97,16 @@ def kld(values: list[float], nll: list[float], base: list[float], model: str) ->
         "seconds": 3.5,
         "model_sha256": model,
         "reference_sha256": sha("source"),
-        "kld": {"mean": mean, "error": mean / 50} | spread,
-        "p_diff": {"mean": -mean / 8, "error": mean / 99, "rms": mean / 3, "rms_error": mean / 70},
+        "kld": {"mean": mean, "error": mean / 50} | spread | rest,
+        "p_diff": {"mean": -mean / 8, "error": mean / 99, "rms": mean / 3, "rms_error": mean / 70}
+        | spread
+        | rest,
         "same_top": {"mean": 1 - min(0.9, mean), "error": mean / 30},
         "perplexity": {"value": math.exp(statistics.fmean(nll)), "error": 0.3},
+        "perplexity_reference": {"value": math.exp(statistics.fmean(base)), "error": 0.3},
+        "correlation": 0.99,
+        "log_ratio": {"mean": math.log(ratio), "error": 0.005},
+        "difference": {"value": 0.0, "error": 0.1},
         "ratio": {"value": ratio, "error": ratio / 200},
         "by_chunk": {"kld": values, "nll": nll, "nll_reference": base, "same_top": [0.9] * len(values)},
         "reference": reference,
@@ -228,6 +232,8 @@ def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "requantized": False,
         "source_types": {"f16": 7},
         "rules": 1,
+        "by_role": [],
+        "allocation": None,
         "warnings": [],
     }
 
@@ -283,6 +289,8 @@ def make(
             "tokenizer": "gpt2",
             "chat_template": "{{ messages }}",
             "licence": "apache-2.0",
+            "metadata_bytes": 4096,
+            "hyperparameters": {"block_count": layers, "embedding_length": 512},
         },
     )
     write_json(folder / "check.json", {"kind": "decoder", "words": "a language model", "warnings": []})
@@ -297,7 +305,20 @@ def make(
             "tokens": 20480,
             "seconds": 130.0,
             "entries": [
-                {"name": f"blk.{i}.attn_q.weight", "role": "attn_q", "layer": i} for i in range(layers)
+                {
+                    "name": f"blk.{i}.attn_q.weight",
+                    "role": "attn_q",
+                    "layer": i,
+                    "columns": 512,
+                    "matrices": 1,
+                    "count_min": 20480,
+                    "count_max": 20480,
+                    **dict.fromkeys(
+                        ("sum", "mean", "sd", "min", "max", "active", "entropy", "z_over_1"), 1.0
+                    ),
+                    "cosine": None,
+                }
+                for i in range(layers)
             ],
             "missing": ["token_embd.weight"],
             "experts_under_floor": [],

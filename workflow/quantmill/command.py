@@ -33,7 +33,7 @@ def parser(description: str | None, *, threads: bool = False, store: bool = Fals
         "--spec", type=_spec, required=True, help="canonical JSON of all that decides the output"
     )
     arguments.add_argument("--log", type=Path, help="file for plain progress lines (default: stderr)")
-    arguments.add_argument("--memory", type=int, help="MB that its job asked for, said where it is killed")
+    arguments.add_argument("--memory", type=int, help="MB that its job requested: named where it is killed")
     if threads:
         arguments.add_argument("--threads", type=int, default=1, help="native threads")
     if store:

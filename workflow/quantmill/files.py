@@ -24,7 +24,7 @@ _BYTE_ORDER_MARKS: Final = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 SNIFFED: Final = 1 << 20
-"""The bytes of a text by which its encoding is told."""
+"""The first bytes of a text that give its encoding."""
 _NULS_OF_TEXT: Final = 0.01
 """The largest share of NUL bytes in what may be text of one byte a letter: of UTF-16 they are far more."""
 

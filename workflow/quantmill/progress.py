@@ -16,7 +16,7 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 class Log:
-    """Lines for a log file; said on stderr as well where there is none."""
+    """Lines for a log file; they go to stderr where there is none."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path

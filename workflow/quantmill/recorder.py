@@ -1,9 +1,9 @@
 """What a stage leaves behind for its watcher (`quantmill.watch`), should a signal end it.
 
 An unnamed file that both have open. It begins with two notes, which the stage
-writes through shared memory: what it is doing, and what its native library said
+writes through shared memory: what it is doing, and the last line of its native library
 last. After them stands whatever native code prints: an assertion that failed, an
-exception that nobody caught, a debugger's output. Without a watcher nothing is kept.
+exception that nobody caught, a debugger's output. Without a watcher nothing is recorded.
 """
 
 from __future__ import annotations

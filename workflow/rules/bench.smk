@@ -24,7 +24,7 @@ rule measure_divergence:
     resources:
         mem_mb=memory(1.0, 3000),
     params:
-        spec=spec_of(specs.divergence),
+        spec=spec_of(specs.kld),
     message:
         "{wildcards.model}: KL divergence of {wildcards.row}"
     shell:

@@ -79,5 +79,5 @@ rule draw_sensitivity:
     shell:
         stage(
             "card.maps",
-            "--damages {input.sensitivity:q} --out {output.drawn:q}",
+            "--sensitivity {input.sensitivity:q} --out {output.drawn:q}",
         )

@@ -85,7 +85,7 @@ rule check_source:
     shell:
         stage(
             "check.source",
-            '--model {input.model[0]:q} --asked "$QUANTMILL_ASKED" --out {output:q}',
+            '--model {input.model[0]:q} --evaluations "$QUANTMILL_EVALUATIONS" --out {output:q}',
         )
 
 

@@ -10,8 +10,10 @@ import pytest
 from quantmill.card import write
 from quantmill.config.card import Card
 from quantmill.files import write_json
+from quantmill.formats.source import Memory
 from quantmill.judge.results import read
 from quantmill.judge.same_size import Entry
+from reports import complete
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -48,7 +50,7 @@ def test_each_field_of_the_config_reaches_the_card(kld_tree: Tree, field: str) -
         row = {"context": 12_345, "cache": "f16"}
         row |= {f"{part}_bytes": 1 << 30 for part in ("file", "cache", "compute", "total")}
         tables = {name: {"rows": [row], "fits": []} for name in config["recipes"]}
-        write_json(folder / "memory.json", {"contexts": [12_345], "recipes": tables})
+        write_json(folder / "memory.json", complete(Memory, {"contexts": [12_345], "recipes": tables}))
         marker = "| 12,345 tokens |"
     else:
         value, marker = MARKERS[field]

@@ -13,8 +13,11 @@ import pytest
 from quantmill.card import page
 from quantmill.card.charts import files
 from quantmill.files import read_json, write_json, write_table
+from quantmill.formats.allocation import ImportedSensitivity
+from quantmill.formats.sensitivity import COLUMNS
 from quantmill.judge import frontier
 from quantmill.judge.results import Results, read
+from reports import complete
 
 Tree = tuple[Path, dict[str, Any]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -28,7 +31,6 @@ def full(kld_tree: Tree) -> Results:
     path = folder / "imatrix.json"
     report = read_json(path)
     write_json(path, report | {"entries": [entry | {"mean": 0.5} for entry in report["entries"]]})
-    columns = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
     rows = [
         [
             f"blk.{layer}.attn_q.weight",
@@ -42,12 +44,13 @@ def full(kld_tree: Tree) -> Results:
             0.01 * (layer + 1),
             0,
             "measured",
+            "",
         ]
         for layer in range(4)
         for type_ in ("q4_K", "q3_K")
     ]
-    write_table(folder / "sensitivity.tsv", columns, rows)
-    write_json(folder / "sensitivity.json", {"how": "imported", "warnings": []})
+    write_table(folder / "sensitivity.tsv", COLUMNS, rows)
+    write_json(folder / "sensitivity.json", complete(ImportedSensitivity, {"how": "imported"}))
     return read(folder, config | {"sensitivity": True})
 
 

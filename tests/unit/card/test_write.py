@@ -16,8 +16,11 @@ import pytest
 
 from quantmill.card import write
 from quantmill.files import read_json, write_json
+from quantmill.formats.measurements import HumanEval, Tasks
+from quantmill.formats.source import Memory
 from quantmill.judge.results import read
 from quantmill.stages import VERSIONS
+from reports import complete, sha
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -253,23 +256,29 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
         passed = sum(passes)
         write_json(
             folder / "bench" / name / "humaneval.json",
-            {
-                "problems": 160,
-                "passed": passed,
-                "pass_at_1": passed / 160,
-                "interval": [passed / 160 - 0.07, passed / 160 + 0.07],
-                "audits": {"empty": 0, "fenced": 160, "verbatim": 1, "cut_off": 2, "repetition": 0},
-                "failures": {"wrong": 60, "syntax": 3, "error": 0, "timeout": 1, "limits": 0},
-                "generated_tokens": 9000,
-                "tokens_per_s": 88.5,
-                "settings": {
-                    "file": "HumanEval.jsonl.gz",
-                    "prompt": "chat",
-                    "max_tokens": 512,
-                    "limit": None,
-                    "confined": True,
+            complete(
+                HumanEval,
+                {
+                    "model_sha256": sha(name),
+                    "seconds": 100.0,
+                    "prompt_seconds": 2.0,
+                    "problems": 160,
+                    "passed": passed,
+                    "pass_at_1": passed / 160,
+                    "interval": [passed / 160 - 0.07, passed / 160 + 0.07],
+                    "audits": {"empty": 0, "fenced": 160, "verbatim": 1, "cut_off": 2, "repetition": 0},
+                    "failures": {"wrong": 60, "syntax": 3, "error": 0, "timeout": 1, "limits": 0},
+                    "generated_tokens": 9000,
+                    "tokens_per_s": 88.5,
+                    "settings": {
+                        "file": "HumanEval.jsonl.gz",
+                        "prompt": "chat",
+                        "max_tokens": 512,
+                        "limit": None,
+                        "confined": True,
+                    },
                 },
-            },
+            ),
         )
         lines = (json.dumps({"task_id": str(number), "passed": one}) for number, one in enumerate(passes))
         (folder / "bench" / name / "humaneval.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -277,6 +286,9 @@ def test_evaluations_and_served_speed_have_their_sections(kld_tree: Tree) -> Non
         write_json(
             folder / "bench" / name / "served.json",
             {
+                "model_sha256": sha(name),
+                "threads": 2,
+                "machine": {"cpu": "Example CPU", "cores": 2, "memory_bytes": 8 << 30},
                 "server": "llama-cpp-python 0.3.36",
                 "gpu": None,
                 "workloads": [
@@ -387,9 +399,8 @@ def test_nothing_generates_in_ik(tree: Tree) -> None:
     folder, config = tree
     shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
     config |= {"tasks": True, "engines": dict.fromkeys(config["recipes"], "ik")}
-    tasks = {
-        "tasks": [{"name": "t", "metric": "acc", "value": 0.5, "stderr": None, "samples": 4, "chance": None}]
-    }
+    task = {"name": "t", "metric": "acc", "value": 0.5, "stderr": None, "samples": 4, "chance": None}
+    tasks = complete(Tasks, {"tasks": [task], "model_sha256": sha("source")})
     write_json(folder / "bench" / "source" / "tasks.json", tasks)
     results = read(folder, config)
     assert results.source["tasks"] == tasks
@@ -491,7 +502,8 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
     folder, config = tree
     edit(folder / "check.json", kind=kind, words=words, warnings=["it is old"])
     edit(folder / "gguf" / "tiny-Q8_0.json", tried="read")
-    write_json(folder / "memory.json", {"contexts": [4096], "recipes": {"Q8_0": {"rows": [], "fits": []}}})
+    tables = {"Q8_0": {"rows": [], "fits": []}}
+    write_json(folder / "memory.json", complete(Memory, {"contexts": [4096], "recipes": tables}))
     config = config | {"recipes": ["Q8_0"], "perplexity": False, "speed": False, "imatrix": False}
     assert run((folder, config), tmp_path / "card").returncode == 0
     card = (tmp_path / "card" / "README.md").read_text("utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantmill.check import kind, source, trial
-from quantmill.check.kind import Asked, kind_of, refuse
+from quantmill.check.kind import Evaluation, kind_of, refuse
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import ARRAY, Header, Tensor, Value, encode_string, encode_u32
 from quantmill.model.header import hyperparameters, not_finite
@@ -77,7 +77,7 @@ def test_how_far_a_written_file_can_be_tried(made: Header, engine: str, how: str
     assert how_tried(made, engine) == how
 
 
-KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.imatrix", 512)
+KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", "models.m.imatrix", 512)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.
     [
         (
             header("bert"),
-            [IMATRIX, KLD, Asked("bench.speed", "bench.speed")],
+            [IMATRIX, KLD, Evaluation("bench.speed", "bench.speed")],
             "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
             "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})",
         ),
@@ -115,7 +115,7 @@ KLD, IMATRIX = Asked("bench.kld", "bench.kld", 512), Asked("imatrix", "models.m.
     ],
 )
 def test_what_a_kind_cannot_have_is_refused_in_one_line(
-    made: Header, requested: list[Asked], line: str
+    made: Header, requested: list[Evaluation], line: str
 ) -> None:
     with pytest.raises(QuantmillError) as raised:
         refuse(made, "m", requested, "c.yaml")

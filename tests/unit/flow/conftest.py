@@ -18,10 +18,12 @@ from quantmill.flow.paths import Paths
 from quantmill.flow.project import Project
 from quantmill.flow.specs import Specs
 from quantmill.flow.targets import Targets
+from quantmill.formats.measurements import Divergence
+from quantmill.formats.publication import Facts
 from quantmill.measures import MEASURES
+from reports import complete
 
 ROOT = Path(__file__).parents[3]
-METHODS = {"kld": "divergence"}  # of specs, where it is not the measure's name
 CHUNKS = {"chunks": 3, "context": 128}
 BENCH: dict[str, Any] = {
     "kld": {"corpus": "held-out", **CHUNKS},
@@ -108,9 +110,10 @@ def change(config: dict[str, Any], path: str, value: object) -> None:
 
 def _measured(folder: Path) -> None:
     """A folder of another model's results."""
-    write_json(folder / "gguf" / f"{folder.name}-Q4.json", {"file": folder.name, "bytes": 9, "sha256": "0"})
+    facts = complete(Facts, {"file": folder.name, "bytes": 9, "sha256": "0"})
+    write_json(folder / "gguf" / f"{folder.name}-Q4.json", facts)
     statistics = {"mean": 0.1, "error": 0.01, "99.9%": 1.0, "max": 2.0, "median": 0.1, "min": 0.0}
-    write_json(folder / "bench" / "Q4" / "kld.json", {"kld": statistics})
+    write_json(folder / "bench" / "Q4" / "kld.json", complete(Divergence, {"kld": statistics}))
 
 
 @pytest.fixture(scope="session")
@@ -229,7 +232,7 @@ def specs_of(project: Project) -> dict[str, str]:
             if getattr(config.bench_of(model), measure.name) is not None:
                 for row in project.rows(model):
                     if measure.runs_in(project.engine_of(model, row)):
-                        note(specs, METHODS.get(measure.name, measure.name), model, row)
+                        note(specs, measure.name, model, row)
         if config.recipes_of(model):
             note(specs, "memory", model)
             note(cards, "card", model)

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     given: tuple[tuple[str, Any], ...] | list[tuple[str, Any]] = ()
 
 
-BENCH: Final = "divergence perplexity speed served humaneval tasks"
+BENCH: Final = "kld perplexity speed served humaneval tasks"
 FILES: Final = f"quantized parts card {BENCH}"
 PLANS: Final = f"plan memory {FILES}"
 ALONE: Final = "plan memory quantized card"  # of a model that is neither measured nor published
@@ -54,7 +54,7 @@ ROWS: Final[dict[str, Row]] = {
     "Config.corpora": Row(
         "corpora.held-out",
         {"sources": [{"name": "three", "path": "one.txt"}]},
-        "card corpus divergence perplexity",
+        "card corpus kld perplexity",
     ),
     "Config.imatrix": Row(
         "imatrix",
@@ -65,12 +65,12 @@ ROWS: Final[dict[str, Row]] = {
     "Config.sensitivity": Row(
         "sensitivity",
         None,
-        "card corpus divergence perplexity +corpus +sensitivity +sensitivity_plot",
+        "card corpus kld perplexity +corpus +sensitivity +sensitivity_plot",
         [("recipes", ["Q8_0"])],
     ),
     "Config.recipes": Row("recipes.0.base", "Q6_K", "rendered PLANS"),
     "Config.split": Row("split", {"max": "1 MB"}, "FILES"),
-    "Config.bench": Row("bench.kld", None, "card publish +divergence"),
+    "Config.bench": Row("bench.kld", None, "card publish +kld"),
     "Config.publish": Row("publish.repo", "you/{model}", "card publish"),
     "Config.results": Row("results", "elsewhere", ""),
     "Config.store": Row("store", {"path": "a store"}, ""),
@@ -197,7 +197,7 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.engine": Row(
         "recipes.3.engine",
         "ik",
-        "allocated divergence feasibility parts perplexity publish speed ALONE +BENCH",
+        "allocated kld feasibility parts perplexity publish speed ALONE +BENCH",
     ),
     "BudgetRecipe.imatrix": Row("recipes.3.imatrix", "none", "allocated feasibility PLANS"),
     "BudgetRecipe.objective": Row("recipes.3.objective", "error", "allocated feasibility PLANS"),
@@ -262,7 +262,7 @@ ROWS: Final[dict[str, Row]] = {
     "ImportedSensitivity.curve": Row(
         "models.imported.sensitivity.curve", "other", "allocated sensitivity sensitivity_plot ALONE"
     ),
-    "Bench.kld": Row("bench.kld", None, "card publish +divergence"),
+    "Bench.kld": Row("bench.kld", None, "card publish +kld"),
     "Bench.perplexity": Row("bench.perplexity", None, "card publish +perplexity"),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
@@ -303,17 +303,15 @@ ROWS: Final[dict[str, Row]] = {
     "Publish.include": Row("publish.include", ["logs"], "card publish"),
     "Publish.withhold": Row("publish.withhold", "dominated", "card"),
     "Publish.overwrite": Row("publish.overwrite", True, "publish"),
-    "Corpus.seed": Row("corpora.held-out.seed", 2, "card corpus divergence perplexity"),
+    "Corpus.seed": Row("corpora.held-out.seed", 2, "card corpus kld perplexity"),
     "Corpus.sources": Row(
-        "corpora.held-out.sources", [{"name": "one", "path": "one.txt"}], "card corpus divergence perplexity"
+        "corpora.held-out.sources", [{"name": "one", "path": "one.txt"}], "card corpus kld perplexity"
     ),
-    "CorpusSource.name": Row("corpora.held-out.sources.0.name", "other", "card corpus divergence perplexity"),
-    "CorpusSource.path": Row("corpora.held-out.sources.0.path", "other", "card corpus divergence perplexity"),
-    "CorpusSource.column": Row(
-        "corpora.held-out.sources.0.column", "text", "card corpus divergence perplexity"
-    ),
-    "CorpusSource.rows": Row("corpora.held-out.sources.0.rows", 3, "card corpus divergence perplexity"),
-    "CorpusSource.weight": Row("corpora.held-out.sources.0.weight", 0.5, "card corpus divergence perplexity"),
+    "CorpusSource.name": Row("corpora.held-out.sources.0.name", "other", "card corpus kld perplexity"),
+    "CorpusSource.path": Row("corpora.held-out.sources.0.path", "other", "card corpus kld perplexity"),
+    "CorpusSource.column": Row("corpora.held-out.sources.0.column", "text", "card corpus kld perplexity"),
+    "CorpusSource.rows": Row("corpora.held-out.sources.0.rows", 3, "card corpus kld perplexity"),
+    "CorpusSource.weight": Row("corpora.held-out.sources.0.weight", 0.5, "card corpus kld perplexity"),
     "Store.path": Row("store.path", "a store", ""),
     "Store.max": Row("store.max", "1 GiB", ""),
 }

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from quantmill.card import maps, view, write
-from quantmill.files import read_json, read_table, write_json, write_table
+from quantmill.files import read_json, write_json, write_table
+from quantmill.formats.allocation import Allocation, ImportedSensitivity, Sensitivity
+from quantmill.formats.sensitivity import COLUMNS, read_sensitivity
 from quantmill.judge import advice, frontier, memory
 from quantmill.judge.results import Results, read
 from quantmill.judge.sensitivity import at_one_type
+from reports import complete
 
 # name: types, then what the perplexity and the divergence come from, as in conftest.RECIPES
 RECIPES: dict[str, tuple[str, str, str, float, float]] = {
@@ -27,7 +30,6 @@ RECIPES: dict[str, tuple[str, str, str, float, float]] = {
     "small": ("iq2_xxs", "iq2_xxs", "iq2_xxs", 0.300, 0.010),
 }
 TARGETED = ("fit", "poor", "small")
-COLUMNS = ["name", "role", "layer", "shape", "type", "bytes", "error", "error_se", "kld", "se", "how"]
 
 
 def edit(path: Path, **fields: Any) -> None:
@@ -94,7 +96,7 @@ def targeted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
     config |= {"kld": True, "sensitivity": True, "fits": {name: {"gate": True} for name in TARGETED}}
     for name in TARGETED:
         size = read_json(folder / "gguf" / f"tiny-{name}.json")["bytes"]
-        write_json(folder / "recipes" / f"{name}.json", report(size))
+        write_json(folder / "recipes" / f"{name}.json", complete(Allocation, report(size)))
     rows = [
         [
             f"blk.{layer}.{role}.weight",
@@ -114,8 +116,8 @@ def targeted(make_tree: Any) -> tuple[Path, dict[str, Any]]:
         for kind, bits, kld in (("q4_K", 4.5, 0.001 * (layer + 1)), ("q6_K", 6.5625, -1e-6))
     ]
     rows.append(["output.weight", "output", -1, "512x99", "q6_K", 41580, "", "", 0.02, "", "predicted"])
-    write_table(folder / "sensitivity.tsv", COLUMNS, rows)
-    write_json(folder / "sensitivity.json", PROBED)
+    write_table(folder / "sensitivity.tsv", COLUMNS, [[*row, ""] for row in rows])
+    write_json(folder / "sensitivity.json", complete(Sensitivity, PROBED))
     write_json(
         folder / "corpus" / "tuning.json",
         read_json(folder / "corpus" / "held-out.json")
@@ -223,12 +225,9 @@ def test_the_card_has_prediction_bound_gap_and_rules(targeted: tuple[Path, dict[
         "compute": 7 << 20,
         "file": 999,
     }
-    write_json(
-        folder / "recipes" / "fit.json",
-        report(
-            size, memory=memory, budget={"memory": {"total": 1 << 30, "context": 4096}, "bytes": size + 999}
-        ),
-    )
+    budget = {"memory": {"total": 1 << 30, "context": 4096}, "bytes": size + 999}
+    targeted_report = complete(Allocation, report(size, memory=memory, budget=budget))
+    write_json(folder / "recipes" / "fit.json", targeted_report)
     results = read(folder, config)
     card = write.render(results, config)
     row = next(line for line in card.splitlines() if line.startswith("| `fit` | 1.00 GiB of memory"))
@@ -249,11 +248,11 @@ def test_the_card_has_prediction_bound_gap_and_rules(targeted: tuple[Path, dict[
 
 
 def test_the_heat_map_is_at_the_type_that_most_tensors_have(targeted: tuple[Path, dict[str, Any]]) -> None:
-    rows = read_table(targeted[0] / "sensitivity.tsv")
+    rows = read_sensitivity(targeted[0] / "sensitivity.tsv")
     shown = at_one_type(rows)
     assert shown is not None
     assert (shown.type, shown.tensors, shown.of) == ("q6_K", 9, 9)
-    without = at_one_type([row for row in rows if row["role"] != "output"])
+    without = at_one_type([row for row in rows if row.role != "output"])
     assert without is not None
     assert without.type == "q4_K" and without.cells["ffn_down", 3] == 0.004
     assert without.how == {"measured": 8}
@@ -275,7 +274,7 @@ def test_the_card_says_how_the_sensitivity_came_about_and_what_is_odd_about_it(
         "- a warning of the tuning text (corpus tuning)",
     ):
         assert text in card, text
-    write_json(targeted[0] / "sensitivity.json", IMPORT)
+    write_json(targeted[0] / "sensitivity.json", complete(ImportedSensitivity, IMPORT))
     card = write.render(read(*targeted), targeted[1])
     assert "others measured it: `kld_results.csv`, each tensor alone at iq1_kt, times the curve over" in card
     assert "no column for 1 tensor (output.weight): the median of the role is taken (sensitivity)" in card
@@ -293,7 +292,7 @@ def test_the_command_draws_it_the_same_every_time(
                 "quantmill.card.maps",
                 "--spec",
                 '{"config":{}}',
-                "--damages",
+                "--sensitivity",
                 targeted[0] / "sensitivity.tsv",
                 "--out",
                 tmp_path / name,
@@ -307,7 +306,7 @@ def test_the_command_draws_it_the_same_every_time(
 def test_tensors_without_layers_fill_their_row_and_noise_has_the_least_colour(
     targeted: tuple[Path, dict[str, Any]],
 ) -> None:
-    axes = maps.draw_sensitivity(read_table(targeted[0] / "sensitivity.tsv")).axes[0]
+    axes = maps.draw_sensitivity(read_sensitivity(targeted[0] / "sensitivity.tsv")).axes[0]
     widths = [patch.get_width() for patch in axes.patches]
     assert widths.count(4) == 1 and widths.count(1) == 8
     assert len({tuple(patch.get_facecolor()) for patch in axes.patches}) == 2

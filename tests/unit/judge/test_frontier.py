@@ -13,9 +13,11 @@ import pytest
 
 from quantmill.card import write
 from quantmill.files import read_json, write_json
+from quantmill.formats.measurements import HumanEval
 from quantmill.judge import advice, compare, frontier
 from quantmill.judge.results import Results, read
 from quantmill.progress import Log
+from reports import complete, sha
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -93,8 +95,9 @@ def humaneval(folder: Path, row: str, passed: int, loops: int = 0, problems: int
         "pass_at_1": share,
         "interval": [max(0.0, share - 0.075), share + 0.075],
         "audits": {"repetition": loops},
+        "model_sha256": sha(row),
     }
-    write_json(folder / "bench" / row / "humaneval.json", measured)
+    write_json(folder / "bench" / row / "humaneval.json", complete(HumanEval, measured))
 
 
 @pytest.mark.parametrize(

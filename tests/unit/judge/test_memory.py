@@ -9,8 +9,10 @@ from typing import Any
 from quantmill.card import write
 from quantmill.card.sections.memory import longest
 from quantmill.files import write_json
+from quantmill.formats.source import Memory
 from quantmill.judge import memory
 from quantmill.judge.results import read
+from reports import complete
 
 Tree = tuple[Path, dict[str, Any]]
 GIB = 1 << 30
@@ -41,7 +43,7 @@ def with_memory(tree: Tree) -> Tree:
     folder, config = tree
     sizes = {"Q8_0": 28, "Q6_K": 21, "Q4_K_L": 18, "Q5_K_M": 19, "Q4_K_M": 13, "IQ2_XXS": 5}
     tables = {name: table(gib * GIB) for name, gib in sizes.items()}
-    write_json(folder / "memory.json", {"contexts": [4096, 32768], "recipes": tables})
+    write_json(folder / "memory.json", complete(Memory, {"contexts": [4096, 32768], "recipes": tables}))
     return folder, config
 
 
@@ -65,7 +67,7 @@ def test_the_closest_file_that_fits_is_named_for_each_device_and_context(kld_tre
 def test_a_smaller_cache_is_taken_where_nothing_fits_otherwise(kld_tree: Tree) -> None:
     folder, config = with_memory(kld_tree)
     tables = {name: table(18 * GIB) for name in config["recipes"]}
-    write_json(folder / "memory.json", {"contexts": [4096, 32768], "recipes": tables})
+    write_json(folder / "memory.json", complete(Memory, {"contexts": [4096, 32768], "recipes": tables}))
     rows = memory.by_device(read(folder, config))
     fitting = next(row for row in rows if row.smallest == 24).fitting[1]
     assert fitting is not None

@@ -11,10 +11,13 @@ import pytest
 from quantmill.card import write
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
+from quantmill.formats.measurements import Divergence
+from quantmill.formats.publication import Facts
 from quantmill.judge import compare, same_size
 from quantmill.judge.results import read
 from quantmill.judge.same_size import Entry
 from quantmill.judge.scores import HUMANEVAL, scores_of
+from reports import complete
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -92,8 +95,8 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 def test_the_card_has_a_table_for_each_model(kld_tree: Tree, tmp_path: Path) -> None:
     folder, config = kld_tree
     other = tmp_path / "results" / "other"
-    write_json(other / "gguf" / "other-Q4_K_M.json", {"file": "x.gguf", "bytes": 9 << 20, "sha256": ""})
-    write_json(other / "bench" / "Q4_K_M" / "kld.json", {"kld": {"mean": 0.125}})
+    write_json(other / "gguf" / "other-Q4_K_M.json", complete(Facts, {"file": "x.gguf", "bytes": 9 << 20}))
+    write_json(other / "bench" / "Q4_K_M" / "kld.json", complete(Divergence, {"kld": {"mean": 0.125}}))
     csv = tmp_path / "x.csv"
     csv.write_text("file,bytes,humaneval\nQ5,10000000,0.5\n", encoding="utf-8")
     models = [{"name": "Other"}, {"name": "Published", "source": "their card of May"}]

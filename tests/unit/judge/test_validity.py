@@ -9,8 +9,10 @@ import pytest
 
 from quantmill.card import write
 from quantmill.files import read_json, write_json
+from quantmill.formats.measurements import Tasks
 from quantmill.judge import validity
 from quantmill.judge.results import read
+from reports import complete, sha
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -79,7 +81,8 @@ def test_a_task_at_chance_gives_no_verdict(kld_tree: Tree) -> None:
                 "chance": 0.25,
             },
         ]
-        write_json(folder / "bench" / name / "tasks.json", {"tasks": tasks})
+        report = complete(Tasks, {"tasks": tasks, "model_sha256": sha(name)})
+        write_json(folder / "bench" / name / "tasks.json", report)
     config |= {"tasks": True}
     card = write.render(read(folder, config), config)
     hard, easy = card.split("### hard")[1].split("### easy")
@@ -98,7 +101,8 @@ def test_each_metric_of_a_task_is_judged_by_itself(kld_tree: Tree) -> None:
             {"name": "two", "metric": metric, "value": value, "stderr": 0.02, "samples": 200, "chance": None}
             for metric, value in (("acc", 0.9 if name != "IQ2_XXS" else 0.3), ("acc_norm", 0.6))
         ]
-        write_json(folder / "bench" / name / "tasks.json", {"tasks": tasks})
+        report = complete(Tasks, {"tasks": tasks, "model_sha256": sha(name)})
+        write_json(folder / "bench" / name / "tasks.json", report)
     config |= {"tasks": True}
     card = write.render(read(folder, config), config)
     acc, norm = card.split("### two (acc)")[1].split("### two (acc_norm)")

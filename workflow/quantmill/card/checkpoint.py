@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from quantmill import command
 from quantmill.card import template
 from quantmill.card.front_matter import hub_fields
 from quantmill.card.view import listed
-from quantmill.files import read_json, write_text
+from quantmill.files import write_text
+from quantmill.formats.publication import CHECKPOINT, Checkpoint
+from quantmill.formats.settings import CheckpointCard
 from quantmill.progress import Log
 
 
-def render(report: dict[str, Any], config: dict[str, Any]) -> str:
+def render(report: Checkpoint, config: CheckpointCard) -> str:
     """The card as markdown; `report` is `checkpoint/<model>-<recipe>.json`, `config` the spec's."""
     values = {
         "front_matter": front_matter(config),
@@ -32,7 +33,7 @@ def render(report: dict[str, Any], config: dict[str, Any]) -> str:
     return template.render("checkpoint.md.j2", values)
 
 
-def front_matter(config: dict[str, Any]) -> str:
+def front_matter(config: CheckpointCard) -> str:
     """The YAML that the Hub reads, without its `---` lines."""
     from huggingface_hub.repocard_data import ModelCardData
 
@@ -41,7 +42,7 @@ def front_matter(config: dict[str, Any]) -> str:
     return ModelCardData(license=card.get("license"), tags=tags, **hub_fields(card)).to_yaml()
 
 
-def _title(config: dict[str, Any]) -> str:
+def _title(config: CheckpointCard) -> str:
     base = listed(config["card"].get("base_model"))
     name = config["card"].get("title") or (base[0].rsplit("/", 1)[-1] if base else config["model"])
     return f"{name} NVFP4" if "nvfp4" not in name.lower() else str(name)
@@ -49,7 +50,7 @@ def _title(config: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Read the report, write the card."""
-    write_text(args.card, render(read_json(args.report), args.spec["config"]))
+    write_text(args.card, render(CHECKPOINT.read(args.report), args.spec["config"]))
     log.say(f"card of the checkpoint: {args.card}")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from quantmill import command
 from quantmill.card import mix
 from quantmill.card.plots import LIGHT, Theme, save
-from quantmill.files import read_table
+from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
 from quantmill.judge import sensitivity
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _FULL_BITS = 8.5
 
 
-def draw_sensitivity(rows: list[dict[str, str]], theme: Theme = LIGHT) -> Figure:
+def draw_sensitivity(rows: list[SensitivityRow], theme: Theme = LIGHT) -> Figure:
     """The heat map of sensitivities: layers across, roles down, on a logarithmic scale.
 
     A tensor outside the layers fills its row. Noise that came out at or below
@@ -103,7 +103,7 @@ def _panel(
     """One file: neighbouring layers of one type are a patch, named where wider than `enough` of the panel."""
     from matplotlib.patches import Rectangle
 
-    layers = max(1, 1 + max(tensor["layer"] for tensor in quant.tensors))
+    layers = max(1, 1 + max(tensor.layer for tensor in quant.tensors))
     cells = _cells(quant, layers)
     for row, role in enumerate(roles):
         start = 0
@@ -148,14 +148,14 @@ def _cells(quant: Quant, layers: int) -> dict[tuple[str, int], tuple[float, str]
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Draw the sensitivities."""
-    rows = read_table(args.damages)
+    rows = read_sensitivity(args.sensitivity)
     save(lambda theme: draw_sensitivity(rows, theme), args.out)
     log.say(f"sensitivities drawn: {args.out}")
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--damages", type=Path, required=True, help="sensitivity.tsv")
+    arguments.add_argument("--sensitivity", type=Path, required=True, help="sensitivity.tsv")
     arguments.add_argument(
         "--out", type=Path, required=True, help="SVG to write; its dark version comes beside it"
     )

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from quantmill.card import ollama, texts
+from quantmill.formats import settings
 from quantmill.judge import advice, frontier
 from quantmill.judge.frontier import Unneeded
 from quantmill.judge.quant import DECODER, Quant
@@ -31,7 +32,7 @@ class View:
     measured: Results
     published: Results
     withheld: list[Unneeded]
-    config: dict[str, Any]
+    config: settings.Card
     plots: str = "plots"
     competitors: Sequence[list[Entry]] = ()
 
@@ -122,7 +123,7 @@ class View:
 
 def view(
     measured: Results,
-    config: dict[str, Any],
+    config: settings.Card,
     plots: str = "plots",
     competitors: Sequence[list[Entry]] = (),
 ) -> View:
@@ -134,7 +135,7 @@ def view(
     return View(measured, published, withheld, config, plots, competitors)
 
 
-def title_of(results: Results, config: dict[str, Any]) -> str:
+def title_of(results: Results, config: settings.Card) -> str:
     """The title: the config's, else made of the base model's name, or the model's own."""
     if config["card"].get("title"):
         return str(config["card"]["title"])

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quantmill import command, text
 from quantmill.card import maps, ollama, page, plots, template
 from quantmill.card.sections import NONE_OFFERED, SECTIONS
 from quantmill.card.view import View, loads_in_ollama, view
 from quantmill.errors import QuantmillError
-from quantmill.files import write_json, write_text
+from quantmill.files import write_text
+from quantmill.formats import settings
+from quantmill.formats.publication import WITHHELD
 from quantmill.judge import same_size
 from quantmill.judge.results import Results, read
 from quantmill.progress import Log
@@ -24,7 +25,7 @@ from quantmill.progress import Log
 
 def render(
     measured: Results,
-    config: dict[str, Any],
+    config: settings.Card,
     plots_folder: str = "plots",
     competitors: Sequence[list[same_size.Entry]] = (),
 ) -> str:
@@ -60,7 +61,7 @@ def modelfiles(view: View) -> dict[str, str]:
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Read the results, make all files, then write them."""
-    config = args.spec["config"]
+    config: settings.Card = args.spec["config"]
     measured = read(args.results, config)
     others = config["card"].get("iso_disk") or []
     competitors = [same_size.read_competitor(Path(model["path"])) for model in others]
@@ -77,7 +78,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         write_text(folder / name, content)
     write_text(folder / "index.html", html)
     withheld = [verdict.facts for verdict in shown.withheld]
-    write_json(folder / "withheld.json", {"policy": config.get("withhold", "none"), "withheld": withheld})
+    policy = config.get("withhold", "none")
+    WITHHELD.write(folder / "withheld.json", {"policy": policy, "withheld": withheld})
     write_text(args.card, markdown)
     log.say(f"card of {text.plural(len(shown.offered), 'file')}: {args.card}")
     for verdict in shown.withheld:

@@ -1,4 +1,4 @@
-"""What kind of model a GGUF holds, told from its metadata, and what can be measured of each kind.
+"""What kind of model a GGUF holds, by its metadata, and what can be measured of each kind.
 
 Sources: `llm_arch`, `llama_model_has_encoder` and `llama_model::create_memory` of llama.cpp's src/
 (llama-cpp-python 0.3.36), and `general.type` of gguf-py.
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
     refused: str = ""
 
 
-class Asked(NamedTuple):
+class Evaluation(NamedTuple):
     """What the config asks of a model: `field` such as `bench.kld`, `place` where that stands in the
     config, and the tokens of a chunk (0: it has none).
     """
@@ -134,7 +134,7 @@ def kind_of(header: Header) -> Kind:
     return KINDS[named or "decoder"]
 
 
-def refuse_early(path: Path, model: str, requested: Iterable[Asked], where: str) -> bool:
+def refuse_early(path: Path, model: str, requested: Iterable[Evaluation], where: str) -> bool:
     """`refuse` where the model's file can be read already; whether it could."""
     try:
         header = read_source(path)
@@ -144,7 +144,7 @@ def refuse_early(path: Path, model: str, requested: Iterable[Asked], where: str)
     return True
 
 
-def refuse(header: Header, model: str, requested: Iterable[Asked], where: str) -> None:
+def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: str) -> None:
     """QuantmillError where the model `model` (its name in the config) is no source, or cannot have all
     that is requested of it; `where` is the config's file.
     """
@@ -172,7 +172,7 @@ def refuse(header: Header, model: str, requested: Iterable[Asked], where: str) -
             raise QuantmillError(what, f"{where}: {evaluation.place}", f"give {positions} or fewer")
 
 
-def _refuse_without_tokenizer(header: Header, model: str, requested: list[Asked], where: str) -> None:
+def _refuse_without_tokenizer(header: Header, model: str, requested: list[Evaluation], where: str) -> None:
     if header.value("tokenizer.ggml.model") != "none":
         return
     for evaluation in requested:

@@ -1,4 +1,4 @@
-"""Whether a source is what it is taken for: its kind, what is asked of it, and that llama.cpp loads it.
+"""Checks a source: its kind, the evaluations that it allows, and that llama.cpp loads it.
 
 Before anything is made of it, and from its header alone: the weights are not read.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from quantmill import command
 from quantmill.check import trial
-from quantmill.check.kind import Asked, kind_of, refuse
+from quantmill.check.kind import Evaluation, kind_of, refuse
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.source import CHECK, Check
@@ -24,7 +24,7 @@ _CURE: Final = (
 )
 
 
-def check(path: Path, model: str, requested: list[Asked], where: str) -> Check:
+def check(path: Path, model: str, requested: list[Evaluation], where: str) -> Check:
     """What `check.json` of docs/files.md says of the source at `path`.
 
     QuantmillError where it is no source, where something is requested that its kind cannot give, and where
@@ -49,8 +49,8 @@ def check(path: Path, model: str, requested: list[Asked], where: str) -> Check:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `check.source`."""
     model = args.spec["config"]["model"]
-    requested = [Asked(*one) for one in args.asked["models"].get(model, [])]
-    report = check(args.model, model, requested, args.asked["file"])
+    requested = [Evaluation(*one) for one in args.evaluations["models"].get(model, [])]
+    report = check(args.model, model, requested, args.evaluations["file"])
     CHECK.write(args.out, report)
     log.warn(report["warnings"])
     log.say(f"{args.model.name} is {report['words']}")
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument(
-        "--asked",
+        "--evaluations",
         type=json.loads,
         default={"file": "config.yaml", "models": {}},
         help="JSON: the config's `file`, and by the names of `models` what it asks of each",

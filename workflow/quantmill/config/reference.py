@@ -72,16 +72,16 @@ def _parts(node: Node, path: str) -> Iterator[tuple[str, str]]:
 
 def _sections(root: Node) -> dict[str, list[str]]:
     """The paths of each model below the config, the nearest first; models in the order of a reader."""
-    found: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {}
     waiting = deque([("", root)])
     while waiting:
         path, node = waiting.popleft()
         for field, value in node["properties"].items():
             for at, name in _parts(value, f"{path}.{field}".lstrip(".")):
-                found.setdefault(name, []).append(at)
-                if len(found[name]) == 1:
+                users.setdefault(name, []).append(at)
+                if len(users[name]) == 1:
                     waiting.append((at, root["$defs"][name]))
-    return found
+    return users
 
 
 def _type(node: Node, words: dict[str, str]) -> str:

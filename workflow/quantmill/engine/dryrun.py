@@ -42,7 +42,7 @@ class Mixture:
     """What llama.cpp decides for a model and a preset.
 
     `types`: the type of every tensor by name; `fallbacks`: the type that was
-    wanted where another had to be taken; `quantizable`: the names of the
+    requested where another had to be taken; `quantizable`: the names of the
     tensors that llama.cpp would ever quantize.
     """
 

@@ -128,7 +128,7 @@ class Weights:
         return name in self._found
 
     def set(self, name: str, data: Bytes) -> None:
-        """Replace all bytes of a weight that is found, as they are in its own type."""
+        """Replace all bytes of a weight that the graph reads, as they are in its own type."""
         for address in self._found[name]:
             size = _lib().ggml_nbytes(address)
             if size != data.nbytes:

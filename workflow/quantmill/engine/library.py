@@ -71,7 +71,7 @@ class Build(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Build:
-        """What was kept; nothing is known where there is no such file."""
+        """What was noted; nothing is known where there is no such file."""
         try:
             build = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -181,8 +181,8 @@ class Evaluator:
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0, *, discard: bool = False) -> None:
         """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on.
 
-        `discard`: nothing but what the observer sees is wanted. Once it ends
-        the graph nothing is kept, no logits and no positions.
+        `discard`: only what the observer sees is needed. Once it ends the
+        graph, no logits and no positions are stored.
         """
         self._discard = discard
         self._decode(tokens, position, first_logits)

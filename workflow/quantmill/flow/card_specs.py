@@ -98,23 +98,16 @@ class CardSpecs:
         return spec.make("card.write", settings, made_from)
 
     def _measurements(self, model: str) -> dict[str, list[str]]:
-        """The digests of a model's measurements, by measure."""
+        """The digests of a model's measurements, by measure: `Specs` has a method of its name for each."""
         specs, bench, rows = self.specs, self.config.bench_of(model), self.project.rows(model)
-        of_row = {
-            "kld": specs.divergence,
-            "perplexity": specs.perplexity,
-            "speed": specs.speed,
-            "served": specs.served,
-            "humaneval": specs.humaneval,
-            "tasks": specs.tasks,
-        }
         digests = {}
         for name, measure in MEASURES.items():
             taken = [row for row in rows if measure.runs_in(self.project.engine_of(model, row))]
             requested = getattr(bench, name) is not None
-            digests[name] = [digest(of_row[name](model, row)) for row in taken if requested]
+            digests[name] = [digest(getattr(specs, name)(model, row)) for row in taken if requested]
         # Measures that came later have no key where they are not requested: it would make cards stale.
-        return {name: one for name, one in digests.items() if one or name not in ("humaneval", "tasks")}
+        first = ("kld", "perplexity", "speed", "served")
+        return {name: one for name, one in digests.items() if one or name in first}
 
     def _quants(self, model: str) -> list[str]:
         return [digest(self.specs.quantized(model, recipe)) for recipe in self.config.recipes_of(model)]
@@ -147,7 +140,7 @@ class CardSpecs:
         recipes, bench = self.config.recipes_of(model), self.config.bench_of(model)
         texts = [specs.quantized(model, recipe) for recipe in recipes]
         if bench.kld:
-            texts += [specs.divergence(model, recipe) for recipe in recipes]
+            texts += [specs.kld(model, recipe) for recipe in recipes]
         if bench.humaneval:
             texts += [specs.humaneval(model, recipe) for recipe in recipes]
         return digest([digest(text) for text in texts])

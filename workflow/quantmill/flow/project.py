@@ -70,11 +70,11 @@ class Project:
 
     # --- checks ---------------------------------------------------------------
 
-    def _check_kinds(self) -> dict[str, list[kind.Asked]]:
+    def _check_kinds(self) -> dict[str, list[kind.Evaluation]]:
         """Refuse what a model's kind cannot have; the requests of those whose file is yet to be made."""
         unchecked = {}
         for model in self.models:
-            requests = [kind.Asked(*one) for one in self.config.requested_of(model)]
+            requests = [kind.Evaluation(*one) for one in self.config.requested_of(model)]
             if not kind.refuse_early(self.config.source_files(model)[0], model, requests, self.file):
                 unchecked[model] = requests
         return unchecked

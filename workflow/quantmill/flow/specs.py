@@ -244,7 +244,7 @@ class Specs:
         return self.source(model) if row in SOURCES else digest(self.quantized(model, row))
 
     @once
-    def divergence(self, model: str, row: str) -> str:
+    def kld(self, model: str, row: str) -> str:
         chunks = self.project.chunks(model, "kld")
         made_from = {
             "model": self.file(model, row),

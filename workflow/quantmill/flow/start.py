@@ -104,7 +104,7 @@ def _environment(project: Project) -> dict[str, str]:
         "QUANTMILL_SPECS": str(project.specs),
         "QUANTMILL_CONVERTER": os.getenv("QUANTMILL_CONVERTER") or str(ROOT / ".converter"),
         "QUANTMILL_STORE_MAX": str(project.config.store.max_bytes),
-        "QUANTMILL_ASKED": json.dumps({"file": project.file, "models": project.unchecked}),
+        "QUANTMILL_EVALUATIONS": json.dumps({"file": project.file, "models": project.unchecked}),
     }
 
 

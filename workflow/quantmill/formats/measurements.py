@@ -1,6 +1,6 @@
 """The reports of what is measured of a file, in `bench/<row>/`."""
 
-from typing import Annotated, Final, NotRequired, TypedDict
+from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
 from quantmill.formats.settings import Answers
@@ -305,3 +305,9 @@ SAMPLES: Final = Report[Sample](
 TASKS: Final = Report[Tasks](
     "bench/<row>/tasks.json", "evaluate.tasks", (Tasks,), "By lm-eval's own scoring."
 )
+
+OF_MEASURE: Final[dict[str, Report[Any]]] = {
+    report.path.rpartition("/")[2].removesuffix(".json"): report
+    for report in (DIVERGENCE, PERPLEXITY, SPEED, SERVED, HUMANEVAL, TASKS)
+}
+"""The reports by the names of `measures.MEASURES`."""

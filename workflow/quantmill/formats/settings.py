@@ -9,7 +9,7 @@ of the same-size comparison, `fits` the size-targeted recipes.
 against it.
 """
 
-from typing import Annotated, Any, Final, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 
 class Empty(TypedDict):
@@ -259,7 +259,7 @@ class Card(TypedDict):
     recipes: list[str]
     card: Annotated[dict[str, Any], "the config's fields of that name, the texts and `iso_disk`"]
     repo: str | None
-    withhold: str
+    withhold: Literal["dominated", "collapsed", "none"]
     include: list[str]
     imatrix: bool
     sensitivity: bool

@@ -111,7 +111,8 @@ CHECK: Final = Report[Check](
     "check.json",
     "check.source",
     (Check,),
-    "What the config asks of the model is given in `--asked`. It is no part of the spec: it decides what is "
+    "What the config asks of the model is given in `--evaluations`. It is no part of the spec: it decides "
+    "what is "
     "refused, and changes no result.",
 )
 MODEL: Final = Report[Model]("model.json", "model.manifest", (Model,), "The source in short.")

@@ -7,6 +7,7 @@ from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
 from quantmill.formats.measurements import Divergence, HumanEval, Perplexity, Served, Speed, Tasks
+from quantmill.formats.plan import PlanRow
 from quantmill.formats.publication import Part
 from quantmill.formats.source import RecipeMemory
 from quantmill.judge import compare
@@ -31,7 +32,7 @@ class Measurements(TypedDict):
 class Quant:
     """The file of one recipe.
 
-    `tensors` are the rows of the plan, with `parameters` and `bytes` as numbers.
+    `tensors` are the rows of the plan.
     `divergence` and `difference` (of the perplexities) are the paired ones to
     the source; there is no `divergence` where the source's own is not valid.
     `scores` are the evaluations that tell files apart, by name. `allocation` is
@@ -47,7 +48,7 @@ class Quant:
     bytes: int
     sha256: str
     plan: Plan
-    tensors: list[dict[str, Any]]
+    tensors: list[PlanRow]
     recipe: str
     measured: Measurements
     divergence: compare.Paired | None
@@ -113,5 +114,5 @@ class Quant:
     @property
     def content(self) -> tuple[Any, ...]:
         """What decides the tensors' bytes: the type of each, the engine, whether the imatrix is used."""
-        types = {tensor["name"]: tensor["type"] for tensor in self.tensors}
+        types = {tensor.name: tensor.type for tensor in self.tensors}
         return types, self.plan["engine"], self.plan["imatrix"]

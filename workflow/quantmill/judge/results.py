@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, read_table
-from quantmill.formats.corpus import Corpus
-from quantmill.formats.importance import Imatrix
-from quantmill.formats.source import Check, Model
+from quantmill.formats import settings
+from quantmill.formats.allocation import (
+    ALLOCATION,
+    PLAN,
+    SENSITIVITY,
+    ImportedSensitivity,
+    Sensitivity,
+)
+from quantmill.formats.corpus import CORPUS, Corpus
+from quantmill.formats.importance import IMATRIX, Imatrix
+from quantmill.formats.manifest import ManifestRow, read_manifest_rows
+from quantmill.formats.measurements import DIVERGENCE, OF_MEASURE
+from quantmill.formats.plan import read_plan
+from quantmill.formats.publication import FACTS, PARTS
+from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
+from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
 from quantmill.judge import compare, validity
 from quantmill.judge.acceptance import SizeTargeted, size_targeted
 from quantmill.judge.quant import DECODER, Measurements, Quant
@@ -32,13 +43,13 @@ class Results:
     """
 
     facts: Model
-    manifest: list[dict[str, str]]
+    manifest: list[ManifestRow]
     quants: list[Quant]
     source: Measurements
     imatrix: Imatrix | None
     corpora: dict[str, Corpus]
-    sensitivities: list[dict[str, str]]
-    sensitivity: dict[str, Any] | None = None
+    sensitivities: list[SensitivityRow]
+    sensitivity: Sensitivity | ImportedSensitivity | None = None
     check: Check = field(default_factory=lambda: Check(kind=DECODER, words="", warnings=[]))
     validity_warnings: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
@@ -69,7 +80,7 @@ class Results:
         """The type that holds the most bytes of the source."""
         total: Counter[str] = Counter()
         for tensor in self.manifest:
-            total[tensor["type"]] += int(tensor["bytes"])
+            total[tensor.type] += tensor.bytes
         return total.most_common(1)[0][0]
 
     @property
@@ -100,42 +111,42 @@ class Results:
         return compare.scores(quant.scores[evaluation], source).verdict
 
 
-def read(folder: Path, config: dict[str, Any]) -> Results:
+def read(folder: Path, config: settings.Card) -> Results:
     """Read the results of the recipes in `config`.
 
     Raises QuantmillError for a file that is missing or broken, for a
     measurement of another file, and for one of other chunks than the source's.
     """
-    facts = read_json(folder / "model.json")
+    facts = MODEL.read(folder / "model.json")
     source = _measurements(folder, SOURCE, config, facts["sha256"])
     engines = set(config.get("engines", {}).values()) - {MAINLINE}
     sources = {MAINLINE: source} | {
         engine: _measurements(folder, f"{SOURCE}-{engine}", config, facts["sha256"], engine)
         for engine in engines
     }
-    imatrix = read_json(folder / "imatrix.json") if config["imatrix"] else None
+    imatrix = IMATRIX.read(folder / "imatrix.json") if config["imatrix"] else None
     divergences = [
-        read_json(folder / MEASURES["kld"].path(name)) for name in config["recipes"] if source["kld"]
+        DIVERGENCE.read(folder / MEASURES["kld"].path(name)) for name in config["recipes"] if source["kld"]
     ]
     validity_warnings = validity.warnings(source, divergences)
     quants = [_quant(folder, name, config, sources, validity_warnings) for name in config["recipes"]]
-    check = read_json(folder / "check.json")
+    check = CHECK.read(folder / "check.json")
     # The tables are of the cache of a context; other kinds of model have none.
     if check["kind"] == DECODER and (folder / "memory.json").exists():
-        tables = read_json(folder / "memory.json")["recipes"]
+        tables = MEMORY.read(folder / "memory.json")["recipes"]
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
-    sensitivity = read_json(folder / "sensitivity.json") if config["sensitivity"] else None
+    sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
     reports = (imatrix, source["kld"], source["perplexity"], sensitivity)
     corpora = [report["corpus"] for report in reports if report is not None and "corpus" in report]
     samples = folder / MEASURES["humaneval"].sample_paths(SOURCE)[0]
     return Results(
         facts=facts,
-        manifest=read_table(folder / "manifest.tsv"),
+        manifest=read_manifest_rows(folder / "manifest.tsv"),
         quants=sorted(quants, key=lambda quant: -quant.bytes),
         source=source,
         imatrix=imatrix,
-        corpora={name: read_json(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(corpora)},
-        sensitivities=read_table(folder / "sensitivity.tsv") if config["sensitivity"] else [],
+        corpora={name: CORPUS.read(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(corpora)},
+        sensitivities=read_sensitivity(folder / "sensitivity.tsv") if config["sensitivity"] else [],
         sensitivity=sensitivity,
         check=check,
         validity_warnings=validity_warnings,
@@ -146,13 +157,13 @@ def read(folder: Path, config: dict[str, Any]) -> Results:
 def _quant(
     folder: Path,
     name: str,
-    config: dict[str, Any],
+    config: settings.Card,
     sources: dict[str, Measurements],
     validity_warnings: dict[str, str],
 ) -> Quant:
     """A file beside the source in the file's own engine: two engines round the same weights differently."""
-    facts = read_json(folder / "gguf" / f"{config['model']}-{name}.json")
-    split = read_json(folder / "parts.json").get(name) if config.get("parts") else None
+    facts = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
+    split = PARTS.read(folder / "parts.json").get(name) if config.get("parts") else None
     engine = config.get("engines", {}).get(name, MAINLINE)
     measured, source = _measurements(folder, name, config, facts["sha256"], engine), sources[engine]
     divergence = difference = None
@@ -170,8 +181,8 @@ def _quant(
         file=split[0]["file"] if split else facts["file"],
         bytes=facts["bytes"],
         sha256=facts["sha256"],
-        plan=read_json(folder / "plans" / f"{name}.json"),
-        tensors=[_tensor(row) for row in read_table(folder / "plans" / f"{name}.tsv")],
+        plan=PLAN.read(folder / "plans" / f"{name}.json"),
+        tensors=read_plan(folder / "plans" / f"{name}.tsv"),
         recipe=_text(folder / "recipes" / f"{name}.yaml"),
         measured=measured,
         divergence=divergence,
@@ -180,17 +191,17 @@ def _quant(
         parts=split or facts.get("parts") or [],
         tried=facts["tried"],
         source_perplexity=source["perplexity"],
-        allocation=read_json(folder / "recipes" / f"{name}.json") if targeted else None,
+        allocation=ALLOCATION.read(folder / "recipes" / f"{name}.json") if targeted else None,
         acceptance_test=bool(targeted and targeted["gate"]),
     )
 
 
 def _measurements(
-    folder: Path, row: str, config: dict[str, Any], sha256: str, engine: str = MAINLINE
+    folder: Path, row: str, config: settings.Card, sha256: str, engine: str = MAINLINE
 ) -> Measurements:
     """All measurements of a row; None for one that the config does not ask for, or the engine cannot take."""
     reports = {
-        name: _report(folder / measure.path(row), sha256)
+        name: _report(name, folder / measure.path(row), sha256)
         if config.get(name) and measure.runs_in(engine)
         else None
         for name, measure in MEASURES.items()
@@ -198,17 +209,12 @@ def _measurements(
     return cast(Measurements, reports)
 
 
-def _report(path: Path, sha256: str) -> dict[str, Any]:
+def _report(measure: str, path: Path, sha256: str) -> Any:
     """A file below bench/; it must be of the file with that sha256."""
-    report: dict[str, Any] = read_json(path)
-    if report.get("model_sha256", sha256) != sha256:
+    report = OF_MEASURE[measure].read(path)
+    if report["model_sha256"] != sha256:
         raise QuantmillError("measured on another file", path, "delete it to have it measured again")
     return report
-
-
-def _tensor(row: dict[str, str]) -> dict[str, Any]:
-    parameters = prod(int(extent) for extent in row["shape"].split("x"))
-    return {**row, "layer": int(row["layer"]), "bytes": int(row["bytes"]), "parameters": parameters}
 
 
 def _text(path: Path) -> str:

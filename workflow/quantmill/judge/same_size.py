@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, read_user_text
+from quantmill.files import read_user_text
+from quantmill.formats.measurements import DIVERGENCE
+from quantmill.formats.measurements import HUMANEVAL as HUMANEVAL_REPORT
+from quantmill.formats.publication import FACTS
 from quantmill.judge import compare, frontier
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
@@ -125,10 +128,10 @@ def _read_results(folder: Path) -> list[Entry]:
         raise QuantmillError("no results of a model", folder, "name the folder results/<model>")
     entries = []
     for path in facts:
-        name, file = path.stem.removeprefix(f"{folder.resolve().name}-"), read_json(path)
+        name, file = path.stem.removeprefix(f"{folder.resolve().name}-"), FACTS.read(path)
         kld, humaneval = (folder / MEASURES[measure].path(name) for measure in ("kld", "humaneval"))
-        score = scores_of(read_json(humaneval), None)[HUMANEVAL] if humaneval.is_file() else None
-        divergence = read_json(kld)["kld"]["mean"] if kld.is_file() else None
+        score = scores_of(HUMANEVAL_REPORT.read(humaneval), None)[HUMANEVAL] if humaneval.is_file() else None
+        divergence = DIVERGENCE.read(kld)["kld"]["mean"] if kld.is_file() else None
         entries.append(Entry(name, file["bytes"], score, divergence))
     return entries
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isnan, prod
 
+from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.text import nats
 
 
@@ -36,24 +37,23 @@ class Sensitivity:
         return f"KL divergence with one tensor alone at {self.type}; the most at {', '.join(names)}."
 
 
-def at_one_type(rows: Sequence[dict[str, str]]) -> Sensitivity | None:
+def at_one_type(rows: Sequence[SensitivityRow]) -> Sensitivity | None:
     """The sensitivities at the type that most tensors can have, of several the smallest; None without any.
 
     `rows` are those of sensitivity.tsv.
     """
-    known = [row for row in rows if row["kld"] not in ("", "nan")]
+    known = [row for row in rows if not isnan(row.kld)]
     if not known:
         return None
-    tensors_of_type = Counter(row["type"] for row in known)
+    tensors_of_type = Counter(row.type for row in known)
     bits: dict[str, float] = {}
     for row in known:
-        elements = prod(int(extent) for extent in row["shape"].split("x"))
-        bits.setdefault(row["type"], 8 * int(row["bytes"]) / elements)
+        bits.setdefault(row.type, 8 * row.bytes / prod(row.shape))
     kind = min(tensors_of_type, key=lambda name: (-tensors_of_type[name], bits[name], name))
     cells: dict[tuple[str, int], float] = {}
-    chosen = [row for row in known if row["type"] == kind]
+    chosen = [row for row in known if row.type == kind]
     for row in chosen:
-        key = (row["role"], int(row["layer"]))
-        cells[key] = cells.get(key, 0.0) + float(row["kld"])
-    tensors = {row["name"] for row in rows}
-    return Sensitivity(kind, cells, len(chosen), len(tensors), dict(Counter(row["how"] for row in chosen)))
+        key = (row.role, row.layer)
+        cells[key] = cells.get(key, 0.0) + row.kld
+    tensors = {row.name for row in rows}
+    return Sensitivity(kind, cells, len(chosen), len(tensors), dict(Counter(row.how for row in chosen)))

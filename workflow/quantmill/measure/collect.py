@@ -38,7 +38,7 @@ class Collector:
 
     `sums` are by leader: the first of the weights that share an input;
     `leader` gives it for each weight. `begin()` comes before every decode, for
-    inputs are told apart by their address within one graph.
+    inputs are distinguished by their address within one graph.
     """
 
     head: bool = True

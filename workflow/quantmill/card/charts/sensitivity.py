@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from quantmill.card.charts.chart import Chart, heat_map
 from quantmill.judge.frontier import Unneeded
@@ -16,10 +17,10 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart | None:
     divergence: dict[tuple[str, str, int], float] = {}
     how: dict[tuple[str, str, int], str] = {}
     for row in results.sensitivities:
-        if row["kld"] not in ("", "nan"):
-            key = (row["type"], row["role"], int(row["layer"]))
-            divergence[key] = divergence.get(key, 0.0) + float(row["kld"])
-            how[key] = row["how"]
+        if not isnan(row.kld):
+            key = (row.type, row.role, row.layer)
+            divergence[key] = divergence.get(key, 0.0) + row.kld
+            how[key] = row.how
     if not divergence:
         return None
     # A logarithmic scale has no place for noise that came out at or below zero.

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantmill.card import mix
 from quantmill.card.view import View
+from quantmill.formats.plan import PlanRow
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
 
@@ -37,8 +38,8 @@ def fallbacks(results: Results) -> list[dict[str, Any]]:
     """Types that a tensor's shape forced: per file and pair of types, how many, of which roles and widths."""
     rows = []
     for quant in results.quants:
-        tensors = {tensor["name"]: tensor for tensor in quant.tensors}
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        tensors = {tensor.name: tensor for tensor in quant.tensors}
+        groups: dict[tuple[str, str], list[PlanRow]] = defaultdict(list)
         for fallback in quant.plan["fallbacks"]:
             groups[fallback["wanted"], fallback["type"]].append(tensors[fallback["name"]])
         rows += [
@@ -49,7 +50,7 @@ def fallbacks(results: Results) -> list[dict[str, Any]]:
                 "tensors": len(members),
                 "of": len(tensors),
                 "roles": mix.roles_of(members),
-                "widths": sorted({int(tensor["shape"].split("x")[0]) for tensor in members}),
+                "widths": sorted({tensor.shape[0] for tensor in members}),
             }
             for (requested, type_), members in groups.items()
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantmill.card import mix
 from quantmill.card.view import View
+from quantmill.formats.plan import PlanRow
 from quantmill.judge.quant import Quant
 
 
@@ -17,15 +18,15 @@ def build(view: View) -> dict[str, Any]:
 
 def by_reason(quant: Quant) -> list[dict[str, Any]]:
     """How the tensors came by their types: reason, type, tensors, bytes and roles, most bytes first."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[PlanRow]] = defaultdict(list)
     for tensor in quant.tensors:
-        groups[tensor["reason"], tensor["type"]].append(tensor)
+        groups[tensor.reason, tensor.type].append(tensor)
     rows = [
         {
             "reason": reason,
             "type": type_,
             "tensors": len(members),
-            "bytes": sum(tensor["bytes"] for tensor in members),
+            "bytes": sum(tensor.bytes for tensor in members),
             "roles": mix.roles_of(members),
         }
         for (reason, type_), members in groups.items()

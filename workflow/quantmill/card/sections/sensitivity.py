@@ -18,7 +18,7 @@ def build(view: View) -> dict[str, Any] | None:
     return {
         "sensitivity": at_one_type,
         "report": report,
-        "corpus": measured.corpora[report["corpus"]] if "corpus" in report else None,
+        "corpus": None if "how" in report else measured.corpora[report["corpus"]],
         "plots": view.plots,
         "absolute": view.absolute,
     }
