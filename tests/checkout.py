@@ -129,9 +129,11 @@ class Checkout:
         jobs = self.folder / "jobs.jsonl"
         jobs.unlink(missing_ok=True)
         self.run("-n", "--logger=jobs", *arguments, cores=cores)
-        found = [json.loads(line) for line in jobs.read_text("utf-8").splitlines()] if jobs.exists() else []
+        outcome = [json.loads(line) for line in jobs.read_text("utf-8").splitlines()] if jobs.exists() else []
         return {
-            " ".join([job["rule"], *list(job["wildcards"].values())[1:]]) for job in found if job["wildcards"]
+            " ".join([job["rule"], *list(job["wildcards"].values())[1:]])
+            for job in outcome
+            if job["wildcards"]
         }
 
     def due_after(self, change: Callable[[Checkout], None], folder: Path) -> set[str]:

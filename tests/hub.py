@@ -93,9 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({}, 403, X_Error_Message=f"no right to write: {self.headers['Authorization']}")
             return
         for method, pattern, respond in _ROUTES:
-            found = re.fullmatch(pattern, path)
-            if found and self.command in method:
-                respond(self, body, *found.groups())
+            result = re.fullmatch(pattern, path)
+            if result and self.command in method:
+                respond(self, body, *result.groups())
                 return
         self.answer({}, 404)
 
@@ -177,18 +177,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({}, 404, X_Error_Code="EntryNotFound" if files else "RepoNotFound")
             return
         data, start = files[path], 0
-        told = {"ETag": f'"{_git(data)}"', "X_Repo_Commit": revision, "Accept_Ranges": "bytes"}
+        messages = {"ETag": f'"{_git(data)}"', "X_Repo_Commit": revision, "Accept_Ranges": "bytes"}
         if self.command == "HEAD":
-            told["Content_Length"] = told["X_Linked_Size"] = str(len(data))
+            messages["Content_Length"] = messages["X_Linked_Size"] = str(len(data))
             self.send_response(200)
-            for name, text in told.items():
+            for name, text in messages.items():
                 self.send_header(name.replace("_", "-"), text)
             self.end_headers()
             return
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if wanted:
             start = int(wanted[1])
-            told["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            messages["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if self.server.cuts.get(path, 0):
             self.server.cuts[path] -= 1
             self.send_response(206 if wanted else 200)
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.on_cut()
             self.cut()
             return
-        self.answer(data[start:], 206 if wanted else 200, **told)
+        self.answer(data[start:], 206 if wanted else 200, **messages)
 
     def valid(self, _: bytes) -> None:
         self.answer({"errors": [], "warnings": []})

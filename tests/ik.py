@@ -43,12 +43,12 @@ def llama_quantize(source: Path, out: Path, preset: str, *options: str | Path) -
 
 def dry_run(source: Path, preset: str, *options: str | Path) -> dict[str, str]:
     """The types that it decides for a model's tensors, by name."""
-    said = llama_quantize(source, Path("unwritten.gguf"), preset, "--dry-run", *options)
-    parts = re.split(r"\[ *\d+/ *\d+\] +(\S+) - \[[^]]*\], type = +(\w+), ", said)[1:]
+    message = llama_quantize(source, Path("unwritten.gguf"), preset, "--dry-run", *options)
+    parts = re.split(r"\[ *\d+/ *\d+\] +(\S+) - \[[^]]*\], type = +(\w+), ", message)[1:]
     types = {}
-    for name, kept, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+    for name, stored, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         changed = re.search(r"converting to (\w+) \.\.", text)
-        types[name] = changed[1] if changed else kept
+        types[name] = changed[1] if changed else stored
     return types
 
 

@@ -42,10 +42,10 @@ def _main(source: str, out: str, ftype: str, type_id: str, imatrix: str, numbere
     params = native.llama_model_quantize_default_params()
     params.nthread, params.ftype, params.allow_requantize = 2, int(ftype), True
     if type_id != "-":
-        wanted = int(type_id)
-        params.output_tensor_type = params.token_embedding_type = wanted
+        expected = int(type_id)
+        params.output_tensor_type = params.token_embedding_type = expected
         overrides = (native.llama_model_tensor_override * 2)()
-        overrides[0].pattern, overrides[0].type = b".*", wanted
+        overrides[0].pattern, overrides[0].type = b".*", expected
         params.tt_overrides = overrides
     given = json.loads(numbered)
     if given:

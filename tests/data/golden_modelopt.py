@@ -78,14 +78,14 @@ def load(folder: Path) -> torch.nn.Module:
 def cut(folder: Path, layers: list[int]) -> torch.nn.Module:
     """A trained model of which some layers are left, and of its experts the first."""
     model = load(folder)
-    kept = [model.model.layers[layer] for layer in layers]
-    for number, layer in enumerate(kept):
+    stored = [model.model.layers[layer] for layer in layers]
+    for number, layer in enumerate(stored):
         if hasattr(layer, "self_attn"):
             layer.self_attn.layer_idx = number
         if hasattr(layer, "linear_attn"):
             layer.linear_attn.layer_idx = number
-    model.model.layers = torch.nn.ModuleList(kept)
-    for mlp in (layer.mlp for layer in kept if hasattr(layer.mlp, "experts")):
+    model.model.layers = torch.nn.ModuleList(stored)
+    for mlp in (layer.mlp for layer in stored if hasattr(layer.mlp, "experts")):
         for parameters in (mlp.gate, mlp.experts):
             for name, values in parameters.named_parameters(recurse=False):
                 setattr(parameters, name, torch.nn.Parameter(values[:EXPERTS].clone()))
@@ -111,12 +111,12 @@ def main(small: Path, trained: Path) -> None:
         "input_ids"
     ]
     chunks = [ids[start : start + CONTEXT] for start in range(0, CHUNKS * CONTEXT, CONTEXT)]
-    found: dict = {"tokens": chunks}
+    result: dict = {"tokens": chunks}
     for name, layers in LAYERS.items():
         target = small / "exported" / name
         export(cut(trained / name, layers), target, torch.tensor(chunks))
-        found[name] = input_scales(target)
-    (HERE / "modelopt-inputs.json").write_text(json.dumps(found, sort_keys=True) + "\n", encoding="utf-8")
+        result[name] = input_scales(target)
+    (HERE / "modelopt-inputs.json").write_text(json.dumps(result, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ EXPERTS = 4
 def digests(path: str, layers: list[int]) -> dict[str, str]:
     """Shape and 16 hex digits of the sha256 of each nvfp4 tensor and each second scale."""
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|scale)", name)
         if block is None or int(block[1]) not in layers or f"blk.{block[1]}.{block[2]}.scale" not in tensors:
@@ -31,8 +31,8 @@ def digests(path: str, layers: list[int]) -> dict[str, str]:
         if block[2].endswith("_exps"):
             data, shape = data[: len(data) * EXPERTS // shape[-1]], [*shape[:-1], EXPERTS]
         cut = f"blk.{layers.index(int(block[1]))}.{block[2]}.{block[3]}"
-        found[cut] = f"{tensor.tensor_type.name.lower()} {shape} {hashlib.sha256(data).hexdigest()[:16]}"
-    return dict(sorted(found.items()))
+        result[cut] = f"{tensor.tensor_type.name.lower()} {shape} {hashlib.sha256(data).hexdigest()[:16]}"
+    return dict(sorted(result.items()))
 
 
 if __name__ == "__main__":

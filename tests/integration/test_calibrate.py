@@ -25,18 +25,18 @@ MODELS = {"tiny-llama": "tiny-llama.gguf", "tiny-hybrid-moe": "tiny-moe.gguf"}
 def measured(name: str, folder: Path, tokens: Tokens = TOKENS) -> tuple[dict[str, float], Store]:
     """The largest inputs, and the store that has them."""
     store = Store(folder / "store")
-    found = calibrate.measure(
+    result = calibrate.measure(
         DATA / MODELS[name], tokens, identity={"model": name}, threads=2, store=store, log=Log(folder / "log")
     )
-    return found, store
+    return result, store
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_what_modelopt_sees(name: str, tmp_path: Path) -> None:
     """modelopt computes in bf16, of which the last bit is 0.4 %; its experts share their largest."""
-    found, _ = measured(name, tmp_path)
+    result, _ = measured(name, tmp_path)
     parts: Any = [[SimpleNamespace(module=module) for module in GOLDEN[name]]]
-    inputs = inputs_of(parts, found)
+    inputs = inputs_of(parts, result)
     for module, scale in GOLDEN[name].items():
         assert inputs[module] / 2688 == pytest.approx(scale, rel=0.004), module
     assert VERSIONS["checkpoint.calibrate"] == 1

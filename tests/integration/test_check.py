@@ -106,14 +106,17 @@ def test_a_source_that_does_not_load_is_refused_before_anything_is_made(
 
 def test_what_a_fetched_source_cannot_have_is_refused_by_its_check(tmp_path: Path) -> None:
     """Where the config was read the file was not there yet."""
-    asked = {"file": "c.yaml", "models": {"m": [["imatrix", "imatrix", 32], ["bench.kld", "bench.kld", 32]]}}
+    requested = {
+        "file": "c.yaml",
+        "models": {"m": [["imatrix", "imatrix", 32], ["bench.kld", "bench.kld", 32]]},
+    }
     refused = stage(
         "check.source",
         {"model": "m"},
         "--model",
         models.write_bert(tmp_path / "m.gguf"),
         "--evaluations",
-        json.dumps(asked),
+        json.dumps(requested),
         "--out",
         tmp_path / "check.json",
     )

@@ -61,48 +61,48 @@ def measured(model: Model, of: Model, chunks: np.ndarray, store: Store) -> refer
 
 def printed(model: str) -> dict[str, tuple[float, float]]:
     """What llama-perplexity printed, shares for percent: a value and its error, 0 where it has none."""
-    found = {}
+    result = {}
     for line in (DATA / f"llama-perplexity-kld-{model}.txt").read_text("utf-8").splitlines():
         match = re.fullmatch(r"(.*?) *: +(-?[\d.]+)(?: ± +([\d.]+))? *(%?)", line)
         if match:
             scale = 100 if match[4] else 1
-            found[match[1].strip()] = (float(match[2]) / scale, float(match[3] or 0) / scale)
-    return found
+            result[match[1].strip()] = (float(match[2]) / scale, float(match[3] or 0) / scale)
+    return result
 
 
 @pytest.mark.parametrize("model", ["llama", "moe"])
 def test_the_statistics_are_llama_perplexity_s(tmp_path: Path, coarse: dict[str, Model], model: str) -> None:
     values = measured(coarse[model], source(model), chunks_of(model, 20), Store(tmp_path))
-    found, theirs = divergence.describe(values, 20), printed(model)
+    result, theirs = divergence.describe(values, 20), printed(model)
     assert len(theirs) == 34
     # Its file has 16 bits for 16 nats below the top and no less: of the base's perplexity 0.7 % is lost on
     # the first model, whose text goes below that. KLD is within the 0.00055 that this is said to cost.
-    base = theirs["Mean PPL(base)"][0] / found["perplexity_reference"]["value"] - 1
+    base = theirs["Mean PPL(base)"][0] / result["perplexity_reference"]["value"] - 1
     assert abs(base) < 0.008
     near = {"rel": 0.01 + abs(base)}
-    assert found["perplexity"]["value"] == pytest.approx(theirs["Mean PPL(Q)"][0], rel=1e-4)
-    assert found["perplexity"]["error"] == pytest.approx(theirs["Mean PPL(Q)"][1], rel=1e-4)
-    assert found["correlation"] == pytest.approx(theirs["Cor(ln(PPL(Q)), ln(PPL(base)))"][0], abs=1e-3)
-    assert found["ratio"]["value"] == pytest.approx(theirs["Mean PPL(Q)/PPL(base)"][0], **near)
-    assert found["difference"]["value"] == pytest.approx(
+    assert result["perplexity"]["value"] == pytest.approx(theirs["Mean PPL(Q)"][0], rel=1e-4)
+    assert result["perplexity"]["error"] == pytest.approx(theirs["Mean PPL(Q)"][1], rel=1e-4)
+    assert result["correlation"] == pytest.approx(theirs["Cor(ln(PPL(Q)), ln(PPL(base)))"][0], abs=1e-3)
+    assert result["ratio"]["value"] == pytest.approx(theirs["Mean PPL(Q)/PPL(base)"][0], **near)
+    assert result["difference"]["value"] == pytest.approx(
         theirs["Mean PPL(Q)-PPL(base)"][0], abs=0.008 * theirs["Mean PPL(base)"][0]
     )
-    assert found["kld"]["mean"] == pytest.approx(theirs["Mean    KLD"][0], abs=0.00055)
-    assert found["kld"]["mean"] == pytest.approx(theirs["Mean    KLD"][0], rel=0.01)
-    assert found["kld"]["error"] == pytest.approx(theirs["Mean    KLD"][1], rel=0.02)
-    assert found["kld"]["median"] == pytest.approx(theirs["Median  KLD"][0], rel=0.02)
+    assert result["kld"]["mean"] == pytest.approx(theirs["Mean    KLD"][0], abs=0.00055)
+    assert result["kld"]["mean"] == pytest.approx(theirs["Mean    KLD"][0], rel=0.01)
+    assert result["kld"]["error"] == pytest.approx(theirs["Mean    KLD"][1], rel=0.02)
+    assert result["kld"]["median"] == pytest.approx(theirs["Median  KLD"][0], rel=0.02)
     for percent in ("99.9", "99.0", "95.0", "90.0", "10.0"):
         expected = theirs[f"{percent}%   KLD"][0]
-        assert found["kld"][f"{float(percent):g}%"] == pytest.approx(expected, rel=0.06)
-    assert found["kld"]["max"] == pytest.approx(theirs["Maximum KLD"][0], rel=0.03)
-    assert found["p_diff"]["mean"] == pytest.approx(theirs["Mean    Δp"][0], abs=1e-5)
-    assert found["p_diff"]["error"] == pytest.approx(theirs["Mean    Δp"][1], abs=1e-5)
-    assert found["p_diff"]["rms"] == pytest.approx(theirs["RMS Δp"][0], abs=1e-5)
-    assert found["p_diff"]["rms_error"] == pytest.approx(theirs["RMS Δp"][1], abs=1e-5)
-    assert found["p_diff"]["max"] == pytest.approx(theirs["Maximum Δp"][0], abs=1e-4)
-    assert found["p_diff"]["1%"] == pytest.approx(theirs["1.0%   Δp"][0], abs=1e-4)
-    assert found["same_top"]["mean"] == pytest.approx(theirs["Same top p"][0], abs=1e-5)
-    assert found["same_top"]["error"] == pytest.approx(theirs["Same top p"][1], abs=1e-5)
+        assert result["kld"][f"{float(percent):g}%"] == pytest.approx(expected, rel=0.06)
+    assert result["kld"]["max"] == pytest.approx(theirs["Maximum KLD"][0], rel=0.03)
+    assert result["p_diff"]["mean"] == pytest.approx(theirs["Mean    Δp"][0], abs=1e-5)
+    assert result["p_diff"]["error"] == pytest.approx(theirs["Mean    Δp"][1], abs=1e-5)
+    assert result["p_diff"]["rms"] == pytest.approx(theirs["RMS Δp"][0], abs=1e-5)
+    assert result["p_diff"]["rms_error"] == pytest.approx(theirs["RMS Δp"][1], abs=1e-5)
+    assert result["p_diff"]["max"] == pytest.approx(theirs["Maximum Δp"][0], abs=1e-4)
+    assert result["p_diff"]["1%"] == pytest.approx(theirs["1.0%   Δp"][0], abs=1e-4)
+    assert result["same_top"]["mean"] == pytest.approx(theirs["Same top p"][0], abs=1e-5)
+    assert result["same_top"]["error"] == pytest.approx(theirs["Same top p"][1], abs=1e-5)
 
 
 @pytest.mark.parametrize("model", ["llama", "moe"])
@@ -116,9 +116,9 @@ def test_a_model_itself_is_exactly_0_also_beside_predictions_from_the_store(
     (tmp_path / "units" / key[0] / key).unlink()
     again = measured(source(model), source(model), chunks, store)
     assert store.made == 2
-    for found in (first, again):
-        assert not found.kld.any()
-        assert found.same_top.all()
+    for result in (first, again):
+        assert not result.kld.any()
+        assert result.same_top.all()
 
 
 def test_one_evaluation_gives_both_measures(tmp_path: Path, coarse: dict[str, Model]) -> None:
@@ -195,9 +195,9 @@ def test_a_lost_unit_of_the_reference_is_made_again(
     monkeypatch.setattr(
         divergence, "loaded_model", lambda path, **kw: loaded.append(path) or load(path, **kw)
     )
-    found = measured(coarse["llama"], source(), chunks, store)
+    result = measured(coarse["llama"], source(), chunks, store)
     assert loaded == [source().path, coarse["llama"].path]
-    assert np.array_equal(found.kld, alone.kld)
+    assert np.array_equal(result.kld, alone.kld)
     assert store.get(key) is not None
 
 

@@ -78,9 +78,9 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(model: Path) -> None:
 def test_a_stop_string_ends_an_answer_before_itself() -> None:
     whole = answers([tokens(9)])[0]
     stop = whole.text[10:14]
-    found = answers([tokens(9)], stops=("never there", stop))[0]
-    assert found.ended and found.text == whole.text[: whole.text.index(stop)]
-    assert len(found.tokens) < len(whole.tokens)
+    result = answers([tokens(9)], stops=("never there", stop))[0]
+    assert result.ended and result.text == whole.text[: whole.text.index(stop)]
+    assert len(result.tokens) < len(whole.tokens)
 
 
 def test_a_prompt_of_many_pieces_and_one_too_long() -> None:
@@ -160,11 +160,11 @@ def test_what_is_said_of_answers(tmp_path: Path) -> None:
         Answer(number, text, [1, 2] * 20 if number == 2 else [1, 2, 3], number < 2, 0.5, 0.25)
         for number, text in enumerate(texts)
     ]
-    found = humaneval.samples(
+    result = humaneval.samples(
         problems, given, sandbox.Limits(), chat=True, confined=True, threads=2, log=Log()
     )
-    written = humaneval.report(found, given, {}, "sha256")
-    assert [row["result"] for row in found] == ["passed", "wrong", "syntax"]
+    written = humaneval.report(result, given, {}, "sha256")
+    assert [row["result"] for row in result] == ["passed", "wrong", "syntax"]
     assert written["audits"] == {"empty": 0, "fenced": 1, "verbatim": 1, "cut_off": 1, "repetition": 1}
     assert written["failures"] == {"wrong": 1, "syntax": 1, "error": 0, "timeout": 0, "limits": 0}
     assert (written["passed"], written["generated_tokens"], written["tokens_per_s"]) == (1, 46, 30.67)
@@ -238,15 +238,15 @@ def test_what_greedy_decoding_gives_is_greedy_and_units_are_kept(tmp_path: Path)
     with Log().progress("", 4, "") as progress:
         for _ in range(2):
             with Likelihoods(MODEL, context=64, threads=1, identity=IDENTITY, store=store) as likelihoods:
-                found = list(likelihoods.of(requests, progress))
-            assert [greedy for _, greedy in found] == [True, False] and found[0][0] > found[1][0]
+                result = list(likelihoods.of(requests, progress))
+            assert [greedy for _, greedy in result] == [True, False] and result[0][0] > result[1][0]
     assert (store.made, store.reused) == (1, 1)
 
 
 def test_long_requests_keep_their_end_and_windows_ask_for_each_token_once() -> None:
     whole = tokens(100)
-    kept = Request(whole[:90], whole[90:]).within(30)
-    assert np.array_equal(kept.context, whole[69:90]) and np.array_equal(kept.continuation, whole[90:])
+    stored = Request(whole[:90], whole[90:]).within(30)
+    assert np.array_equal(stored.context, whole[69:90]) and np.array_equal(stored.continuation, whole[90:])
     parts = list(windows(whole, whole[:1], 32))
     assert np.array_equal(np.concatenate([part.continuation for part in parts]), whole)
     assert all(len(part.context) + len(part.continuation) - 1 <= 32 for part in parts)
@@ -271,22 +271,22 @@ def test_the_engine_answers_in_texts(tmp_path: Path) -> None:
         Vocabulary(MODEL) as vocabulary,
         Likelihoods(MODEL, context=128, threads=1, identity=IDENTITY, store=Store(tmp_path)) as likelihoods,
     ):
-        asked = engine(tmp_path, vocabulary, likelihoods)
-        first, second, empty = asked.loglikelihood(
+        requested = engine(tmp_path, vocabulary, likelihoods)
+        first, second, empty = requested.loglikelihood(
             [("The sky is ", "blue"), ("The sky is", " blue"), ("", "a")]
         )
         assert first == second and empty[0] < 0
-        long, short = asked.rolling(["the quick brown fox " * 60, "the quick brown fox"])
+        long, short = requested.rolling(["the quick brown fox " * 60, "the quick brown fox"])
         assert long < short < 0
         limits = {"until": ["\n"], "max_gen_toks": 5}
-        texts = asked.generate([("One", limits), ("Two", limits | {"max_gen_toks": 3}), ("One", limits)])
+        texts = requested.generate([("One", limits), ("Two", limits | {"max_gen_toks": 3}), ("One", limits)])
         assert texts[0] == texts[2] and "\n" not in texts[0]
         with pytest.raises(QuantmillError, match="a task samples its answers"):
-            asked.generate([("One", {"do_sample": True})])
+            requested.generate([("One", {"do_sample": True})])
 
 
 def test_rows_and_chance_of_lm_evals_results() -> None:
-    found = {
+    result = {
         "results": {
             "t": {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 1, "sample_len": 2},
             "g": {"exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"},
@@ -295,8 +295,8 @@ def test_rows_and_chance_of_lm_evals_results() -> None:
         "configs": {"t": {"output_type": "multiple_choice"}, "g": {"output_type": "generate_until"}},
         "samples": {"t": [{"resps": [1, 2]}, {"resps": [1, 2, 3, 4]}], "g": [{"resps": [1]}]},
     }
-    assert chance(found, "t") == pytest.approx(0.375) and chance(found, "g") is None
-    assert [tuple(row.values()) for row in rows(found)] == [
+    assert chance(result, "t") == pytest.approx(0.375) and chance(result, "g") is None
+    assert [tuple(row.values()) for row in rows(result)] == [
         ("t", "acc", 0.5, 0.1, 2, 0.375),
         ("t", "acc_norm", 1.0, None, 2, 0.375),
         ("g", "exact_match (strict)", 0.25, None, 4, None),
@@ -319,22 +319,24 @@ def test_lm_eval_runs_a_local_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Vocabulary(MODEL) as vocabulary,
         Likelihoods(MODEL, context=256, threads=1, identity=IDENTITY, store=Store(tmp_path)) as likelihoods,
     ):
-        asked = engine(tmp_path, vocabulary, likelihoods)
-        found = rows(evaluate(asked, settings))
+        requested = engine(tmp_path, vocabulary, likelihoods)
+        result = rows(evaluate(requested, settings))
         row = json.loads((ROOT / "examples" / "tasks" / "everyday.jsonl").read_text("utf-8").splitlines()[0])
         question = f"Question: {row['question']}\nAnswer:"
-        values = [value for value, _ in asked.loglikelihood([(question, f" {c}") for c in row["choices"]])]
+        values = [
+            value for value, _ in requested.loglikelihood([(question, f" {c}") for c in row["choices"]])
+        ]
         with pytest.raises(QuantmillError, match="no task everyday2; `lm-eval ls tasks` lists"):
-            evaluate(asked, settings | {"names": ["everyday2"]})
+            evaluate(requested, settings | {"names": ["everyday2"]})
         (tmp_path / "tasks").mkdir()
         text = (ROOT / "examples" / "tasks" / "everyday.yaml").read_text("utf-8")
         (tmp_path / "tasks" / "lost.yaml").write_text(text.replace("everyday", "lost"), encoding="utf-8")
         with pytest.raises(
             QuantmillError, match=r"^bench.tasks: lm-eval cannot run lost \(FileNotFoundError: "
         ):
-            evaluate(asked, settings | {"names": ["lost"], "include": str(tmp_path / "tasks")})
-    assert [(r["name"], r["metric"], r["samples"], r["chance"]) for r in found] == [
+            evaluate(requested, settings | {"names": ["lost"], "include": str(tmp_path / "tasks")})
+    assert [(r["name"], r["metric"], r["samples"], r["chance"]) for r in result] == [
         ("everyday", "acc", 6, 0.25),
         ("everyday", "acc_norm", 6, 0.25),
     ]
-    assert len(values) == 4 and all(0 <= r["value"] <= 1 and r["stderr"] is not None for r in found)
+    assert len(values) == 4 and all(0 <= r["value"] <= 1 and r["stderr"] is not None for r in result)

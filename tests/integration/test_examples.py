@@ -71,8 +71,8 @@ def test_an_example_runs(checkout: Checkout, name: str, goal: str | None) -> Non
         sizes = {json.loads(path.read_text("utf-8"))["tensor_bytes"] for path in results.glob("plans/*.json")}
         assert len(sizes) == len({plan.removeprefix("APEX-").removeprefix("I-") for plan in plans}) == 6
     if goal is None:
-        said = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
-        assert said[name] in (results / "card" / "README.md").read_text("utf-8")
+        message = {"mfp4-gguf": "nvfp4", "qwopus": "mainline llama.cpp cannot load this file"}
+        assert message[name] in (results / "card" / "README.md").read_text("utf-8")
     if name == "real/darwin-28b-coder":
         plan = json.loads((results / "plans" / "fit-12.92GiB.json").read_text("utf-8"))
         assert 0 < 12.92 * 2**30 - plan["file_bytes"] < 2**20

@@ -44,11 +44,11 @@ def _imatrix(model: str, chunks: np.ndarray, store: Store) -> formats.Imatrix:
 @pytest.mark.parametrize("model", ["llama", "moe"])
 def test_imatrix_is_llama_imatrix_s(tmp_path, model):
     expected = formats.read_gguf(DATA / f"llama-imatrix-{model}.gguf")
-    found = _imatrix(model, _chunks(model, 12), Store(tmp_path))
-    assert found.entries.keys() == expected.entries.keys()
+    result = _imatrix(model, _chunks(model, 12), Store(tmp_path))
+    assert result.entries.keys() == expected.entries.keys()
     for name, entry in expected.entries.items():
-        assert np.array_equal(found.entries[name].counts, entry.counts), name
-        assert np.allclose(found.entries[name].in_sum2.ravel(), entry.in_sum2.ravel(), rtol=1e-4, atol=0), (
+        assert np.array_equal(result.entries[name].counts, entry.counts), name
+        assert np.allclose(result.entries[name].in_sum2.ravel(), entry.in_sum2.ravel(), rtol=1e-4, atol=0), (
             name
         )
 
@@ -107,10 +107,10 @@ def test_perplexity_is_llama_perplexity_s(tmp_path, model):
         log=Log(),
     )
     assert nll.shape == (20, CONTEXT // 2 - 1)
-    found = perplexity.report({"corpus": "text", "chunks": len(nll), "context": CONTEXT}, nll, 0, "sha256")
+    result = perplexity.report({"corpus": "text", "chunks": len(nll), "context": CONTEXT}, nll, 0, "sha256")
     value, error = PERPLEXITY[model]
-    assert found["perplexity"] == pytest.approx(value, rel=1e-4)
-    assert found["error"] == pytest.approx(error, rel=1e-4)
+    assert result["perplexity"] == pytest.approx(value, rel=1e-4)
+    assert result["error"] == pytest.approx(error, rel=1e-4)
 
 
 @pytest.mark.parametrize(("context", "batch"), [(128, 128), (128, 48), (96, 512), (128, 64)])

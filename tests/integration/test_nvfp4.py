@@ -73,14 +73,14 @@ def test_the_bytes_are_those_of_llama_cpps_converter(tmp_path: Path, model: str)
     source = DATA / f"{model}.gguf"
     assert not made(tmp_path, source, FFN)
     after, before = tensors(tmp_path / "x.gguf"), tensors(source)
-    found = {
+    result = {
         name: f"{tensor.tensor_type.name.lower()} {[int(n) for n in tensor.shape]} "
         + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
         for name, tensor in after.items()
         if name in GOLDEN[model]
     }
-    assert found == GOLDEN[model]
-    assert after.keys() - before.keys() == {name for name in found if name.endswith(".scale")}
+    assert result == GOLDEN[model]
+    assert after.keys() - before.keys() == {name for name in result if name.endswith(".scale")}
     plan = json.loads((tmp_path / "x.json").read_text("utf-8"))
     assert plan["file_bytes"] == (tmp_path / "x.gguf").stat().st_size
     assert plan["tensors"] == len(after) and plan["warnings"] == []

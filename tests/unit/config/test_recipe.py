@@ -49,9 +49,9 @@ def parsed(recipe: dict[str, Any] | None = None, **fields: Any) -> config.Config
 
 def budget(recipe: dict[str, Any]) -> dict[str, Any]:
     """The budget of a recipe, in bytes."""
-    found = parsed({"name": "fit", "template": "budget", **recipe}).recipes_of("m")["fit"]
-    assert isinstance(found, BudgetRecipe)
-    return found.budget
+    result = parsed({"name": "fit", "template": "budget", **recipe}).recipes_of("m")["fit"]
+    assert isinstance(result, BudgetRecipe)
+    return result.budget
 
 
 def test_the_three_kinds_of_budget_in_bytes() -> None:
@@ -64,10 +64,10 @@ def test_the_three_kinds_of_budget_in_bytes() -> None:
 
 
 def test_every_field_reaches_the_allocation_but_the_acceptance_test() -> None:
-    found = parsed(FULL, **MEASURED).recipes_of("m")["fit"]
-    assert isinstance(found, BudgetRecipe)
-    settings = found.settings
-    assert "gate" not in settings and not found.acceptance_test
+    result = parsed(FULL, **MEASURED).recipes_of("m")["fit"]
+    assert isinstance(result, BudgetRecipe)
+    settings = result.settings
+    assert "gate" not in settings and not result.acceptance_test
     assert settings["use_imatrix"] == "required" and settings["damage"] == "error"
     assert settings["budget"]["memory"]["reserve"] == 500_000_000
     assert {key: settings[key] for key in ("types", "harmonize", "pin", "at_least", "at_most", "engine")} == {
@@ -77,9 +77,9 @@ def test_every_field_reaches_the_allocation_but_the_acceptance_test() -> None:
 
 def test_a_model_may_have_its_own_sensitivity_or_none() -> None:
     own = {"source": {"path": "m.gguf"}, "sensitivity": None, "recipes": ["Q8_0"]}
-    found = parsed(models={"m": BASE["models"]["m"], "other": own})
-    assert found.sensitivity_of("other") is None
-    assert found.sensitivity_of("m").results == "kld_results.csv"
+    result = parsed(models={"m": BASE["models"]["m"], "other": own})
+    assert result.sensitivity_of("other") is None
+    assert result.sensitivity_of("m").results == "kld_results.csv"
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -101,8 +101,8 @@ EITHER = PARTS.replace(EACH, "{% if m.content is string %}{{ m.content }}{% else
 def test_content_is_a_text_or_parts_as_the_template_takes_it(template):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     for content, expected in (("one", "one"), (parts, "one\ntwo" if template == ROLES else "onetwo")):
-        said = rendered(template, [{"role": "user", "content": content}])
-        assert said.removeprefix("<user>") == expected
+        text = rendered(template, [{"role": "user", "content": content}])
+        assert text.removeprefix("<user>") == expected
 
 
 def test_the_date_is_always_the_same():
