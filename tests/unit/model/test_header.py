@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 import headers as shapes
 import models
+from commands import command
 from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.formats.ggufio import Header, read_header
@@ -30,52 +30,24 @@ def beheaded(model: Path, folder: Path) -> Path:
     return path
 
 
+def listing(model: Path, folder: Path, log: Path) -> list[str]:
+    """The command that lists a model's tensors."""
+    files = {"manifest": folder / "manifest.tsv", "facts": folder / "model.json"}
+    return command("model.manifest", '{"config":{}}', model=model, **files, log=log)
+
+
 def listed(model: Path, folder: Path) -> Path:
     """manifest.tsv and model.json of a model."""
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quantmill.model.manifest",
-            "--spec",
-            '{"config":{}}',
-            "--model",
-            model,
-            "--manifest",
-            folder / "manifest.tsv",
-            "--facts",
-            folder / "model.json",
-            "--log",
-            folder / "log",
-        ],
-        check=True,
-    )
+    subprocess.run(listing(model, folder, folder / "log"), check=True)
     return folder / "manifest.tsv"
 
 
 def plan(model: Path, folder: Path, recipe: str) -> subprocess.CompletedProcess[str]:
     (folder / "r.yaml").write_text(recipe, encoding="utf-8")
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quantmill.recipe.plan",
-            "--spec",
-            '{"config":{"recipe":"R","imatrix":null}}',
-            "--model",
-            model,
-            "--recipe",
-            folder / "r.yaml",
-            "--plan",
-            folder / "p.tsv",
-            "--report",
-            folder / "p.json",
-            "--log",
-            folder / "p.log",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    spec = '{"config":{"recipe":"R","imatrix":null}}'
+    files = {"recipe": folder / "r.yaml", "plan": folder / "p.tsv", "report": folder / "p.json"}
+    words = command("recipe.plan", spec, model=model, **files, log=folder / "p.log")
+    return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_a_header_alone_and_a_manifest_give_the_models_own_plan(tmp_path: Path) -> None:
@@ -99,25 +71,7 @@ def test_what_needs_the_data_refuses_in_one_line(tmp_path: Path) -> None:
         (listed(MOE, tmp_path), "a manifest has no tensors' data; a plan can be made from it"),
     ):
         out = tmp_path / "out"
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "quantmill.model.manifest",
-                "--spec",
-                '{"config":{}}',
-                "--model",
-                model,
-                "--manifest",
-                out / "m.tsv",
-                "--facts",
-                out / "m.json",
-                "--log",
-                tmp_path / "log",
-            ],
-            capture_output=True,
-            text=True,
-        )
+        done = subprocess.run(listing(model, out, tmp_path / "log"), capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert words in done.stderr
         assert not out.exists()

@@ -2,13 +2,13 @@
 
 import hashlib
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import models
+from commands import command
 from quantmill.engine import ggml
 from quantmill.files import read_json, read_table
 from quantmill.formats import types
@@ -19,27 +19,9 @@ MOE = Path(__file__).parents[2] / "data" / "tiny-moe.gguf"
 
 
 def run(model: Path, folder: Path, threads: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quantmill.model.manifest",
-            "--spec",
-            '{"config":{}}',
-            "--model",
-            model,
-            "--manifest",
-            folder / "manifest.tsv",
-            "--facts",
-            folder / "model.json",
-            "--log",
-            folder / "log",
-            "--threads",
-            str(threads),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    files = {"manifest": folder / "manifest.tsv", "facts": folder / "model.json", "log": folder / "log"}
+    words = command("model.manifest", '{"config":{}}', model=model, **files, threads=threads)
+    return subprocess.run(words, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -11,6 +11,7 @@ import pytest
 
 import models
 import native
+from commands import command
 from quantmill.engine import dryrun
 from quantmill.engine.dryrun import dry_run, parse_log
 from quantmill.errors import QuantmillError
@@ -176,7 +177,7 @@ def test_types_of_ik_that_need_an_imatrix(kind: str) -> None:
 
 
 def test_a_plan_is_executed_by_its_own_engine_alone(tmp_path: Path) -> None:
-    done = command(tmp_path, LLAMA, "engine: ik\nbase: iq4_k", {"recipe": "R", "imatrix": None})
+    done = run(tmp_path, LLAMA, "engine: ik\nbase: iq4_k", {"recipe": "R", "imatrix": None})
     assert done.returncode == 0, done.stderr
     spec = '{"config":{"imatrix":null},"engine":"x"}'
     done = subprocess.run(
@@ -305,34 +306,16 @@ def test_a_plan_is_read_back(tmp_path: Path, narrow: Path) -> None:
     assert tuple(read_plan(tmp_path / "p.tsv")) == plan.rows
 
 
-def command(folder: Path, model: Path, text: str, config: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    recipe, spec = folder / "r.yaml", json.dumps({"config": config})
+def run(folder: Path, model: Path, text: str, config: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    recipe = folder / "r.yaml"
     recipe.write_text(text, encoding="utf-8")
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quantmill.recipe.plan",
-            "--spec",
-            spec,
-            "--model",
-            model,
-            "--recipe",
-            recipe,
-            "--plan",
-            folder / "p.tsv",
-            "--report",
-            folder / "p.json",
-            "--log",
-            folder / "p.log",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    files = {"recipe": recipe, "plan": folder / "p.tsv", "report": folder / "p.json", "log": folder / "p.log"}
+    words = command("recipe.plan", json.dumps({"config": config}), model=model, **files)
+    return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_the_command(tmp_path: Path, narrow: Path) -> None:
-    done = command(tmp_path, narrow, "base: Q4_K_M", {"recipe": "R", "imatrix": FACTS | {"chunks": 9}})
+    done = run(tmp_path, narrow, "base: Q4_K_M", {"recipe": "R", "imatrix": FACTS | {"chunks": 9}})
     assert (done.returncode, done.stderr) == (0, "")
     numbers = read_json(tmp_path / "p.json")
     assert (numbers["recipe"], numbers["imatrix"], numbers["tensors"]) == (
@@ -354,7 +337,7 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> N
         (LLAMA, "base: Q4_K_M\nimatrix: required", "requires an imatrix"),
         (broken, "base: Q4_K_M", "truncated: 1,000 of"),
     ):
-        done = command(tmp_path, model, recipe, config)
+        done = run(tmp_path, model, recipe, config)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert message in done.stderr
         assert not list(tmp_path.glob("p.[tj]s*"))

@@ -49,8 +49,7 @@ class View:
     @property
     def card(self) -> dict[str, Any]:
         """The publisher's part of the config."""
-        card: dict[str, Any] = self.config["card"]
-        return card
+        return self.config["card"]
 
     @property
     def repo(self) -> str | None:

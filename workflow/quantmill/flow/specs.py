@@ -223,9 +223,7 @@ class Specs:
             "plan": digest(self.plan(model, recipe)),
             "imatrix": self._imatrices(model),
         }
-        settings: typed.Quantize = {"imatrix": self._imatrix_facts(model)}
-        if (engine_name := self.project.engine_of(model, recipe)) != "mainline":
-            settings["engine"] = engine_name
+        settings = self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)})
         if most := self.project.split_of(model, recipe):
             settings["split"] = most
         engine = self.digests.engine_of(model, recipe)

@@ -230,7 +230,6 @@ FEASIBILITY: Final = Report[Feasibility](
     "budget.feasibility",
     (Feasibility,),
     "Of a size-targeted recipe whose sensitivity is measured here: sizes of the whole file, from the header "
-    "and "
-    "the candidate types. A recipe that cannot be met is refused instead.",
+    "and the candidate types. A recipe that cannot be met is refused instead.",
 )
 PLAN: Final = Report[Plan]("plans/<recipe>.json", "recipe.plan", (Plan,), "`file_bytes` is exact.")

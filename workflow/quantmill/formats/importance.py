@@ -95,8 +95,7 @@ IMATRIX: Final = Report[Imatrix](
     "measure.imatrix",
     (Imatrix,),
     "An importance matrix that was given as a file has the same report, made by `imatrix.imported`: "
-    "`chunks`, "
-    "`context` and `tokens` are null where the file does not give them.",
+    "`chunks`, `context` and `tokens` are null where the file does not give them.",
 )
 ACTIVATIONS: Final = Report[Activations](
     "activations.json",

@@ -26,10 +26,8 @@ class Facts(TypedDict):
     tried: Annotated[
         str,
         "how far it was tried before it got its name. answered: its engine loaded it and evaluated a few "
-        "tokens; "
-        "loaded: its engine loaded it (draft models, speech, kinds that ik does not evaluate); read: its "
-        "header "
-        "was read back (projectors; of engine ik files with multi-token prediction)",
+        "tokens; loaded: its engine loaded it (draft models, speech, kinds that ik does not evaluate); "
+        "read: its header was read back (projectors; of engine ik files with multi-token prediction)",
     ]
     engine: NotRequired[Annotated[str, "ik, where it quantized the file; absent: llama.cpp"]]
     parts: NotRequired[Annotated[list[Part], "where the recipe is split"]]
@@ -75,8 +73,7 @@ class WithheldFile(TypedDict):
     difference: Annotated[
         Difference | None,
         "the file's loss less that of the better one, or its own where it has collapsed; null for a "
-        "duplicate, "
-        "and where it collapsed in HumanEval",
+        "duplicate, and where it collapsed in HumanEval",
     ]
 
 
@@ -157,17 +154,15 @@ FACTS: Final = Report[Facts](
     "quantize.write",
     (Facts,),
     "Of the GGUF beside it. A type's number in the header of a file of ik is ik_llama.cpp's own: those of "
-    "its own "
-    "types (133 to 158) mean nothing to llama.cpp, and 36 and 41 mean other types there, which no file made "
-    "here "
-    "has.",
+    "its own types (133 to 158) mean nothing to llama.cpp, and 36 and 41 mean other types there, which no "
+    "file made here has.",
 )
 PARTS: Final = Report[Parts](
     "parts.json",
     "publish.split",
     (Parts,),
-    "Where `publish: {repo}` is set: by recipe, the parts of each GGUF that is over `publish: {split}`, with "
-    "their paths in the repository; `{}` where there is none.",
+    "Where `publish: {repo}` is set: by recipe, the parts of each GGUF that is over `publish: {split}`, "
+    "with their paths in the repository; `{}` where there is none.",
 )
 WITHHELD: Final = Report[Withheld]("card/withheld.json", "card.write", (Withheld,), "What is not offered.")
 CHECKPOINT: Final = Report[Checkpoint](

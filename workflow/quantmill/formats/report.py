@@ -39,7 +39,7 @@ _CURE: Final = "delete it to have it made again"
 class Report(Generic[T]):
     """A JSON file between stages: where it lies below `results/<model>/`, who writes it, what it is.
 
-    `types` are the forms that it may have; the first that has all the fields is taken.
+    `types` are the forms that it may have.
     """
 
     path: str
@@ -50,17 +50,20 @@ class Report(Generic[T]):
     def read(self, path: Path) -> T:
         """The report in a file. QuantmillError where it is missing, is no JSON, or is of another form."""
         value = read_json(path)
-        faults = [fault(value, kind) for kind in self.types]
-        if all(faults):
-            raise QuantmillError(str(faults[0]), path, _CURE)
+        if text := self.fault(value):
+            raise QuantmillError(text, path, _CURE)
         return value
 
     def write(self, path: Path, value: T) -> None:
         """Write the report. A value of another form is a bug of the stage: ValueError."""
-        faults = [fault(value, kind) for kind in self.types]
-        if all(faults):
-            raise ValueError(f"{path}: {faults[0]}")
+        if text := self.fault(value):
+            raise ValueError(f"{path}: {text}")
         write_json(path, value)
+
+    def fault(self, value: Any) -> str:
+        """What is wrong with a value as this report, by the first of its types; empty where nothing is."""
+        faults = [fault(value, kind) for kind in self.types]
+        return faults[0] if all(faults) else ""
 
 
 def fault(value: Any, hint: Any, where: str = "") -> str:

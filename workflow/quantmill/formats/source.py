@@ -112,8 +112,7 @@ CHECK: Final = Report[Check](
     "check.source",
     (Check,),
     "What the config asks of the model is given in `--evaluations`. It is no part of the spec: it decides "
-    "what is "
-    "refused, and changes no result.",
+    "what is refused, and changes no result.",
 )
 MODEL: Final = Report[Model]("model.json", "model.manifest", (Model,), "The source in short.")
 MEMORY: Final = Report[Memory](

@@ -20,9 +20,9 @@ from quantmill.formats.allocation import (
 from quantmill.formats.corpus import CORPUS, Corpus
 from quantmill.formats.importance import IMATRIX, Imatrix
 from quantmill.formats.manifest import ManifestRow, read_manifest_rows
-from quantmill.formats.measurements import DIVERGENCE, OF_MEASURE
+from quantmill.formats.measurements import OF_MEASURE
 from quantmill.formats.plan import read_plan
-from quantmill.formats.publication import FACTS, PARTS
+from quantmill.formats.publication import FACTS, PARTS, Facts
 from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
 from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
 from quantmill.judge import compare, validity
@@ -125,11 +125,14 @@ def read(folder: Path, config: settings.Card) -> Results:
         for engine in engines
     }
     imatrix = IMATRIX.read(folder / "imatrix.json") if config["imatrix"] else None
-    divergences = [
-        DIVERGENCE.read(folder / MEASURES["kld"].path(name)) for name in config["recipes"] if source["kld"]
-    ]
+    files: dict[str, tuple[Facts, Measurements]] = {}
+    for name in config["recipes"]:
+        of_file = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
+        engine = config.get("engines", {}).get(name, MAINLINE)
+        files[name] = of_file, _measurements(folder, name, config, of_file["sha256"], engine)
+    divergences = [kld for _, measured in files.values() if (kld := measured["kld"])]
     validity_warnings = validity.warnings(source, divergences)
-    quants = [_quant(folder, name, config, sources, validity_warnings) for name in config["recipes"]]
+    quants = [_quant(folder, name, config, *files[name], sources, validity_warnings) for name in files]
     check = CHECK.read(folder / "check.json")
     # The tables are of the cache of a context; other kinds of model have none.
     if check["kind"] == DECODER and (folder / "memory.json").exists():
@@ -158,14 +161,14 @@ def _quant(
     folder: Path,
     name: str,
     config: settings.Card,
+    facts: Facts,
+    measured: Measurements,
     sources: dict[str, Measurements],
     validity_warnings: dict[str, str],
 ) -> Quant:
     """A file beside the source in the file's own engine: two engines round the same weights differently."""
-    facts = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
     split = PARTS.read(folder / "parts.json").get(name) if config.get("parts") else None
-    engine = config.get("engines", {}).get(name, MAINLINE)
-    measured, source = _measurements(folder, name, config, facts["sha256"], engine), sources[engine]
+    source = sources[config.get("engines", {}).get(name, MAINLINE)]
     divergence = difference = None
     if (kld := measured["kld"]) and source["kld"] and "kld" not in validity_warnings:
         divergence = compare.divergence(kld, source["kld"], str(folder / MEASURES["kld"].path(name)))
