@@ -91,6 +91,15 @@ _STAGES: Final = (
         store=True,
     ),
     Stage(
+        "measure.moments",
+        version=1,
+        what="measure the second moments of inputs",
+        reads="the source, a corpus",
+        writes="moments.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
         "imatrix.imported",
         version=1,
         what="import a published importance matrix",

@@ -12,6 +12,7 @@ from quantmill.formats import (
     corpus,
     importance,
     measurements,
+    moments,
     publication,
     source,
 )
@@ -24,6 +25,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     source.MODEL,
     corpus.CORPUS,
     importance.IMATRIX,
+    moments.MOMENTS,
     allocation.SENSITIVITY,
     allocation.ALLOCATION,
     allocation.FEASIBILITY,

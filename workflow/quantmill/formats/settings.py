@@ -12,6 +12,9 @@ against it.
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 
+Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
+
+
 class Empty(TypedDict):
     """A stage without settings."""
 
@@ -76,6 +79,7 @@ class Probes(Chunks):
 
     minutes: float
     types: list[str]
+    rounding: NotRequired[Rounding]
 
 
 class ImatrixFile(TypedDict):
@@ -100,6 +104,7 @@ class Plan(TypedDict):
 
     recipe: str
     imatrix: ImatrixFile | None
+    rounding: NotRequired[Rounding]
 
 
 class MemoryBudget(TypedDict):
@@ -152,6 +157,7 @@ class Quantize(TypedDict):
     imatrix: ImatrixFile | None
     engine: NotRequired[str]
     split: NotRequired[int]
+    rounding: NotRequired[Rounding]
 
 
 class Speed(TypedDict):
@@ -302,6 +308,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "check.source": Check,
     "corpus.build": Corpus,
     "measure.imatrix": Chunks,
+    "measure.moments": Chunks,
     "imatrix.imported": ImportedImatrix,
     "checkpoint.calibrate": Chunks,
     "sensitivity.measure": Probes,
