@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
     "corpus": {"engine", "formats"},
     "recipe": {"engine", "formats", "model", "nvfp4"},
     "budget": {"formats", "model", "recipe"},
-    "quantize": {"check", "engine", "formats", "model", "nvfp4"},
+    "quantize": {"check", "engine", "formats", "measure", "model", "nvfp4"},
     "measure": {"check", "engine", "formats", "imatrix", "model"},
     "serve": {"engine", "formats", "measure"},
     "sensitivity": {"engine", "formats", "measure", "model", "quantize", "recipe"},

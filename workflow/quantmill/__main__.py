@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Final
 
 from quantmill import watch
 from quantmill.errors import QuantmillError
 from quantmill.stages import STAGES, TOOLS, Stage, Tool
+
+# Stages divide work among threads of their own. BLAS with threads of its own adds numbers in another order
+# for each number of them.
+_ENVIRONMENT: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
 
 _USAGE = """\
 usage: python -m quantmill STAGE [arguments]   run a stage (STAGE --help lists its arguments)
@@ -23,6 +29,7 @@ def main(arguments: list[str]) -> int:
     if name not in STAGES and name not in TOOLS:
         print(f"error: {_unknown(arguments[0])}", file=sys.stderr)
         return 2
+    os.environ.update(_ENVIRONMENT)
     return watch.main([sys.executable, "-m", f"quantmill.{name}", *arguments[1:]])
 
 

@@ -11,7 +11,6 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
-
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 
 

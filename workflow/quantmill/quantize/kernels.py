@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
 from quantmill.formats.types import writable
-from quantmill.quantize import nvfp4
+from quantmill.measure.moments import Moments
+from quantmill.quantize import feedback, nvfp4
+from quantmill.quantize.feedback import Feedback
 from quantmill.store import Store
 
 STAGE = "quantize.write"
@@ -38,7 +40,8 @@ class Task:
     """One tensor to quantize: `sha256` is of the source's data, `importance` f32 [matrices, columns].
 
     `together` are the weights that share an nvfp4 weight's per-tensor scale, itself
-    among them; a per-tensor scale is a task of type f32 of its weight.
+    among them; a per-tensor scale is a task of type f32 of its weight. `moments` is the
+    key of its input's second moments where it is rounded with error feedback.
     """
 
     name: str
@@ -48,11 +51,16 @@ class Task:
     shape: tuple[int, ...]
     importance: NDArray[np.float32] | None
     together: tuple[nvfp4.Weight, ...] = ()
+    moments: str | None = None
 
     def key(self, engine: str) -> str:
         """Its key in the store: source bytes, types, shape, importance values, engine."""
         importance = self.importance
-        shared = {"together": [weight.sha256 for weight in self.together]} if self.together else {}
+        more: dict[str, object] = {}
+        if self.together:
+            more["together"] = [weight.sha256 for weight in self.together]
+        if self.moments is not None:
+            more |= {"moments": self.moments, "feedback": feedback.VERSION}
         return Store.key(
             STAGE,
             _UNITS,
@@ -62,7 +70,7 @@ class Task:
             type=self.type,
             shape=list(self.shape),
             importance=None if importance is None else hashlib.sha256(importance.data).hexdigest(),
-            **shared,
+            **more,
         )
 
 
@@ -92,12 +100,14 @@ class Quantizer:
     """Quantizes tensors, each at most once for all recipes. `engine` is the digest of the process's engine.
 
     `threads` of them convert, a few more read and write units of the store, so
-    that neither waits for the other, nor the caller who writes the file.
+    that neither waits for the other, nor the caller who writes the file. `moments`
+    are of the inputs of those that are rounded with error feedback.
     """
 
-    def __init__(self, engine: str, store: Store, threads: int) -> None:
+    def __init__(self, engine: str, store: Store, threads: int, moments: Moments | None = None) -> None:
         self.engine, self.store, self.threads = engine, store, threads
         self._workers = ThreadPoolExecutor(threads)
+        self._feedback = None if moments is None else Feedback(moments, self._workers, threads)
         self._keepers = ThreadPoolExecutor(_KEEPERS)
         self._largest: dict[str, Future[NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
@@ -116,14 +126,39 @@ class Quantizer:
     def _make(self, task: Task, source: Bytes) -> memoryview:
         if task.together:
             return self._make_scaled(task, source).data
+        return self.convert(task, source, task.shape).data
+
+    def convert(self, task: Task, source: Bytes, shape: tuple[int, ...]) -> Bytes:
+        """A tensor's bytes at its type, or those of some of its rows: `shape` is that of `source`.
+
+        Of a tensor that is rounded with error feedback, what ggml makes of it is kept for other recipes.
+        """
         try:
-            shape, importance = task.shape, task.importance
-            conversion = Conversion(
-                self._workers, self.threads, source, task.source_type, task.type, shape, importance
-            )
-            return conversion.result().data
+            if task.moments is None or self._feedback is None:
+                return self._nearest(task, source, shape)
+            nearest = np.frombuffer(self._unit_of_nearest(task, source, shape), np.uint8)
+            return self._feedback.round(source, nearest, replace(task, shape=shape))
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
+
+    def means(self, task: Task) -> Iterator[NDArray[np.float32]] | None:
+        """The mean second moments [blocks, width, width] that each matrix of a task is rounded with; None
+        where it is rounded to nearest.
+        """
+        return None if task.moments is None or self._feedback is None else self._feedback.means(task.name)
+
+    def _unit_of_nearest(
+        self, task: Task, source: Bytes, shape: tuple[int, ...]
+    ) -> bytes | memoryview | Bytes:
+        if shape != task.shape:  # a sample of rows
+            return self._nearest(task, source, shape)
+        key = replace(task, moments=None).key(self.engine)
+        return self.store.get_or_make(key, lambda: self._nearest(task, source, shape).data)
+
+    def _nearest(self, task: Task, source: Bytes, shape: tuple[int, ...]) -> Bytes:
+        return Conversion(
+            self._workers, self.threads, source, task.source_type, task.type, shape, task.importance
+        ).result()
 
     def _make_scaled(self, task: Task, source: Bytes) -> Bytes:
         """An nvfp4 weight, or its per-tensor scale."""

@@ -32,6 +32,7 @@ from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.formats.publication import FACTS, Facts, Part
 from quantmill.formats.settings import ImatrixFile, Quantize
+from quantmill.measure.moments import Moments, opened
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize import split
@@ -75,10 +76,15 @@ class Source:
 
 
 def tasks(
-    rows: list[PlanRow], source: Source, imatrix: Imatrix | None, engine: str = "mainline"
+    rows: list[PlanRow],
+    source: Source,
+    imatrix: Imatrix | None,
+    engine: str = "mainline",
+    moments: Moments | None = None,
 ) -> list[Task]:
     """The plan's rows as tasks, checked against the source and the importance matrix.
 
+    With `moments`, those whose input they have are rounded with error feedback.
     QuantmillError where the plan is of another source, where a type needs
     importance values that are missing, or where they have another width (an
     imatrix of another model).
@@ -88,7 +94,14 @@ def tasks(
         what = f"has an entry for {min(foreign)}, which the source lacks: it is of another model"
         raise QuantmillError(what, "imatrix", "make it from this source")
     groups = together(with_scale(rows))
-    return [_task(row, source, imatrix, groups, engine) for row in rows]
+    made = [_task(row, source, imatrix, groups, engine) for row in rows]
+    return made if moments is None else [_fed_back(task, moments) for task in made]
+
+
+def _fed_back(task: Task, moments: Moments) -> Task:
+    """The task with the key of its moments, where its type can be rounded so and it has some."""
+    changed = task.type in types.FED_BACK and task.type != task.source_type
+    return replace(task, moments=moments.key(task.name)) if changed and task.name in moments else task
 
 
 def _task(
@@ -298,17 +311,28 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
-    todo = tasks(rows, source, imatrix, engine)
+    store = Store(args.store, args.store_max, log)
+    moments = None
+    if settings.get("rounding") == "gptq":
+        moments = opened(
+            args.moments,
+            args.calibration,
+            args.model,
+            source.header,
+            store=store,
+            threads=args.threads,
+            log=log,
+        )
+    todo = tasks(rows, source, imatrix, engine, moments)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     refuse_if_short(args.gguf, plan["file_bytes"], rows)
-    store = Store(args.store, args.store_max, log)
     most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
-        Quantizer(spec["engine"], store, args.threads) as quantizer,
+        Quantizer(spec["engine"], store, args.threads, moments) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
         tensors = pieces(todo, source, quantizer)
@@ -335,6 +359,8 @@ if __name__ == "__main__":
     arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
+    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
+    arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
     arguments.add_argument(
         "--gguf", type=Path, required=True, help="the quantized file; its folder where it is split"
     )

@@ -14,6 +14,7 @@ from quantmill.formats.ggufio import Tensor
 from quantmill.formats.imatrix import Imatrix
 from quantmill.formats.output import llama_order
 from quantmill.formats.plan import PlanRow
+from quantmill.measure.moments import Moments
 from quantmill.model.roles import layer_of, role_of
 from quantmill.quantize.kernels import Task
 from quantmill.quantize.write import Source, importance_of, tasks
@@ -56,13 +57,17 @@ class Choice:
 
 
 def choices(
-    source: Source, quantizable: frozenset[str], candidates: Sequence[str], imatrix: Imatrix | None
+    source: Source,
+    quantizable: frozenset[str],
+    candidates: Sequence[str],
+    imatrix: Imatrix | None,
+    moments: Moments | None = None,
 ) -> tuple[list[Choice], list[str]]:
     """Every choice, by tensor in the order of a file and then by size; and those left out, in words.
 
     A candidate whose blocks do not fit a tensor's rows is replaced by the type
     that llama.cpp falls back to; each type is taken once. A type that needs
-    importance values is left out for tensors that have none.
+    importance values is left out for tensors that have none. With `moments` as for `tasks`.
     """
     rows, left_out = [], []
     for name in llama_order(quantizable & source.tensors.keys()):
@@ -78,7 +83,7 @@ def choices(
             "no candidate type suits any tensor", cure="give `sensitivity.types` other types"
         )
     importance = {row.name: importance_of(row, imatrix) for row in rows}
-    todo = zip(rows, tasks(rows, source, imatrix), strict=True)
+    todo = zip(rows, tasks(rows, source, imatrix, moments=moments), strict=True)
     return [Choice(row, task, importance[row.name]) for row, task in todo], left_out
 
 

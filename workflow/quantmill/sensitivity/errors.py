@@ -5,6 +5,8 @@ And the error that rounding the tensor's input adds. A probe does not see it: it
 The error of a tensor at a type is the sum over its elements of w (q - x)^2,
 divided by the sum of w x^2. Here x are the source's values, q the quantized
 ones, and w is the importance of the element's column (1 where there is none).
+Of a tensor that is rounded with error feedback it is the sum over its rows of
+(q - x) H (q - x)', divided by that of x H x', with the second moments H of its input.
 The bias is the sum of w x (q - x), divided by the same sum: by how much the type
 shrinks or stretches the tensor as a whole. So error = noise + bias^2. Of large
 tensors a sample of rows is taken.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -97,18 +99,24 @@ def relative_error(
     quantized: NDArray[np.float32],
     weights: NDArray[np.float32] | None,
     rows: int,
+    means: Iterable[NDArray[np.float32]] | None = None,
 ) -> Error:
     """The error of quantized values [matrices, n, columns], all or a sample of `rows` rows.
 
-    `weights` [matrices, columns]. The error is a ratio of two sums over rows; its
-    standard error is the usual one of a ratio under sampling without replacement.
+    `weights` [matrices, columns]; in place of them `means`, of each matrix the mean second moments [blocks,
+    width, width] of its input. The error is a ratio of two sums over rows; its standard error is the usual
+    one of a ratio under sampling without replacement.
     """
-    w = np.ones((len(values), values.shape[2]), np.float32) if weights is None else weights
     change = quantized - values
-    energy, change_energy, along = (
-        np.einsum("mrc,mrc,mc->mr", one, other, w, dtype=np.float64).reshape(-1)
-        for one, other in ((values, values), (change, change), (values, change))
-    )
+    pairs = (values, values), (change, change), (values, change)
+    if means is None:
+        w = np.ones((len(values), values.shape[2]), np.float32) if weights is None else weights
+        energy, change_energy, along = (
+            np.einsum("mrc,mrc,mc->mr", one, other, w, dtype=np.float64).reshape(-1) for one, other in pairs
+        )
+    else:
+        costs = [_through(blocks, values[m], change[m]) for m, blocks in enumerate(means)]
+        energy, change_energy, along = np.concatenate(costs, axis=1)
     total, drawn = float(energy.sum()), len(energy)
     if total == 0:
         return Error(0.0, 0.0, 0.0)
@@ -116,6 +124,23 @@ def relative_error(
     left = 1 - drawn / rows
     spread = float(((change_energy - ratio * energy) ** 2).sum()) / max(1, drawn - 1)
     return Error(ratio, math.sqrt(left * drawn * spread) / total, bias)
+
+
+def _through(
+    blocks: NDArray[np.float32], values: NDArray[np.float32], change: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """[3, rows]: v H v, c H c and v H c of rows v and c of `values` and `change` [rows, columns].
+
+    H [blocks, width, width] is block-diagonal.
+    """
+    sums = np.zeros((3, len(values)))
+    width = blocks.shape[1]
+    for number, block in enumerate(blocks):
+        own = slice(number * width, (number + 1) * width)
+        v, c = values[:, own], change[:, own]
+        through = c @ block
+        sums += [np.vecdot(v @ block, v), np.vecdot(through, c), np.vecdot(through, v)]
+    return sums
 
 
 @dataclass
@@ -188,7 +213,7 @@ def _measure(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor
         data = np.frombuffer(quantizer.start(task, source)(), np.uint8)
     else:
         source = sampled
-        data = Conversion(pool, threads, source, task.source_type, task.type, shape, task.importance).result()
+        data = quantizer.convert(task, source, shape)
     matrices = math.prod(shape[2:])
     values, quantized = (
         Conversion(pool, threads, part, kind, "f32", shape, None)
@@ -197,4 +222,4 @@ def _measure(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor
         .reshape(matrices, shape[1], shape[0])
         for part, kind in ((source, task.source_type), (data, task.type))
     )
-    return relative_error(values, quantized, choice.importance, rows)
+    return relative_error(values, quantized, choice.importance, rows, quantizer.means(task))

@@ -17,6 +17,7 @@ from quantmill.formats.allocation import SENSITIVITY, Sensitivity
 from quantmill.formats.imatrix import read_gguf
 from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
 from quantmill.formats.settings import Probes
+from quantmill.measure.moments import opened
 from quantmill.measure.score import load_chunks
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
@@ -191,12 +192,23 @@ def main(args: argparse.Namespace, log: Log) -> None:
     source = Source(args.model, args.manifest)
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
     mixture = presets.mixture(source.header, presets.resolve("Q8_0"), imatrix=imatrix is not None)
-    todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix)
-    identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = Store(args.store, args.store_max, log)
+    moments = None
+    if config.get("rounding") == "gptq":
+        moments = opened(
+            args.moments,
+            args.calibration,
+            args.model,
+            source.header,
+            store=store,
+            threads=args.threads,
+            log=log,
+        )
+    todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix, moments)
+    identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     with (
         ThreadPoolExecutor(args.threads) as pool,
-        Quantizer(args.spec["engine"], store, args.threads) as quantizer,
+        Quantizer(args.spec["engine"], store, args.threads, moments) as quantizer,
         Session(
             source,
             {choice.name for choice in todo},
@@ -262,6 +274,8 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
+    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
+    arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--out", type=Path, required=True, help="sensitivity.tsv")
     arguments.add_argument("--report", type=Path, required=True, help="sensitivity.json")

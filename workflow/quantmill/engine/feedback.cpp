@@ -1,0 +1,184 @@
+// Rounds rows of weights to the grids of their blocks, one column after another, and feeds each error
+// back into the columns that follow (quantmill.quantize.feedback has the formula).
+//
+// Rows are independent: ROWS of them are the lanes of a vector, PANEL columns of them are summed in
+// registers, and TILES vectors of rows go through a panel of the matrix while it is in the cache. So no
+// order of additions depends on how rows are divided among threads.
+//
+// The file includes itself, once for each instruction set; the processor at hand decides which is called.
+
+#ifndef VARIANT
+
+#include <cstdint>
+#include <cstring>
+
+#define PANEL 8
+#define TILES 4
+
+#define PASTE2(a, b) a##_##b
+#define PASTE(a, b) PASTE2(a, b)
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define TARGET(sets) PRAGMA(clang attribute push(__attribute__((target(sets))), apply_to = function))
+#define TARGET_END PRAGMA(clang attribute pop)
+#else
+#define TARGET(sets) PRAGMA(GCC push_options) PRAGMA(GCC target(sets))
+#define TARGET_END PRAGMA(GCC pop_options)
+#endif
+
+#define VARIANT plain
+#define ROWS 8
+#include "feedback.cpp"
+#undef VARIANT
+#undef ROWS
+
+#if defined(__x86_64__)
+TARGET("avx2,fma")
+#define VARIANT avx2
+#define ROWS 8
+#include "feedback.cpp"
+#undef VARIANT
+#undef ROWS
+TARGET_END
+
+TARGET("avx512f,avx512dq,avx512vl,fma")
+#define VARIANT avx512
+#define ROWS 16
+#include "feedback.cpp"
+#undef VARIANT
+#undef ROWS
+TARGET_END
+
+static int widest() {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#define CALL(function, ...)                            \
+    switch (set < 0 ? widest() : set) {                \
+    case 2: return function##_avx512(__VA_ARGS__);     \
+    case 1: return function##_avx2(__VA_ARGS__);       \
+    default: return function##_plain(__VA_ARGS__);     \
+    }
+#else
+#define CALL(function, ...) (void)set; return function##_plain(__VA_ARGS__);
+#endif
+
+extern "C" {
+
+int64_t quantmill_panel() { return PANEL; }
+
+// Bytes of scratch that `quantmill_feed_back` needs for `columns`, whatever the instruction set.
+int64_t quantmill_scratch(int64_t columns) { return 2 * columns * TILES * 64; }
+
+// The rows that `steps` and `offsets` are padded to a multiple of.
+int64_t quantmill_rows() { return 16; }
+
+// The unit upper factor of a matrix whose reversal (rows and columns from last to first) has the lower
+// Cholesky factor `lower` [columns, columns]: as panels [columns / PANEL][columns][PANEL], of which only
+// the rows above a panel's end are written.
+void quantmill_panels(const float *lower, int64_t columns, float *panels) {
+    for (int64_t p = 0; p < columns / PANEL; p++)
+        for (int64_t i = 0; i < (p + 1) * PANEL; i++)
+            for (int64_t j = 0; j < PANEL; j++) {
+                int64_t row = columns - 1 - i, column = columns - 1 - (p * PANEL + j);
+                panels[(p * columns + i) * PANEL + j] =
+                    column < row ? lower[row * columns + column] / lower[column * columns + column] : 0;
+            }
+}
+
+// The codes [rows, columns] of `weights` [rows, columns].
+//
+// `order` [columns]: the columns in the order of rounding. `steps`, `offsets` [columns / group, stride]: of
+// a block of `group` columns and a row; a value is offset + step * values[code], without `values` offset +
+// step * code. `thresholds` [levels - 1] lie between the values. `set`: which instruction set; -1: the best.
+void quantmill_feed_back(const float *weights, int64_t rows, int64_t columns, const int32_t *order, int64_t group,
+                         const float *steps, const float *offsets, int64_t stride, int64_t levels,
+                         const float *values, const float *thresholds, const float *panels, uint8_t *codes,
+                         void *scratch, int64_t set) {
+    CALL(feed_back, weights, rows, columns, order, group, steps, offsets, stride, levels, values, thresholds, panels,
+         codes, scratch)
+}
+}
+
+#else
+
+namespace PASTE(of, VARIANT) {
+
+typedef float vec __attribute__((vector_size(ROWS * sizeof(float))));
+typedef int32_t mask __attribute__((vector_size(ROWS * sizeof(float))));
+
+#define ALL(x) ((x) - (vec){})
+#define SELECT(which, yes, no) ((vec)(((which) & (mask)(yes)) | (~(which) & (mask)(no))))
+
+// The code of each of `x`: of a uniform grid the nearest integer, halves to even (adding 1.5 * 2^23 rounds
+// so); else how many thresholds lie below it. What is no number gets 0.
+static inline void coded(vec &x, int64_t levels, const float *thresholds) {
+    vec code = ALL(0.0f);
+    if (thresholds) {
+        for (int64_t k = 0; k < levels - 1; k++) code += SELECT(x > ALL(thresholds[k]), ALL(1.0f), ALL(0.0f));
+    } else {
+        vec most = ALL((float)(levels - 1)), magic = ALL(12582912.0f);
+        code = SELECT(x > code, x, code);
+        code = SELECT(code < most, code, most);
+        code = (code + magic) - magic;
+    }
+    x = code;
+}
+
+static inline void valued(vec &code, int64_t levels, const float *values) {
+    if (!values) return;
+    vec value = ALL(values[0]);
+    for (int64_t k = 1; k < levels; k++)
+        value += SELECT(code > ALL((float)k - 0.5f), ALL(values[k] - values[k - 1]), ALL(0.0f));
+    code = value;
+}
+
+static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_t columns, const int32_t *order,
+                                      int64_t group, const float *steps, const float *offsets, int64_t stride,
+                                      int64_t levels, const float *values, const float *thresholds,
+                                      const float *panels, uint8_t *codes, void *scratch) {
+    vec *target = (vec *)scratch, *error = target + columns * TILES;
+    for (int64_t first = 0; first < rows; first += ROWS * TILES) {
+        int64_t here = rows - first < ROWS * TILES ? rows - first : ROWS * TILES;
+        int64_t tiles = (here + ROWS - 1) / ROWS;
+        memset(target, 0, columns * TILES * sizeof(vec));
+        for (int64_t r = 0; r < here; r++) {
+            const float *row = weights + (first + r) * columns;
+            float *lane = (float *)target + r / ROWS * columns * ROWS + r % ROWS;
+            for (int64_t k = 0; k < columns; k++) lane[k * ROWS] = row[order[k]];
+        }
+        for (int64_t p = 0; p < columns / PANEL; p++) {
+            const float *panel = panels + p * columns * PANEL;
+            for (int64_t t = 0; t < tiles; t++) {
+                vec *w = target + t * columns, *e = error + t * columns;
+                vec sum[PANEL];
+                for (int j = 0; j < PANEL; j++) sum[j] = w[p * PANEL + j];
+                for (int64_t i = 0; i < p * PANEL; i++)
+                    for (int j = 0; j < PANEL; j++) sum[j] += e[i] * ALL(panel[i * PANEL + j]);
+                for (int j = 0; j < PANEL; j++) {
+                    int64_t k = p * PANEL + j, place = order[k] / group * stride + first + t * ROWS;
+                    vec step, offset;
+                    memcpy(&step, steps + place, sizeof(vec));
+                    memcpy(&offset, offsets + place, sizeof(vec));
+                    vec code = SELECT(step != ALL(0.0f), (sum[j] - offset) / step, ALL(0.0f));
+                    coded(code, levels, thresholds);
+                    vec value = code;
+                    valued(value, levels, values);
+                    e[k] = w[k] - (value * step + offset);
+                    for (int l = j + 1; l < PANEL; l++) sum[l] += e[k] * ALL(panel[k * PANEL + l]);
+                    for (int64_t r = 0; r < ROWS && t * ROWS + r < here; r++)
+                        codes[(first + t * ROWS + r) * columns + order[k]] = (uint8_t)code[r];
+                }
+            }
+        }
+    }
+}
+
+#undef ALL
+#undef SELECT
+}
+using PASTE(of, VARIANT)::PASTE(feed_back, VARIANT);
+
+#endif

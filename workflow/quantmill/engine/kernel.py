@@ -1,0 +1,159 @@
+"""The project's own native kernel, feedback.cpp: built into the environment, and called here.
+
+`make env` builds it; where it is missing (in a conda environment) the first process that needs it does.
+One library serves all processors of a kind: it has a variant for each instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.errors import QuantmillError
+
+Floats = NDArray[np.float32]
+
+_SOURCE: Final = Path(__file__).with_name("feedback.cpp")
+_FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+_COMPILERS: Final = ("c++", "g++", "clang++")
+_ALIGNED: Final = 64
+
+
+def feed_back(
+    weights: Floats,
+    order: NDArray[np.int32],
+    panels: Floats,
+    steps: Floats,
+    offsets: Floats,
+    levels: int,
+    values: Floats | None,
+    variant: int = -1,
+) -> NDArray[np.uint8]:
+    """The codes [rows, columns] of weights [rows, columns], each column's error fed back into the following.
+
+    `order` [columns] is the order of the columns, `panels` as from `panels_of`. `steps` and `offsets`
+    [groups, rows] of the blocks; a value is offset + step * code, or offset + step * values[code] of
+    `values` [levels], ascending. `variant` is of the instruction set: -1 the best that this processor
+    has, 0 that of every processor.
+    """
+    lib, (rows, columns) = _lib(), weights.shape
+    groups = len(steps)
+    lanes = lib.quantmill_rows()
+    stride = -(-rows // lanes) * lanes
+    padded = np.zeros((2, groups, stride), np.float32)
+    padded[0, :, :rows], padded[1, :, :rows] = steps, offsets
+    thresholds = None if values is None else (values[1:] + values[:-1]) / np.float32(2)
+    codes = np.empty((rows, columns), np.uint8)
+    scratch = _scratch(lib.quantmill_scratch(columns))
+    lib.quantmill_feed_back(
+        _pointer(weights),
+        rows,
+        columns,
+        _pointer(order),
+        columns // groups,
+        _pointer(padded[0]),
+        _pointer(padded[1]),
+        stride,
+        levels,
+        _pointer(values),
+        _pointer(thresholds),
+        _pointer(panels),
+        _pointer(codes),
+        scratch,
+        variant,
+    )
+    return codes
+
+
+def panels_of(lower: Floats) -> Floats:
+    """The factor in the form of the kernel, of the lower Cholesky factor [columns, columns] of the reversed
+    matrix; `columns` is a multiple of 8.
+    """
+    lib, columns = _lib(), len(lower)
+    width = lib.quantmill_panel()
+    panels = np.empty((columns // width, columns, width), np.float32)
+    lib.quantmill_panels(_pointer(lower), columns, _pointer(panels))
+    return panels
+
+
+def _pointer(array: NDArray[np.generic] | None) -> c.c_void_p:
+    assert array is None or array.flags.c_contiguous
+    return c.c_void_p(None if array is None else array.ctypes.data)
+
+
+_thread = threading.local()
+
+
+def _scratch(size: int) -> c.c_void_p:
+    """Scratch memory of this thread's own, kept and aligned."""
+    buffer: NDArray[np.uint8] | None = getattr(_thread, "buffer", None)
+    if buffer is None or buffer.size < size + _ALIGNED:
+        buffer = _thread.buffer = np.empty(size + _ALIGNED, np.uint8)
+    return c.c_void_p(-(-buffer.ctypes.data // _ALIGNED) * _ALIGNED)
+
+
+@cache
+def _lib() -> c.CDLL:
+    lib = c.CDLL(str(built()))
+    lib.quantmill_rows.restype = lib.quantmill_panel.restype = c.c_int64
+    lib.quantmill_scratch.restype, lib.quantmill_scratch.argtypes = c.c_int64, [c.c_int64]
+    lib.quantmill_panels.restype = lib.quantmill_feed_back.restype = None
+    lib.quantmill_panels.argtypes = [c.c_void_p, c.c_int64, c.c_void_p]
+    lib.quantmill_feed_back.argtypes = [
+        *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64),
+        *(c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p),
+        *(c.c_void_p, c.c_void_p, c.c_void_p, c.c_int64),
+    ]
+    return lib
+
+
+def built() -> Path:
+    """The kernel's library, built into the environment if it is missing.
+
+    QuantmillError where the environment cannot be written, or there is no working compiler.
+    """
+    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    path = Path(sys.prefix) / "lib" / f"quantmill-feedback-{digest}.so"
+    if path.exists():
+        return path
+    compiler = (
+        shlex.split(os.environ.get("CXX", "")) or [name for name in _COMPILERS if shutil.which(name)][:1]
+    )
+    if not compiler:
+        raise QuantmillError("no C++ compiler to build it", _SOURCE.name, "install one, then run `make env`")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [*compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
+            if done.returncode != 0:
+                last = (done.stderr.strip().splitlines() or ["the compiler says nothing"])[-1]
+                raise QuantmillError(
+                    f"cannot be compiled ({last})", _SOURCE.name, "use another C++ compiler (CXX)"
+                )
+            os.replace(made, path)
+    except OSError as error:
+        what = f"cannot be built into the environment ({error.strerror})"
+        raise QuantmillError(
+            what, _SOURCE.name, "run `make env` where the environment can be written"
+        ) from None
+    return path
+
+
+if __name__ == "__main__":
+    built()

@@ -1,0 +1,214 @@
+"""Σ x xᵀ of the inputs of weights, through the eval callback: the second moments that rounding needs.
+
+An input is observed as for an importance matrix (`measure.collect`): of f32, with at least 16 rows, summed
+once for all weights that share it; of experts each row counts for the expert that it is sent to. The
+diagonal of the sums is the importance matrix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantmill.engine.graph import MatMul
+from quantmill.formats.imatrix import LEAST_ROWS
+
+Floats = NDArray[np.float32]
+
+WIDEST: Final = 8192
+"""The most columns of a block. The moments of a wider input are kept in several diagonal blocks."""
+
+HEADS: Final = ("output.weight", "token_embd.weight")
+"""The output head, and its name where it is the embeddings."""
+
+_TILE: Final = 512  # columns: a tile of sums stays in a core's cache
+_ALIGNED: Final = 256  # elements of a block of the k-quants, which no block of moments cuts
+
+
+def blocks_of(columns: int) -> int:
+    """In how many equal diagonal blocks the moments of an input are kept; 1 where it cannot be cut."""
+    units = columns // _ALIGNED if columns % _ALIGNED == 0 else 1
+    return next(
+        (count for count in range(1, units + 1) if units % count == 0 and columns // count <= WIDEST), 1
+    )
+
+
+@dataclass(frozen=True)
+class Second:
+    """Σ x xᵀ f32 [matrices, blocks, width, width] of an input, and the rows behind it [matrices]."""
+
+    sums: Floats
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def zeros(cls, matrices: int, columns: int) -> Second:
+        """Of nothing yet."""
+        blocks = blocks_of(columns)
+        width = columns // blocks
+        return cls(np.zeros((matrices, blocks, width, width), np.float32), np.zeros(matrices, np.int64))
+
+    def mean(self) -> Iterator[Floats]:
+        """The mean x xᵀ [blocks, width, width] of each matrix in turn.
+
+        An expert's own tokens count beside `columns` tokens that are as those of all experts are on the
+        average: with few tokens of its own it leans on the others.
+        """
+        if len(self.counts) == 1:
+            yield self.sums[0] / np.float32(max(1, self.counts[0]))
+            return
+        blocks, width = self.sums.shape[1:3]
+        others = np.float32(blocks * width)
+        pooled = self.sums.sum(axis=0) / np.float32(max(1, self.counts.sum()))
+        for sums, count in zip(self.sums, self.counts, strict=True):
+            yield (sums + others * pooled) / (np.float32(count) + others)
+
+    def to_bytes(self) -> bytes:
+        """As a unit of the store: a line of JSON, the counts, then the lower triangles' rows."""
+        matrices, blocks, width, _ = self.sums.shape
+        rows, columns = np.tril_indices(width)
+        head = json.dumps([matrices, blocks, width]).encode()
+        flat = self.sums.reshape(matrices * blocks, width, width)
+        triangles = [block[rows, columns].astype("<f4").tobytes() for block in flat]
+        return b"".join([head, b"\n", self.counts.astype("<i8").tobytes(), *triangles])
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Second:
+        """Read a unit of the store. ValueError where it is none."""
+        view = memoryview(data)
+        head, _, _ = bytes(view[:256]).partition(b"\n")
+        matrices, blocks, width = json.loads(head)
+        start = len(head) + 1
+        counts = np.frombuffer(view[start : start + 8 * matrices], "<i8").astype(np.int64)
+        packed = np.frombuffer(view[start + 8 * matrices :], "<f4").reshape(matrices * blocks, -1)
+        sums = np.empty((matrices * blocks, width, width), np.float32)
+        rows, columns = np.tril_indices(width)
+        for block, triangle in zip(sums, packed, strict=True):
+            block[rows, columns] = triangle
+            block[columns, rows] = triangle
+        return cls(sums.reshape(matrices, blocks, width, width), counts)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the model's graph: the first of the weights that share it, all of them, and its size."""
+
+    name: str
+    weights: list[str]
+    columns: int
+    matrices: int
+
+    @property
+    def bytes(self) -> int:
+        """What its sums take in memory."""
+        return 4 * self.matrices * self.columns**2 // blocks_of(self.columns)
+
+
+def _wanted(node: MatMul) -> bool:
+    """Whether moments of a multiplication's input are kept: as of an imatrix, and of the head's."""
+    if node.indirect:
+        return True
+    observed = node.weight.startswith("blk.") or node.weight in HEADS
+    return observed and node.input_is_f32 and node.input_shape[1] >= LEAST_ROWS
+
+
+@dataclass
+class Scan:
+    """An observer that computes nothing: which inputs a graph has, in its order."""
+
+    inputs: dict[str, Input] = field(default_factory=dict)
+    _seen: dict[tuple[int, ...], str] = field(default_factory=dict)
+
+    def __call__(self, node: MatMul) -> bool:
+        """See `MatMul`."""
+        if node.ask and _wanted(node):
+            name = self._seen.setdefault(node.input_identity, node.weight)
+            if name == node.weight:
+                matrices = node.matrices if node.indirect else 1
+                self.inputs.setdefault(name, Input(name, [], node.input_shape[0], matrices))
+            if node.weight not in self.inputs[name].weights:
+                self.inputs[name].weights.append(node.weight)
+        return not node.ask
+
+
+class Outer:
+    """An observer that sums up these inputs; a graph ends where the last of them is."""
+
+    def __init__(self, inputs: Iterable[Input], pool: Executor) -> None:
+        self.sums = {one.name: Second.zeros(one.matrices, one.columns) for one in inputs}
+        self._last = next(reversed(self.sums))
+        self._pool = pool
+
+    def __call__(self, node: MatMul) -> bool:
+        """See `MatMul`."""
+        name = node.weight
+        if node.ask:
+            return name in self.sums and _wanted(node)
+        second, values = self.sums[name], node.input()
+        if node.indirect:
+            self._add_experts(second, values[0], node.experts())
+        else:
+            rows = values.reshape(-1, values.shape[3])
+            second.counts[0] += len(rows)
+            list(self._pool.map(lambda tile: _add_tile(second.sums[0, tile[0]], rows, tile), _tiles(second)))
+        return name != self._last
+
+    def _add_experts(self, second: Second, values: Floats, experts: NDArray[np.int32]) -> None:
+        """`values` [tokens, experts used or 1, columns]; each row counts for the expert it is sent to."""
+
+        def add(expert: int) -> None:
+            tokens, slots = np.nonzero(experts == expert)
+            rows = values[tokens, slots % values.shape[1]]
+            second.counts[expert] += len(rows)
+            for tile in _tiles(second):
+                _add_tile(second.sums[expert, tile[0]], rows, tile)
+
+        list(self._pool.map(add, np.unique(experts).tolist()))
+
+    def state(self, chunks: int) -> bytes:
+        """The sums after so many chunks, for `resume`."""
+        parts = [(second.sums.tobytes(), second.counts.tobytes()) for second in self.sums.values()]
+        return b"".join([chunks.to_bytes(8, "little"), *(part for both in parts for part in both)])
+
+    def resume(self, state: bytes | memoryview | None) -> int:
+        """Go on from a `state` of the same inputs; how many chunks it is of (0 where there is none)."""
+        if not state:
+            return 0
+        view, start = memoryview(state), 8
+        for second in self.sums.values():
+            for array in (second.sums, second.counts):
+                flat = array.reshape(-1)
+                flat[:] = np.frombuffer(view[start : start + array.nbytes], array.dtype)
+                start += array.nbytes
+        return int.from_bytes(view[:8], "little")
+
+    def mirrored(self) -> dict[str, Second]:
+        """The sums, whole: so far their lower tiles were added to."""
+        for second in self.sums.values():
+            width = second.sums.shape[2]
+            for block in second.sums.reshape(-1, width, width):
+                for start in range(0, width, _TILE):
+                    stop = min(start + _TILE, width)
+                    block[start:stop, stop:] = block[stop:, start:stop].T
+        return self.sums
+
+
+def _tiles(second: Second) -> list[tuple[int, int, int]]:
+    """(block, first row, first column) of the lower tiles, the same whatever the threads."""
+    blocks, width = second.sums.shape[1:3]
+    starts = range(0, width, _TILE)
+    lower = [(row, column) for row in starts for column in starts if column <= row]
+    return [(block, row, column) for block in range(blocks) for row, column in lower]
+
+
+def _add_tile(sums: Floats, rows: Floats, tile: tuple[int, int, int]) -> None:
+    block, first, second = tile
+    width = sums.shape[0]
+    left = rows[:, block * width + first : block * width + min(first + _TILE, width)]
+    right = rows[:, block * width + second : block * width + min(second + _TILE, width)]
+    sums[first : first + left.shape[1], second : second + right.shape[1]] += left.T @ right
