@@ -11,7 +11,6 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
-
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 
 
@@ -143,6 +142,7 @@ class Allocate(TypedDict):
     damage: str
     imatrix: ImatrixFile | None
     measured: NotRequired[list[str]]
+    rounding: NotRequired[Rounding]
 
 
 class Memory(TypedDict):
