@@ -378,6 +378,44 @@ def make(
     }
 
 
+def round_by_gptq(
+    folder: Path, config: dict[str, Any], ratios: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """The config, and the files, of a tree whose recipes named in `ratios` are rounded by gptq.
+
+    `ratios` is, by recipe and domain, the divergence of the file over that of nearest. Chunks are of the
+    domains `code` and `prose` by turns.
+    """
+    moments = {
+        "corpus": "calibration",
+        "chunks": 40,
+        "context": 512,
+        "model": sha("source"),
+        "engine": sha("engine"),
+        "inputs": [],
+        "missing": [],
+        "bytes": 9,
+        "seconds": 3.0,
+        "warnings": [],
+    }
+    write_json(folder / "moments.json", moments)
+    for name, by_domain in ratios.items():
+        edit(folder / "plans" / f"{name}.json", rounding="gptq")
+        report = json.loads((folder / "bench" / name / "kld.json").read_text(encoding="utf-8"))
+        draw = random.Random(name)
+        values = [
+            value / by_domain["prose" if number % 2 else "code"] * draw.uniform(0.95, 1.05)
+            for number, value in enumerate(report["by_chunk"]["kld"])
+        ]
+        report["by_chunk"]["kld"] = values
+        report["model_sha256"] = sha(f"{name} to nearest")
+        write_json(folder / "nearest" / f"{name}.kld.json", report)
+        facts = json.loads((folder / "gguf" / f"tiny-{name}.json").read_text(encoding="utf-8"))
+        facts["sha256"] = sha(f"{name} to nearest")
+        write_json(folder / "nearest" / "gguf" / f"tiny-{name}.json", facts)
+    return config | {"kld": True, "rounding": dict.fromkeys(ratios, True)}
+
+
 def edit(path: Path, **fields: Any) -> None:
     """Change fields of a JSON file."""
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | fields)
@@ -401,5 +439,15 @@ def make_tree(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
 
     def build(**options: Any) -> tuple[Path, dict[str, Any]]:
         return tmp_path, make(tmp_path, **options)
+
+    return build
+
+
+@pytest.fixture
+def gptq_tree(tree: tuple[Path, dict[str, Any]]) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Make a folder of results in which recipes are rounded by gptq: `code` and `prose` by recipe."""
+
+    def build(**ratios: dict[str, float]) -> tuple[Path, dict[str, Any]]:
+        return tree[0], round_by_gptq(*tree, ratios)
 
     return build

@@ -35,6 +35,30 @@ rule measure_divergence:
         )
 
 
+# Of the same types rounded to nearest, beside a file that is rounded by gptq.
+use rule measure_divergence as measure_nearest with:
+    input:
+        model=of(inputs.nearest_gguf),
+        facts=of(inputs.nearest_facts),
+        reference=of(inputs.source),
+        reference_facts="<results>/{model}/model.json",
+        corpus=of(inputs.kld_corpus),
+        report=of(inputs.kld_report),
+        noise_floor=of(inputs.noise_floor),
+    output:
+        "<results>/{model}/nearest/{row}.kld.json",
+    log:
+        "<results>/{model}/logs/nearest/{row}.kld.log",
+    benchmark:
+        "<results>/{model}/benchmarks/nearest/{row}.kld.tsv"
+    wildcard_constraints:
+        row=pattern(project.with_nearest),
+    params:
+        spec=spec_of(specs.nearest_kld),
+    message:
+        "{wildcards.model}: KL divergence of {wildcards.row}, rounded to nearest"
+
+
 rule measure_perplexity:
     input:
         model=of(inputs.gguf),

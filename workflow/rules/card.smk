@@ -7,6 +7,7 @@ rule write_card:
     input:
         described=of(targets.described),
         measured=of(targets.measured),
+        nearest=of(targets.nearest),
         compared=of(inputs.compared),
     output:
         card="<results>/{model}/card/README.md",

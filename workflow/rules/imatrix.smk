@@ -1,4 +1,5 @@
-# The importance matrix of a model: from its calibration corpus, or as somebody published it.
+# The importance matrix of a model: from its calibration corpus, or as somebody published it. The second
+# moments of its weights' inputs, where any file is rounded by them.
 
 
 rule measure_imatrix:
@@ -62,4 +63,31 @@ rule import_imatrix:
             "imatrix.imported",
             "--model {input.model[0]:q} --file {input.file:q} --gguf {output.gguf:q}"
             " --dat {output.dat:q} --report {output.report:q}",
+        )
+
+
+rule measure_moments:
+    input:
+        model=of(inputs.source),
+        corpus=of(inputs.moments_corpus),
+        report=of(inputs.moments_report),
+    output:
+        "<results>/{model}/moments.json",
+    log:
+        "<results>/{model}/logs/moments.log",
+    benchmark:
+        "<results>/{model}/benchmarks/moments.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: flow.cores
+    resources:
+        mem_mb=memory(1.2, 6000),
+    params:
+        spec=spec_of(specs.moments),
+    message:
+        "{wildcards.model}: second moments"
+    shell:
+        stage(
+            "measure.moments",
+            "--model {input.model[0]:q} --corpus {input.corpus:q} --report {output:q}",
         )

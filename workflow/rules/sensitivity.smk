@@ -9,6 +9,8 @@ rule measure_sensitivity:
         imatrix_report=of(inputs.imatrix_report),
         corpus=of(inputs.tuning_corpus),
         corpus_report=of(inputs.tuning_report),
+        moments=of(inputs.probe_moments),
+        calibration=of(inputs.probe_calibration),
     output:
         table="<results>/{model}/sensitivity.tsv",
         report="<results>/{model}/sensitivity.json",
@@ -32,5 +34,6 @@ rule measure_sensitivity:
         stage(
             "sensitivity.measure",
             "--model {input.model[0]:q} --manifest {input.manifest:q} --imatrix {input.imatrix:q}"
-            " --corpus {input.corpus:q} --out {output.table:q} --report {output.report:q}",
+            " --corpus {input.corpus:q} --moments {input.moments:q} --calibration {input.calibration:q}"
+            " --out {output.table:q} --report {output.report:q}",
         )

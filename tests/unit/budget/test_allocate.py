@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from budget_data import sensitivity_of
+from quantmill.budget import candidates
 from quantmill.budget.allocate import size_targeted
 from quantmill.errors import QuantmillError
+from quantmill.formats import types as known_types
 from quantmill.formats.ggufio import Header
 from quantmill.model import memory
 from quantmill.recipe import plan, presets, rules
@@ -256,3 +258,37 @@ def test_a_choice_without_a_row_is_never_taken(llama: Header, config: Config) ->
     table = [row for row in sensitivity_of(llama) if (row.name, row.type) != ("output.weight", "q4_K")]
     for bpw in (4.0, 4.5, 5.0):
         assert r"^output\.weight$=q4_K" not in size_targeted(llama, table, config({"bpw": bpw}))[1]["rules"]
+
+
+def test_a_budget_of_fed_back_errors_takes_only_types_with_a_grid(
+    llama: Header, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imported sensitivities may be of any type."""
+    monkeypatch.setattr(known_types, "FED_BACK", known_types.FED_BACK - {"iq3_s"})
+    table, spec = sensitivity_of(llama), config({"bpw": 3.5})
+    assert "iq3_s" in size_targeted(llama, table, spec)[1]["types"]
+    recipe, report = size_targeted(llama, table, spec | {"rounding": "gptq"})
+    assert report["types"] == [
+        kind for kind in size_targeted(llama, table, spec)[1]["types"] if kind != "iq3_s"
+    ]
+    assert "iq3_s" not in planned(llama, recipe, spec, report)[0].values()
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"types": ["q4_K", "iq3_s"]}, r"types\[1\]"),
+        ({"pin": [{"role": "ffn_up", "type": "q8_0"}, {"role": "output", "type": "IQ3_S"}]}, r"pin\[1\]"),
+    ],
+)
+def test_a_type_without_a_grid_is_refused_where_errors_are_fed_back(
+    config: Config, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], place: str
+) -> None:
+    monkeypatch.setattr(known_types, "FED_BACK", known_types.FED_BACK - {"iq3_s"})
+    spec = config({"bpw": 4.5}, **fields)
+    candidates.check(spec, "fit")
+    message = (
+        rf"^fit\.{place}: iq3_s has no grid .* fed back; choose another type, or give the recipe rounding:"
+    )
+    with pytest.raises(QuantmillError, match=message):
+        candidates.check(spec | {"rounding": "gptq"}, "fit")

@@ -96,6 +96,18 @@ KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", 
             "none; leave imatrix and bench.kld out for it (models: {m: {imatrix: null, bench: {}}})",
         ),
         (
+            header("t5"),
+            [Evaluation("moments", "moments", 512)],
+            "c.yaml: moments: m is an encoder-decoder model (architecture t5): quantmill evaluates none; "
+            "leave moments out for it (models: {m: {moments: null}}), and give its recipes rounding: nearest",
+        ),
+        (
+            header(tokenizer__ggml__model=encode_string("none")),
+            [Evaluation("moments", "moments", 512)],
+            "c.yaml: moments: m has no tokenizer, so that no text can be cut to tokens; "
+            "leave it out, or take a file of the model that has one",
+        ),
+        (
             header(general__type=encode_string("adapter")),
             [],
             "c.yaml: models.m.source: m is a LoRA adapter (architecture llama); merge it into its model "
@@ -124,7 +136,7 @@ def test_what_a_kind_cannot_have_is_refused_in_one_line(
 
 @pytest.mark.parametrize("made", [header("bert", positions=512), header(), header("gpt2", positions=512)])
 def test_what_it_can_have_is_not(made: Header) -> None:
-    refuse(made, "m", [IMATRIX], "c.yaml")
+    refuse(made, "m", [IMATRIX, Evaluation("moments", "moments", 512)], "c.yaml")
 
 
 def test_a_file_that_is_not_there_yet_is_left_to_its_check(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from quantmill.corpus.decode import Document
 from quantmill.corpus.messages import BrokenRowError
 from quantmill.corpus.read import open_source
 from quantmill.errors import QuantmillError
+from quantmill.formats import corpus
 from quantmill.formats.chunks import read_chunks, row_digests
 from quantmill.progress import Log
 
@@ -182,6 +183,7 @@ def test_sources_are_mixed_at_their_weights(tmp_path):
     other = [row.replace("row", "col") for row in ROWS]
     chunks, _, report = built(tmp_path, config(a=3, b=1), ROWS, other)
     domains = [chunk.domain for chunk in chunks]
+    assert domains == corpus.domains(report)
     assert domains[:8].count("b") == domains[8:16].count("b") == 2
     assert all(("row" in text_of([c])) == (c.domain == "a") for c in chunks)
     assert [(s["chunks"], s["share_wanted"], s["share_got"]) for s in report["sources"]] == [
@@ -275,6 +277,7 @@ def test_the_default_corpora_are_built_and_share_no_row(tmp_path):
         assert domains == ["code", "prose"] * 20
         assert tokens.min() >= 0 and tokens.max() < 2048
         report = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+        assert corpus.domains(report) == domains
         assert [source["share_got"] for source in report["sources"]] == [0.5, 0.5]
         assert report["sources"][0]["sha256"] == spec.file_sha256(sources["code"])
     used = [row_digests(tmp_path / f"{name}.parquet") for name in ("calibration", "held-out")]

@@ -6,7 +6,7 @@ import pytest
 
 from quantmill.corpus.decode import Document
 from quantmill.corpus.messages import BrokenRowError
-from quantmill.corpus.mix import Broken, apportion, interleave, select, text_digest
+from quantmill.corpus.mix import Broken, apportion, select, text_digest
 
 
 def decode(value):
@@ -106,15 +106,3 @@ def test_no_more_is_held_than_was_asked_for():
 )
 def test_chunks_are_shared_out_by_largest_remainder(weights, chunks, expected):
     assert apportion(weights, chunks) == expected
-
-
-@pytest.mark.parametrize("counts", [[32, 32], [50, 30, 15, 5], [1, 99], [7], [3, 0, 4], [10] * 7])
-def test_every_window_holds_the_sources_at_their_shares(counts):
-    order = interleave(counts)
-    total = sum(counts)
-    assert [order.count(source) for source in range(len(counts))] == counts
-    for first in range(total):
-        for last in range(first + 1, total + 1):
-            for source, count in enumerate(counts):
-                got = order[first:last].count(source)
-                assert abs(got - (last - first) * count / total) < 2

@@ -219,6 +219,11 @@ def specs_of(project: Project) -> dict[str, str]:
             note(specs, "corpus", model, corpus)
         if config.imatrix_of(model):
             note(specs, "imatrix", model)
+        if config.moments_of(model):
+            note(specs, "moments", model)
+        for name in project.beside_nearest(model):
+            note(specs, "nearest", model, name)
+            note(specs, "nearest_kld", model, name)
         if config.sensitivity_of(model):
             note(specs, "sensitivity", model)
             note(cards, "sensitivity_plot", model)

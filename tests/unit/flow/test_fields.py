@@ -36,6 +36,8 @@ FILES: Final = f"quantized parts card {BENCH}"
 PLANS: Final = f"plan memory {FILES}"
 ALONE: Final = "plan memory quantized card"  # of a model that is neither measured nor published
 SOURCE: Final = "source manifest check"
+FED_BACK: Final = [("recipes.0.rounding", "gptq")]
+FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
 KINDS: Final = {"BENCH": BENCH, "FILES": FILES, "PLANS": PLANS, "ALONE": ALONE, "SOURCE": SOURCE}
 
 ROWS: Final[dict[str, Row]] = {
@@ -62,6 +64,14 @@ ROWS: Final[dict[str, Row]] = {
         "allocated corpus feasibility rendered sensitivity sensitivity_plot PLANS +corpus +imatrix",
         [("recipes.1.importance", {"sensitivity": 1.0}), ("models.checkpoint.recipes", ["Q8_0"])],
     ),
+    "Config.rounding": Row(
+        "rounding",
+        "gptq",
+        "allocated feasibility rendered sensitivity sensitivity_plot PLANS "
+        "+corpus +moments +nearest +nearest_kld",
+        [("moments", FEWER)],
+    ),
+    "Config.moments": Row("moments", FEWER, "moments FILES", FED_BACK),
     "Config.sensitivity": Row(
         "sensitivity",
         None,
@@ -90,6 +100,7 @@ ROWS: Final[dict[str, Row]] = {
         {"corpus": "calibration", "chunks": 2, "context": 128},
         "allocated corpus feasibility imatrix rendered sensitivity sensitivity_plot PLANS",
     ),
+    "Model.moments": Row("models.local.moments", FEWER, "moments FILES", FED_BACK),
     "Model.sensitivity": Row(
         "models.local.sensitivity",
         {"corpus": "tuning", "chunks": 2, "context": 128, "types": ["q8_0"]},
@@ -203,6 +214,12 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.objective": Row("recipes.3.objective", "error", "allocated feasibility PLANS"),
     "BudgetRecipe.acceptance_test": Row("recipes.3.acceptance_test", False, "card"),
     "BudgetRecipe.split": Row("recipes.3.split", {"max": "1 MB"}, "FILES"),
+    "BudgetRecipe.rounding": Row(
+        "recipes.1.rounding",
+        "gptq",
+        "allocated feasibility sensitivity sensitivity_plot PLANS +moments +nearest +nearest_kld",
+        [("recipes", ["Q8_0", {"name": "sized", "template": "budget", "size": "1 MB"}])],
+    ),
     "MemoryBudget.total": Row("recipes.4.memory.total", "8 MiB", "allocated feasibility PLANS"),
     "MemoryBudget.context": Row("recipes.4.memory.context", 64, "allocated feasibility PLANS"),
     "MemoryBudget.cache": Row("recipes.4.memory.cache", "q8_0", "allocated feasibility PLANS"),
@@ -217,6 +234,8 @@ ROWS: Final[dict[str, Row]] = {
     "Recipe.form": Row("recipes.2.form", "tensor-types", "rendered PLANS"),
     "Recipe.scheme": Row("models.checkpoint.recipes.1.scheme", "W4A16", "checkpoint_card export"),
     "Recipe.split": Row("recipes.0.split", {"max": "1 MB"}, "FILES"),
+    "Recipe.rounding": Row("recipes.0.rounding", "gptq", "PLANS +moments +nearest +nearest_kld"),
+    "Recipe.acceptance_test": Row("recipes.0.acceptance_test", False, "card +nearest +nearest_kld", FED_BACK),
     "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "rendered PLANS"),
     "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "rendered PLANS"),
     "Importance.scores": Row("recipes.1.importance.scores", None, "rendered PLANS"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,57 @@ def test_what_a_recipe_does_not_use_is_no_input(make: Callable[..., Project], fl
     assert inputs.allocation("local", "sized") == ["results/local/recipes/sized.json"]
     assert inputs.imatrix("hub") == inputs.imatrix_report("hub") == inputs.server("hub") == []
     assert inputs.corpora_before("local", "calibration") == []
+
+
+def test_only_what_is_rounded_by_gptq_reads_second_moments(make: Callable[..., Project], flow: Flow) -> None:
+    inputs, targets = flow(make(("recipes.0.rounding", "gptq")))[:2]
+    assert plain(inputs.moments("local", "plain")) == ["results/local/moments.json"]
+    corpus = inputs.calibration("local", "plain")
+    assert list(corpus) == ["results/local/corpus/calibration.parquet"] and plain(corpus) == []
+    assert plain(inputs.moments_report("local")) == ["results/local/corpus/calibration.json"]
+    assert inputs.moments("local", "lines") == inputs.calibration("local", "lines") == []
+    assert inputs.probe_moments("local") == inputs.probe_calibration("local") == []
+    assert "results/local/moments.json" in targets.described("local")
+    assert "results/hub/moments.json" not in targets.all()
+    budgets = [("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")]
+    inputs = flow(make(*budgets))[0]
+    assert plain(inputs.probe_moments("local")) == ["results/local/moments.json"]
+    assert list(inputs.probe_calibration("local")) == ["results/local/corpus/calibration.parquet"]
+
+
+def test_the_same_types_rounded_to_nearest_are_measured_and_not_published(
+    make: Callable[..., Project], flow: Flow
+) -> None:
+    inputs, targets, _, cards = flow(make(("recipes.0.rounding", "gptq")))
+    facts, kld = "results/local/nearest/gguf/local-plain.json", "results/local/nearest/plain.kld.json"
+    assert targets.nearest("local") == [facts, kld] and {facts, kld} <= set(targets.results("local"))
+    assert flow(make())[1].nearest("local") == []
+    assert (list(inputs.nearest_gguf("local", "plain")), plain(inputs.nearest_gguf("local", "plain"))) == (
+        ["results/local/nearest/gguf/local-plain.gguf"],
+        [],
+    )
+    assert inputs.nearest_facts("local", "plain") == facts
+    assert "nearest" not in cards.publish()
+    assert not [file for file in targets.measured("local") if "nearest" in file]
+
+
+def test_a_recipe_of_gptq_leaves_the_specs_of_all_others_and_quantizes_nearest_as_ever(
+    make: Callable[..., Project], all_specs: Callable[[Project], dict[str, str]]
+) -> None:
+    before, after = all_specs(make()), all_specs(make(("recipes.0.rounding", "gptq")))
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name for name in changed if not name.endswith(" plain")} == {
+        "card local",
+        "memory local",
+        "parts local",
+    }
+    ours, nearest = (
+        json.loads(specs[f"{kind} local plain"])
+        for specs, kind in ((before, "quantized"), (after, "nearest"))
+    )
+    assert nearest.pop("from").keys() == ours.pop("from").keys() and nearest == ours
+    split = all_specs(make(("recipes.0.rounding", "gptq"), ("recipes.0.split", {"max": "1 MB"})))
+    assert split["nearest local plain"] == after["nearest local plain"] != split["quantized local plain"]
 
 
 def test_a_size_is_checked_before_the_sensitivity_is_measured(

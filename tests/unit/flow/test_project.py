@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from quantmill.config.bench import POOL
 from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
+from quantmill.formats.types import takes_feedback
 
 LOCAL = "models.local."
 OTHER = {"name": "x", "csv": "figures.csv", "source": "there"}
@@ -119,3 +121,45 @@ def test_the_users_own_template_comes_first(make: Callable[..., Project]) -> Non
 def test_where_a_recipe_stands(make: Callable[..., Project]) -> None:
     assert make().place_of("local", "sized") == "--config: recipes[3]"
     assert make().place_of("imported", "imported-fit") == "--config: models.imported.recipes[0]"
+
+
+GPTQ = ("recipes.0.rounding", "gptq")
+
+
+def test_which_files_are_compared_with_the_same_types_rounded_to_nearest(
+    make: Callable[..., Project],
+) -> None:
+    project = make(GPTQ, ("recipes.1.rounding", "gptq"), ("recipes.1.acceptance_test", False))
+    assert project.rounding("local", "ranked") == "gptq" and project.rounding("local", "lines") == "nearest"
+    assert project.beside_nearest("local") == ["plain"]
+    assert (project.with_nearest, make().with_nearest) == ({"plain"}, set())
+    assert make(GPTQ, ("bench.kld", None)).beside_nearest("local") == []
+    with pytest.raises(QuantmillError, match="no recipe of hub has rounding: gptq; give it to one"):
+        project.moments("hub")
+
+
+def test_the_default_candidates_of_a_budget_of_gptq_all_have_a_grid(make: Callable[..., Project]) -> None:
+    sensitivity = {"corpus": "tuning", "chunks": 3, "context": 128}
+    fed_back = [("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")]
+    assert make(("sensitivity", sensitivity), GPTQ).candidate_types("local") == list(POOL)
+    project = make(("sensitivity", sensitivity), *fed_back)
+    assert (project.probe_rounding("local"), make(GPTQ).probe_rounding("local")) == ("gptq", "nearest")
+    types = project.candidate_types("local")
+    assert types == [kind for kind in POOL if takes_feedback(kind)] and {"q2_K", "q8_0"} <= set(types)
+    message = r"^--config: sensitivity\.types\[1\]: tq2_0 has no grid to which errors can be fed back; leave"
+    with pytest.raises(QuantmillError, match=message):
+        make(("sensitivity", {**sensitivity, "types": ["q4_K", "TQ2_0"]}), *fed_back)
+    with pytest.raises(
+        QuantmillError, match=r"^--config: models\.local\.sensitivity\.types\[0\]: tq2_0 has no"
+    ):
+        make(("models.local.sensitivity", {**sensitivity, "types": ["tq2_0"]}), *fed_back)
+
+
+def test_gptq_writes_types_of_llama_cpp_alone(make: Callable[..., Project]) -> None:
+    recipe = {"name": "k", "template": "ik", "base": "IQ4_K"}
+    assert make(("recipes.0", recipe)).engine_of("local", "k") == "ik"
+    message = (
+        r"^--config: recipes\[0\]: k is of engine ik, whose types gptq cannot write; set rounding: nearest$"
+    )
+    with pytest.raises(QuantmillError, match=message):
+        make(("recipes.0", recipe | {"rounding": "gptq"}))

@@ -18,10 +18,11 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.formats.ggufio import encode_u32, read_header, serialize
 from quantmill.formats.plan import PlanRow, read_plan, write_plan
+from quantmill.formats.types import FED_BACK, takes_feedback
 from quantmill.model.header import read_source
 from quantmill.recipe import presets, rules
 from quantmill.recipe.interchange import lines_of
-from quantmill.recipe.plan import Plan, report, resolve, use_imatrix
+from quantmill.recipe.plan import Plan, check_rounding, report, resolve, use_imatrix
 
 DATA = Path(__file__).parents[2] / "data"
 LLAMA, MOE = DATA / "tiny-llama.gguf", DATA / "tiny-moe.gguf"
@@ -324,6 +325,31 @@ def test_the_command(tmp_path: Path, narrow: Path) -> None:
         len(read_plan(tmp_path / "p.tsv")),
     )
     assert "warning: " in (tmp_path / "p.log").read_text("utf-8")
+
+
+def test_a_plan_says_how_its_weights_are_rounded(tmp_path: Path) -> None:
+    config = {"recipe": "R", "imatrix": None}
+    assert run(tmp_path, LLAMA, "base: Q4_K_M", config).returncode == 0
+    nearest, rows = read_json(tmp_path / "p.json"), (tmp_path / "p.tsv").read_bytes()
+    assert run(tmp_path, LLAMA, "base: Q4_K_M", config | {"rounding": "gptq"}).returncode == 0
+    assert read_json(tmp_path / "p.json") == nearest | {"rounding": "gptq"}
+    assert (tmp_path / "p.tsv").read_bytes() == rows
+    done = run(tmp_path, LLAMA, "base: tq2_0", config | {"rounding": "gptq"})
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "r.yaml: tq2_0 has no grid to which errors can be fed back (" in done.stderr
+    assert "; choose iq4_nl, iq4_xs, q2_K, " in done.stderr
+    assert done.stderr.endswith(", or give the recipe rounding: nearest\n")
+
+
+def test_what_is_not_quantized_anew_needs_no_grid() -> None:
+    def row(source_type: str, kind: str) -> PlanRow:
+        return PlanRow("blk.0.ffn_up.weight", "ffn_up", 0, (256, 2), source_type, kind, 1, "")
+
+    check_rounding([row("tq2_0", "tq2_0"), row("f16", "bf16"), row("f16", "f32"), row("f16", "q4_K")], "r")
+    with pytest.raises(QuantmillError, match=r"^r: tq2_0 has no grid .*\(blk\.0\.ffn_up\.weight\); choose "):
+        check_rounding([row("f16", "tq2_0")], "r")
+    assert {kind for kind in ("q4_K", "f16", "tq1_0", "tq2_0") if takes_feedback(kind)} == {"q4_K", "f16"}
+    assert all(map(takes_feedback, FED_BACK))
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:

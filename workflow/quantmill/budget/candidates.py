@@ -13,7 +13,16 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import padded
 from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.formats.settings import Allocate
-from quantmill.formats.types import fallback, known, named, needs_imatrix, tensor_bytes, writable
+from quantmill.formats.types import (
+    NO_GRID,
+    fallback,
+    known,
+    named,
+    needs_imatrix,
+    takes_feedback,
+    tensor_bytes,
+    writable,
+)
 from quantmill.recipe import rules
 
 HARMONIZE: Final = (
@@ -43,7 +52,8 @@ class Settings:
 
     `types` are the candidate types; empty for all types of the table of
     sensitivities. `at_least` and `at_most` limit the type of a role, by bits
-    per weight. `objective` is what is added up: kld or error.
+    per weight. `objective` is what is added up: kld or error. `fed_back`: the file
+    is rounded with error feedback, to which not all types lend themselves.
     """
 
     types: tuple[str, ...] = ()
@@ -52,6 +62,13 @@ class Settings:
     at_most: Mapping[str, str] = field(default_factory=dict)
     engine: str = "mainline"
     objective: str = "kld"
+    fed_back: bool = False
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The types that the file may have."""
+        types = writable(self.engine)
+        return frozenset(filter(takes_feedback, types)) if self.fed_back else types
 
     def cost(self, row: SensitivityRow) -> float:
         """What a row adds to the sum that is minimized."""
@@ -111,6 +128,9 @@ def parse_settings(spec: Allocate, where: str) -> Settings:
         for role in roles:
             rules.check_role(role, f"{where}.harmonize[{i}]")
     types = [_type(kind, engine, f"{where}.types[{i}]") for i, kind in enumerate(spec["types"] or [])]
+    if "rounding" in spec:
+        for i, kind in enumerate(types):
+            _check_feedback(kind, f"{where}.types[{i}]")
     parsed = {
         side: {role: _type(kind, engine, f"{where}.{side}.{role}") for role, kind in by_role.items()}
         for side, by_role in limits.items()
@@ -122,6 +142,7 @@ def parse_settings(spec: Allocate, where: str) -> Settings:
         at_most=parsed["at_most"],
         engine=engine,
         objective=spec["damage"],
+        fed_back="rounding" in spec,
     )
 
 
@@ -134,7 +155,10 @@ def parse_pins(pin: Sequence[Mapping[str, Any]], engine: str, where: str) -> rul
 def check(spec: Allocate, where: str) -> None:
     """Refuse what is wrong with a recipe's fields whatever the model: types, and the rules under `pin`."""
     parse_settings(spec, where)
-    parse_pins(spec["pin"], spec["engine"], f"{where}.pin")
+    pins = parse_pins(spec["pin"], spec["engine"], f"{where}.pin")
+    if "rounding" in spec:
+        for number, pin in enumerate(pins.rules):
+            _check_feedback(pin.type, f"{where}.pin[{number}]")
 
 
 def make_groups(
@@ -156,7 +180,7 @@ def make_groups(
     rows = {(row.name, row.type): row for row in table}
     _check_roles(settings, tensors, where)
     # Sorted, so that their order in the config does not matter: of equal choices the first is taken.
-    types = sorted(settings.types or {t for _, t in rows} & writable(settings.engine), key=_by_bits)
+    types = sorted(settings.types or {t for _, t in rows} & settings.takes, key=_by_bits)
 
     def row_of(tensor: Tensor, kind: str) -> SensitivityRow | None:
         """The row of a tensor at the type that it really gets; None where its cost is not known."""
@@ -235,6 +259,13 @@ def _type(name: str, engine: str, where: str) -> str:
     if kind not in writable(engine):
         raise QuantmillError(f"engine {engine} lacks the type {name}", where, "choose another type or engine")
     return kind
+
+
+def _check_feedback(kind: str, where: str) -> None:
+    """Refuse a type to which `rounding: gptq` cannot round."""
+    if not takes_feedback(kind):
+        cure = "choose another type, or give the recipe rounding: nearest"
+        raise QuantmillError(f"{kind} {NO_GRID}", where, cure)
 
 
 def _by_bits(kind: str) -> tuple[float, str]:

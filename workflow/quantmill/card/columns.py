@@ -31,6 +31,7 @@ class Row:
     measured: Measurements
     difference: compare.Difference | None
     engine: str
+    rounding: str
     best: bool
     fastest: bool
     note: str
@@ -60,6 +61,7 @@ def rows(results: Results) -> list[Row]:
         measured=results.source,
         difference=None,
         engine=MAINLINE,
+        rounding="",
         best=False,
         fastest=False,
         note=advice.source_note(results),
@@ -75,6 +77,7 @@ def rows(results: Results) -> list[Row]:
             measured=quant.measured,
             difference=quant.difference,
             engine=quant.engine,
+            rounding=quant.rounding,
             best=quant.name in best,
             fastest=(speed := quant.measured["speed"]) is not None and speed["generate"]["mean"] == fastest,
             note=advice.note(quant, results),
@@ -85,13 +88,17 @@ def rows(results: Results) -> list[Row]:
 
 
 def columns(measured: Results, other_engine: bool) -> list[Column]:
-    """All columns of a card; one of the engine where any file needs another than llama.cpp."""
+    """All columns of a card; one of the engine where any file needs another than llama.cpp, and one of the
+    rounding where the files differ in it.
+    """
+    roundings = {quant.rounding for quant in measured.quants}
     taken = [name for name, report in measured.source.items() if report]
     return [
         Column("File", LEFT, _file),
         Column("In short", LEFT, lambda row: row.note),
         Column("Size", RIGHT, lambda row: text.size(row.bytes)),
         Column("Type", LEFT, lambda row: row.type),
+        *([Column("Rounding", LEFT, lambda row: row.rounding)] if len(roundings) > 1 else []),
         Column("bpw", RIGHT, lambda row: text.fixed(row.bpw)),
         *(column for name in MEASURES if name in taken for column in _of_measure(name, measured)),
         *([Column("Engine", LEFT, lambda row: engine_name(row.engine))] if other_engine else []),

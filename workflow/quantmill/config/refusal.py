@@ -82,6 +82,12 @@ def check_duplicates(path: Path) -> None:
             nodes.extend(node.value)
 
 
+def check_file(path: Path, where: str) -> None:
+    """Refuse a file that is not there."""
+    if not path.is_file():
+        raise QuantmillError(f"no such file: {path}", where, "check the path")
+
+
 def check_input(path: Path, where: str, results: Path) -> None:
     """Refuse a file that would fail the jobs that read it.
 

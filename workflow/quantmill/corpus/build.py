@@ -23,14 +23,14 @@ from quantmill import command
 from quantmill.corpus.chat import ChatTemplate
 from quantmill.corpus.decode import Document, Render, decode
 from quantmill.corpus.messages import Messages, Tools
-from quantmill.corpus.mix import Broken, Row, Selection, apportion, interleave, select
+from quantmill.corpus.mix import Broken, Row, Selection, apportion, select
 from quantmill.corpus.read import Source, open_source, read_rows
 from quantmill.engine.mainline import LONGEST_STRETCH, Vocabulary, tokenizable
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
 from quantmill.formats import settings
 from quantmill.formats.chunks import Chunk, Tokens, row_digests, write_chunks
-from quantmill.formats.corpus import CORPUS, Corpus, CorpusSource
+from quantmill.formats.corpus import CORPUS, Corpus, CorpusSource, interleave
 from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log
 from quantmill.spec import file_sha256

@@ -135,22 +135,6 @@ def apportion(weights: Sequence[float], chunks: int) -> list[int]:
     return counts
 
 
-def interleave(counts: Sequence[int]) -> list[int]:
-    """The source of each chunk, so that any window holds the sources at their shares.
-
-    Error diffusion: at each place the source that is furthest behind its share
-    is next. In whole numbers, so that no rounding differs between machines.
-    """
-    total = sum(counts)
-    given = [0] * len(counts)
-    order = []
-    for place in range(1, total + 1):
-        furthest = max(range(len(counts)), key=lambda i: (counts[i] * place - total * given[i], -i))
-        given[furthest] += 1
-        order.append(furthest)
-    return order
-
-
 def _key(salt: bytes, digest: int) -> int:
     data = digest.to_bytes(_DIGEST_BYTES, "big")
     return int.from_bytes(blake2b(data, key=salt, digest_size=_DIGEST_BYTES).digest(), "big")

@@ -90,6 +90,12 @@ class CardSpecs:
             "rivals": [self._compared_digest(other) for other in card.same_size],
             **self._measurements(model),
         }
+        # Without one that is rounded by gptq, cards need no such keys, and finished ones stay.
+        if fed_back := [name for name in recipes if self.project.rounding(model, name) == "gptq"]:
+            compared = self.project.beside_nearest(model)
+            settings["rounding"] = {name: name in compared for name in fed_back}
+            made_from["moments"] = digest(specs.moments(model))
+            made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
         if repository:

@@ -97,7 +97,7 @@ class Inputs:
     def _corpora(self, model: str, corpora: list[str], ending: str) -> Files:
         return self.paths.corpora(model, corpora, ending)
 
-    # --- imatrix and sensitivity ----------------------------------------------
+    # --- imatrix, second moments and sensitivity ----------------------------------------------
 
     def imatrix(self, model: str) -> Files:
         """The model's imatrix."""
@@ -106,6 +106,30 @@ class Inputs:
     def imatrix_report(self, model: str) -> Files:
         """Its report."""
         return self.paths.imatrix(model, "json")
+
+    def moments_corpus(self, model: str) -> Files:
+        """The corpus of the second moments."""
+        return self.ancient(self._corpora(model, [self.project.moments(model).corpus], "parquet"))
+
+    def moments_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.moments(model).corpus], "json")
+
+    def moments(self, model: str, recipe: str) -> Files:
+        """The report of the second moments, where a file is rounded by them."""
+        return self.paths.moments(model) if self.project.rounding(model, recipe) == "gptq" else []
+
+    def calibration(self, model: str, recipe: str) -> Files:
+        """Their corpus, of which those are measured again that the store has lost."""
+        return self.moments_corpus(model) if self.moments(model, recipe) else []
+
+    def probe_moments(self, model: str) -> Files:
+        """The report of the second moments, where the sensitivity is measured with them."""
+        return self.paths.moments(model) if self.project.probe_rounding(model) == "gptq" else []
+
+    def probe_calibration(self, model: str) -> Files:
+        """Their corpus."""
+        return self.moments_corpus(model) if self.probe_moments(model) else []
 
     def published_imatrix(self, model: str) -> Files:
         """The file to import it from."""
@@ -176,6 +200,14 @@ class Inputs:
     def facts(self, model: str, row: str) -> str:
         """The report with the sha256 of that GGUF."""
         return self.paths.facts(model, row)
+
+    def nearest_gguf(self, model: str, row: str) -> Files:
+        """The GGUF of the same types rounded to nearest."""
+        return self.ancient([self.paths.nearest(model, row, "gguf")])
+
+    def nearest_facts(self, model: str, row: str) -> str:
+        """Its report."""
+        return self.paths.nearest(model, row, "json")
 
     def noise_floor(self, model: str, row: str) -> Files:
         """The source's divergence from itself, which that of a file comes after: it makes the predictions."""

@@ -29,6 +29,18 @@ class Paths:
         has = self.project.config.imatrix_of(model) is not None
         return [self.of(model, f"imatrix.{ending}") for ending in endings if has]
 
+    def moments(self, model: str) -> list[str]:
+        """The report of the model's second moments, where any recipe needs them."""
+        return [self.of(model, "moments.json")] if self.project.config.moments_of(model) else []
+
+    def nearest(self, model: str, recipe: str, ending: str) -> str:
+        """The same types rounded to nearest: the GGUF, which is there for a time (`gguf`), or its report."""
+        return self.of(model, f"nearest/gguf/{model}-{recipe}.{ending}")
+
+    def nearest_kld(self, model: str, recipe: str) -> str:
+        """The divergence of that file."""
+        return self.of(model, f"nearest/{recipe}.kld.json")
+
     def sensitivity(self, model: str, *endings: str) -> list[str]:
         """The model's sensitivities (`tsv`) and their report (`json`)."""
         has = self.project.config.sensitivity_of(model) is not None

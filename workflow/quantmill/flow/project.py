@@ -19,6 +19,7 @@ from quantmill.config.source import checkpoints, exports, of_ggufs
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import problems
 from quantmill.flow.once import once
+from quantmill.formats.types import NO_GRID, takes_feedback
 from quantmill.judge import same_size
 from quantmill.recipe import interchange, render
 from quantmill.recipe.rules import known_type
@@ -80,11 +81,18 @@ class Project:
         return unchecked
 
     def _check_settings(self, model: str) -> None:
-        bench, probes, card = self.config.bench_of(model), self.config.probes_of(model), self.card(model)
+        bench, card = self.config.bench_of(model), self.card(model)
         if bench.humaneval is not None:
             problems.read(bench.humaneval.file())
-        for number, name in enumerate(probes.types if probes else []):
-            known_type(name, f"sensitivity.types[{number}]", self.file)
+        if self.config.probes_of(model) is not None:
+            self.candidate_types(model)
+        for recipe in self.config.recipes_of(model):
+            if self.rounding(model, recipe) == "gptq" and self.engine_of(model, recipe) != "mainline":
+                what, cure = (
+                    f"{recipe} is of engine ik, whose types gptq cannot write",
+                    "set rounding: nearest",
+                )
+                raise QuantmillError(what, self.place_of(model, recipe), cure)
         for field, (where, text) in card.words.items():
             texts.check(text, f"{self.file}: models.{model}.card.{where}" if where == field else where)
         for other in card.same_size:
@@ -124,6 +132,11 @@ class Project:
     def _all_recipes(self) -> Iterator[tuple[str, str]]:
         """Each model with each of its recipes."""
         yield from ((model, name) for model in self.models for name in self.config.recipes_of(model))
+
+    @property
+    def with_nearest(self) -> set[str]:
+        """The recipes whose types are rounded to nearest as well, to be compared."""
+        return {name for model in self.models for name in self.beside_nearest(model)}
 
     @property
     def exported(self) -> set[str]:
@@ -193,6 +206,11 @@ class Project:
         chunks = self.config.calibration_of(model)
         return self._required(chunks, f"{model} has no imatrix", "give it one under imatrix")
 
+    def moments(self, model: str) -> Chunks:
+        """The chunks of the model's second moments."""
+        chunks = self.config.moments_of(model)
+        return self._required(chunks, f"no recipe of {model} has rounding: gptq", "give it to one")
+
     def imported_imatrix(self, model: str) -> ImportedImatrix:
         """The model's imatrix section, where it is a file."""
         imported = self.config.imatrix_of(model)
@@ -203,6 +221,30 @@ class Project:
         """The model's sensitivity section, where it is measured here."""
         probes = self.config.probes_of(model)
         return self._required(probes, f"{model} has no sensitivity", "give it one under sensitivity")
+
+    def probe_rounding(self, model: str) -> str:
+        """How weights are rounded where the sensitivity is measured: as in the size-targeted recipes."""
+        targeted = (name for name, recipe in self.config.recipes_of(model).items() if recipe.size_targeted)
+        return "gptq" if any(self.rounding(model, name) == "gptq" for name in targeted) else "nearest"
+
+    def candidate_types(self, model: str) -> list[str]:
+        """The types that the sensitivity is measured at, by their own names.
+
+        Of those that are there by default gptq leaves out what it cannot write; one that the user names is
+        refused.
+        """
+        probes = self.probes(model)
+        own = "models." + model + "." if "sensitivity" in self.config.models[model].model_fields_set else ""
+        places = [f"sensitivity.types[{number}]" for number in range(len(probes.types))]
+        types = [known_type(*pair, self.file) for pair in zip(probes.types, places, strict=True)]
+        if self.probe_rounding(model) == "nearest":
+            return types
+        if "types" in probes.model_fields_set:
+            for kind, place in zip(types, places, strict=True):
+                if not takes_feedback(kind):
+                    cure = "leave it out, or give the size-targeted recipes rounding: nearest"
+                    raise QuantmillError(f"{kind} {NO_GRID}", f"{self.file}: {own}{place}", cure)
+        return list(filter(takes_feedback, types))
 
     def imported_sensitivity(self, model: str) -> ImportedSensitivity:
         """The model's sensitivity section, where it is a pair of files."""
@@ -289,6 +331,17 @@ class Project:
     def template(self, model: str, recipe: str) -> str:
         """The file of a recipe's template."""
         return str(user.template_file(self.rendered(model, recipe).template, self.templates))
+
+    def rounding(self, model: str, recipe: str) -> str:
+        """How a recipe's weights are rounded: `nearest` or `gptq`."""
+        return self.config.rounding_of(model, self.recipe(model, recipe))
+
+    def beside_nearest(self, model: str) -> list[str]:
+        """The model's recipes that the acceptance test compares with the same types rounded to nearest."""
+        if self.config.bench_of(model).kld is None:
+            return []
+        recipes = self.config.recipes_of(model).items()
+        return [name for name, one in recipes if one.acceptance_test and self.rounding(model, name) == "gptq"]
 
     def split_of(self, model: str, recipe: str) -> int | None:
         """The most bytes of a file of the recipe, where it is split."""

@@ -83,3 +83,15 @@ def memory_of(source_files: Callable[[str], list[str]], factor: float, more: int
         return int(sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6) + more
 
     return megabytes
+
+
+def memory_by_rounding(
+    rounding: Callable[[str, str], str], nearest: int, fed_back: Callable[[Any], int]
+) -> Callable[[Any], int]:
+    """The MB that quantizing asks for: `nearest`, or `fed_back` of the wildcards where a recipe has gptq."""
+
+    def megabytes(wildcards: Any) -> int:
+        gptq = rounding(wildcards.model, wildcards.recipe) == "gptq"
+        return fed_back(wildcards) if gptq else nearest
+
+    return megabytes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from quantmill import spec
 from quantmill.budget import candidates
@@ -23,10 +23,11 @@ from quantmill.flow.project import SOURCES
 from quantmill.formats import imatrix
 from quantmill.formats import settings as typed
 from quantmill.formats.settings import Allocate
-from quantmill.recipe.rules import known_type
 from quantmill.spec import digest
 
 Settings = dict[str, Any]
+
+_FED_BACK: Final[Settings] = {"rounding": "gptq"}
 
 
 class Specs:
@@ -96,14 +97,17 @@ class Specs:
             file = self.project.imported_imatrix(model).file
             imported = {"model": self.source(model), "imatrix": self.digests.file(file)}
             return spec.make("imatrix.imported", {"file": Path(file).name}, imported)
-        return self._calibrated("measure.imatrix", model)
+        return self._calibrated("measure.imatrix", model, self.project.calibration(model))
+
+    @once
+    def moments(self, model: str) -> str:
+        return self._calibrated("measure.moments", model, self.project.moments(model))
 
     @once
     def activations(self, model: str) -> str:
-        return self._calibrated("checkpoint.calibrate", model)
+        return self._calibrated("checkpoint.calibrate", model, self.project.calibration(model))
 
-    def _calibrated(self, stage: str, model: str) -> str:
-        chunks = self.project.calibration(model)
+    def _calibrated(self, stage: str, model: str, chunks: Chunks) -> str:
         made_from = {"model": self.source(model), "corpus": digest(self.corpus(model, chunks.corpus))}
         return spec.make(stage, chunks.model_dump(), made_from, engine=self.digests.engine())
 
@@ -112,13 +116,15 @@ class Specs:
         if model in self.project.with_imported_sensitivity:
             return self._imported_sensitivity(model)
         probes = self.project.probes(model)
-        settings = probes.model_dump() | {"types": self._candidate_types(model)}
+        settings = probes.model_dump() | {"types": self.project.candidate_types(model)}
         made_from = {
             "model": self.source(model),
             "manifest": digest(self.manifest(model)),
             "corpus": digest(self.corpus(model, probes.corpus)),
             "imatrix": self._imatrices(model),
         }
+        if self.project.probe_rounding(model) == "gptq":
+            settings, made_from = self._fed_back(model, settings, made_from)
         return spec.make("sensitivity.measure", settings, made_from, engine=self.digests.engine())
 
     def _imported_sensitivity(self, model: str) -> str:
@@ -130,10 +136,10 @@ class Specs:
         }
         return spec.make("sensitivity.imported", {}, made_from, engine=self.digests.engine())
 
-    def _candidate_types(self, model: str) -> list[str]:
-        """The types that the sensitivity is measured at, by their own names."""
-        types = self.project.probes(model).types
-        return [known_type(name, "sensitivity.types", self.project.file) for name in types]
+    def _fed_back(self, model: str, settings: Settings, made_from: Settings) -> tuple[Settings, Settings]:
+        """The settings of a stage that rounds by gptq, and what its output is made from then."""
+        moments = {"moments": digest(self.moments(model))}
+        return settings | _FED_BACK, made_from | moments
 
     def _imatrices(self, model: str) -> list[str]:
         """The digest of the imatrix's spec, or none."""
@@ -181,13 +187,19 @@ class Specs:
     def _allocation_settings(self, model: str, recipe: str) -> Settings:
         """What decides the types of a size-targeted recipe."""
         chosen = self.project.allocated(model, recipe)
-        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
+        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)} | self._rounding(model, recipe)
         candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
         return settings
 
+    def _rounding(self, model: str, recipe: str) -> Settings:
+        """The setting `rounding`: absent where it is to nearest, so that finished files stay."""
+        return _FED_BACK if self.project.rounding(model, recipe) == "gptq" else {}
+
     @once
     def feasibility(self, model: str, recipe: str) -> str:
-        settings = self._allocation_settings(model, recipe) | {"measured": self._candidate_types(model)}
+        settings = self._allocation_settings(model, recipe) | {
+            "measured": self.project.candidate_types(model)
+        }
         made_from = {"model": self.source(model)}
         return spec.make("budget.feasibility", settings, made_from, engine=self.digests.engine())
 
@@ -206,7 +218,8 @@ class Specs:
         targeted = self.project.recipe(model, recipe).size_targeted
         written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
         made_from = {"model": self.source(model), "recipe": digest(written)}
-        settings: typed.Plan = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
+        plan: typed.Plan = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
+        settings = plan | self._rounding(model, recipe)
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
     @once
@@ -218,16 +231,29 @@ class Specs:
 
     @once
     def quantized(self, model: str, recipe: str) -> str:
+        settings, made_from = self._nearest(model, recipe)
+        if most := self.project.split_of(model, recipe):
+            settings["split"] = most
+        if self.project.rounding(model, recipe) == "gptq":
+            settings, made_from = self._fed_back(model, settings, made_from)
+        engine = self.digests.engine_of(model, recipe)
+        return spec.make("quantize.write", settings, made_from, engine=engine)
+
+    @once
+    def nearest(self, model: str, recipe: str) -> str:
+        """The same types rounded to nearest, in one file whatever the recipe's `split`."""
+        return spec.make(
+            "quantize.write", *self._nearest(model, recipe), engine=self.digests.engine_of(model, recipe)
+        )
+
+    def _nearest(self, model: str, recipe: str) -> tuple[Settings, Settings]:
+        """The settings of a file that is rounded to nearest, and what it is made from."""
         made_from = {
             "manifest": digest(self.manifest(model)),
             "plan": digest(self.plan(model, recipe)),
             "imatrix": self._imatrices(model),
         }
-        settings = self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)})
-        if most := self.project.split_of(model, recipe):
-            settings["split"] = most
-        engine = self.digests.engine_of(model, recipe)
-        return spec.make("quantize.write", settings, made_from, engine=engine)
+        return self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)}), made_from
 
     def _with_engine(self, model: str, row: str, settings: Settings) -> Settings:
         """The settings of a stage that runs in a row's engine; it is named where it is not mainline."""
@@ -243,9 +269,17 @@ class Specs:
 
     @once
     def kld(self, model: str, row: str) -> str:
+        return self._divergence(model, row, self.file(model, row))
+
+    @once
+    def nearest_kld(self, model: str, row: str) -> str:
+        """The divergence of the same types rounded to nearest."""
+        return self._divergence(model, row, digest(self.nearest(model, row)))
+
+    def _divergence(self, model: str, row: str, file: str) -> str:
         chunks = self.project.chunks(model, "kld")
         made_from = {
-            "model": self.file(model, row),
+            "model": file,
             "reference": self.source(model),
             "corpus": digest(self.corpus(model, chunks.corpus)),
         }

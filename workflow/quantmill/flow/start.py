@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantmill import environment, machine
-from quantmill.flow.rules import memory_of, refusing, spec_of
+from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
 
 if TYPE_CHECKING:
     from quantmill.flow.card_specs import CardSpecs
@@ -37,6 +37,7 @@ class Flow(NamedTuple):
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     memory: Callable[[float, int], Callable[[Any], int]]
     imatrix_memory: Callable[[Any], int]
+    quantize_memory: Callable[[Any], int]
 
 
 def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], list[str]]) -> Flow:
@@ -62,6 +63,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     targets = Targets(inputs)
     specs = Specs(Digests(project, local=bool(workflow.local_exec)))
     os.environ.update(_environment(project))
+    memory = partial(memory_of, project.source_files)
     return Flow(
         project,
         inputs,
@@ -71,8 +73,9 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         Logs(project.results),
         _cores(workflow),
         partial(spec_of, folder=project.specs),
-        partial(memory_of, project.source_files),
+        memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
+        memory_by_rounding(project.rounding, 4000, memory(0.3, 8000)),
     )
 
 

@@ -97,6 +97,7 @@ class Targets:
             *(paths.of(model, name) for name in ("check.json", "manifest.tsv", "model.json")),
             *paths.corpora(model, list(config.corpora_of(model)), "json"),
             *paths.imatrix(model, "json"),
+            *paths.moments(model),
             *(paths.of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
             *(report for recipe in recipes for report in paths.allocation(model, recipe)),
             *paths.sensitivity(model, "json"),
@@ -109,6 +110,15 @@ class Targets:
         """The measurements of a model's files, the source first."""
         return [file for row in self.project.rows(model) for file in self.paths.measured(model, row)]
 
+    def nearest(self, model: str) -> Files:
+        """What files are compared with that are rounded by gptq: the same types rounded to nearest."""
+        recipes = self.project.beside_nearest(model)
+        pairs = [
+            (self.paths.nearest(model, recipe, "json"), self.paths.nearest_kld(model, recipe))
+            for recipe in recipes
+        ]
+        return [file for pair in pairs for file in pair]
+
     def results(self, model: str) -> Files:
         """All that is made of a model, so that whatever is deleted is made again."""
         stays = model in self.project.staying
@@ -120,6 +130,7 @@ class Targets:
             *self.sensitivity(model),
             *self.quantized(model),
             *self.measured(model),
+            *self.nearest(model),
             *self.paths.samples(model),
         ]
         return [*dict.fromkeys(files), *self.card(model)]

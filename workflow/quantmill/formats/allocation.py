@@ -1,9 +1,9 @@
 """The reports of sensitivities, of size-targeted recipes and of plans."""
 
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
-from quantmill.formats.settings import Budget
+from quantmill.formats.settings import Budget, Rounding
 
 
 class NoiseFloor(TypedDict):
@@ -199,6 +199,7 @@ class Plan(TypedDict):
     base: str
     file_type: Annotated[int, "llama.cpp's number"]
     imatrix: Annotated[bool, "whether it is used"]
+    rounding: NotRequired[Rounding]
     tensors: int
     parameters: Annotated[int, "without per-tensor scales of nvfp4"]
     file_bytes: Annotated[int, "exact"]

@@ -1,5 +1,6 @@
-"""The report of a corpus: what was read, what was used, what was wrong."""
+"""The report of a corpus: what was read, what was used, what was wrong; and the order of its chunks."""
 
+from collections.abc import Sequence
 from typing import Annotated, Final, TypedDict
 
 from quantmill.formats.report import Report
@@ -48,3 +49,25 @@ class Corpus(TypedDict):
 
 
 CORPUS: Final = Report[Corpus]("corpus/<corpus>.json", "corpus.build", (Corpus,), "What the corpus holds.")
+
+
+def interleave(counts: Sequence[int]) -> list[int]:
+    """The source of each chunk, so that any window holds the sources at their shares.
+
+    Error diffusion: at each place the source that is furthest behind its share
+    is next. In whole numbers, so that no rounding differs between machines.
+    """
+    total = sum(counts)
+    given = [0] * len(counts)
+    order = []
+    for place in range(1, total + 1):
+        furthest = max(range(len(counts)), key=lambda i: (counts[i] * place - total * given[i], -i))
+        given[furthest] += 1
+        order.append(furthest)
+    return order
+
+
+def domains(corpus: Corpus) -> list[str]:
+    """The domain of each chunk, which is the name of its source."""
+    names = [source["name"] for source in corpus["sources"]]
+    return [names[source] for source in interleave([source["chunks"] for source in corpus["sources"]])]

@@ -142,6 +142,7 @@ class Allocate(TypedDict):
     damage: str
     imatrix: ImatrixFile | None
     measured: NotRequired[list[str]]
+    rounding: NotRequired[Rounding]
 
 
 class Memory(TypedDict):
@@ -278,6 +279,9 @@ class Card(TypedDict):
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
+    rounding: NotRequired[
+        Annotated[dict[str, bool], "the recipes of gptq; whether each is compared with nearest"]
+    ]
 
 
 class PublishedModel(TypedDict):

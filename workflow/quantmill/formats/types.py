@@ -114,6 +114,9 @@ FED_BACK: Final = frozenset(
 )
 """The types to which `rounding: gptq` rounds."""
 
+NO_GRID: Final = "has no grid to which errors can be fed back"
+"""What the other quantized types lack, in words."""
+
 EXEMPT: Final = frozenset(("token_embd.weight", "per_layer_token_embd.weight", "output.weight"))
 """Tensors that llama.cpp quantizes without importance values: no imatrix has an entry of them."""
 
@@ -202,6 +205,11 @@ def needs_imatrix(type_name: str, tensor: str = "") -> bool:
     if tensor in EXEMPT:
         return type_name in _ABORT_WITHOUT
     return type_name in _NEED_IMATRIX or type_name in _NEED_IMATRIX_IK
+
+
+def takes_feedback(type_name: str) -> bool:
+    """Whether a file of `rounding: gptq` may have the type: it is in `FED_BACK`, or not quantized at all."""
+    return type_name in FED_BACK or not is_quantized(type_name)
 
 
 def is_quantized(type_name: str) -> bool:

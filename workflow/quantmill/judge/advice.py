@@ -48,6 +48,8 @@ def choice(results: Results) -> list[str]:
     if results.unranked:
         return [f"**No advice can be given:** {results.unranked}."]
     measured = [quant for quant in results.quants if quant.loss and quant.name not in results.rejected]
+    if not measured and _not_recommended(results):
+        return _not_recommended(results)
     if not measured:
         return _by_size(results)
     last = recommended(results)
@@ -82,7 +84,7 @@ def choice(results: Results) -> list[str]:
     if tightest and tightest.bytes < last.bytes:
         words = "smallest file" if tightest is results.quants[-1] else "smallest usable file"
         sentences.append(f"**The {words} is {_named(tightest)}** ({_change(tightest)}).")
-    return sentences + _no_smaller(large)
+    return sentences + _no_smaller(large) + _not_recommended(results)
 
 
 def _by_size(results: Results) -> list[str]:
@@ -112,13 +114,23 @@ def _no_smaller(count: int) -> list[str]:
     ]
 
 
+def _not_recommended(results: Results) -> list[str]:
+    """A sentence about each file of gptq that is worse than nearest on some text."""
+    worse = results.worse_than_nearest
+    return [
+        f"**Not recommended is {_named(quant)}:** {worse[quant.name].why}."
+        for quant in results.quants
+        if quant.name in worse
+    ]
+
+
 def note(quant: Quant, results: Results) -> str:
     """One short sentence about a file, from the measurements (markdown)."""
     for other in results.quants[: results.quants.index(quant)]:
         if other.content == quant.content:
             return f"duplicate of {code(other.name)}"
     if quant.name in results.rejected:
-        return results.rejected[quant.name].verdict
+        return results.rejected[quant.name]
     smallest = quant is results.quants[-1] and len(results.quants) > 1
     if collapsed := frontier.collapse(quant, results):
         return f"collapsed: {collapsed}"
@@ -173,7 +185,12 @@ def _worthwhile(results: Results) -> list[Quant]:
 def _beaten_by(quant: Quant, results: Results) -> str:
     """Which file no larger is better, or smaller and no worse; empty where none is."""
     others = [other for other in results.quants if other.bytes <= quant.bytes and other.loss]
-    others = [other for other in others if other is quant or not frontier.collapse(other, results)]
+    others = [
+        other
+        for other in others
+        if other is quant
+        or not (frontier.collapse(other, results) or other.name in results.worse_than_nearest)
+    ]
     other = min(others, key=frontier.loss)
     size = "smaller" if other.bytes < quant.bytes else "of the same size"
     if other is quant or frontier.loss(other) > frontier.loss(quant):

@@ -101,7 +101,7 @@ def divergence(ours: Divergence, other: Divergence, where: str = "kld.json") -> 
     are always the same ones. Raises QuantmillError (naming `where`) unless both saw the same
     chunks and were compared with the same reference.
     """
-    _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
+    check_same_chunks(ours, other, where)
     mean, error, n = _mean(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
     if error == 0:
         return Paired(mean, error, mean, mean, n)
@@ -117,6 +117,55 @@ def divergence(ours: Divergence, other: Divergence, where: str = "kld.json") -> 
 
 
 _RESAMPLES = 9999
+
+
+class Ratio(Paired):
+    """The ratio of two mean divergences, less 1."""
+
+    @property
+    def ratio(self) -> float:
+        """The ratio itself."""
+        return 1 + self.mean
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        return 1 + self.low, 1 + self.high
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio | None:
+    """The ratio of the means of two divergences on the same chunks; None where the other's is not above 0.
+
+    Its interval is a bootstrap over the chunks, as that of `divergence`, in which both means vary: it is
+    narrow where the one is about the same share of the other on every chunk, however far the chunks differ.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    a, b = np.asarray(ours, float), np.asarray(other, float)
+    if not a.size or b.mean() <= 0:
+        return None
+    mean = float(a.mean() / b.mean()) - 1
+    rest = a - (1 + mean) * b  # what is not the same share on every chunk
+    if a.size < 2 or not rest.any():
+        return Ratio(mean, 0.0, mean, mean, a.size)
+    error = float(rest.std(ddof=1) / math.sqrt(a.size) / b.mean())
+    resampled = bootstrap(
+        (a, b),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis) - 1,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        method="BCa",
+        rng=np.random.default_rng(0),
+    )
+    interval = resampled.confidence_interval
+    return Ratio(mean, error, float(interval.low), float(interval.high), a.size)
+
+
+def check_same_chunks(ours: Divergence, other: Divergence, where: str) -> None:
+    """QuantmillError (naming `where`) unless both are of the same chunks and from the same reference."""
+    _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
 
 
 def _check_same(

@@ -3,9 +3,10 @@
 The frontier is drawn over the bytes and all that was measured. A file is
 dominated where another one is no larger, diverges significantly less (the whole
 95 % interval of the paired difference; by perplexity where no divergence was
-measured), and is significantly worse in nothing else: not in an evaluation, and
-not slower by more than `NOTICEABLE`. A difference that is not significant
-leaves a file where it is.
+measured), and is significantly worse in nothing else: not in an evaluation,
+and not slower by more than `NOTICEABLE`. Nor may it have been rejected because it is
+on some domain worse than the same types rounded to nearest. A difference that is
+not significant leaves a file where it is.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def unneeded(results: Results) -> dict[str, Unneeded]:
             verdicts[quant.name] = verdict
     rest = [quant for quant in results.quants if quant.name not in verdicts]
     for quant in rest:
-        better = dominating(quant, rest)
+        better = dominating(quant, [other for other in rest if other.name not in results.worse_than_nearest])
         if better and not results.unranked:
             verdicts[quant.name] = _dominated(quant, better)
     # Where the file to take instead is dominated itself, the one that dominates both takes its place.
@@ -147,7 +148,7 @@ def best(results: Results) -> set[str]:
 
 
 def recommendable(results: Results) -> list[Quant]:
-    """The files that may be recommended: not collapsed, and not rejected by the acceptance test."""
+    """The files that may be recommended: not collapsed, and not rejected by an acceptance test."""
     return [
         quant
         for quant in results.quants

@@ -41,6 +41,7 @@ class Quant:
     `parts` are the files of a split one; the first is `file`. `tried` is how far
     the file was tried after it was written: `answered`, `loaded` or `read`.
     `source_perplexity` is the source's perplexity.json in the file's own engine.
+    `nearest` is the divergence of the same types rounded to nearest, of a file of gptq.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Quant:
     parts: list[Part] = field(default_factory=list)
     tried: str = "answered"
     source_perplexity: Perplexity | None = None
+    nearest: Divergence | None = None
 
     @property
     def measure(self) -> str | None:
@@ -102,6 +104,11 @@ class Quant:
         return str(self.plan["by_type"][0]["type"])
 
     @property
+    def rounding(self) -> str:
+        """How its weights are rounded: `nearest` or `gptq`."""
+        return self.plan.get("rounding", "nearest")
+
+    @property
     def engine(self) -> str:
         """The engine that can load it, as plans name it."""
         return str(self.plan["engine"])
@@ -113,6 +120,6 @@ class Quant:
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """What decides the tensors' bytes: the type of each, the engine, whether the imatrix is used."""
+        """What decides the tensors' bytes: types, engine, rounding, whether the imatrix is used."""
         types = {tensor.name: tensor.type for tensor in self.tensors}
-        return types, self.plan["engine"], self.plan["imatrix"]
+        return types, self.plan["engine"], self.rounding, self.plan["imatrix"]

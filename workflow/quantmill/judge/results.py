@@ -20,7 +20,8 @@ from quantmill.formats.allocation import (
 from quantmill.formats.corpus import CORPUS, Corpus
 from quantmill.formats.importance import IMATRIX, Imatrix
 from quantmill.formats.manifest import ManifestRow, read_manifest_rows
-from quantmill.formats.measurements import OF_MEASURE
+from quantmill.formats.measurements import OF_MEASURE, Divergence
+from quantmill.formats.moments import MOMENTS, Moments
 from quantmill.formats.plan import read_plan
 from quantmill.formats.publication import FACTS, PARTS, Facts
 from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
@@ -28,6 +29,7 @@ from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
 from quantmill.judge import compare, validity
 from quantmill.judge.acceptance import SizeTargeted, size_targeted
 from quantmill.judge.quant import DECODER, Measurements, Quant
+from quantmill.judge.rounding import Rounded, rounded
 from quantmill.judge.scores import scores_of
 from quantmill.measures import MAINLINE, MEASURES, SOURCE
 
@@ -39,7 +41,7 @@ class Results:
     `quants` stand largest first. `source` are the source's own measurements,
     `scores` its scores by evaluation. `check` is check.json. `validity_warnings`
     say why a measure or a task is not valid, by its name. `withheld` are files
-    that are not offered.
+    that are not offered. `moments` is moments.json, where any file is of gptq.
     """
 
     facts: Model
@@ -54,16 +56,32 @@ class Results:
     validity_warnings: dict[str, str] = field(default_factory=dict)
     scores: dict[str, compare.Score] = field(default_factory=dict)
     withheld: list[Quant] = field(default_factory=list)
+    moments: Moments | None = None
 
     @cached_property
     def size_targeted(self) -> list[SizeTargeted]:
         """The size-targeted files and how they compare; withheld files count too, also as baselines."""
         return size_targeted([*self.quants, *self.withheld])
 
+    @cached_property
+    def rounded(self) -> list[Rounded]:
+        """The files of gptq beside the same types rounded to nearest; withheld files too."""
+        return rounded([*self.quants, *self.withheld], self.corpora)
+
+    @cached_property
+    def rejected(self) -> dict[str, str]:
+        """The files that failed an acceptance test, by name: the verdict (markdown)."""
+        rejected = [(name, file.verdict) for name, file in self.worse_than_nearest.items()]
+        rejected += [(file.quant.name, file.verdict) for file in self.size_targeted if file.rejected]
+        verdicts: dict[str, list[str]] = {}
+        for name, verdict in rejected:
+            verdicts.setdefault(name, []).append(verdict)
+        return {name: "; ".join(of_file) for name, of_file in verdicts.items()}
+
     @property
-    def rejected(self) -> dict[str, SizeTargeted]:
-        """Those of them that failed the acceptance test, by name."""
-        return {file.quant.name: file for file in self.size_targeted if file.rejected}
+    def worse_than_nearest(self) -> dict[str, Rounded]:
+        """Those of them that are on some text worse than the same types rounded to nearest, by name."""
+        return {} if self.unranked else {file.quant.name: file for file in self.rounded if file.rejected}
 
     @property
     def kind(self) -> str:
@@ -139,7 +157,8 @@ def read(folder: Path, config: settings.Card) -> Results:
         tables = MEMORY.read(folder / "memory.json")["recipes"]
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
     sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
-    reports = (imatrix, source["kld"], source["perplexity"], sensitivity)
+    moments = MOMENTS.read(folder / "moments.json") if config.get("rounding") else None
+    reports = (imatrix, moments, source["kld"], source["perplexity"], sensitivity)
     corpora = [report["corpus"] for report in reports if report is not None and "corpus" in report]
     samples = folder / MEASURES["humaneval"].sample_paths(SOURCE)[0]
     return Results(
@@ -154,6 +173,7 @@ def read(folder: Path, config: settings.Card) -> Results:
         check=check,
         validity_warnings=validity_warnings,
         scores=scores_of(source["humaneval"], source["tasks"], samples),
+        moments=moments,
     )
 
 
@@ -172,6 +192,8 @@ def _quant(
     divergence = difference = None
     if (kld := measured["kld"]) and source["kld"] and "kld" not in validity_warnings:
         divergence = compare.divergence(kld, source["kld"], str(folder / MEASURES["kld"].path(name)))
+    if (nearest := _nearest(folder, name, config)) and kld:
+        compare.check_same_chunks(nearest, kld, str(folder / "nearest" / f"{name}.kld.json"))
     if (perplexity := measured["perplexity"]) and source["perplexity"]:
         where = str(folder / MEASURES["perplexity"].path(name))
         difference = compare.paired(perplexity, source["perplexity"], where)
@@ -194,9 +216,18 @@ def _quant(
         parts=split or facts.get("parts") or [],
         tried=facts["tried"],
         source_perplexity=source["perplexity"],
+        nearest=nearest,
         allocation=ALLOCATION.read(folder / "recipes" / f"{name}.json") if targeted else None,
         acceptance_test=bool(targeted and targeted["gate"]),
     )
+
+
+def _nearest(folder: Path, name: str, config: settings.Card) -> Divergence | None:
+    """The divergence of the same types rounded to nearest, where it is to be compared with the file's."""
+    if not config.get("rounding", {}).get(name):
+        return None
+    facts = FACTS.read(folder / "nearest" / "gguf" / f"{config['model']}-{name}.json")
+    return cast(Divergence, _report("kld", folder / "nearest" / f"{name}.kld.json", facts["sha256"]))
 
 
 def _measurements(

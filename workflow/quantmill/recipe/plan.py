@@ -26,11 +26,14 @@ from quantmill.formats.settings import ImatrixFile
 from quantmill.formats.settings import Plan as Settings
 from quantmill.formats.types import (
     EXEMPT,
+    FED_BACK,
     IK_TYPES,
+    NO_GRID,
     fallback,
     is_quantized,
     known,
     needs_imatrix,
+    takes_feedback,
     tensor_bytes,
 )
 from quantmill.model.header import read_source
@@ -103,6 +106,14 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
         warnings.append(f"{same}: no rule changes a type")
     _check_imatrix(header, recipe, rows, imatrix, where)
     return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
+
+
+def check_rounding(rows: Iterable[PlanRow], where: object) -> None:
+    """Refuse a type to which `rounding: gptq` cannot round; what the source has already is not rounded."""
+    for row in rows:
+        if row.type != row.source_type and not takes_feedback(row.type):
+            cure = f"choose {', '.join(sorted(FED_BACK))}, or give the recipe rounding: nearest"
+            raise QuantmillError(f"{row.type} {NO_GRID} ({row.name})", where, cure)
 
 
 def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
@@ -351,8 +362,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
+    if "rounding" in config:
+        check_rounding(plan.rows, args.recipe)
     allocation = None if args.allocation is None else formats.ALLOCATION.read(args.allocation)
     numbers = report(header, plan, config["recipe"], config["imatrix"], allocation)
+    if "rounding" in config:
+        numbers["rounding"] = config["rounding"]
     write_plan(args.plan, plan.rows)
     formats.PLAN.write(args.report, numbers)
     line = f"{numbers['recipe']}: {numbers['file_bytes']:,} bytes, {numbers['bpw']:.4f} bpw"

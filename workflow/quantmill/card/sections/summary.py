@@ -37,6 +37,8 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
             origins[warning].append(f"corpus {name}")
     for warning in results.imatrix["warnings"] if results.imatrix else []:
         origins[warning].append("imatrix")
+    for warning in results.moments["warnings"] if results.moments else []:
+        origins[warning].append("second moments")
     for warning in results.sensitivity["warnings"] if results.sensitivity else []:
         origins[warning].append("sensitivity")
     if results.noise_floor:

@@ -20,6 +20,7 @@ def build(view: View) -> dict[str, Any]:
         "measured": measured.source,
         "measure": None if measured.unranked else measured.measure,
         "other_engine": other_engine,
+        "two_roundings": any(column.header == "Rounding" for column in shown),
         "prompt": speed["prompt"]["tokens"] if speed else None,
         "generate": speed["generate"]["tokens"] if speed else None,
         "checksums": _checksums(view),
