@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from quantmill.environment import ONE_BLAS_THREAD
+
 HERE = Path(__file__).parent
 Figures = dict[str, float]
 
@@ -48,6 +50,7 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
     last lines.
     """
     environment = os.environ | {"PYTHONPATH": str(HERE.parent / "workflow"), "PYTHONNOUSERSITE": "1"}
+    environment |= ONE_BLAS_THREAD
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,33 @@ def quantize(bench: Bench) -> Iterable[Row]:
     pairs = alternate(ours, lambda: _figures(run(work.llama_quantize(tier))), bench.repeat)
     same = same_tensors(work.path("gguf/Q4_K_M.gguf"), work.path("theirs/Q4_K_M.gguf"))
     yield _row("cold quantize of one file, Q4_K_M", compare(pairs, "seconds"), most=1.05, checked=same)
+
+
+def gptq(bench: Bench) -> Iterable[Row]:
+    """The second moments against llama-imatrix, and one file rounded with them against llama-quantize."""
+    work, tier = bench.work, Tier("Q4_K_M", "Q4_K_M")
+    _resolve(work, [tier])
+    kept = work.path("store-of-moments")
+
+    def moments() -> Figures:
+        work.empty_store()
+        return _figures(run(work.moments(IMATRIX_CHUNKS)))
+
+    pairs = alternate(moments, lambda: _figures(run(work.llama_imatrix(IMATRIX_CHUNKS))), bench.repeat)
+    what = f"second moments, {IMATRIX_CHUNKS} chunks, beside llama-imatrix"
+    yield _row(f"{what}: wall clock", compare(pairs, "seconds"), most=2.0)
+    yield _row(f"{what}: peak memory", compare(pairs, "peak"), unit="MiB", scale=1 << 20)
+    moments()
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(work.store, kept)
+
+    def ours() -> Figures:
+        work.empty_store()
+        shutil.copytree(kept, work.store)
+        return _figures(run(work.write(tier.name, gptq=True)))
+
+    pairs = alternate(ours, lambda: _figures(run(work.llama_quantize(tier))), bench.repeat)
+    yield _row("one file rounded by gptq, Q4_K_M, beside llama-quantize", compare(pairs, "seconds"), most=3.0)
 
 
 def ik_quantize(bench: Bench) -> Iterable[Row]:

@@ -27,6 +27,7 @@ TINY = ROOT / "tests" / "data" / "tiny-llama.gguf"
 ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "imatrix": (rows.imatrix, "main"),
     "quantize": (rows.quantize, "main"),
+    "gptq": (rows.gptq, "main"),
     "ik-quantize": (rows.ik_quantize, "main"),
     "sweep": (rows.sweep, "main"),
     "tiers": (rows.tiers, "main"),

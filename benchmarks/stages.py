@@ -85,6 +85,14 @@ class Workspace:
             "measure.imatrix", config, "--model", self.model, "--corpus", corpus, *out, store=True
         )
 
+    def moments(self, chunks: int) -> Command:
+        """The second moments, on the text of the importance matrix."""
+        config = {"corpus": "imatrix", "chunks": chunks, "context": CONTEXT}
+        given: Command = ["--model", self.model, "--corpus", self.corpora["imatrix"].with_suffix(".parquet")]
+        return self.stage(
+            "measure.moments", config, *given, "--report", self.path("moments.json"), store=True
+        )
+
     def render(self, name: str, template: Path, parameters: dict[str, Any]) -> Command:
         """A recipe from its template."""
         config = {"recipe": name, "parameters": parameters}
@@ -100,12 +108,16 @@ class Workspace:
         recipe = self.path(f"recipes/{name}.yaml")
         return self.stage("recipe.plan", config, "--model", self.model, "--recipe", recipe, *out)
 
-    def write(self, name: str, engine: str = "mainline") -> Command:
-        """A plan executed by its engine."""
+    def write(self, name: str, engine: str = "mainline", *, gptq: bool = False) -> Command:
+        """A plan executed by its engine; rounded with error feedback where it is `gptq`."""
         given: Command = ["--manifest", self.path("manifest.tsv"), "--plan", self.path(f"plans/{name}.tsv")]
         given += ["--report", self.path(f"plans/{name}.json"), "--imatrix", self.path("imatrix.gguf")]
         out: Command = ["--gguf", self.path(f"gguf/{name}.gguf"), "--facts", self.path(f"gguf/{name}.json")]
         config = {"imatrix": self._imatrix()} | ({} if engine == "mainline" else {"engine": engine})
+        if gptq:
+            config["rounding"] = "gptq"
+            given += ["--moments", self.path("moments.json")]
+            given += ["--calibration", self.corpora["imatrix"].with_suffix(".parquet")]
         return self.stage(
             "quantize.write", config, "--model", self.model, *given, *out, store=True, engine=engine
         )

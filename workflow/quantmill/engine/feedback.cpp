@@ -92,13 +92,16 @@ void quantmill_panels(const float *lower, int64_t columns, float *panels) {
 //
 // `order` [columns]: the columns in the order of rounding. `steps`, `offsets` [columns / group, stride]: of
 // a block of `group` columns and a row; a value is offset + step * values[code], without `values` offset +
-// step * code. `thresholds` [levels - 1] lie between the values. `set`: which instruction set; -1: the best.
+// step * code. `thresholds` [levels - 1] lie between the values. `panels` is the factor. With `others`, panels
+// of the matrix itself (columns divided by their diagonal, which is 0), every column is then rounded once
+// more, for the errors of all others. `targets` [rows, columns], where given, gets what the first round
+// rounded. `set`: which instruction set; -1: the best.
 void quantmill_feed_back(const float *weights, int64_t rows, int64_t columns, const int32_t *order, int64_t group,
                          const float *steps, const float *offsets, int64_t stride, int64_t levels,
-                         const float *values, const float *thresholds, const float *panels, uint8_t *codes,
-                         void *scratch, int64_t set) {
+                         const float *values, const float *thresholds, const float *panels, const float *others,
+                         uint8_t *codes, float *targets, void *scratch, int64_t set) {
     CALL(feed_back, weights, rows, columns, order, group, steps, offsets, stride, levels, values, thresholds, panels,
-         codes, scratch)
+         others, codes, targets, scratch)
 }
 }
 
@@ -138,7 +141,8 @@ static inline void valued(vec &code, int64_t levels, const float *values) {
 static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_t columns, const int32_t *order,
                                       int64_t group, const float *steps, const float *offsets, int64_t stride,
                                       int64_t levels, const float *values, const float *thresholds,
-                                      const float *panels, uint8_t *codes, void *scratch) {
+                                      const float *panels, const float *others, uint8_t *codes, float *targets,
+                                      void *scratch) {
     vec *target = (vec *)scratch, *error = target + columns * TILES;
     for (int64_t first = 0; first < rows; first += ROWS * TILES) {
         int64_t here = rows - first < ROWS * TILES ? rows - first : ROWS * TILES;
@@ -149,27 +153,34 @@ static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_
             float *lane = (float *)target + r / ROWS * columns * ROWS + r % ROWS;
             for (int64_t k = 0; k < columns; k++) lane[k * ROWS] = row[order[k]];
         }
-        for (int64_t p = 0; p < columns / PANEL; p++) {
-            const float *panel = panels + p * columns * PANEL;
-            for (int64_t t = 0; t < tiles; t++) {
-                vec *w = target + t * columns, *e = error + t * columns;
-                vec sum[PANEL];
-                for (int j = 0; j < PANEL; j++) sum[j] = w[p * PANEL + j];
-                for (int64_t i = 0; i < p * PANEL; i++)
-                    for (int j = 0; j < PANEL; j++) sum[j] += e[i] * ALL(panel[i * PANEL + j]);
-                for (int j = 0; j < PANEL; j++) {
-                    int64_t k = p * PANEL + j, place = order[k] / group * stride + first + t * ROWS;
-                    vec step, offset;
-                    memcpy(&step, steps + place, sizeof(vec));
-                    memcpy(&offset, offsets + place, sizeof(vec));
-                    vec code = SELECT(step != ALL(0.0f), (sum[j] - offset) / step, ALL(0.0f));
-                    coded(code, levels, thresholds);
-                    vec value = code;
-                    valued(value, levels, values);
-                    e[k] = w[k] - (value * step + offset);
-                    for (int l = j + 1; l < PANEL; l++) sum[l] += e[k] * ALL(panel[k * PANEL + l]);
-                    for (int64_t r = 0; r < ROWS && t * ROWS + r < here; r++)
-                        codes[(first + t * ROWS + r) * columns + order[k]] = (uint8_t)code[r];
+        for (int round = 0; round < (others ? 2 : 1); round++) {
+            for (int64_t p = 0; p < columns / PANEL; p++) {
+                const float *panel = (round ? others : panels) + p * columns * PANEL;
+                int64_t before = round ? columns : p * PANEL;
+                for (int64_t t = 0; t < tiles; t++) {
+                    vec *w = target + t * columns, *e = error + t * columns;
+                    vec sum[PANEL];
+                    for (int j = 0; j < PANEL; j++) sum[j] = w[p * PANEL + j];
+                    for (int64_t i = 0; i < before; i++)
+                        for (int j = 0; j < PANEL; j++) sum[j] += e[i] * ALL(panel[i * PANEL + j]);
+                    for (int j = 0; j < PANEL; j++) {
+                        int64_t k = p * PANEL + j, place = order[k] / group * stride + first + t * ROWS;
+                        vec step, offset;
+                        memcpy(&step, steps + place, sizeof(vec));
+                        memcpy(&offset, offsets + place, sizeof(vec));
+                        vec code = SELECT(step != ALL(0.0f), (sum[j] - offset) / step, ALL(0.0f));
+                        coded(code, levels, thresholds);
+                        vec value = code;
+                        valued(value, levels, values);
+                        vec now = w[k] - (value * step + offset), change = round ? now - e[k] : now;
+                        e[k] = now;
+                        for (int l = j + 1; l < PANEL; l++) sum[l] += change * ALL(panel[k * PANEL + l]);
+                        for (int64_t r = 0; r < ROWS && t * ROWS + r < here; r++) {
+                            int64_t element = (first + t * ROWS + r) * columns + order[k];
+                            codes[element] = (uint8_t)code[r];
+                            if (targets && !round) targets[element] = sum[j][r];
+                        }
+                    }
                 }
             }
         }

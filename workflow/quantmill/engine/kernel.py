@@ -17,7 +17,7 @@ import tempfile
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,32 +32,45 @@ _COMPILERS: Final = ("c++", "g++", "clang++")
 _ALIGNED: Final = 64
 
 
+class Grids(NamedTuple):
+    """The values that rows of weights may have: offset + step * code, or offset + step * values[code].
+
+    `steps` and `offsets` [groups, rows] of the blocks of a row; codes are below `levels`; `values` [levels],
+    ascending.
+    """
+
+    steps: Floats
+    offsets: Floats
+    levels: int
+    values: Floats | None = None
+
+
 def feed_back(
     weights: Floats,
     order: NDArray[np.int32],
     panels: Floats,
-    steps: Floats,
-    offsets: Floats,
-    levels: int,
-    values: Floats | None,
+    grids: Grids,
+    *,
+    others: Floats | None = None,
+    targets: Floats | None = None,
     variant: int = -1,
 ) -> NDArray[np.uint8]:
     """The codes [rows, columns] of weights [rows, columns], each column's error fed back into the following.
 
-    `order` [columns] is the order of the columns, `panels` as from `panels_of`. `steps` and `offsets`
-    [groups, rows] of the blocks; a value is offset + step * code, or offset + step * values[code] of
-    `values` [levels], ascending. `variant` is of the instruction set: -1 the best that this processor
-    has, 0 that of every processor.
+    `order` [columns] is the order of the columns, `panels` the factor as from `panels_of`. With `others`
+    (`all_panels_of` the matrix) every column is rounded once more, for the errors of all others. `targets`
+    [rows, columns], where given, is filled with what the first round rounded. `variant` is of the instruction
+    set: -1 the best that this processor has, 0 that of every processor.
     """
     lib, (rows, columns) = _lib(), weights.shape
-    groups = len(steps)
+    groups = len(grids.steps)
     lanes = lib.quantmill_rows()
     stride = -(-rows // lanes) * lanes
     padded = np.zeros((2, groups, stride), np.float32)
-    padded[0, :, :rows], padded[1, :, :rows] = steps, offsets
+    padded[0, :, :rows], padded[1, :, :rows] = grids.steps, grids.offsets
+    values = grids.values
     thresholds = None if values is None else (values[1:] + values[:-1]) / np.float32(2)
     codes = np.empty((rows, columns), np.uint8)
-    scratch = _scratch(lib.quantmill_scratch(columns))
     lib.quantmill_feed_back(
         _pointer(weights),
         rows,
@@ -67,15 +80,25 @@ def feed_back(
         _pointer(padded[0]),
         _pointer(padded[1]),
         stride,
-        levels,
+        grids.levels,
         _pointer(values),
         _pointer(thresholds),
         _pointer(panels),
+        _pointer(others),
         _pointer(codes),
-        scratch,
+        _pointer(targets),
+        _scratch(lib.quantmill_scratch(columns)),
         variant,
     )
     return codes
+
+
+def all_panels_of(matrix: Floats) -> Floats:
+    """A matrix [columns, columns] in the order of rounding, as `others`; `columns` is a multiple of 8."""
+    columns, width = len(matrix), _lib().quantmill_panel()
+    scaled = matrix / np.diagonal(matrix)
+    np.fill_diagonal(scaled, 0)
+    return np.ascontiguousarray(scaled.reshape(columns, -1, width).transpose(1, 0, 2))
 
 
 def panels_of(lower: Floats) -> Floats:
@@ -90,7 +113,7 @@ def panels_of(lower: Floats) -> Floats:
 
 
 def _pointer(array: NDArray[np.generic] | None) -> c.c_void_p:
-    assert array is None or array.flags.c_contiguous
+    assert array is None or (array.flags.c_contiguous and array.dtype.itemsize <= 4)
     return c.c_void_p(None if array is None else array.ctypes.data)
 
 
@@ -115,7 +138,7 @@ def _lib() -> c.CDLL:
     lib.quantmill_feed_back.argtypes = [
         *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64),
         *(c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p),
-        *(c.c_void_p, c.c_void_p, c.c_void_p, c.c_int64),
+        *(c.c_void_p, c.c_void_p, c.c_void_p, c.c_void_p, c.c_void_p, c.c_int64),
     ]
     return lib
 

@@ -6,20 +6,24 @@ square of e_k + Σ_{i<k} e_i M_ik, with e = w - q. So column k is rounded from w
 is GPTQ (Frantar et al., 2022) in the form of LDLQ (Chee et al., 2023, who prove the two the same): the
 factor of H itself, no inverse.
 
-The scales and minima of every block are ggml's own, found for the weights as they are with the diagonal as
-importance. Columns go in the order of descending diagonal: the columns that matter most are rounded
-while all others can still make up for them.
+The scales and minima of every block are ggml's own, so the file is a stock one. Columns go in the order of
+descending diagonal: the columns that matter most are rounded while all others can still make up for them.
+Then every column is rounded once more, for the errors of all others (a sweep of coordinate descent).
+
+Types of few levels gain from a second search of scales: given what is rounded in place of the weights,
+t_k = w_k + Σ_{i<k} e_i M_ik, the cost is Σ_k D_k (t_k - q_k)². That is what ggml's quantizers minimize, for
+the weights t with the importance D.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +45,7 @@ SHRINKAGE: Final = 0.1
 VERSION: Final = 1
 """Of the units of the store: raised where the same moments give other bytes."""
 
+_COARSE: Final = 16  # levels, up to which the search of scales is worth repeating
 _ROWS: Final = 64  # the kernel takes so many at a time
 _KEPT: Final = 2  # inputs whose factors are kept: gate and up share one, as do q, k and v
 
@@ -60,10 +65,12 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class Factor:
-    """The order of the columns [columns], and M in the form of the kernel."""
+    """The order of the columns [columns], D by column [columns]; M and H in the form of the kernel."""
 
     order: NDArray[np.int32]
+    importance: Floats
     panels: Floats
+    others: Floats
 
 
 def factor(moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPING) -> Factor:
@@ -82,7 +89,9 @@ def factor(moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPI
         positive = False
     if not positive:
         raise QuantmillError("its second moments are no positive definite matrix", cure="measure them again")
-    return Factor(order, kernel.panels_of(lower))
+    importance = np.empty_like(diagonal)
+    importance[backwards] = np.diagonal(lower) ** 2
+    return Factor(order, importance, kernel.panels_of(lower), kernel.all_panels_of(matrix[::-1, ::-1]))
 
 
 class Feedback:
@@ -113,12 +122,25 @@ class Feedback:
         values = Conversion(self._pool, self._threads, weight, of.source_type, "f32", shape, None).result()
         weights, made = values.view(np.float32).reshape(rows, -1), data.reshape(rows, -1)
         run = max(_ROWS, -(-rows // (4 * self._threads) // _ROWS) * _ROWS)
-        starts = [slice(first, min(first + run, rows)) for first in range(0, rows, run)]
+        runs = [slice(first, min(first + run, rows)) for first in range(0, rows, run)]
 
-        def rounded_rows(part: slice) -> Bytes:
-            return rounded(weights[part], made[part].reshape(-1), of.type, blocks)
+        def of_runs(work: Callable[[Floats, Bytes], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate(list(self._pool.map(lambda part: work(weights[part], made[part]), runs)))
 
-        return np.concatenate(list(self._pool.map(rounded_rows, starts)))
+        if GRIDS[of.type].levels <= _COARSE:
+            wanted = of_runs(lambda some, theirs: targets(some, theirs, of.type, blocks))
+            importance = np.concatenate([block.importance for block in blocks])[None]
+            again = Conversion(
+                self._pool,
+                self._threads,
+                wanted.view(np.uint8).reshape(-1),
+                "f32",
+                of.type,
+                shape,
+                importance,
+            )
+            made = again.result().reshape(rows, -1)
+        return of_runs(lambda some, theirs: rounded(some, theirs, of.type, blocks))
 
     def _factors_of(self, name: str, columns: int) -> list[list[Factor]]:
         """The factors of a weight's input: of each matrix those of its blocks."""
@@ -149,20 +171,34 @@ def rounded(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Facto
 
     `blocks` are the factors of the diagonal blocks of their input's moments, in order.
     """
+    codes = [
+        kernel.feed_back(part, made.order, made.panels, grids, others=made.others)
+        for part, grids, made in _blocks(weights, data, type_name, blocks)
+    ]
+    return packed(data, type_name, np.concatenate(codes, axis=1))
+
+
+def targets(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Factor]) -> Floats:
+    """What is rounded in place of the weights [rows, columns] once errors are fed back: f32, of their shape.
+
+    The arguments are those of `rounded`.
+    """
+    parts = []
+    for part, grids, made in _blocks(weights, data, type_name, blocks):
+        parts.append(np.empty_like(part))
+        kernel.feed_back(part, made.order, made.panels, grids, targets=parts[-1])
+    return np.concatenate(parts, axis=1)
+
+
+def _blocks(
+    weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Factor]
+) -> Iterator[tuple[Floats, kernel.Grids, Factor]]:
+    """For each diagonal block its columns of the weights, their grids, and its factor."""
     grid, (rows, columns) = GRIDS[type_name], weights.shape
     steps, offsets = steps_and_offsets(data, type_name, rows)
-    codes = np.empty((rows, columns), np.uint8)
-    width, start = columns // len(blocks), 0
-    for made in blocks:
-        own, groups = slice(start, start + width), slice(start // grid.group, (start + width) // grid.group)
-        codes[:, own] = kernel.feed_back(
-            np.ascontiguousarray(weights[:, own]),
-            made.order,
-            made.panels,
-            steps[groups],
-            offsets[groups],
-            grid.levels,
-            grid.values,
-        )
-        start += width
-    return packed(data, type_name, codes)
+    width = columns // len(blocks)
+    for number, made in enumerate(blocks):
+        first, last = number * width, (number + 1) * width
+        groups = slice(first // grid.group, last // grid.group)
+        grids = kernel.Grids(steps[groups], offsets[groups], grid.levels, grid.values)
+        yield np.ascontiguousarray(weights[:, first:last]), grids, made
