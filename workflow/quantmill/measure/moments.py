@@ -60,7 +60,7 @@ class Moments:
         log: Log,
     ) -> None:
         self.inputs = list(inputs)
-        self.seconds = 0.0
+        self.seconds, self.measured = 0.0, 0
         self._path, self._chunks, self._threads = path, chunks, threads
         self._identity, self._store, self._log = identity, store, log
         self._of = {weight: one for one in inputs for weight in one.weights}
@@ -134,6 +134,7 @@ class Moments:
         if done or time.monotonic() - start > _SAVE_EVERY:
             self._store.put(partial_key, b"")
         self.seconds += time.monotonic() - start
+        self.measured += len(inputs)
         return made
 
 
@@ -285,7 +286,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     report = report_of(moments, header, config, identity)
     MOMENTS.write(args.report, report)
     log.warn(report["warnings"])
-    log.say(f"the second moments of {len(inputs)} inputs; {store.made} units made, {store.reused} reused")
+    stored = len(inputs) - moments.measured
+    log.say(
+        f"the second moments of {len(inputs)} inputs; {moments.measured} measured, {stored} from the store"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""`rounding: gptq` from the moments to the file and the probes, by the commands that the rules call."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from quantmill import spec
+from quantmill.engine.mainline import Vocabulary
+from quantmill.files import writing
+from quantmill.formats import ggufio
+from quantmill.formats.chunks import Chunk, write_chunks
+from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
+
+DATA = Path(__file__).parents[1] / "data"
+IMATRIX = {"tiny-llama": DATA / "llama-imatrix-llama.gguf", "tiny-moe": DATA / "llama-imatrix-moe.gguf"}
+CHUNKS, CONTEXT = 8, 128
+USED = {"corpus": "c", "chunks": CHUNKS, "context": CONTEXT}
+
+
+class Bench:
+    """A folder in which one model's moments are measured and its files are made."""
+
+    def __init__(self, folder: Path, name: str = "tiny-llama") -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.model, self.imatrix = folder, DATA / f"{name}.gguf", IMATRIX[name]
+        with Vocabulary(self.model) as vocabulary:
+            tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
+        for corpus, first in (("c", 0), ("t", CHUNKS)):
+            with writing(folder / f"{corpus}.parquet") as file:
+                chunks = tokens[first * CONTEXT : (first + CHUNKS) * CONTEXT].reshape(-1, CONTEXT)
+                write_chunks(file, [Chunk("text", row, []) for row in chunks])
+        self.stage("model.manifest", {}, manifest="m.tsv", facts="m.json", store=None)
+
+    def command(self, stage: str, config: Any, store: str | None = "store", **options: object) -> list[str]:
+        made = spec.make(stage, config, {"model": "m"}, engine="e")
+        words = [sys.executable, "-m", "quantmill", stage, "--spec", made, "--model", str(self.model)]
+        if store is not None:
+            options |= {"store": store, "threads": options.get("threads", 2)}
+        return words + [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+    def refused(self, stage: str, config: Any, store: str | None = "store", **options: object) -> str:
+        """The one line of a stage that fails."""
+        command = self.command(stage, config, store, **options)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    def stage(self, stage: str, config: Any, store: str | None = "store", **options: object) -> str:
+        """Run a stage; its log."""
+        command = self.command(stage, config, store, **options)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def moments(self, store: str = "store") -> dict[str, Any]:
+        self.stage("measure.moments", USED, store, corpus="c.parquet", report="moments.json")
+        return dict(json.loads((self.folder / "moments.json").read_text("utf-8")))
+
+    def plan(self, base: str) -> dict[str, Any]:
+        (self.folder / "r.yaml").write_text(f"base: {base}\n", encoding="utf-8")
+        config = {"recipe": base, "imatrix": {"file": "i", "dataset": "t", "chunks": 1}}
+        self.stage("recipe.plan", config, None, recipe="r.yaml", plan="p.tsv", report="p.json")
+        return dict(json.loads((self.folder / "p.json").read_text("utf-8")))
+
+    def options(self, out: str, rounding: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        config: dict[str, Any] = {"imatrix": {"file": "i", "dataset": "t", "chunks": 1}}
+        options: dict[str, Any] = {"manifest": "m.tsv", "plan": "p.tsv", "report": "p.json"}
+        options |= {"imatrix": self.imatrix, "gguf": out, "facts": f"{out}.json"}
+        if rounding == "gptq":
+            config["rounding"] = "gptq"
+            options |= {"moments": "moments.json", "calibration": "c.parquet"}
+        return config, options
+
+    def write(self, out: str, rounding: str = "gptq", store: str = "store", threads: int = 2) -> Path:
+        config, options = self.options(out, rounding)
+        self.stage("quantize.write", config, store, **options, threads=threads)
+        return self.folder / out
+
+    def sensitivity(self, rounding: str) -> list[SensitivityRow]:
+        chunks = {"corpus": "t", "chunks": 2, "context": CONTEXT, "minutes": 60, "types": ["q3_K"]}
+        options: dict[str, Any] = {"manifest": "m.tsv", "imatrix": self.imatrix, "corpus": "t.parquet"}
+        options |= {"out": "s.tsv", "report": "s.json"}
+        if rounding == "gptq":
+            chunks["rounding"] = "gptq"
+            options |= {"moments": "moments.json", "calibration": "c.parquet"}
+        self.stage("sensitivity.measure", chunks, **options)
+        return read_sensitivity(self.folder / "s.tsv")
+
+
+def tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Each tensor's type and bytes, by gguf-py."""
+    return {t.name: (t.tensor_type.name, np.array(t.data)) for t in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize(("name", "base"), [("tiny-llama", "Q4_K_M"), ("tiny-moe", "Q3_K_M")])
+def test_a_file_is_a_stock_one_of_the_planned_size(tmp_path: Path, name: str, base: str) -> None:
+    bench = Bench(tmp_path, name)
+    report = bench.moments()
+    planned = bench.plan(base)
+    made, plain = bench.write("gptq.gguf"), bench.write("nearest.gguf", "nearest")
+    assert made.stat().st_size == plain.stat().st_size
+    if name == "tiny-llama":  # the plan counts the entries of an imatrix of this very model
+        assert made.stat().st_size == planned["file_bytes"]
+    # llama.cpp loaded it and answered
+    assert json.loads((tmp_path / "gptq.gguf.json").read_text("utf-8"))["tried"] == "answered"
+    with_moments = {weight for one in report["inputs"] for weight in one["weights"]}
+    ours, theirs = tensors(made), tensors(plain)
+    changed = {name for name in ours if not np.array_equal(ours[name][1], theirs[name][1])}
+    assert {name: kind for name, (kind, _) in ours.items()} == {
+        name: kind for name, (kind, _) in theirs.items()
+    }
+    quantized = {name for name, (kind, _) in ours.items() if kind not in ("F16", "F32")}
+    assert changed == quantized & with_moments
+    assert "token_embd.weight" in quantized - changed
+
+
+def test_the_bytes_do_not_depend_on_the_threads_nor_on_the_store(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.moments()
+    bench.plan("Q4_K_M")
+    first = bench.write("a.gguf").read_bytes()
+    # another store has no moments: they are measured again, on the way
+    assert bench.write("b.gguf", store="empty", threads=1).read_bytes() == first
+
+
+def test_finished_moments_are_not_measured_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    report = bench.moments()
+    log = bench.stage("measure.moments", USED, corpus="c.parquet", report="again.json")
+    count = len(report["inputs"])
+    assert f"the second moments of {count} inputs; 0 measured, {count} from the store" in log
+    again = json.loads((tmp_path / "again.json").read_text("utf-8"))
+    assert {**again, "seconds": 0} == {**report, "seconds": 0}
+
+
+def test_probes_see_the_rounding(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.moments()
+    nearest, gptq = bench.sensitivity("nearest"), bench.sensitivity("gptq")
+    layers = [row.layer >= 0 for row in gptq]
+    assert [(row.name, row.type) for row in nearest] == [(row.name, row.type) for row in gptq]
+
+    def total(rows: list[SensitivityRow]) -> float:
+        return sum(row.kld for row, inside in zip(rows, layers, strict=True) if inside)
+
+    assert total(gptq) < 0.8 * total(nearest)
+    for one, other in zip(nearest, gptq, strict=True):
+        assert (one.kld == other.kld) == (one.name == "token_embd.weight")
+
+
+def test_moments_of_another_model_or_corpus_are_refused(tmp_path: Path) -> None:
+    bench, other = Bench(tmp_path / "llama"), Bench(tmp_path / "moe", "tiny-moe")
+    bench.moments()
+    other.moments()
+    bench.plan("Q4_K_M")
+    config, options = bench.options("x.gguf", "gptq")
+    line = bench.refused("quantize.write", config, **options | {"moments": other.folder / "moments.json"})
+    assert "they are of another model; delete it to have it made again" in line
+    line = bench.refused("quantize.write", config, **options | {"calibration": "t.parquet"})
+    assert line == (
+        "error: moments.json: is of another corpus, of another model, or of another version of the engine; "
+        "delete it to have it made again"
+    )
+    assert not (tmp_path / "llama" / "x.gguf").exists()
+
+
+def test_a_damaged_source_has_no_moments(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    data = bench.model.read_bytes()
+    tensor = next(t for t in ggufio.read_header(bench.model).tensors if t.name == "blk.0.ffn_norm.weight")
+    broken = bytearray(data)
+    broken[tensor.offset : tensor.offset + 4] = np.array([np.nan], "<f4").tobytes()
+    bench.model = tmp_path / "broken.gguf"
+    bench.model.write_bytes(broken)
+    line = bench.refused("measure.moments", USED, corpus="c.parquet", report="moments.json")
+    assert "non-finite activations in blk.0.ffn_gate.weight; the source is damaged" in line
+    assert not (tmp_path / "moments.json").exists()
