@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from quantmill.environment import ONE_BLAS_THREAD
+from quantmill.__main__ import ONE_BLAS_THREAD
 
 HERE = Path(__file__).parent
 Figures = dict[str, float]

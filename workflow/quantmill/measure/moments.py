@@ -11,29 +11,31 @@ import argparse
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from quantmill import command, machine
 from quantmill.check.kind import kind_of
 from quantmill.engine.evaluator import Tokens
-from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
 from quantmill.formats.moments import MOMENTS, MomentsInput
 from quantmill.formats.moments import Moments as Report
 from quantmill.formats.settings import Chunks
-from quantmill.measure.imatrix import batch_of
 from quantmill.measure.outer import Input, Outer, Scan, Second, blocks_of
-from quantmill.measure.score import load_chunks, unit_key, with_bos
+from quantmill.measure.score import batch_of, load_chunks, unit_key, with_bos
 from quantmill.model.roles import layer_of
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
+
+if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
+    from quantmill.engine.mainline import Evaluator, Observer
 
 STAGE: Final = "measure.moments"
 _ROOM: Final = 0.6  # of the free memory, for the sums of a pass
@@ -111,14 +113,7 @@ class Moments:
             done = observer.resume(self._store.get(partial_key))
             progress.add(done)
             saved = time.monotonic()
-            with Evaluator(
-                self._path,
-                context=context,
-                batch=batch_of(context, whole=False),
-                threads=self._threads,
-                observe=observer,
-            ) as model:
-                model.reserve()
+            with _loaded(self._path, context, self._threads, observer) as model:
                 for number, chunk in enumerate(self._chunks[done:], start=done + 1):
                     _evaluate(model, chunk)
                     progress.add(1)
@@ -155,6 +150,16 @@ def _that_fit(missing: Sequence[Input], memory: machine.Memory) -> list[Input]:
     ]
 
 
+@contextmanager
+def _loaded(path: Path, context: int, threads: int, observe: Observer) -> Iterator[Evaluator]:
+    from quantmill.engine.mainline import Evaluator
+
+    batch = batch_of(context, whole=False)
+    with Evaluator(path, context=context, batch=batch, threads=threads, observe=observe) as model:
+        model.reserve()
+        yield model
+
+
 def _evaluate(model: Evaluator, chunk: Tokens) -> None:
     """Every token asks for its logits, or the last layer's inputs would be seen for some tokens only."""
     tokens = with_bos(chunk, model.bos)
@@ -166,13 +171,10 @@ def _evaluate(model: Evaluator, chunk: Tokens) -> None:
 
 def scan(path: Path, chunks: Tokens, threads: int) -> list[Input]:
     """The inputs of a model's graph, in its order."""
-    found = Scan()
-    context = chunks.shape[1]
-    batch = batch_of(context, whole=False)
-    with Evaluator(path, context=context, batch=batch, threads=threads, observe=found) as model:
-        model.reserve()
+    observer = Scan()
+    with _loaded(path, chunks.shape[1], threads, observer) as model:
         _evaluate(model, chunks[0])
-    return list(found.inputs.values())
+    return list(observer.inputs.values())
 
 
 def listed(

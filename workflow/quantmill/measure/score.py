@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # whichever engine is imported is the one that the process us
 CHUNKS_A_UNIT = 8
 
 _ROWS_A_BLOCK = 32
-_BATCH = 512
+BATCH: Final = 512
+"""Tokens that are evaluated at once, at most."""
 
 Result = TypeVar("Result")
 
@@ -80,13 +81,20 @@ def observed(
         @cache
         def model() -> mainline.Evaluator:
             made = mainline.Evaluator(
-                path, context=context, batch=min(batch or _BATCH, context), threads=threads, observe=observe
+                path, context=context, batch=min(batch or BATCH, context), threads=threads, observe=observe
             )
             stack.enter_context(made).reserve()
             return made
 
         progress = stack.enter_context(log.progress(what, len(chunks), "chunks"))
         yield from units(stage, chunks, identity, store, progress, lambda part: make(model(), part, progress))
+
+
+def batch_of(context: int, *, whole: bool) -> int:
+    """Tokens that are evaluated at once, so that a chunk is cut evenly: what is left of it at the end would
+    have too few rows to be collected. `whole` chunks are not cut, whatever their length.
+    """
+    return context if whole else -(-context // -(-context // BATCH))
 
 
 def load_chunks(path: Path, config: Chunks) -> Tokens:
