@@ -89,6 +89,11 @@ class Moments:
                 made = self._pass(self.inputs.index(one))
         return Second.from_bytes(unit) if unit is not None else made[one.name]
 
+    def counts(self, one: Input) -> list[int]:
+        """The tokens behind each matrix of a measured input."""
+        unit = self._store.get(self._key(one))
+        return Second.counts_of(unit) if unit is not None else list(self.of(one.name).counts.tolist())
+
     def measure(self) -> None:
         """Measure all that the store lacks."""
         for number, one in enumerate(self.inputs):
@@ -205,7 +210,7 @@ def report_of(moments: Moments, header: ggufio.Header, config: Chunks, identity:
     inputs: list[MomentsInput] = []
     few = 0
     for one in moments.inputs:
-        tokens = moments.of(one.name).counts.tolist()
+        tokens = moments.counts(one)
         few += sum(count < one.columns for count in tokens)
         inputs.append(
             {
@@ -253,20 +258,27 @@ def report_of(moments: Moments, header: ggufio.Header, config: Chunks, identity:
     }
 
 
-def opened(
-    report: Path, corpus: Path, model: Path, header: ggufio.Header, *, store: Store, threads: int, log: Log
-) -> Moments:
-    """The moments that moments.json lists, for a stage that rounds with them.
+def add_options(arguments: argparse.ArgumentParser) -> None:
+    """The options of a stage that rounds, for `asked_for`."""
+    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
+    arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
 
-    `corpus` is the text that they are of: what the store has lost is measured again.
+
+def asked_for(
+    args: argparse.Namespace, rounding: str | None, header: ggufio.Header, store: Store, log: Log
+) -> Moments | None:
+    """The moments that a stage of `rounding: gptq` was given; None for another rounding.
+
+    What the store has lost of them is measured again, on the corpus that they are of.
     """
-    read = MOMENTS.read(report)
-    chunks = load_chunks(
-        corpus, {"corpus": read["corpus"], "chunks": read["chunks"], "context": read["context"]}
-    )
+    if rounding != "gptq":
+        return None
+    read = MOMENTS.read(args.moments)
+    used: Chunks = {"corpus": read["corpus"], "chunks": read["chunks"], "context": read["context"]}
+    chunks = load_chunks(args.calibration, used)
     identity: Identity = {"engine": read["engine"], "model": read["model"]}
-    inputs = listed(read, report, chunks, header, identity)
-    return Moments(model, chunks, inputs, identity=identity, store=store, threads=threads, log=log)
+    inputs = listed(read, args.moments, chunks, header, identity)
+    return Moments(args.model, chunks, inputs, identity=identity, store=store, threads=args.threads, log=log)
 
 
 def main(args: argparse.Namespace, log: Log) -> None:

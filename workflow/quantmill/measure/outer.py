@@ -77,6 +77,13 @@ class Second:
         triangles = [block[rows, columns].astype("<f4").tobytes() for block in flat]
         return b"".join([head, b"\n", self.counts.astype("<i8").tobytes(), *triangles])
 
+    @staticmethod
+    def counts_of(data: bytes | memoryview) -> list[int]:
+        """The rows behind each matrix of a unit of the store, without its sums."""
+        head, _, _ = bytes(data[:256]).partition(b"\n")
+        matrices, start = json.loads(head)[0], len(head) + 1
+        return list(np.frombuffer(data[start : start + 8 * matrices], "<i8").tolist())
+
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> Second:
         """Read a unit of the store. ValueError where it is none."""

@@ -32,7 +32,7 @@ from quantmill.engine import kernel
 from quantmill.engine.ggml import Conversion
 from quantmill.errors import QuantmillError
 from quantmill.measure.moments import Moments
-from quantmill.measure.outer import Second
+from quantmill.measure.outer import Input, Second
 from quantmill.quantize.grids import GRIDS, Bytes, Floats, packed, steps_and_offsets
 
 DAMPING: Final = 0.01
@@ -71,6 +71,14 @@ class Factor:
     importance: Floats
     panels: Floats
     others: Floats
+
+
+def memory_of(one: Input, threads: int) -> int:
+    """Bytes that rounding a weight with the moments of this input takes, beside the weight itself.
+
+    The moments of all matrices, and of each thread's a copy, its factor and the forms of both for the kernel.
+    """
+    return one.bytes + 4 * threads * one.bytes // one.matrices
 
 
 def factor(moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPING) -> Factor:

@@ -32,10 +32,11 @@ from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.formats.publication import FACTS, Facts, Part
 from quantmill.formats.settings import ImatrixFile, Quantize
-from quantmill.measure.moments import Moments, opened
+from quantmill.measure.moments import Moments, add_options, asked_for
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
 from quantmill.quantize import split
+from quantmill.quantize.feedback import memory_of
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
 from quantmill.store import Store
@@ -248,21 +249,26 @@ def imatrix_facts(config: ImatrixFile | None, imatrix: Imatrix | None) -> output
     }
 
 
-def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow]) -> None:
-    """QuantmillError where the disk has no room for the file, or the memory none for its largest tensor."""
+def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow], moments: Mapping[str, int]) -> None:
+    """QuantmillError where the disk has no room for the file, or the memory none for its largest tensor.
+
+    `moments`: what rounding with the moments of each weight's input takes, in bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(path.parent).free
     if disk < file_bytes:
         raise QuantmillError(
             f"needs {file_bytes:,} bytes, the disk has {disk:,} left", path, "free some space"
         )
-    largest = max(rows, key=lambda row: row.bytes)
-    if largest.bytes < _ALWAYS_FITS:
+    needed, name = max((row.bytes + moments.get(row.name, 0), row.name) for row in rows)
+    if needed < _ALWAYS_FITS:
         return
     memory = machine.memory()
-    if memory.total < largest.bytes:
-        what = f"needs {largest.bytes:,} bytes of memory, {memory.where} has {memory.total:,}"
-        raise QuantmillError(what, largest.name, "allow it more, or use a larger machine")
+    if memory.total < needed:
+        of_it = f" ({moments[name]:,} of them for the second moments)" if name in moments else ""
+        what = f"needs {needed:,} bytes of memory{of_it}, {memory.where} has {memory.total:,}"
+        nearest = ", or `rounding: nearest`" if of_it else ""
+        raise QuantmillError(what, name, f"allow it more, or use a larger machine{nearest}")
 
 
 def how_tried(header: ggufio.Header, engine: str) -> str:
@@ -312,21 +318,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
     store = Store(args.store, args.store_max, log)
-    moments = None
-    if settings.get("rounding") == "gptq":
-        moments = opened(
-            args.moments,
-            args.calibration,
-            args.model,
-            source.header,
-            store=store,
-            threads=args.threads,
-            log=log,
-        )
+    moments = asked_for(args, settings.get("rounding"), source.header, store, log)
     todo = tasks(rows, source, imatrix, engine, moments)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
-    refuse_if_short(args.gguf, plan["file_bytes"], rows)
+    of_moments = {
+        task.name: memory_of(moments.input_of(task.name), args.threads)
+        for task in todo
+        if moments is not None and task.moments is not None
+    }
+    refuse_if_short(args.gguf, plan["file_bytes"], rows, of_moments)
     most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
@@ -359,8 +360,7 @@ if __name__ == "__main__":
     arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
-    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
-    arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
+    add_options(arguments)
     arguments.add_argument(
         "--gguf", type=Path, required=True, help="the quantized file; its folder where it is split"
     )

@@ -17,7 +17,7 @@ from quantmill.formats.allocation import SENSITIVITY, Sensitivity
 from quantmill.formats.imatrix import read_gguf
 from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
 from quantmill.formats.settings import Probes
-from quantmill.measure.moments import opened
+from quantmill.measure.moments import add_options, asked_for
 from quantmill.measure.score import load_chunks
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
@@ -193,17 +193,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
     mixture = presets.mixture(source.header, presets.resolve("Q8_0"), imatrix=imatrix is not None)
     store = Store(args.store, args.store_max, log)
-    moments = None
-    if config.get("rounding") == "gptq":
-        moments = opened(
-            args.moments,
-            args.calibration,
-            args.model,
-            source.header,
-            store=store,
-            threads=args.threads,
-            log=log,
-        )
+    moments = asked_for(args, config.get("rounding"), source.header, store, log)
     todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix, moments)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     with (
@@ -274,8 +264,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
-    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
-    arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
+    add_options(arguments)
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--out", type=Path, required=True, help="sensitivity.tsv")
     arguments.add_argument("--report", type=Path, required=True, help="sensitivity.json")
