@@ -105,22 +105,32 @@ class Feedback:
         self._factors: dict[str, Future[list[list[Factor]]]] = {}
         self._lock = threading.Lock()
 
-    def round(self, weight: Bytes, data: Bytes, of: Rounding) -> Bytes:
-        """A weight's data rounded into `data`, which ggml quantized of it. QuantmillError as of `factor`."""
-        columns, rows = of.shape[:2]
-        matrices = math.prod(of.shape[2:])
+    def round(self, weight: Bytes, data: Bytes, of: Rounding, scales: Floats | None = None) -> Bytes:
+        """A weight's data rounded into `data`, which ggml quantized of it. QuantmillError as of `factor`.
+
+        Readers multiply `data` by `scales` [matrices], where it has per-tensor scales.
+        """
+        columns, matrices = of.shape[0], math.prod(of.shape[2:])
         factors = self._factors_of(of.name, columns)
-        parts = zip(np.split(weight, matrices), np.split(data, matrices), factors, strict=True)
-        return np.concatenate([self._matrix(part, made, rows, blocks, of) for part, made, blocks in parts])
+        by = np.ones(matrices, np.float32) if scales is None else scales
+        parts = zip(np.split(weight, matrices), np.split(data, matrices), factors, by, strict=True)
+        return np.concatenate(
+            [self._matrix(part, made, blocks, of, scale) for part, made, blocks, scale in parts]
+        )
 
     def means(self, name: str) -> Iterator[Floats]:
         """The mean second moments [blocks, width, width] of each matrix of a weight's input."""
         return self._moments.of(name).mean()
 
-    def _matrix(self, weight: Bytes, data: Bytes, rows: int, blocks: Sequence[Factor], of: Rounding) -> Bytes:
-        shape = (of.shape[0], rows, 1)
+    def _matrix(
+        self, weight: Bytes, data: Bytes, blocks: Sequence[Factor], of: Rounding, scale: np.float32
+    ) -> Bytes:
+        columns, rows = of.shape[:2]
+        shape = (columns, rows, 1)
         values = Conversion(self._pool, self._threads, weight, of.source_type, "f32", shape, None).result()
         weights, made = values.view(np.float32).reshape(rows, -1), data.reshape(rows, -1)
+        if scale != 1:
+            weights = weights / scale
         run = max(_ROWS, -(-rows // (4 * self._threads) // _ROWS) * _ROWS)
         runs = [slice(first, min(first + run, rows)) for first in range(0, rows, run)]
 

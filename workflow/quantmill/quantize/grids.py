@@ -198,6 +198,39 @@ def _pack_iq4_xs(blocks: Bytes, codes: Bytes) -> None:
     blocks[..., 8:136] = (pairs[..., 0, :] | pairs[..., 1, :] << 4).reshape(*codes.shape[:2], 128)
 
 
+# --- four-bit floats --------------------------------------------------------------------------------
+
+_E2M1: Final = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+"""Twice the values of e2m1 (`kvalues_mxfp4`), ascending."""
+
+_E2M1_CODES: Final = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
+
+
+def _scales_mxfp4(blocks: Bytes) -> Scales:
+    """Half of e8m0's power of two (`ggml_e8m0_to_fp32_half`)."""
+    exponents = blocks[..., :1].astype(np.uint32)
+    bits = np.where(exponents < 2, 0x00200000 << exponents, exponents - 1 << 23).astype(np.uint32)
+    return _symmetric(bits.view(np.float32), 0)
+
+
+def _pack_mxfp4(blocks: Bytes, codes: Bytes) -> None:
+    _nibbles(blocks, 1, _E2M1_CODES[codes])
+
+
+def _scales_nvfp4(blocks: Bytes) -> Scales:
+    """Half of e4m3 without a sign (`ggml_ue4m3_to_fp32`), which has no value for its last code."""
+    exponents, fractions = (blocks[..., :4] >> 3).astype(np.int32), (blocks[..., :4] & 7).astype(np.float32)
+    normal = np.ldexp(np.float32(1) + fractions / np.float32(8), exponents - 8)
+    scales = np.where(exponents == 0, fractions * np.float32(2.0**-10), normal)
+    return _symmetric(np.where(blocks[..., :4] == 0x7F, 0, scales).astype(np.float32), 0)
+
+
+def _pack_nvfp4(blocks: Bytes, codes: Bytes) -> None:
+    """Of each 16 codes the first eight are the low nibbles of eight bytes, the others the high ones."""
+    halves = _E2M1_CODES[codes].reshape(*codes.shape[:2], 4, 2, 8)
+    blocks[..., 4:36] = (halves[..., 0, :] | halves[..., 1, :] << 4).reshape(*codes.shape[:2], 32)
+
+
 GRIDS: Final = {
     "q4_0": Grid(32, 16, lambda blocks: _symmetric(_f16(blocks, 0), 8), _pack_q4_0),
     "q4_1": Grid(32, 16, _with_minimum, _pack_q4_1),
@@ -211,5 +244,7 @@ GRIDS: Final = {
     "q6_K": Grid(16, 64, _scales_q6_k, _pack_q6_k),
     "iq4_nl": Grid(32, 16, lambda blocks: _symmetric(_f16(blocks, 0), 0), _pack_q4_0, _IQ4),
     "iq4_xs": Grid(32, 16, _scales_iq4_xs, _pack_iq4_xs, _IQ4),
+    "mxfp4": Grid(32, 15, _scales_mxfp4, _pack_mxfp4, _E2M1),
+    "nvfp4": Grid(16, 15, _scales_nvfp4, _pack_nvfp4, _E2M1),
 }
 """The grids by type."""
