@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.types import FED_BACK
 from quantmill.measure.outer import Second
 from quantmill.progress import Log
+from quantmill.quantize import nvfp4
 from quantmill.quantize.feedback import factor, rounded
 from quantmill.quantize.grids import steps_and_offsets
 from quantmill.quantize.kernels import Quantizer, Task, task
@@ -87,6 +89,25 @@ def test_the_outputs_change_less_on_other_inputs_too(type_name: str, tmp_path: P
     )
     for text in (x, held_out):
         assert cost(fed_back[0] - values[0], text) < 0.8 * cost(nearest[0] - values[0], text)
+
+
+def test_a_per_tensor_scale_is_taken_into_account(tmp_path: Path) -> None:
+    x, values, plain = inputs(), weights(2), item("nvfp4", matrices=2)
+    values[1] *= 3
+    flat = values.view(np.uint8).reshape(-1)
+    weight = nvfp4.Weight(plain.name, plain.sha256, "f32", plain.shape, lambda: flat)
+    task = replace(plain, together=(weight,))
+    given = Given(second_of(x, x))
+    scale = np.abs(values).max(axis=(1, 2))[:, None, None] / np.float32(6 * 448)
+    nearest, fed_back = (
+        scale * read(made(given, replace(task, moments=key), values, tmp_path), "nvfp4", 2)
+        for key in (None, "k")
+    )
+    for own, theirs, ours in zip(values, nearest, fed_back, strict=True):
+        assert cost(ours - own, x) < 0.8 * cost(theirs - own, x)
+    given.second.sums[:] = np.nan
+    with pytest.raises(QuantmillError, match=r"^blk\.0\.ffn_up\.weight: its second moments are no"):
+        made(given, replace(task, moments="other"), values, tmp_path)
 
 
 def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:

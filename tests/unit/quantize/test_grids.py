@@ -8,6 +8,7 @@ import pytest
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.formats.types import FED_BACK
 from quantmill.quantize import grids
+from quantmill.quantize.codebooks import BOOKS
 from quantmill.quantize.grids import GRIDS
 
 ROWS, COLUMNS = 19, 512
@@ -21,7 +22,8 @@ def converted(data: Bytes, source: str, target: str) -> Bytes:
 
 
 def test_the_types_are_those_that_may_be_asked_for() -> None:
-    assert GRIDS.keys() == FED_BACK
+    assert GRIDS.keys() | BOOKS.keys() == FED_BACK
+    assert not GRIDS.keys() & BOOKS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))

@@ -34,8 +34,8 @@ def test_the_moments_of_a_single_matrix(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(QuantmillError) as refused:
         write.refuse_if_short(tmp_path / "x.gguf", 1000, rows, {"small": 4 * GIB})
     assert str(refused.value) == (
-        "small: needs 5,368,709,120 bytes of memory (4,294,967,296 of them for the second moments), its cgroup "
-        "has 4,294,967,296; allow it more, or use a larger machine, or `rounding: nearest`"
+        "small: needs 5,368,709,120 bytes of memory (4,294,967,296 of them for the second moments), "
+        "its cgroup has 4,294,967,296; allow it more, or use a larger machine, or `rounding: nearest`"
     )
 
 

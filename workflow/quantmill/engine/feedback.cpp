@@ -15,6 +15,15 @@
 #define PANEL 8
 #define TILES 4
 
+// Magnitudes that an entry of a codebook gives to `length` neighbouring weights: a first half of `firsts`
+// [., length / 2] and a second half of `seconds`. Entries are numbered by first halves: those of half f begin
+// at starts[f]; first_of[entry] and halves[entry] are its halves. With `even`, of 8 weights an even number are negative.
+struct Codebook {
+    int64_t length, even, first_count, second_count;
+    const float *firsts, *seconds;
+    const int32_t *starts, *first_of, *halves;
+};
+
 #define PASTE2(a, b) a##_##b
 #define PASTE(a, b) PASTE2(a, b)
 #define PRAGMA(text) _Pragma(#text)
@@ -103,6 +112,22 @@ void quantmill_feed_back(const float *weights, int64_t rows, int64_t columns, co
     CALL(feed_back, weights, rows, columns, order, group, steps, offsets, stride, levels, values, thresholds, panels,
          others, codes, targets, scratch)
 }
+
+// Of weights [rows, columns] that are rounded by entries of a codebook: `entries` [rows, columns / length] and
+// `signs` [rows, columns / 8], a bit a weight.
+//
+// `order` [columns] has the columns of 8 neighbours together. `panels` are as above, but of each `length` columns
+// multiplied by the inverse of their own square, which is 0: what is rounded is the best that these columns
+// could be. `squares` [columns / length, length, length]: what it costs to be elsewhere. `others` and
+// `other_squares` are the same of the matrix itself. A value is step * magnitude.
+void quantmill_feed_back_entries(const float *weights, int64_t rows, int64_t columns, const int32_t *order,
+                                 int64_t group, const float *steps, int64_t stride, const Codebook *book,
+                                 const float *panels, const float *squares, const float *others,
+                                 const float *other_squares, uint16_t *entries, uint8_t *signs, void *scratch,
+                                 int64_t set) {
+    CALL(feed_back_entries, weights, rows, columns, order, group, steps, stride, book, panels, squares, others,
+         other_squares, entries, signs, scratch)
+}
 }
 
 #else
@@ -114,6 +139,7 @@ typedef int32_t mask __attribute__((vector_size(ROWS * sizeof(float))));
 
 #define ALL(x) ((x) - (vec){})
 #define SELECT(which, yes, no) ((vec)(((which) & (mask)(yes)) | (~(which) & (mask)(no))))
+#define INLINE static inline __attribute__((always_inline))
 
 // The code of each of `x`: of a uniform grid the nearest integer, halves to even (adding 1.5 * 2^23 rounds
 // so); else how many thresholds lie below it. What is no number gets 0.
@@ -138,6 +164,25 @@ static inline void valued(vec &code, int64_t levels, const float *values) {
     code = value;
 }
 
+// The rows' weights in the order of rounding, a row a lane; lanes without a row have zeros.
+INLINE void gathered(const float *weights, int64_t first, int64_t here, int64_t columns, const int32_t *order,
+                     vec *target) {
+    memset(target, 0, columns * TILES * sizeof(vec));
+    for (int64_t r = 0; r < here; r++) {
+        const float *row = weights + (first + r) * columns;
+        float *lane = (float *)target + r / ROWS * columns * ROWS + r % ROWS;
+        for (int64_t k = 0; k < columns; k++) lane[k * ROWS] = row[order[k]];
+    }
+}
+
+INLINE void summed(const vec *w, const vec *e, const float *panel, int64_t before, vec *sum) {
+    vec sums[PANEL];
+    for (int j = 0; j < PANEL; j++) sums[j] = w[j];
+    for (int64_t i = 0; i < before; i++)
+        for (int j = 0; j < PANEL; j++) sums[j] += e[i] * ALL(panel[i * PANEL + j]);
+    for (int j = 0; j < PANEL; j++) sum[j] = sums[j];
+}
+
 static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_t columns, const int32_t *order,
                                       int64_t group, const float *steps, const float *offsets, int64_t stride,
                                       int64_t levels, const float *values, const float *thresholds,
@@ -147,12 +192,7 @@ static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_
     for (int64_t first = 0; first < rows; first += ROWS * TILES) {
         int64_t here = rows - first < ROWS * TILES ? rows - first : ROWS * TILES;
         int64_t tiles = (here + ROWS - 1) / ROWS;
-        memset(target, 0, columns * TILES * sizeof(vec));
-        for (int64_t r = 0; r < here; r++) {
-            const float *row = weights + (first + r) * columns;
-            float *lane = (float *)target + r / ROWS * columns * ROWS + r % ROWS;
-            for (int64_t k = 0; k < columns; k++) lane[k * ROWS] = row[order[k]];
-        }
+        gathered(weights, first, here, columns, order, target);
         for (int round = 0; round < (others ? 2 : 1); round++) {
             for (int64_t p = 0; p < columns / PANEL; p++) {
                 const float *panel = (round ? others : panels) + p * columns * PANEL;
@@ -160,9 +200,7 @@ static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_
                 for (int64_t t = 0; t < tiles; t++) {
                     vec *w = target + t * columns, *e = error + t * columns;
                     vec sum[PANEL];
-                    for (int j = 0; j < PANEL; j++) sum[j] = w[p * PANEL + j];
-                    for (int64_t i = 0; i < before; i++)
-                        for (int j = 0; j < PANEL; j++) sum[j] += e[i] * ALL(panel[i * PANEL + j]);
+                    summed(w + p * PANEL, e, panel, before, sum);
                     for (int j = 0; j < PANEL; j++) {
                         int64_t k = p * PANEL + j, place = order[k] / group * stride + first + t * ROWS;
                         vec step, offset;
@@ -187,9 +225,14 @@ static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_
     }
 }
 
+
+#include "entries.h"
+
 #undef ALL
 #undef SELECT
+#undef INLINE
 }
 using PASTE(of, VARIANT)::PASTE(feed_back, VARIANT);
+using PASTE(of, VARIANT)::PASTE(feed_back_entries, VARIANT);
 
 #endif

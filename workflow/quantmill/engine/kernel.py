@@ -27,9 +27,13 @@ from quantmill.errors import QuantmillError
 Floats = NDArray[np.float32]
 
 _SOURCE: Final = Path(__file__).with_name("feedback.cpp")
+_INCLUDED: Final = Path(__file__).with_name("entries.h")
 _FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _COMPILERS: Final = ("c++", "g++", "clang++")
 _ALIGNED: Final = 64
+
+EIGHT: Final = 8
+"""Neighbouring columns that are rounded at once, or in two halves, where they are entries of a codebook."""
 
 
 class Grids(NamedTuple):
@@ -93,6 +97,89 @@ def feed_back(
     return codes
 
 
+class Codebook(c.Structure):
+    """Entries [n, length] of magnitudes, ascending by first halves, in the form of the kernel.
+
+    With `even`, of eight weights an even number are negative.
+    """
+
+    _fields_ = (  # as in feedback.cpp
+        *((name, c.c_int64) for name in ("length", "even", "firsts", "seconds")),
+        *((name, c.c_void_p) for name in ("first", "second", "starts", "first_of", "second_of")),
+    )
+
+    def __init__(self, entries: Floats, even: bool) -> None:
+        half = entries.shape[1] // 2
+        first, first_of = np.unique(entries[:, :half], axis=0, return_inverse=True)
+        second, second_of = np.unique(entries[:, half:], axis=0, return_inverse=True)
+        starts = np.searchsorted(first_of.reshape(-1), np.arange(len(first) + 1))
+        numbers = [part.reshape(-1).astype(np.int32) for part in (starts, first_of, second_of)]
+        self._kept = [np.ascontiguousarray(part) for part in (first, second, *numbers)]
+        super().__init__(
+            entries.shape[1], even, len(first), len(second), *(_pointer(part) for part in self._kept)
+        )
+
+
+def feed_back_entries(
+    weights: Floats,
+    steps: Floats,
+    book: Codebook,
+    order: NDArray[np.int32],
+    panels: Floats,
+    others: Floats | None,
+    squares: tuple[Floats, Floats],
+    *,
+    variant: int = -1,
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """The entries [rows, columns / length] and signs [rows, columns / 8], a bit a weight, of weights.
+
+    `steps` [groups, rows] are of the blocks of a row. `order` has eight neighbours together; `panels` and
+    `others`, with their `squares`, are of the factor and of the matrix, from `panels_and_squares_of`.
+    """
+    lib, (rows, columns) = _lib(), weights.shape
+    stride = -(-rows // lib.quantmill_rows()) * lib.quantmill_rows()
+    padded = np.zeros((len(steps), stride), np.float32)
+    padded[:, :rows] = steps
+    entries = np.empty((rows, columns // book.length), np.uint16)
+    signs = np.empty((rows, columns // EIGHT), np.uint8)
+    lib.quantmill_feed_back_entries(
+        _pointer(weights),
+        rows,
+        columns,
+        _pointer(order),
+        columns // len(steps),
+        _pointer(padded),
+        stride,
+        c.byref(book),
+        _pointer(panels),
+        _pointer(squares[0]),
+        _pointer(others),
+        _pointer(squares[1]),
+        _pointer(entries),
+        _pointer(signs),
+        _scratch(lib.quantmill_scratch(columns)),
+        variant,
+    )
+    return entries, signs
+
+
+def panels_and_squares_of(matrix: Floats, length: int, *, factor: bool = False) -> tuple[Floats, Floats]:
+    """What `feed_back_entries` takes of a matrix [columns, columns] in the order of rounding, or of its upper
+    factor: panels, and the costs [columns / length, length, length] by which an entry is chosen.
+
+    The panels give each `length` columns the best values that they could have for the errors of the others.
+    """
+    columns = len(matrix)
+    parts = matrix.reshape(columns, -1, length).transpose(1, 0, 2)
+    number = np.arange(len(parts))
+    own = parts.reshape(len(parts), -1, length, length)[number, number].astype(np.float64)
+    scaled = parts @ np.linalg.inv(own).astype(np.float32)
+    scaled.reshape(len(parts), -1, length, length)[number, number] = 0
+    panels = scaled.reshape(-1, EIGHT // length, columns, length).transpose(0, 2, 1, 3)
+    squares = own @ own.transpose(0, 2, 1) if factor else own
+    return np.ascontiguousarray(panels).reshape(-1, columns, EIGHT), squares.astype(np.float32)
+
+
 def all_panels_of(matrix: Floats) -> Floats:
     """A matrix [columns, columns] in the order of rounding, as `others`; `columns` is a multiple of 8."""
     columns, width = len(matrix), _lib().quantmill_panel()
@@ -134,6 +221,12 @@ def _lib() -> c.CDLL:
     lib.quantmill_rows.restype = lib.quantmill_panel.restype = c.c_int64
     lib.quantmill_scratch.restype, lib.quantmill_scratch.argtypes = c.c_int64, [c.c_int64]
     lib.quantmill_panels.restype = lib.quantmill_feed_back.restype = None
+    lib.quantmill_feed_back_entries.restype = None
+    lib.quantmill_feed_back_entries.argtypes = [
+        *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64, c.c_void_p, c.c_int64),
+        *(c.c_void_p for _ in range(7)),
+        *(c.c_void_p, c.c_int64),
+    ]
     lib.quantmill_panels.argtypes = [c.c_void_p, c.c_int64, c.c_void_p]
     lib.quantmill_feed_back.argtypes = [
         *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64),
@@ -148,7 +241,7 @@ def built() -> Path:
 
     QuantmillError where the environment cannot be written, or there is no working compiler.
     """
-    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(_SOURCE.read_bytes() + _INCLUDED.read_bytes()).hexdigest()[:16]
     path = Path(sys.prefix) / "lib" / f"quantmill-feedback-{digest}.so"
     if path.exists():
         return path

@@ -110,7 +110,11 @@ _NEED_IMATRIX_IK: Final = frozenset(("iq1_kt", "iq2_kt"))
 _ABORT_WITHOUT: Final = frozenset(("iq1_s", "iq2_xxs", "iq2_xs"))  # ggml_quantize_requires_imatrix
 
 FED_BACK: Final = frozenset(
-    ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs")
+    (
+        *("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
+        *("iq4_nl", "iq4_xs", "mxfp4", "nvfp4"),
+        *("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+    )
 )
 """The types to which `rounding: gptq` rounds."""
 

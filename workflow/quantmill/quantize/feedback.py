@@ -12,7 +12,11 @@ Then every column is rounded once more, for the errors of all others (a sweep of
 
 Types of few levels gain from a second search of scales: given what is rounded in place of the weights,
 t_k = w_k + Σ_{i<k} e_i M_ik, the cost is Σ_k D_k (t_k - q_k)². That is what ggml's quantizers minimize, for
-the weights t with the importance D.
+the weights t with the importance D. Not so where an entry of a codebook gives 4 or 8 neighbours their values:
+it costs ggml's quantizers of these types microseconds a weight, and gains nothing.
+
+Such neighbours are rounded at once, by the same cost: with H = M D Mᵀ in blocks of their size, to the entry q
+that is nearest to their target t by (t - q) D_k (t - q)ᵀ.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from quantmill.engine.ggml import Conversion
 from quantmill.errors import QuantmillError
 from quantmill.measure.moments import Moments
 from quantmill.measure.outer import Input, Second
+from quantmill.quantize import codebooks
+from quantmill.quantize.codebooks import BOOKS
 from quantmill.quantize.grids import GRIDS, Bytes, Floats, packed, steps_and_offsets
 
 DAMPING: Final = 0.01
@@ -65,12 +71,16 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class Factor:
-    """The order of the columns [columns], D by column [columns]; M and H in the form of the kernel."""
+    """The order of the columns [columns], D by column [columns]; M and H in the form of the kernel.
+
+    Where entries of a codebook give several columns their values, the kernel takes `squares` too.
+    """
 
     order: NDArray[np.int32]
     importance: Floats
     panels: Floats
     others: Floats
+    squares: tuple[Floats, Floats] | None = None
 
 
 def memory_of(one: Input, threads: int) -> int:
@@ -81,10 +91,17 @@ def memory_of(one: Input, threads: int) -> int:
     return one.bytes + 4 * threads * one.bytes // one.matrices
 
 
-def factor(moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPING) -> Factor:
-    """Of second moments [columns, columns]. QuantmillError where they are not finite or not positive."""
+def factor(
+    moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPING, length: int = 1
+) -> Factor:
+    """Of second moments [columns, columns]. QuantmillError where they are not finite or not positive.
+
+    `length` columns are rounded at once. Where they are several, eight neighbours go together in the order.
+    """
     diagonal = np.diagonal(moments).copy()
-    order = np.argsort(-diagonal, kind="stable").astype(np.int32)
+    together = 1 if length == 1 else kernel.EIGHT
+    groups = np.argsort(-diagonal.reshape(-1, together).sum(axis=1), kind="stable")
+    order = (together * groups[:, None] + np.arange(together)).reshape(-1).astype(np.int32)
     backwards = order[::-1]
     matrix = moments[np.ix_(backwards, backwards)]
     matrix *= np.float32(1 - shrinkage)
@@ -99,7 +116,12 @@ def factor(moments: Floats, shrinkage: float = SHRINKAGE, damping: float = DAMPI
         raise QuantmillError("its second moments are no positive definite matrix", cure="measure them again")
     importance = np.empty_like(diagonal)
     importance[backwards] = np.diagonal(lower) ** 2
-    return Factor(order, importance, kernel.panels_of(lower), kernel.all_panels_of(matrix[::-1, ::-1]))
+    matrix = matrix[::-1, ::-1]
+    if length == 1:
+        return Factor(order, importance, kernel.panels_of(lower), kernel.all_panels_of(matrix))
+    panels, squares = kernel.panels_and_squares_of(lower[::-1, ::-1], length, factor=True)
+    others, other_squares = kernel.panels_and_squares_of(matrix, length)
+    return Factor(order, importance, panels, others, (squares, other_squares))
 
 
 class Feedback:
@@ -110,32 +132,42 @@ class Feedback:
 
     def __init__(self, moments: Moments, pool: Executor, threads: int) -> None:
         self._moments, self._pool, self._threads = moments, pool, threads
-        self._factors: dict[str, Future[list[list[Factor]]]] = {}
+        self._factors: dict[tuple[str, int], Future[list[list[Factor]]]] = {}
         self._lock = threading.Lock()
 
-    def round(self, weight: Bytes, data: Bytes, of: Rounding) -> Bytes:
-        """A weight's data rounded into `data`, which ggml quantized of it. QuantmillError as of `factor`."""
-        columns, rows = of.shape[:2]
+    def round(self, weight: Bytes, data: Bytes, of: Rounding, scales: Floats | None = None) -> Bytes:
+        """A weight's data rounded into `data`, which ggml quantized of it. QuantmillError as of `factor`.
+
+        Readers multiply `data` by `scales` [matrices], where it has per-tensor scales.
+        """
         matrices = math.prod(of.shape[2:])
-        factors = self._factors_of(of.name, columns)
-        parts = zip(np.split(weight, matrices), np.split(data, matrices), factors, strict=True)
-        return np.concatenate([self._matrix(part, made, rows, blocks, of) for part, made, blocks in parts])
+        factors = self._factors_of(of.name, of.type)
+        by = np.ones(matrices, np.float32) if scales is None else scales
+        parts = zip(np.split(weight, matrices), np.split(data, matrices), factors, by, strict=True)
+        return np.concatenate(
+            [self._matrix(part, made, blocks, of, scale) for part, made, blocks, scale in parts]
+        )
 
     def means(self, name: str) -> Iterator[Floats]:
         """The mean second moments [blocks, width, width] of each matrix of a weight's input."""
         return self._moments.of(name).mean()
 
-    def _matrix(self, weight: Bytes, data: Bytes, rows: int, blocks: Sequence[Factor], of: Rounding) -> Bytes:
-        shape = (of.shape[0], rows, 1)
+    def _matrix(
+        self, weight: Bytes, data: Bytes, blocks: Sequence[Factor], of: Rounding, scale: np.float32
+    ) -> Bytes:
+        columns, rows = of.shape[:2]
+        shape = (columns, rows, 1)
         values = Conversion(self._pool, self._threads, weight, of.source_type, "f32", shape, None).result()
         weights, made = values.view(np.float32).reshape(rows, -1), data.reshape(rows, -1)
+        if scale != 1:
+            weights = weights / scale
         run = max(_ROWS, -(-rows // (4 * self._threads) // _ROWS) * _ROWS)
         runs = [slice(first, min(first + run, rows)) for first in range(0, rows, run)]
 
         def of_runs(work: Callable[[Floats, Bytes], NDArray[Any]]) -> NDArray[Any]:
             return np.concatenate(list(self._pool.map(lambda part: work(weights[part], made[part]), runs)))
 
-        if GRIDS[of.type].levels <= _COARSE:
+        if of.type in GRIDS and GRIDS[of.type].levels <= _COARSE:
             wanted = of_runs(lambda some, theirs: targets(some, theirs, of.type, blocks))
             importance = np.concatenate([block.importance for block in blocks])[None]
             again = Conversion(
@@ -150,9 +182,10 @@ class Feedback:
             made = again.result().reshape(rows, -1)
         return of_runs(lambda some, theirs: rounded(some, theirs, of.type, blocks))
 
-    def _factors_of(self, name: str, columns: int) -> list[list[Factor]]:
+    def _factors_of(self, name: str, type_name: str) -> list[list[Factor]]:
         """The factors of a weight's input: of each matrix those of its blocks."""
-        key = self._moments.key(name)
+        length = codebooks.codebook(type_name).length if type_name in BOOKS else 1
+        key = self._moments.key(name), length
         with self._lock:
             known = self._factors.pop(key, None)
             future = self._factors[key] = known or Future()  # the last in the order of the dict
@@ -160,17 +193,17 @@ class Feedback:
                 del self._factors[old]
         if known is None:
             try:
-                future.set_result(self._made(self._moments.of(name)))
+                future.set_result(self._made(self._moments.of(name), length))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
-    def _made(self, second: Second) -> list[list[Factor]]:
+    def _made(self, second: Second, length: int = 1) -> list[list[Factor]]:
         """As many matrices at once as there are threads: each is in memory as often as its factor needs."""
         means = second.mean()
         made: list[list[Factor]] = []
         while some := list(islice(means, self._threads)):
-            made += self._pool.map(lambda blocks: [factor(block) for block in blocks], some)
+            made += self._pool.map(lambda blocks: [factor(block, length=length) for block in blocks], some)
         return made
 
 
@@ -179,11 +212,27 @@ def rounded(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Facto
 
     `blocks` are the factors of the diagonal blocks of their input's moments, in order.
     """
+    if type_name in BOOKS:
+        return _rounded_by_entries(weights, data, type_name, blocks)
     codes = [
         kernel.feed_back(part, made.order, made.panels, grids, others=made.others)
         for part, grids, made in _blocks(weights, data, type_name, blocks)
     ]
     return packed(data, type_name, np.concatenate(codes, axis=1))
+
+
+def _rounded_by_entries(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Factor]) -> Bytes:
+    steps, book = codebooks.steps(data, type_name, len(weights)), codebooks.codebook(type_name)
+    parts = zip(np.split(weights, len(blocks), axis=1), np.split(steps, len(blocks)), blocks, strict=True)
+    made = [
+        kernel.feed_back_entries(
+            np.ascontiguousarray(part), own, book, made.order, made.panels, made.others, made.squares
+        )
+        for part, own, made in parts
+        if made.squares is not None
+    ]
+    entries, signs = (np.concatenate(each, axis=1) for each in zip(*made, strict=True))
+    return codebooks.packed(data, type_name, entries, signs)
 
 
 def targets(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Factor]) -> Floats:

@@ -54,7 +54,7 @@ def packed(data: Bytes, type_name: str, codes: Bytes) -> Bytes:
     return blocks.reshape(-1)
 
 
-def _f16(blocks: Bytes, start: int) -> Floats:
+def f16(blocks: Bytes, start: int) -> Floats:
     """The f16 at a byte of each block, f32 [rows, blocks, 1]."""
     return np.ascontiguousarray(blocks[..., start : start + 2]).view(np.float16).astype(np.float32)
 
@@ -78,7 +78,7 @@ def _fifth_bits(blocks: Bytes, start: int, codes: Bytes) -> None:
 
 
 def _with_minimum(blocks: Bytes) -> Scales:
-    return _f16(blocks, 0), _f16(blocks, 2)
+    return f16(blocks, 0), f16(blocks, 2)
 
 
 def _pack_q4_0(blocks: Bytes, codes: Bytes) -> None:
@@ -117,7 +117,7 @@ def _crumbs(blocks: Bytes, start: int, codes: Bytes) -> None:
 
 def _scales_q2_k(blocks: Bytes) -> Scales:
     scales = blocks[..., :16]
-    return _f16(blocks, 80) * (scales & 15), -_f16(blocks, 82) * (scales >> 4)
+    return f16(blocks, 80) * (scales & 15), -f16(blocks, 82) * (scales >> 4)
 
 
 def _pack_q2_k(blocks: Bytes, codes: Bytes) -> None:
@@ -129,7 +129,7 @@ def _scales_q3_k(blocks: Bytes) -> Scales:
     high = blocks[..., 104:108]
     high = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
     scales = (low | high << 4).astype(np.float32) - np.float32(32)
-    return _symmetric(_f16(blocks, 108) * scales, 4)
+    return _symmetric(f16(blocks, 108) * scales, 4)
 
 
 def _pack_q3_k(blocks: Bytes, codes: Bytes) -> None:
@@ -144,7 +144,7 @@ def _scales_q4_k(blocks: Bytes) -> Scales:
     first, second, third = (blocks[..., 4 + start : 8 + start] for start in (0, 4, 8))
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
     minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=-1)
-    return _f16(blocks, 0) * scales, -_f16(blocks, 2) * minima
+    return f16(blocks, 0) * scales, -f16(blocks, 2) * minima
 
 
 def _nibbles_of_64(blocks: Bytes, start: int, codes: Bytes) -> None:
@@ -168,7 +168,7 @@ def _pack_q5_k(blocks: Bytes, codes: Bytes) -> None:
 
 def _scales_q6_k(blocks: Bytes) -> Scales:
     scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
-    return _symmetric(_f16(blocks, 208) * scales, 32)
+    return _symmetric(f16(blocks, 208) * scales, 32)
 
 
 def _pack_q6_k(blocks: Bytes, codes: Bytes) -> None:
@@ -190,7 +190,7 @@ def _scales_iq4_xs(blocks: Bytes) -> Scales:
     low = np.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], axis=-1).reshape(*blocks.shape[:2], 8)
     high = high >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     scales = (low | high << 4).astype(np.float32) - np.float32(32)
-    return _symmetric(_f16(blocks, 0) * scales, 0)
+    return _symmetric(f16(blocks, 0) * scales, 0)
 
 
 def _pack_iq4_xs(blocks: Bytes, codes: Bytes) -> None:
@@ -198,18 +198,53 @@ def _pack_iq4_xs(blocks: Bytes, codes: Bytes) -> None:
     blocks[..., 8:136] = (pairs[..., 0, :] | pairs[..., 1, :] << 4).reshape(*codes.shape[:2], 128)
 
 
+# --- four-bit floats --------------------------------------------------------------------------------
+
+_E2M1: Final = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+"""Twice the values of e2m1 (`kvalues_mxfp4`), ascending."""
+
+_E2M1_CODES: Final = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
+
+
+def _scales_mxfp4(blocks: Bytes) -> Scales:
+    """Half of e8m0's power of two (`ggml_e8m0_to_fp32_half`)."""
+    exponents = blocks[..., :1].astype(np.uint32)
+    bits = np.where(exponents < 2, 0x00200000 << exponents, exponents - 1 << 23).astype(np.uint32)
+    return _symmetric(bits.view(np.float32), 0)
+
+
+def _pack_mxfp4(blocks: Bytes, codes: Bytes) -> None:
+    _nibbles(blocks, 1, _E2M1_CODES[codes])
+
+
+def _scales_nvfp4(blocks: Bytes) -> Scales:
+    """Half of e4m3 without a sign (`ggml_ue4m3_to_fp32`), which has no value for its last code."""
+    exponents, fractions = (blocks[..., :4] >> 3).astype(np.int32), (blocks[..., :4] & 7).astype(np.float32)
+    normal = np.ldexp(np.float32(1) + fractions / np.float32(8), exponents - 8)
+    scales = np.where(exponents == 0, fractions * np.float32(2.0**-10), normal)
+    return _symmetric(np.where(blocks[..., :4] == 0x7F, 0, scales).astype(np.float32), 0)
+
+
+def _pack_nvfp4(blocks: Bytes, codes: Bytes) -> None:
+    """Of each 16 codes the first eight are the low nibbles of eight bytes, the others the high ones."""
+    halves = _E2M1_CODES[codes].reshape(*codes.shape[:2], 4, 2, 8)
+    blocks[..., 4:36] = (halves[..., 0, :] | halves[..., 1, :] << 4).reshape(*codes.shape[:2], 32)
+
+
 GRIDS: Final = {
-    "q4_0": Grid(32, 16, lambda blocks: _symmetric(_f16(blocks, 0), 8), _pack_q4_0),
+    "q4_0": Grid(32, 16, lambda blocks: _symmetric(f16(blocks, 0), 8), _pack_q4_0),
     "q4_1": Grid(32, 16, _with_minimum, _pack_q4_1),
-    "q5_0": Grid(32, 32, lambda blocks: _symmetric(_f16(blocks, 0), 16), _pack_q5_0),
+    "q5_0": Grid(32, 32, lambda blocks: _symmetric(f16(blocks, 0), 16), _pack_q5_0),
     "q5_1": Grid(32, 32, _with_minimum, _pack_q5_1),
-    "q8_0": Grid(32, 255, lambda blocks: _symmetric(_f16(blocks, 0), 127), _pack_q8_0),
+    "q8_0": Grid(32, 255, lambda blocks: _symmetric(f16(blocks, 0), 127), _pack_q8_0),
     "q2_K": Grid(16, 4, _scales_q2_k, _pack_q2_k),
     "q3_K": Grid(16, 8, _scales_q3_k, _pack_q3_k),
     "q4_K": Grid(32, 16, _scales_q4_k, _pack_q4_k),
     "q5_K": Grid(32, 32, _scales_q4_k, _pack_q5_k),
     "q6_K": Grid(16, 64, _scales_q6_k, _pack_q6_k),
-    "iq4_nl": Grid(32, 16, lambda blocks: _symmetric(_f16(blocks, 0), 0), _pack_q4_0, _IQ4),
+    "iq4_nl": Grid(32, 16, lambda blocks: _symmetric(f16(blocks, 0), 0), _pack_q4_0, _IQ4),
     "iq4_xs": Grid(32, 16, _scales_iq4_xs, _pack_iq4_xs, _IQ4),
+    "mxfp4": Grid(32, 15, _scales_mxfp4, _pack_mxfp4, _E2M1),
+    "nvfp4": Grid(16, 15, _scales_nvfp4, _pack_nvfp4, _E2M1),
 }
 """The grids by type."""

@@ -136,7 +136,7 @@ class Quantizer:
         try:
             if task.moments is None or self._feedback is None:
                 return self._nearest(task, source, shape)
-            nearest = np.frombuffer(self._unit_of_nearest(task, source, shape), np.uint8)
+            nearest = self._unit_of_nearest(task, shape, lambda: self._nearest(task, source, shape))
             return self._feedback.round(source, nearest, replace(task, shape=shape))
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
@@ -147,13 +147,11 @@ class Quantizer:
         """
         return None if task.moments is None or self._feedback is None else self._feedback.means(task.name)
 
-    def _unit_of_nearest(
-        self, task: Task, source: Bytes, shape: tuple[int, ...]
-    ) -> bytes | memoryview | Bytes:
+    def _unit_of_nearest(self, task: Task, shape: tuple[int, ...], make: Callable[[], Bytes]) -> Bytes:
         if shape != task.shape:  # a sample of rows
-            return self._nearest(task, source, shape)
+            return make()
         key = replace(task, moments=None).key(self.engine)
-        return self.store.get_or_make(key, lambda: self._nearest(task, source, shape).data)
+        return np.frombuffer(self.store.get_or_make(key, lambda: make().data), np.uint8)
 
     def _nearest(self, task: Task, source: Bytes, shape: tuple[int, ...]) -> Bytes:
         return Conversion(
@@ -166,7 +164,17 @@ class Quantizer:
         if task.type == "f32":
             return scales.view(np.uint8)
         weight = nvfp4.Weight(task.name, task.sha256, task.source_type, task.shape, lambda: source)
-        return nvfp4.quantize(weight, scales, self._workers, self.threads)
+
+        def make() -> Bytes:
+            return nvfp4.quantize(weight, scales, self._workers, self.threads)
+
+        if task.moments is None or self._feedback is None:
+            return make()
+        try:
+            nearest = self._unit_of_nearest(task, task.shape, make)
+            return self._feedback.round(source, nearest, task, scales)
+        except QuantmillError as error:
+            raise QuantmillError(str(error), task.name) from error
 
     def _largest_of(self, weight: nvfp4.Weight) -> NDArray[np.float32]:
         """The largest magnitudes of a weight, computed once."""
