@@ -52,6 +52,7 @@ VERSION: Final = 1
 """Of the units of the store: raised where the same moments give other bytes."""
 
 _COARSE: Final = 16  # levels, up to which the search of scales is worth repeating
+_ONCE: Final = frozenset(("nvfp4",))  # and yet not: beside per-tensor scales ggml's are the worse ones
 _ROWS: Final = 64  # the kernel takes so many at a time
 _KEPT: Final = 2  # inputs whose factors are kept: gate and up share one, as do q, k and v
 
@@ -159,7 +160,7 @@ class Feedback:
         def of_runs(work: Callable[[Floats, Bytes], NDArray[Any]]) -> NDArray[Any]:
             return np.concatenate(list(self._pool.map(lambda part: work(weights[part], made[part]), runs)))
 
-        if of.type in GRIDS and GRIDS[of.type].levels <= _COARSE:
+        if of.type in GRIDS and GRIDS[of.type].levels <= _COARSE and of.type not in _ONCE:
             wanted = of_runs(lambda some, theirs: targets(some, theirs, of.type, blocks))
             importance = np.concatenate([block.importance for block in blocks])[None]
             again = Conversion(
