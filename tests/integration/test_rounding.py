@@ -100,7 +100,13 @@ def tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
     return {t.name: (t.tensor_type.name, np.array(t.data)) for t in gguf.GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize(("name", "base"), [("tiny-llama", "Q4_K_M"), ("tiny-moe", "Q3_K_M")])
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        *(("tiny-llama", base) for base in ("Q4_K_M", "IQ3_XXS", "nvfp4")),
+        *(("tiny-moe", base) for base in ("Q3_K_M", "IQ2_M", "mxfp4")),
+    ],
+)
 def test_a_file_is_a_stock_one_of_the_planned_size(tmp_path: Path, name: str, base: str) -> None:
     bench = Bench(tmp_path, name)
     report = bench.moments()

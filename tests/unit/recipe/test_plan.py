@@ -337,7 +337,7 @@ def test_a_plan_says_how_its_weights_are_rounded(tmp_path: Path) -> None:
     done = run(tmp_path, LLAMA, "base: tq2_0", config | {"rounding": "gptq"})
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "r.yaml: tq2_0 has no grid to which errors can be fed back (" in done.stderr
-    assert ", mxfp4, nvfp4, q2_K, " in done.stderr
+    assert "; choose iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, iq4_xs, mxfp4, " in done.stderr
     assert done.stderr.endswith(", or give the recipe rounding: nearest\n")
 
 

@@ -1,9 +1,9 @@
-// Of feedback.cpp, which includes it in each variant: rounding by entries of a codebook, which give several
+// A part of feedback.cpp, included in each variant: rounding by entries of a codebook, which give several
 // neighbouring columns their values at once.
 //
-// With A the matrix `squares` of some columns and x the best that they could be, in steps, the values v cost
-// (x - v) A (x - v)': of the signs of x all entries are compared by just that. A half of an entry is one of
-// few; its own part of the cost is computed once, and the parts of two halves are joined by their products.
+// Let x be the best values that some columns could have, in steps, and A their matrix in `squares`. The values v
+// cost (x - v) A (x - v)'. All entries are compared by that, with the signs of x. The halves of entries are few:
+// what a half costs by itself is computed once, and an entry adds the product of its two.
 
 #define HALVES 128
 #define STANDING -1
@@ -53,8 +53,8 @@ INLINE void search(const int length, const Codebook *book, const float *square, 
             for (int l = 0; l < half; l++) cross[i] += folded[l * length + half + i] * ALL(2 * u[l]);
         }
         for (int32_t e = book->starts[f]; e < book->starts[f + 1]; e++) {
-            const float *v = book->seconds + book->halves[e] * half;
-            vec cost = first + second[book->halves[e]];
+            const float *v = book->seconds + book->second_of[e] * half;
+            vec cost = first + second[book->second_of[e]];
             for (int i = 0; i < half; i++) cost += cross[i] * ALL(v[i]);
             mask better = cost < best;
             best = SELECT(better, cost, best);
@@ -70,11 +70,12 @@ INLINE void search(const int length, const Codebook *book, const float *square, 
         int32_t e = entry[r], f = book->first_of[e];
         for (int i = 0; i < half; i++) {
             choice->values[i][r] = sign[i][r] * book->firsts[f * half + i];
-            choice->values[half + i][r] = sign[half + i][r] * book->seconds[book->halves[e] * half + i];
+            choice->values[half + i][r] = sign[half + i][r] * book->seconds[book->second_of[e] * half + i];
         }
     }
 }
 
+// Where `better`, the choice becomes `one`.
 INLINE void take(const int length, mask better, const Choice *one, Choice *best) {
     for (int i = 0; i < length; i++) best->values[i] = SELECT(better, one->values[i], best->values[i]);
     best->cost = SELECT(better, one->cost, best->cost);
@@ -117,8 +118,7 @@ INLINE vec kept(const int length, const float *square, const vec *x, const vec *
 INLINE void round_entries(const int length, const float *weights, int64_t rows, int64_t columns,
                           const int32_t *order, int64_t group, const float *steps, int64_t stride,
                           const Codebook *book, const float *panels, const float *squares, const float *others,
-                          const float *other_squares, uint16_t *entries, uint8_t *signs,
-                          void *scratch) {
+                          const float *other_squares, uint16_t *entries, uint8_t *signs, void *scratch) {
     const int units = PANEL / length;
     vec *target = (vec *)scratch, *error = target + columns * TILES;
     for (int64_t first = 0; first < rows; first += ROWS * TILES) {
@@ -137,8 +137,8 @@ INLINE void round_entries(const int length, const float *weights, int64_t rows, 
                     memcpy(&step, steps + order[p * PANEL] / group * stride + first + t * ROWS, sizeof(vec));
                     mask some = step != ALL(0.0f);
                     vec inverse = SELECT(some, ALL(1.0f) / step, ALL(0.0f));
-                    // Signs are even in all 8 columns: of two units both are, or neither is. What stands from
-                    // the round before stays where nothing costs less.
+                    // Signs are even in all 8 columns: of two units both are even, or both odd. What the round
+                    // before has chosen stays where nothing costs less.
                     Choice best[2] = {};
                     vec least = ALL(0.0f), old[PANEL];
                     for (int j = 0; j < PANEL; j++) {

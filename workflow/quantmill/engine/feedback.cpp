@@ -16,12 +16,13 @@
 #define TILES 4
 
 // Magnitudes that an entry of a codebook gives to `length` neighbouring weights: a first half of `firsts`
-// [., length / 2] and a second half of `seconds`. Entries are numbered by first halves: those of half f begin
-// at starts[f]; first_of[entry] and halves[entry] are its halves. With `even`, of 8 weights an even number are negative.
+// [., length / 2] and a second half of `seconds`; first_of[entry] and second_of[entry] are which. Entries are
+// numbered by first halves: those of half f begin at starts[f]. With `even`, of 8 weights an even number are
+// negative.
 struct Codebook {
     int64_t length, even, first_count, second_count;
     const float *firsts, *seconds;
-    const int32_t *starts, *first_of, *halves;
+    const int32_t *starts, *first_of, *second_of;
 };
 
 #define PASTE2(a, b) a##_##b
@@ -116,10 +117,10 @@ void quantmill_feed_back(const float *weights, int64_t rows, int64_t columns, co
 // Of weights [rows, columns] that are rounded by entries of a codebook: `entries` [rows, columns / length] and
 // `signs` [rows, columns / 8], a bit a weight.
 //
-// `order` [columns] has the columns of 8 neighbours together. `panels` are as above, but of each `length` columns
-// multiplied by the inverse of their own square, which is 0: what is rounded is the best that these columns
-// could be. `squares` [columns / length, length, length]: what it costs to be elsewhere. `others` and
-// `other_squares` are the same of the matrix itself. A value is step * magnitude.
+// `order` [columns] has the columns of 8 neighbours together. `panels` are as above, but each `length` columns
+// are multiplied by the inverse of their own square on the diagonal, which is then 0: so what is rounded are
+// the best values that these columns could have. `squares` [columns / length, length, length]: what it costs to
+// have others. `others` and `other_squares` are the same of the matrix itself. A value is step * magnitude.
 void quantmill_feed_back_entries(const float *weights, int64_t rows, int64_t columns, const int32_t *order,
                                  int64_t group, const float *steps, int64_t stride, const Codebook *book,
                                  const float *panels, const float *squares, const float *others,

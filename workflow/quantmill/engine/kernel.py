@@ -31,6 +31,7 @@ _INCLUDED: Final = Path(__file__).with_name("entries.h")
 _FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _COMPILERS: Final = ("c++", "g++", "clang++")
 _ALIGNED: Final = 64
+_HALVES: Final = 128  # HALVES of entries.h
 
 EIGHT: Final = 8
 """Neighbouring columns that are rounded at once, or in two halves, where they are entries of a codebook."""
@@ -98,20 +99,21 @@ def feed_back(
 
 
 class Codebook(c.Structure):
-    """Entries [n, length] of magnitudes, ascending by first halves, in the form of the kernel.
+    """Entries [n, length] of magnitudes in the form of the kernel: ascending, the smallest magnitudes first.
 
     With `even`, of eight weights an even number are negative.
     """
 
     _fields_ = (  # as in feedback.cpp
-        *((name, c.c_int64) for name in ("length", "even", "firsts", "seconds")),
-        *((name, c.c_void_p) for name in ("first", "second", "starts", "first_of", "second_of")),
+        *((name, c.c_int64) for name in ("length", "even", "first_count", "second_count")),
+        *((name, c.c_void_p) for name in ("firsts", "seconds", "starts", "first_of", "second_of")),
     )
 
     def __init__(self, entries: Floats, even: bool) -> None:
         half = entries.shape[1] // 2
         first, first_of = np.unique(entries[:, :half], axis=0, return_inverse=True)
         second, second_of = np.unique(entries[:, half:], axis=0, return_inverse=True)
+        assert len(second) <= _HALVES
         starts = np.searchsorted(first_of.reshape(-1), np.arange(len(first) + 1))
         numbers = [part.reshape(-1).astype(np.int32) for part in (starts, first_of, second_of)]
         self._kept = [np.ascontiguousarray(part) for part in (first, second, *numbers)]
