@@ -99,6 +99,8 @@ def factor(
 
     `length` columns are rounded at once. Where they are several, eight neighbours go together in the order.
     """
+    from scipy.linalg import lapack
+
     diagonal = np.diagonal(moments).copy()
     together = 1 if length == 1 else kernel.EIGHT
     groups = np.argsort(-diagonal.reshape(-1, together).sum(axis=1), kind="stable")
@@ -108,11 +110,10 @@ def factor(
     matrix *= np.float32(1 - shrinkage)
     mean = float(diagonal.mean(dtype=np.float64)) or 1.0  # where nothing was ever seen nothing is fed back
     np.fill_diagonal(matrix, diagonal[backwards] + np.float32(damping * mean))
-    try:
-        lower = np.linalg.cholesky(matrix)
-        positive = bool(np.isfinite(lower.sum()))  # LAPACK does not stop at what is no number
-    except np.linalg.LinAlgError:
-        positive = False
+    # The matrix is symmetric: its transpose is in LAPACK's order. (numpy's own is six times slower.)
+    upper, fault = lapack.spotrf(matrix.T, lower=0, clean=1)
+    lower: Floats = upper.T
+    positive = fault == 0 and bool(np.isfinite(lower.sum()))  # LAPACK does not stop at what is no number
     if not positive:
         raise QuantmillError("its second moments are no positive definite matrix", cure="measure them again")
     importance = np.empty_like(diagonal)
