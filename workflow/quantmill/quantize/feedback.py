@@ -200,7 +200,7 @@ class Feedback:
                 future.set_exception(error)
         return future.result()
 
-    def _made(self, second: Second, length: int = 1) -> list[list[Factor]]:
+    def _made(self, second: Second, length: int) -> list[list[Factor]]:
         """As many matrices at once as there are threads: each is in memory as often as its factor needs."""
         means = second.mean()
         made: list[list[Factor]] = []
