@@ -98,7 +98,7 @@ def test_another_round_lessens_the_cost() -> None:
     given = case(90, 96, 32)
     weights, order, moments = given["weights"], given["order"], given["moments"]
     panels = kernel.panels_of(lower_of(moments, order))  # type: ignore[arg-type]
-    others = kernel.all_panels_of(moments[np.ix_(order, order)])  # type: ignore[arg-type]
+    others = kernel.all_panels_of(np.ascontiguousarray(moments[np.ix_(order[::-1], order[::-1])]))  # type: ignore[arg-type]
     grids = kernel.Grids(given["steps"], given["offsets"], 16)  # type: ignore[arg-type]
 
     def costs(more: Floats | None, variant: int) -> Floats:

@@ -98,14 +98,26 @@ void quantmill_panels(const float *lower, int64_t columns, float *panels) {
             }
 }
 
+// A matrix whose reversal is the symmetric `reversed` [columns, columns], in panels as above, its columns
+// divided by their diagonal, which is then 0.
+void quantmill_all_panels(const float *reversed, int64_t columns, float *panels) {
+    for (int64_t p = 0; p < columns / PANEL; p++)
+        for (int64_t i = 0; i < columns; i++)
+            for (int64_t j = 0; j < PANEL; j++) {
+                int64_t row = columns - 1 - i, column = columns - 1 - (p * PANEL + j);
+                panels[(p * columns + i) * PANEL + j] =
+                    column == row ? 0 : reversed[row * columns + column] / reversed[column * columns + column];
+            }
+}
+
 // The codes [rows, columns] of `weights` [rows, columns].
 //
 // `order` [columns]: the columns in the order of rounding. `steps`, `offsets` [columns / group, stride]: of
 // a block of `group` columns and a row; a value is offset + step * values[code], without `values` offset +
 // step * code. `thresholds` [levels - 1] lie between the values. `panels` is the factor. With `others`, panels
 // of the matrix itself (columns divided by their diagonal, which is 0), every column is then rounded once
-// more, for the errors of all others. `targets` [rows, columns], where given, gets what the first round
-// rounded. `set`: which instruction set; -1: the best.
+// more, for the errors of all others; else `targets` [rows, columns], where given, gets what was rounded.
+// `set`: which instruction set; -1: the best.
 void quantmill_feed_back(const float *weights, int64_t rows, int64_t columns, const int32_t *order, int64_t group,
                          const float *steps, const float *offsets, int64_t stride, int64_t levels,
                          const float *values, const float *thresholds, const float *panels, const float *others,
@@ -214,10 +226,12 @@ static void PASTE(feed_back, VARIANT)(const float *weights, int64_t rows, int64_
                         vec now = w[k] - (value * step + offset), change = round ? now - e[k] : now;
                         e[k] = now;
                         for (int l = j + 1; l < PANEL; l++) sum[l] += change * ALL(panel[k * PANEL + l]);
+                        if (others && !round) continue;  // they are rounded once more
+                        mask whole = __builtin_convertvector(code, mask);
                         for (int64_t r = 0; r < ROWS && t * ROWS + r < here; r++) {
                             int64_t element = (first + t * ROWS + r) * columns + order[k];
-                            codes[element] = (uint8_t)code[r];
-                            if (targets && !round) targets[element] = sum[j][r];
+                            codes[element] = (uint8_t)whole[r];
+                            if (targets) targets[element] = sum[j][r];
                         }
                     }
                 }

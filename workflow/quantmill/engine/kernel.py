@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -63,8 +64,8 @@ def feed_back(
     """The codes [rows, columns] of weights [rows, columns], each column's error fed back into the following.
 
     `order` [columns] is the order of the columns, `panels` the factor as from `panels_of`. With `others`
-    (`all_panels_of` the matrix) every column is rounded once more, for the errors of all others. `targets`
-    [rows, columns], where given, is filled with what the first round rounded. `variant` is of the instruction
+    (`all_panels_of` the matrix) every column is rounded once more, for the errors of all others; `targets`
+    [rows, columns], without them, is filled with what was rounded. `variant` is of the instruction
     set: -1 the best that this processor has, 0 that of every processor.
     """
     lib, (rows, columns) = _lib(), weights.shape
@@ -182,22 +183,24 @@ def panels_and_squares_of(matrix: Floats, length: int, *, factor: bool = False) 
     return np.ascontiguousarray(panels).reshape(-1, columns, EIGHT), squares.astype(np.float32)
 
 
-def all_panels_of(matrix: Floats) -> Floats:
-    """A matrix [columns, columns] in the order of rounding, as `others`; `columns` is a multiple of 8."""
-    columns, width = len(matrix), _lib().quantmill_panel()
-    scaled = matrix / np.diagonal(matrix)
-    np.fill_diagonal(scaled, 0)
-    return np.ascontiguousarray(scaled.reshape(columns, -1, width).transpose(1, 0, 2))
+def all_panels_of(reversed_matrix: Floats) -> Floats:
+    """A symmetric matrix [columns, columns] as `others`; it is given from its last row and column to its
+    first, as `panels_of` takes its factor. `columns` is a multiple of 8.
+    """
+    return _panels(_lib().quantmill_all_panels, reversed_matrix)
 
 
 def panels_of(lower: Floats) -> Floats:
     """The factor in the form of the kernel, of the lower Cholesky factor [columns, columns] of the reversed
     matrix; `columns` is a multiple of 8.
     """
-    lib, columns = _lib(), len(lower)
-    width = lib.quantmill_panel()
+    return _panels(_lib().quantmill_panels, lower)
+
+
+def _panels(fill: Callable[[c.c_void_p, int, c.c_void_p], None], matrix: Floats) -> Floats:
+    columns, width = len(matrix), _lib().quantmill_panel()
     panels = np.empty((columns // width, columns, width), np.float32)
-    lib.quantmill_panels(_pointer(lower), columns, _pointer(panels))
+    fill(_pointer(matrix), columns, _pointer(panels))
     return panels
 
 
@@ -222,14 +225,14 @@ def _lib() -> c.CDLL:
     lib = c.CDLL(str(built()))
     lib.quantmill_rows.restype = lib.quantmill_panel.restype = c.c_int64
     lib.quantmill_scratch.restype, lib.quantmill_scratch.argtypes = c.c_int64, [c.c_int64]
-    lib.quantmill_panels.restype = lib.quantmill_feed_back.restype = None
+    lib.quantmill_panels.restype = lib.quantmill_all_panels.restype = lib.quantmill_feed_back.restype = None
     lib.quantmill_feed_back_entries.restype = None
     lib.quantmill_feed_back_entries.argtypes = [
         *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64, c.c_void_p, c.c_int64),
         *(c.c_void_p for _ in range(7)),
         *(c.c_void_p, c.c_int64),
     ]
-    lib.quantmill_panels.argtypes = [c.c_void_p, c.c_int64, c.c_void_p]
+    lib.quantmill_panels.argtypes = lib.quantmill_all_panels.argtypes = [c.c_void_p, c.c_int64, c.c_void_p]
     lib.quantmill_feed_back.argtypes = [
         *(c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_int64),
         *(c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p),

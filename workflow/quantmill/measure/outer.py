@@ -70,11 +70,13 @@ class Second:
 
     def to_bytes(self) -> bytes:
         """As a unit of the store: a line of JSON, the counts, then the lower triangles' rows."""
+        from scipy.linalg.lapack import strttp
+
         matrices, blocks, width, _ = self.sums.shape
-        rows, columns = np.tril_indices(width)
         head = json.dumps([matrices, blocks, width]).encode()
-        flat = self.sums.reshape(matrices * blocks, width, width)
-        triangles = [block[rows, columns].astype("<f4").tobytes() for block in flat]
+        flat = self.sums.reshape(-1, width, width)
+        # LAPACK goes by columns: what it packs of an upper triangle are our lower triangle's rows.
+        triangles = [strttp(block.T, uplo=b"U")[0].astype("<f4").tobytes() for block in flat]
         return b"".join([head, b"\n", self.counts.astype("<i8").tobytes(), *triangles])
 
     @staticmethod
@@ -87,6 +89,8 @@ class Second:
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> Second:
         """Read a unit of the store. ValueError where it is none."""
+        from scipy.linalg.lapack import stpttr
+
         view = memoryview(data)
         head, _, _ = bytes(view[:256]).partition(b"\n")
         matrices, blocks, width = json.loads(head)
@@ -94,10 +98,9 @@ class Second:
         counts = np.frombuffer(view[start : start + 8 * matrices], "<i8").astype(np.int64)
         packed = np.frombuffer(view[start + 8 * matrices :], "<f4").reshape(matrices * blocks, -1)
         sums = np.empty((matrices * blocks, width, width), np.float32)
-        rows, columns = np.tril_indices(width)
         for block, triangle in zip(sums, packed, strict=True):
-            block[rows, columns] = triangle
-            block[columns, rows] = triangle
+            block[:] = stpttr(width, triangle, uplo=b"U")[0].T
+        _mirror(sums)
         return cls(sums.reshape(matrices, blocks, width, width), counts)
 
 
@@ -198,11 +201,20 @@ class Outer:
         """The sums, whole: so far their lower tiles were added to."""
         for second in self.sums.values():
             width = second.sums.shape[2]
-            for block in second.sums.reshape(-1, width, width):
-                for start in range(0, width, _TILE):
-                    stop = min(start + _TILE, width)
-                    block[start:stop, stop:] = block[stop:, start:stop].T
+            _mirror(second.sums.reshape(-1, width, width))
         return self.sums
+
+
+def _mirror(blocks: Floats) -> None:
+    """Symmetric blocks [n, width, width] of which the lower triangles are known, whole, tile by tile."""
+    width = blocks.shape[1]
+    upper = np.triu(np.ones((_TILE, _TILE), bool), 1)
+    for block in blocks:
+        for start in range(0, width, _TILE):
+            stop = min(start + _TILE, width)
+            block[start:stop, stop:] = block[stop:, start:stop].T
+            own, here = block[start:stop, start:stop], upper[: stop - start, : stop - start]
+            np.copyto(own, own.T.copy(), where=here)
 
 
 def _tiles(second: Second) -> list[tuple[int, int, int]]:

@@ -8,7 +8,8 @@ factor of H itself, no inverse.
 
 The scales and minima of every block are ggml's own, so the file is a stock one. Columns go in the order of
 descending diagonal: the columns that matter most are rounded while all others can still make up for them.
-Then every column is rounded once more, for the errors of all others (a sweep of coordinate descent).
+Then every column is rounded once more, for the errors of all others (a sweep of coordinate descent; not at
+types whose levels are many, where it gains nothing).
 
 Types of few levels gain from a second search of scales: given what is rounded in place of the weights,
 t_k = w_k + Σ_{i<k} e_i M_ik, the cost is Σ_k D_k (t_k - q_k)². That is what ggml's quantizers minimize, for
@@ -48,10 +49,11 @@ SHRINKAGE: Final = 0.1
 """The part that the off-diagonal moments are reduced by: what one text correlates, another may not."""
 
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the units of the store: raised where the same moments give other bytes."""
 
 _COARSE: Final = 16  # levels, up to which the search of scales is worth repeating
+_SWEPT: Final = 32  # levels, up to which a sweep gains: at q6_K and q8_0 it costs a third and gains nothing
 _NOT_AGAIN: Final = "nvfp4"  # with per-tensor scales ggml's search lost .03 of the divergence's ratio
 _ROWS: Final = 64  # the kernel takes so many at a time
 _KEPT: Final = 2  # inputs whose factors are kept: gate and up share one, as do q, k and v
@@ -106,23 +108,23 @@ def factor(
     groups = np.argsort(-diagonal.reshape(-1, together).sum(axis=1), kind="stable")
     order = (together * groups[:, None] + np.arange(together)).reshape(-1).astype(np.int32)
     backwards = order[::-1]
-    matrix = moments[np.ix_(backwards, backwards)]
+    matrix = moments.take(backwards, axis=0).take(backwards, axis=1)
     matrix *= np.float32(1 - shrinkage)
     mean = float(diagonal.mean(dtype=np.float64)) or 1.0  # where nothing was ever seen nothing is fed back
     np.fill_diagonal(matrix, diagonal[backwards] + np.float32(damping * mean))
+    others = kernel.all_panels_of(matrix) if length == 1 else None
     # The matrix is symmetric: its transpose is in LAPACK's order. (numpy's own is six times slower.)
-    upper, fault = lapack.spotrf(matrix.T, lower=0, clean=1)
+    upper, fault = lapack.spotrf(matrix.T, lower=0, clean=1, overwrite_a=others is not None)
     lower: Floats = upper.T
     positive = fault == 0 and bool(np.isfinite(lower.sum()))  # LAPACK does not stop at what is no number
     if not positive:
         raise QuantmillError("its second moments are no positive definite matrix", cure="measure them again")
     importance = np.empty_like(diagonal)
     importance[backwards] = np.diagonal(lower) ** 2
-    matrix = matrix[::-1, ::-1]
-    if length == 1:
-        return Factor(order, importance, kernel.panels_of(lower), kernel.all_panels_of(matrix))
+    if others is not None:
+        return Factor(order, importance, kernel.panels_of(lower), others)
     panels, squares = kernel.panels_and_squares_of(lower[::-1, ::-1], length, factor=True)
-    others, other_squares = kernel.panels_and_squares_of(matrix, length)
+    others, other_squares = kernel.panels_and_squares_of(matrix[::-1, ::-1], length)
     return Factor(order, importance, panels, others, (squares, other_squares))
 
 
@@ -216,8 +218,9 @@ def rounded(weights: Floats, data: Bytes, type_name: str, blocks: Sequence[Facto
     """
     if type_name in BOOKS:
         return _rounded_by_entries(weights, data, type_name, blocks)
+    swept = GRIDS[type_name].levels <= _SWEPT
     codes = [
-        kernel.feed_back(part, made.order, made.panels, grids, others=made.others)
+        kernel.feed_back(part, made.order, made.panels, grids, others=made.others if swept else None)
         for part, grids, made in _blocks(weights, data, type_name, blocks)
     ]
     return packed(data, type_name, np.concatenate(codes, axis=1))
