@@ -104,7 +104,7 @@ class Trial:
 def measure(trial: Trial) -> None:
     """Build and measure every preset, to nearest, and both budget recipes of its size.
 
-    Of rounding gptq there is one: the error table alone is of no interest there.
+    Of gptq and gptaq there is one: the error table alone is of no interest there.
     """
     trial.snakemake(list(trial.presets), "plans")
     recipes: list[Any] = list(trial.presets)
@@ -191,7 +191,7 @@ def main() -> None:
     arguments.add_argument("--probe-chunks", type=int, default=12)
     arguments.add_argument("--chunks", type=int, default=40, help="held-out chunks")
     arguments.add_argument(
-        "--rounding", choices=["nearest", "gptq"], default="nearest", help="of the budgets"
+        "--rounding", choices=["nearest", "gptq", "gptaq"], default="nearest", help="of the budgets"
     )
     arguments.add_argument("--calibration-chunks", type=int, default=64)
     arguments.add_argument("--presets", nargs="+", default=PRESETS, help="the sizes")

@@ -1,7 +1,7 @@
 """Rounding with error feedback beside rounding to nearest: the same types and bytes, by domain.
 
 Builds through snakemake, for each type, the file with all matrices of the layers at that type (embeddings and
-output at q8_0), rounded by gptq; the acceptance test makes the same to nearest. The text of the moments holds
+output at q8_0), rounded by gptq or gptaq; the acceptance test makes the same to nearest. The text of the moments holds
 the domains code and prose; `--foreign` names text of others. Prints a table in markdown.
 """
 
@@ -31,7 +31,7 @@ def config(args: argparse.Namespace) -> dict[str, Any]:
 
     foreign = [{"name": name, "path": str(Path(path).resolve())} for name, path in args.foreign]
     recipes = [
-        {"name": name, "base": name, "embeddings": "q8_0", "output": "q8_0", "rounding": "gptq"}
+        {"name": name, "base": name, "embeddings": "q8_0", "output": "q8_0", "rounding": args.rounding}
         for name in args.types
     ]
     return {
@@ -48,7 +48,7 @@ def config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: Path, types: list[str]) -> str:
-    """By type the ratio of the mean divergences, gptq to nearest, on each domain."""
+    """By type the ratio of the mean divergences, with error feedback to nearest, on each domain."""
     places = domains(CORPUS.read(results / "corpus" / "held-out.json"))
     names = list(dict.fromkeys(places))
     lines = [f"| type | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
@@ -75,6 +75,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="a GGUF")
     arguments.add_argument("--name", required=True, help="what to call it")
+    arguments.add_argument("--rounding", choices=["gptq", "gptaq"], default="gptq")
     arguments.add_argument("--types", nargs="+", default=TYPES)
     arguments.add_argument("--chunks", type=int, default=40, help="held-out chunks")
     arguments.add_argument("--calibration-chunks", type=int, default=64)

@@ -100,6 +100,15 @@ _STAGES: Final = (
         store=True,
     ),
     Stage(
+        "measure.cross",
+        version=1,
+        what="measure what quantized weights do to the inputs of others",
+        reads="the source, a file of rounding gptq and its report, moments.json and its corpus",
+        writes="cross/<recipe>.json",
+        threads=True,
+        store=True,
+    ),
+    Stage(
         "imatrix.imported",
         version=1,
         what="import a published importance matrix",
@@ -164,7 +173,8 @@ _STAGES: Final = (
         "quantize.write",
         version=3,
         what="quantize a file",
-        reads="the source, manifest.tsv, a plan, the imatrix; for gptq moments.json and its corpus",
+        reads="the source, manifest.tsv, a plan, the imatrix; for gptq moments.json and its corpus; "
+        "for gptaq cross/<recipe>.json as well",
         writes="gguf/<model>-<recipe>.gguf (split: a folder), gguf/<model>-<recipe>.json",
         threads=True,
         store=True,

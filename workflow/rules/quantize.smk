@@ -11,6 +11,7 @@ rule quantize:
         imatrix_report=of(inputs.imatrix_report),
         moments=of(inputs.moments),
         calibration=of(inputs.calibration),
+        cross=of(inputs.cross),
     output:
         gguf="<results>/{model}/gguf/{model}-{recipe}.gguf",
         facts="<results>/{model}/gguf/{model}-{recipe}.json",
@@ -34,7 +35,8 @@ rule quantize:
             "quantize.write",
             "--model {input.model[0]:q} --manifest {input.manifest:q} --plan {input.plan:q}"
             " --report {input.report:q} --imatrix {input.imatrix:q} --moments {input.moments:q}"
-            " --calibration {input.calibration:q} --gguf {output.gguf:q} --facts {output.facts:q}",
+            " --calibration {input.calibration:q} --cross {input.cross:q} --gguf {output.gguf:q}"
+            " --facts {output.facts:q}",
         )
 
 
@@ -58,6 +60,7 @@ use rule quantize as quantize_nearest with:
         imatrix_report=of(inputs.imatrix_report),
         moments=[],
         calibration=[],
+        cross=[],
     output:
         gguf=temp("<results>/{model}/nearest/gguf/{model}-{recipe}.gguf"),
         facts="<results>/{model}/nearest/gguf/{model}-{recipe}.json",
@@ -73,3 +76,63 @@ use rule quantize as quantize_nearest with:
         spec=spec_of(specs.nearest),
     message:
         "{wildcards.model}: quantizing {wildcards.recipe}, rounded to nearest"
+
+
+# The same types rounded by gptq, for a recipe of gptaq: what its weights do to the inputs of others in their
+# layer is measured, and then made up for. The file is there until that is measured.
+use rule quantize as quantize_gptq with:
+    input:
+        model=of(inputs.source),
+        manifest="<results>/{model}/manifest.tsv",
+        plan="<results>/{model}/plans/{recipe}.tsv",
+        report="<results>/{model}/plans/{recipe}.json",
+        imatrix=of(inputs.imatrix),
+        imatrix_report=of(inputs.imatrix_report),
+        moments=of(inputs.moments),
+        calibration=of(inputs.calibration),
+        cross=[],
+    output:
+        gguf=temp("<results>/{model}/cross/gguf/{model}-{recipe}.gguf"),
+        facts="<results>/{model}/cross/gguf/{model}-{recipe}.json",
+    log:
+        "<results>/{model}/logs/cross/gguf/{recipe}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/cross/gguf/{recipe}.tsv"
+    wildcard_constraints:
+        recipe=pattern(project.with_cross),
+    params:
+        spec=spec_of(specs.gptq),
+    message:
+        "{wildcards.model}: quantizing {wildcards.recipe}, rounded by gptq"
+
+
+rule measure_cross:
+    input:
+        model=of(inputs.source),
+        quantized=of(inputs.cross_gguf),
+        facts=of(inputs.cross_facts),
+        moments=of(inputs.moments),
+        calibration=of(inputs.calibration),
+    output:
+        "<results>/{model}/cross/{recipe}.json",
+    log:
+        "<results>/{model}/logs/cross/{recipe}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/cross/{recipe}.tsv"
+    wildcard_constraints:
+        recipe=pattern(project.with_cross),
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: flow.cores
+    resources:
+        mem_mb=memory(1.6, 6000),
+    params:
+        spec=spec_of(specs.cross),
+    message:
+        "{wildcards.model}: cross moments of {wildcards.recipe}"
+    shell:
+        stage(
+            "measure.cross",
+            "--model {input.model[0]:q} --quantized {input.quantized:q} --facts {input.facts:q}"
+            " --moments {input.moments:q} --corpus {input.calibration:q} --report {output:q}",
+        )

@@ -68,11 +68,13 @@ class Config(Strict):
     rounding: Rounding = Field(
         default="nearest",
         description="how weights are rounded: nearest, each by itself, as llama-quantize does; gptq, so that "
-        "later ones make up for the errors of earlier ones ([recipes](recipes.md#rounding))",
+        "later ones make up for the errors of earlier ones; gptaq, also for those of the weights before them "
+        "in their layer ([recipes](recipes.md#rounding))",
     )
     moments: Chunks | None = Field(
         default=None,
-        description="the text for rounding gptq, of which second moments are measured; default: as imatrix",
+        description="the text for rounding gptq and gptaq, of which second moments are measured; default: as "
+        "imatrix",
     )
     sensitivity: Sensitivity | None = Field(
         default=None, description="the sensitivities for size-targeted recipes: measured or imported"
@@ -166,11 +168,11 @@ class Config(Strict):
             own = f"models.{name}." if self.models[name].recipes else ""
             at = f"{own}recipes[{number}].rounding" if recipe.rounding else "rounding"
             rounding = self.rounding_of(name, recipe)
-            if rounding == "gptq" and self.moments_of(name) is None:
+            if rounding != "nearest" and self.moments_of(name) is None:
                 lacks = (
                     f"the imatrix of {name} is a file" if self.imatrix_of(name) else f"{name} has no imatrix"
                 )
-                text = f"gptq is calibrated on the text of moments or imatrix, and {lacks}"
+                text = f"{rounding} is calibrated on the text of moments or imatrix, and {lacks}"
                 raise refuse("no_moments", f"{text}; name a corpus under moments", at)
             if recipe.size_targeted and self.probes_of(name) is not None:
                 other = next((other for other in budgets if budgets[other] != rounding), None)
@@ -240,7 +242,7 @@ class Config(Strict):
     def moments_of(self, model: str) -> Chunks | None:
         """The chunks of which second moments are measured; None where no recipe of the model needs them."""
         recipes = self.recipes_of(model).values()
-        if not any(self.rounding_of(model, recipe) == "gptq" for recipe in recipes):
+        if all(self.rounding_of(model, recipe) == "nearest" for recipe in recipes):
             return None
         own = self.models[model]
         given = own.moments if "moments" in own.model_fields_set else self.moments

@@ -16,8 +16,8 @@ from quantmill.text import GIB
 _BUDGETS = ("size", "bpw", "memory")
 _EXPORTS = ("modelopt", "compressed-tensors")
 Form = Literal["regex", "tensor-types", "custom-q", "gguf", "modelopt", "compressed-tensors"]
-Rounding = Literal["nearest", "gptq"]
-_ROUNDING = "nearest or gptq, how its weights are rounded; default: `rounding` of the config"
+Rounding = Literal["nearest", "gptq", "gptaq"]
+_ROUNDING = "nearest, gptq or gptaq, how its weights are rounded; default: `rounding` of the config"
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 
 
@@ -105,8 +105,8 @@ class Recipe(Strict):
     rounding: Rounding | None = Field(default=None, description=_ROUNDING)
     acceptance_test: bool = Field(
         default=True,
-        description="of rounding gptq: recommend it only if it is on no domain significantly worse than the "
-        "same types rounded to nearest",
+        description="of rounding gptq and gptaq: recommend it only if it is on no domain significantly worse "
+        "than the same types rounded to nearest",
     )
 
     @model_validator(mode="after")
@@ -227,7 +227,7 @@ class BudgetRecipe(Strict):
     acceptance_test: bool = Field(
         default=True,
         description="recommend it only if it significantly beats the best other file within its budget; of "
-        "rounding gptq as in any recipe",
+        "rounding gptq and gptaq as in any recipe",
     )
     split: Split | None = Field(default=None, description=_SPLIT)
     rounding: Rounding | None = Field(default=None, description=_ROUNDING)

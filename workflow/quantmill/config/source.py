@@ -192,8 +192,9 @@ def check_recipes(where: str, model: Any, recipes: Iterable[BaseModel]) -> None:
             raise refuse("only_exported", text, f"{where}.source.{field}")
     for recipe in filter(exported, recipes):
         given = recipe.model_dump(exclude_unset=True)
-        if given.get("rounding") == "gptq":
-            text = f"{given['name']} exports the checkpoint, for which there is no gptq; leave rounding out"
+        if (rounding := given.get("rounding", "nearest")) != "nearest":
+            name = given["name"]
+            text = f"{name} exports the checkpoint, for which there is no {rounding}; leave rounding out"
             raise refuse("rounded_export", text, f"{where}.recipes")
         if not given.keys() <= {"name", "template", "form", "scheme"}:
             text = f"{given['name']} exports the checkpoint; give it name, template, form and scheme alone"

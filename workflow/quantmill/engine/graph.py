@@ -79,6 +79,14 @@ class MatMul:
         return int(self.node.src[1]), int(ids), self.matrices
 
     @property
+    def input_name(self) -> str:
+        """The name of the node that the input is, or is a view of: what computes it."""
+        node = _at(self.node.src[1])
+        while node.view_src:
+            node = _at(node.view_src)
+        return node.name.decode(errors="replace")
+
+    @property
     def input_is_f32(self) -> bool:
         """Whether the input is f32, as activations are."""
         return bool(_at(self.node.src[1]).type == _F32)
@@ -142,6 +150,14 @@ class Weights:
             node = Node.from_address(address)
         if node.name in self._wanted:
             self._found.setdefault(node.name.decode(), set()).add(address)
+
+
+def set_values(pointer: int, values: NDArray[np.float32]) -> None:
+    """Replace all values of a computed node, f32. ValueError where it has another number of them."""
+    size = _lib().ggml_nbytes(pointer)
+    if size != values.nbytes:
+        raise ValueError(f"{values.nbytes} bytes for a node that has {size}")
+    _lib().ggml_backend_tensor_set(pointer, np.ascontiguousarray(values).ctypes.data, 0, size)
 
 
 def _at(address: int) -> Node:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from quantmill.engine import library
 from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
-from quantmill.engine.graph import MatMul, Node, Weights, op_number
+from quantmill.engine.graph import MatMul, Node, Weights, op_number, set_values
 from quantmill.errors import QuantmillError
 
 native = library.bindings("mainline")
 
 Observer = Callable[[MatMul], bool]
+Replace = Callable[[str], NDArray[np.float32] | None]
 
 _GLANCE: Final = 32  # tokens of a graph that is computed to see which weights it uses
 
@@ -102,7 +103,9 @@ class Evaluator:
     `decode` computes at once. `observe` sees every matrix multiplication whose
     weight is a tensor of the model before it is computed (`ask`, whether it is
     wanted) and after (its input); see `MatMul`. What it raises is raised by
-    `decode`. Without `gpus` everything is computed on the CPU.
+    `decode`. `replace` is asked for each other node by its name: the values it
+    gives take the place of those computed. Without `gpus` everything is computed
+    on the CPU.
     """
 
     def __init__(
@@ -113,10 +116,11 @@ class Evaluator:
         batch: int,
         threads: int,
         observe: Observer | None = None,
+        replace: Replace | None = None,
         writable: bool = False,
         gpus: bool = True,
     ) -> None:
-        self._observe = observe
+        self._observe, self._replace = observe, replace
         self._raised: BaseException | None = None
         self._ended = self._discard = False
         self._aborts = observe is not None and library.backend() == "CPU"
@@ -238,7 +242,10 @@ class Evaluator:
         try:
             node = Node.from_address(pointer)
             if node.op not in self._multiplications:
-                return not ask
+                values = None if self._replace is None else self._replace(node.name.decode(errors="replace"))
+                if values is not None and not ask:
+                    set_values(pointer, values)
+                return not ask or values is not None
             assert self._observe is not None
             go_on = self._observe(MatMul(node, ask, indirect=node.op == self._multiplications[1]))
             # False ends the graph; on a CPU it can be aborted, which also spares copying logits not computed.

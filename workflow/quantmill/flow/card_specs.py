@@ -91,7 +91,7 @@ class CardSpecs:
             **self._measurements(model),
         }
         # Without one that is rounded by gptq, cards need no such keys, and finished ones stay.
-        if fed_back := [name for name in recipes if self.project.rounding(model, name) == "gptq"]:
+        if fed_back := [name for name in recipes if self.project.fed_back(model, name)]:
             compared = self.project.beside_nearest(model)
             settings["rounding"] = {name: name in compared for name in fed_back}
             made_from["moments"] = digest(specs.moments(model))

@@ -117,11 +117,23 @@ class Inputs:
 
     def moments(self, model: str, recipe: str) -> Files:
         """The report of the second moments, where a file is rounded by them."""
-        return self.paths.moments(model) if self.project.rounding(model, recipe) == "gptq" else []
+        return self.paths.moments(model) if self.project.fed_back(model, recipe) else []
 
     def calibration(self, model: str, recipe: str) -> Files:
         """Their corpus, of which those are measured again that the store has lost."""
         return self.moments_corpus(model) if self.moments(model, recipe) else []
+
+    def cross(self, model: str, recipe: str) -> Files:
+        """The report of what its weights do to others' inputs, where a file is rounded by that."""
+        return [self.paths.cross(model, recipe)] if self.project.crossed(model, recipe) else []
+
+    def cross_gguf(self, model: str, recipe: str) -> Files:
+        """The GGUF of the same types rounded by gptq."""
+        return self.ancient([self.paths.gptq(model, recipe, "gguf")])
+
+    def cross_facts(self, model: str, recipe: str) -> str:
+        """Its report."""
+        return self.paths.gptq(model, recipe, "json")
 
     def probe_moments(self, model: str) -> Files:
         """The report of the second moments, where the sensitivity is measured with them."""

@@ -33,6 +33,16 @@ class Paths:
         """The report of the model's second moments, where any recipe needs them."""
         return [self.of(model, "moments.json")] if self.project.config.moments_of(model) else []
 
+    def cross(self, model: str, recipe: str) -> str:
+        """The report of what a recipe's weights do to others' inputs."""
+        return self.of(model, f"cross/{recipe}.json")
+
+    def gptq(self, model: str, recipe: str, ending: str) -> str:
+        """The file rounded by gptq that this is measured of: the GGUF, which is there for a time (`gguf`), or
+        its report.
+        """
+        return self.of(model, f"cross/gguf/{model}-{recipe}.{ending}")
+
     def nearest(self, model: str, recipe: str, ending: str) -> str:
         """The same types rounded to nearest: the GGUF, which is there for a time (`gguf`), or its report."""
         return self.of(model, f"nearest/gguf/{model}-{recipe}.{ending}")

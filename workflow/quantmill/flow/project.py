@@ -87,9 +87,9 @@ class Project:
         if self.config.probes_of(model) is not None:
             self.candidate_types(model)
         for recipe in self.config.recipes_of(model):
-            if self.rounding(model, recipe) == "gptq" and self.engine_of(model, recipe) != "mainline":
+            if self.fed_back(model, recipe) and self.engine_of(model, recipe) != "mainline":
                 what, cure = (
-                    f"{recipe} is of engine ik, whose types gptq cannot write",
+                    f"{recipe} is of engine ik, whose types {self.rounding(model, recipe)} cannot write",
                     "set rounding: nearest",
                 )
                 raise QuantmillError(what, self.place_of(model, recipe), cure)
@@ -137,6 +137,11 @@ class Project:
     def with_nearest(self) -> set[str]:
         """The recipes whose types are rounded to nearest as well, to be compared."""
         return {name for model in self.models for name in self.beside_nearest(model)}
+
+    @property
+    def with_cross(self) -> set[str]:
+        """The recipes that are first rounded by gptq, to measure what their weights do to others' inputs."""
+        return {name for model, name in self._all_recipes() if self.crossed(model, name)}
 
     @property
     def exported(self) -> set[str]:
@@ -209,7 +214,7 @@ class Project:
     def moments(self, model: str) -> Chunks:
         """The chunks of the model's second moments."""
         chunks = self.config.moments_of(model)
-        return self._required(chunks, f"no recipe of {model} has rounding: gptq", "give it to one")
+        return self._required(chunks, f"no recipe of {model} has rounding: gptq or gptaq", "give it to one")
 
     def imported_imatrix(self, model: str) -> ImportedImatrix:
         """The model's imatrix section, where it is a file."""
@@ -223,9 +228,12 @@ class Project:
         return self._required(probes, f"{model} has no sensitivity", "give it one under sensitivity")
 
     def probe_rounding(self, model: str) -> str:
-        """How weights are rounded where the sensitivity is measured: as in the size-targeted recipes."""
+        """How weights are rounded where the sensitivity is measured: as in the size-targeted recipes.
+
+        A probe quantizes one tensor alone: what gptaq makes up for is not there.
+        """
         targeted = (name for name, recipe in self.config.recipes_of(model).items() if recipe.size_targeted)
-        return "gptq" if any(self.rounding(model, name) == "gptq" for name in targeted) else "nearest"
+        return "gptq" if any(self.fed_back(model, name) for name in targeted) else "nearest"
 
     def candidate_types(self, model: str) -> list[str]:
         """The types that the sensitivity is measured at, by their own names.
@@ -333,15 +341,23 @@ class Project:
         return str(user.template_file(self.rendered(model, recipe).template, self.templates))
 
     def rounding(self, model: str, recipe: str) -> str:
-        """How a recipe's weights are rounded: `nearest` or `gptq`."""
+        """How a recipe's weights are rounded: `nearest`, `gptq` or `gptaq`."""
         return self.config.rounding_of(model, self.recipe(model, recipe))
+
+    def fed_back(self, model: str, recipe: str) -> bool:
+        """Whether a recipe's weights are rounded with error feedback."""
+        return self.rounding(model, recipe) != "nearest"
+
+    def crossed(self, model: str, recipe: str) -> bool:
+        """Whether it is measured what a recipe's weights do to the inputs of others."""
+        return self.rounding(model, recipe) == "gptaq"
 
     def beside_nearest(self, model: str) -> list[str]:
         """The model's recipes that the acceptance test compares with the same types rounded to nearest."""
         if self.config.bench_of(model).kld is None:
             return []
         recipes = self.config.recipes_of(model).items()
-        return [name for name, one in recipes if one.acceptance_test and self.rounding(model, name) == "gptq"]
+        return [name for name, one in recipes if one.acceptance_test and self.fed_back(model, name)]
 
     def split_of(self, model: str, recipe: str) -> int | None:
         """The most bytes of a file of the recipe, where it is split."""

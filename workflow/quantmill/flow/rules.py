@@ -86,12 +86,11 @@ def memory_of(source_files: Callable[[str], list[str]], factor: float, more: int
 
 
 def memory_by_rounding(
-    rounding: Callable[[str, str], str], nearest: int, fed_back: Callable[[Any], int]
+    is_fed_back: Callable[[str, str], bool], nearest: int, fed_back: Callable[[Any], int]
 ) -> Callable[[Any], int]:
-    """The MB that quantizing asks for: `nearest`, or `fed_back` of the wildcards where a recipe has gptq."""
+    """The MB that quantizing asks for: `nearest`, or `fed_back` of the wildcards of a recipe that is so."""
 
     def megabytes(wildcards: Any) -> int:
-        gptq = rounding(wildcards.model, wildcards.recipe) == "gptq"
-        return fed_back(wildcards) if gptq else nearest
+        return fed_back(wildcards) if is_fed_back(wildcards.model, wildcards.recipe) else nearest
 
     return megabytes

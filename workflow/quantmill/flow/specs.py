@@ -137,7 +137,7 @@ class Specs:
         return spec.make("sensitivity.imported", {}, made_from, engine=self.digests.engine())
 
     def _fed_back(self, model: str, settings: Settings, made_from: Settings) -> tuple[Settings, Settings]:
-        """The settings of a stage that rounds by gptq, and what its output is made from then."""
+        """The settings of a stage that rounds with error feedback, and what its output is made from then."""
         moments = {"moments": digest(self.moments(model))}
         return settings | _FED_BACK, made_from | moments
 
@@ -187,13 +187,16 @@ class Specs:
     def _allocation_settings(self, model: str, recipe: str) -> Settings:
         """What decides the types of a size-targeted recipe."""
         chosen = self.project.allocated(model, recipe)
-        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)} | self._rounding(model, recipe)
+        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
+        if self.project.fed_back(model, recipe):
+            settings |= _FED_BACK  # the types that may be chosen are the same for gptaq
         candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
         return settings
 
     def _rounding(self, model: str, recipe: str) -> Settings:
-        """The setting `rounding`: absent where it is to nearest, so that finished files stay."""
-        return _FED_BACK if self.project.rounding(model, recipe) == "gptq" else {}
+        """The setting `rounding` of a recipe; absent where it is to nearest, so that finished files stay."""
+        rounding = self.project.rounding(model, recipe)
+        return {} if rounding == "nearest" else {"rounding": rounding}
 
     @once
     def feasibility(self, model: str, recipe: str) -> str:
@@ -234,10 +237,31 @@ class Specs:
         settings, made_from = self._nearest(model, recipe)
         if most := self.project.split_of(model, recipe):
             settings["split"] = most
-        if self.project.rounding(model, recipe) == "gptq":
+        if self.project.fed_back(model, recipe):
             settings, made_from = self._fed_back(model, settings, made_from)
+        if self.project.crossed(model, recipe):
+            settings |= self._rounding(model, recipe)
+            made_from |= {"cross": digest(self.cross(model, recipe))}
         engine = self.digests.engine_of(model, recipe)
         return spec.make("quantize.write", settings, made_from, engine=engine)
+
+    @once
+    def gptq(self, model: str, recipe: str) -> str:
+        """The same types rounded by gptq, in one file whatever the recipe's `split`."""
+        settings, made_from = self._fed_back(model, *self._nearest(model, recipe))
+        return spec.make("quantize.write", settings, made_from, engine=self.digests.engine())
+
+    @once
+    def cross(self, model: str, recipe: str) -> str:
+        """What the weights of that file do to others' inputs."""
+        chunks = self.project.moments(model)
+        made_from = {
+            "model": self.source(model),
+            "corpus": digest(self.corpus(model, chunks.corpus)),
+            "moments": digest(self.moments(model)),
+            "quantized": digest(self.gptq(model, recipe)),
+        }
+        return spec.make("measure.cross", chunks.model_dump(), made_from, engine=self.digests.engine())
 
     @once
     def nearest(self, model: str, recipe: str) -> str:

@@ -75,7 +75,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         partial(spec_of, folder=project.specs),
         memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
-        memory_by_rounding(project.rounding, 4000, memory(0.3, 8000)),
+        memory_by_rounding(project.fed_back, 4000, memory(0.3, 8000)),
     )
 
 

@@ -111,7 +111,7 @@ class Targets:
         return [file for row in self.project.rows(model) for file in self.paths.measured(model, row)]
 
     def nearest(self, model: str) -> Files:
-        """What files are compared with that are rounded by gptq: the same types rounded to nearest."""
+        """What files with error feedback are compared with: the same types rounded to nearest."""
         recipes = self.project.beside_nearest(model)
         pairs = [
             (self.paths.nearest(model, recipe, "json"), self.paths.nearest_kld(model, recipe))

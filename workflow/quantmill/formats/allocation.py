@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
-from quantmill.formats.settings import Budget, Rounding
+from quantmill.formats.settings import Budget, FileRounding
 
 
 class NoiseFloor(TypedDict):
@@ -199,7 +199,7 @@ class Plan(TypedDict):
     base: str
     file_type: Annotated[int, "llama.cpp's number"]
     imatrix: Annotated[bool, "whether it is used"]
-    rounding: NotRequired[Rounding]
+    rounding: NotRequired[FileRounding]
     tensors: int
     parameters: Annotated[int, "without per-tensor scales of nvfp4"]
     file_bytes: Annotated[int, "exact"]

@@ -12,6 +12,7 @@ against it.
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
+FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
 
 
 class Empty(TypedDict):
@@ -103,7 +104,7 @@ class Plan(TypedDict):
 
     recipe: str
     imatrix: ImatrixFile | None
-    rounding: NotRequired[Rounding]
+    rounding: NotRequired[FileRounding]
 
 
 class MemoryBudget(TypedDict):
@@ -157,7 +158,7 @@ class Quantize(TypedDict):
     imatrix: ImatrixFile | None
     engine: NotRequired[str]
     split: NotRequired[int]
-    rounding: NotRequired[Rounding]
+    rounding: NotRequired[FileRounding]
 
 
 class Speed(TypedDict):
@@ -312,6 +313,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "corpus.build": Corpus,
     "measure.imatrix": Chunks,
     "measure.moments": Chunks,
+    "measure.cross": Chunks,
     "imatrix.imported": ImportedImatrix,
     "checkpoint.calibrate": Chunks,
     "sensitivity.measure": Probes,

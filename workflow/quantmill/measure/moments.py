@@ -1,26 +1,16 @@
-"""The second moments of the inputs of a model's weights, measured in passes that fit the memory.
-
-For `rounding: gptq`. Each input is a unit of the store. A pass over the chunks sums up as many inputs
-as the free memory holds, in the order of the graph, and computes no further than the last of them. A
-killed run finds the inputs of finished passes, and of an unfinished one the sums of minutes ago.
-"""
+"""The second moments of the inputs of a model's weights, for `rounding: gptq`."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
-
-from quantmill import command, machine
+from quantmill import command
 from quantmill.check.kind import kind_of
 from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
@@ -29,156 +19,41 @@ from quantmill.formats.moments import MOMENTS, MomentsInput
 from quantmill.formats.moments import Moments as Report
 from quantmill.formats.settings import Chunks
 from quantmill.measure.outer import Input, Outer, Scan, Second, blocks_of
-from quantmill.measure.score import batch_of, load_chunks, unit_key, with_bos
+from quantmill.measure.passes import Passes, evaluate, loaded
+from quantmill.measure.score import load_chunks, unit_key
 from quantmill.model.roles import layer_of
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
 
-if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
-    from quantmill.engine.mainline import Evaluator, Observer
-
 STAGE: Final = "measure.moments"
-_ROOM: Final = 0.6  # of the free memory, for the sums of a pass
 _CURE: Final = "delete it to have it made again"
-_SAVE_EVERY: Final = 120.0  # seconds: what a killed run loses of a pass, about
 
 
-class Moments:
-    """The second moments of a model on `chunks` [n, context], from the store or measured.
+class Moments(Passes[Second]):
+    """The second moments of a model's inputs, as from `scan`."""
 
-    `inputs` are those of the model's graph, as from `scan`; `identity` is what beside the tokens determines
-    them. May be used in several threads.
-    """
+    stage, words, read = STAGE, "second moments", Second.from_bytes
 
-    def __init__(
-        self,
-        path: Path,
-        chunks: Tokens,
-        inputs: Sequence[Input],
-        *,
-        identity: Identity,
-        store: Store,
-        threads: int,
-        log: Log,
-    ) -> None:
-        self.inputs = list(inputs)
-        self.seconds, self.measured = 0.0, 0
-        self._path, self._chunks, self._threads = path, chunks, threads
-        self._identity, self._store, self._log = identity, store, log
-        self._of = {weight: one for one in inputs for weight in one.weights}
-        self._lock = threading.Lock()
-
-    def __contains__(self, weight: str) -> bool:
-        return weight in self._of
-
-    def input_of(self, weight: str) -> Input:
-        """The input of a weight."""
-        return self._of[weight]
-
-    def key(self, weight: str) -> str:
-        """The key of the unit of a weight's input."""
-        return self._key(self._of[weight])
-
-    def of(self, weight: str) -> Second:
-        """The moments of a weight's input; where the store lacks them, measured with others it lacks."""
-        one = self._of[weight]
-        with self._lock:
-            made: dict[str, Second] = {}
-            unit = self._store.get(self._key(one))
-            if unit is None:
-                made = self._pass(self.inputs.index(one))
-        return Second.from_bytes(unit) if unit is not None else made[one.name]
+    @contextmanager
+    def started(
+        self, inputs: Sequence[Input], pool: Executor
+    ) -> Iterator[tuple[Outer, Callable[[Tokens], None]]]:
+        """See `Passes`."""
+        outer = Outer(inputs, pool)
+        with loaded(self.path, self.chunks.shape[1], self.threads, outer) as model:
+            yield outer, lambda chunk: evaluate(chunk, model)
 
     def counts(self, one: Input) -> list[int]:
         """The tokens behind each matrix of a measured input."""
-        unit = self._store.get(self._key(one))
+        unit = self.store.get(self.key(one.name))
         return Second.counts_of(unit) if unit is not None else list(self.of(one.name).counts.tolist())
-
-    def measure(self) -> None:
-        """Measure all that the store lacks."""
-        for number, one in enumerate(self.inputs):
-            if self._store.get(self._key(one)) is None:
-                self._pass(number)
-
-    def _key(self, one: Input) -> str:
-        return unit_key(STAGE, self._chunks, {**self._identity, "input": one.name})
-
-    def _pass(self, first: int) -> dict[str, Second]:
-        """Measure an input, and as many of those missing after it as the memory holds."""
-        missing = [one for one in self.inputs[first:] if self._store.get(self._key(one)) is None]
-        inputs = _that_fit(missing, machine.memory())
-        context, start = self._chunks.shape[1], time.monotonic()
-        names = " ".join(one.name for one in inputs)
-        partial_key = unit_key(STAGE, self._chunks, {**self._identity, "pass": names})
-        with (
-            ThreadPoolExecutor(self._threads) as pool,
-            self._log.progress("moments", len(self._chunks), "chunks") as progress,
-        ):
-            observer = Outer(inputs, pool)
-            done = observer.resume(self._store.get(partial_key))
-            progress.add(done)
-            saved = time.monotonic()
-            with _loaded(self._path, context, self._threads, observer) as model:
-                for number, chunk in enumerate(self._chunks[done:], start=done + 1):
-                    _evaluate(model, chunk)
-                    progress.add(1)
-                    if time.monotonic() - saved > _SAVE_EVERY and number < len(self._chunks):
-                        self._store.put(partial_key, observer.state(number))
-                        saved = time.monotonic()
-        made = observer.mirrored()
-        for one in inputs:
-            if not np.isfinite(made[one.name].sums).all():
-                what = f"non-finite activations in {one.name}"
-                raise QuantmillError(what, self._path, "the source is damaged")
-            self._store.put(self._key(one), made[one.name].to_bytes())
-        if done or time.monotonic() - start > _SAVE_EVERY:
-            self._store.put(partial_key, b"")
-        self.seconds += time.monotonic() - start
-        self.measured += len(inputs)
-        return made
-
-
-def _that_fit(missing: Sequence[Input], memory: machine.Memory) -> list[Input]:
-    """The first of the inputs, and those after it that fit the free memory beside it."""
-    room = int(memory.available * _ROOM)
-    if missing[0].bytes > room:
-        raise QuantmillError(
-            f"the second moments of its input need {missing[0].bytes:,} bytes of memory, and {memory.where} "
-            f"has {memory.available:,} left, of which {room:,} are for them",
-            missing[0].name,
-            "use a larger machine, or `rounding: nearest`",
-        )
-    return [
-        one
-        for one, total in zip(missing, accumulate(one.bytes for one in missing), strict=True)
-        if total <= room
-    ]
-
-
-@contextmanager
-def _loaded(path: Path, context: int, threads: int, observe: Observer) -> Iterator[Evaluator]:
-    from quantmill.engine.mainline import Evaluator
-
-    batch = batch_of(context, whole=False)
-    with Evaluator(path, context=context, batch=batch, threads=threads, observe=observe) as model:
-        model.reserve()
-        yield model
-
-
-def _evaluate(model: Evaluator, chunk: Tokens) -> None:
-    """Every token asks for its logits, or the last layer's inputs would be seen for some tokens only."""
-    tokens = with_bos(chunk, model.bos)
-    model.clear()
-    for start in range(0, len(tokens), model.batch):
-        stop = min(start + model.batch, len(tokens))
-        model.decode(tokens[start:stop], start, discard=stop == len(tokens))
 
 
 def scan(path: Path, chunks: Tokens, threads: int) -> list[Input]:
     """The inputs of a model's graph, in its order."""
     observer = Scan()
-    with _loaded(path, chunks.shape[1], threads, observer) as model:
-        _evaluate(model, chunks[0])
+    with loaded(path, chunks.shape[1], threads, observer) as model:
+        evaluate(chunks[0], model)
     return list(observer.inputs.values())
 
 
@@ -260,18 +135,18 @@ def report_of(moments: Moments, header: ggufio.Header, config: Chunks, identity:
 
 def add_options(arguments: argparse.ArgumentParser) -> None:
     """The options of a stage that rounds, for `asked_for`."""
-    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq")
+    arguments.add_argument("--moments", type=Path, nargs="?", help="moments.json, for rounding gptq or gptaq")
     arguments.add_argument("--calibration", type=Path, nargs="?", help="the corpus that the moments are of")
 
 
 def asked_for(
     args: argparse.Namespace, rounding: str | None, header: ggufio.Header, store: Store, log: Log
 ) -> Moments | None:
-    """The moments that a stage of `rounding: gptq` was given; None for another rounding.
+    """The moments that a stage of `rounding: gptq` or `gptaq` was given; None for rounding to nearest.
 
     What the store has lost of them is measured again, on the corpus that they are of.
     """
-    if rounding != "gptq":
+    if rounding is None:
         return None
     read = MOMENTS.read(args.moments)
     used: Chunks = {"corpus": read["corpus"], "chunks": read["chunks"], "context": read["context"]}

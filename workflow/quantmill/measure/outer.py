@@ -39,6 +39,22 @@ def blocks_of(columns: int) -> int:
     )
 
 
+def means(sums: Floats, counts: NDArray[np.int64]) -> Iterator[Floats]:
+    """The means [blocks, width, width] of sums [matrices, blocks, width, width] over rows [matrices].
+
+    An expert's own tokens count beside `columns` tokens that are as those of all experts are on the
+    average: with few tokens of its own it leans on the others.
+    """
+    if len(counts) == 1:
+        yield sums[0] / np.float32(max(1, counts[0]))
+        return
+    blocks, width = sums.shape[1:3]
+    others = np.float32(blocks * width)
+    pooled = sums.sum(axis=0) / np.float32(max(1, counts.sum()))
+    for own, count in zip(sums, counts, strict=True):
+        yield (own + others * pooled) / (np.float32(count) + others)
+
+
 @dataclass(frozen=True)
 class Second:
     """Σ x xᵀ f32 [matrices, blocks, width, width] of an input, and the rows behind it [matrices]."""
@@ -54,19 +70,18 @@ class Second:
         return cls(np.zeros((matrices, blocks, width, width), np.float32), np.zeros(matrices, np.int64))
 
     def mean(self) -> Iterator[Floats]:
-        """The mean x xᵀ [blocks, width, width] of each matrix in turn.
+        """The mean x xᵀ [blocks, width, width] of each matrix in turn; see `means`."""
+        return means(self.sums, self.counts)
 
-        An expert's own tokens count beside `columns` tokens that are as those of all experts are on the
-        average: with few tokens of its own it leans on the others.
-        """
-        if len(self.counts) == 1:
-            yield self.sums[0] / np.float32(max(1, self.counts[0]))
-            return
-        blocks, width = self.sums.shape[1:3]
-        others = np.float32(blocks * width)
-        pooled = self.sums.sum(axis=0) / np.float32(max(1, self.counts.sum()))
-        for sums, count in zip(self.sums, self.counts, strict=True):
-            yield (sums + others * pooled) / (np.float32(count) + others)
+    def mirror(self) -> None:
+        """Make the sums whole, of which the lower triangles are known."""
+        width = self.sums.shape[2]
+        _mirror(self.sums.reshape(-1, width, width))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all sums are."""
+        return bool(np.isfinite(self.sums).all())
 
     def to_bytes(self) -> bytes:
         """As a unit of the store: a line of JSON, the counts, then the lower triangles' rows."""
@@ -119,7 +134,7 @@ class Input:
         return 4 * self.matrices * self.columns**2 // blocks_of(self.columns)
 
 
-def _wanted(node: MatMul) -> bool:
+def wanted(node: MatMul) -> bool:
     """Whether moments of a multiplication's input are kept: as of an imatrix, and of the head's."""
     if node.indirect:
         return True
@@ -136,7 +151,7 @@ class Scan:
 
     def __call__(self, node: MatMul) -> bool:
         """See `MatMul`."""
-        if node.ask and _wanted(node):
+        if node.ask and wanted(node):
             name = self._seen.setdefault(node.input_identity, node.weight)
             if name == node.weight:
                 matrices = node.matrices if node.indirect else 1
@@ -158,14 +173,18 @@ class Outer:
         """See `MatMul`."""
         name = node.weight
         if node.ask:
-            return name in self.sums and _wanted(node)
+            return name in self.sums and wanted(node)
         second, values = self.sums[name], node.input()
         if node.indirect:
             self._add_experts(second, values[0], node.experts())
         else:
             rows = values.reshape(-1, values.shape[3])
             second.counts[0] += len(rows)
-            list(self._pool.map(lambda tile: _add_tile(second.sums[0, tile[0]], rows, tile), _tiles(second)))
+            list(
+                self._pool.map(
+                    lambda tile: add_tile(second.sums[0, tile[0]], rows, rows, tile), tiles(second)
+                )
+            )
         return name != self._last
 
     def _add_experts(self, second: Second, values: Floats, experts: NDArray[np.int32]) -> None:
@@ -175,8 +194,8 @@ class Outer:
             tokens, slots = np.nonzero(experts == expert)
             rows = values[tokens, slots % values.shape[1]]
             second.counts[expert] += len(rows)
-            for tile in _tiles(second):
-                _add_tile(second.sums[expert, tile[0]], rows, tile)
+            for tile in tiles(second):
+                add_tile(second.sums[expert, tile[0]], rows, rows, tile)
 
         list(self._pool.map(add, np.unique(experts).tolist()))
 
@@ -197,11 +216,10 @@ class Outer:
                 start += array.nbytes
         return int.from_bytes(view[:8], "little")
 
-    def mirrored(self) -> dict[str, Second]:
+    def units(self) -> dict[str, Second]:
         """The sums, whole: so far their lower tiles were added to."""
         for second in self.sums.values():
-            width = second.sums.shape[2]
-            _mirror(second.sums.reshape(-1, width, width))
+            second.mirror()
         return self.sums
 
 
@@ -217,17 +235,18 @@ def _mirror(blocks: Floats) -> None:
             np.copyto(own, own.T.copy(), where=here)
 
 
-def _tiles(second: Second) -> list[tuple[int, int, int]]:
-    """(block, first row, first column) of the lower tiles, the same whatever the threads."""
+def tiles(second: Second, *, whole: bool = False) -> list[tuple[int, int, int]]:
+    """(block, first row, first column) of the lower tiles, or of all; the same whatever the threads."""
     blocks, width = second.sums.shape[1:3]
     starts = range(0, width, _TILE)
-    lower = [(row, column) for row in starts for column in starts if column <= row]
-    return [(block, row, column) for block in range(blocks) for row, column in lower]
+    some = [(row, column) for row in starts for column in starts if whole or column <= row]
+    return [(block, row, column) for block in range(blocks) for row, column in some]
 
 
-def _add_tile(sums: Floats, rows: Floats, tile: tuple[int, int, int]) -> None:
+def add_tile(sums: Floats, left: Floats, right: Floats, tile: tuple[int, int, int]) -> None:
+    """Add a tile of leftᵀ right, of rows [., columns], to the sums of its block."""
     block, first, second = tile
     width = sums.shape[0]
-    left = rows[:, block * width + first : block * width + min(first + _TILE, width)]
-    right = rows[:, block * width + second : block * width + min(second + _TILE, width)]
-    sums[first : first + left.shape[1], second : second + right.shape[1]] += left.T @ right
+    rows = left[:, block * width + first : block * width + min(first + _TILE, width)]
+    columns = right[:, block * width + second : block * width + min(second + _TILE, width)]
+    sums[first : first + rows.shape[1], second : second + columns.shape[1]] += rows.T @ columns

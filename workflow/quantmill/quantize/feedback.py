@@ -18,6 +18,10 @@ it costs ggml's quantizers of these types microseconds a weight, and gains nothi
 
 Such neighbours are rounded at once, by the same cost: with H = M D Mᵀ in blocks of their size, to the entry q
 that is nearest to their target t by (t - q) D_k (t - q)ᵀ.
+
+Where the weights before it in its layer are quantized too, a weight's input is x̃ in place of x. The weights
+W (I + Σ (x - x̃) x̃ᵀ (Σ x̃ x̃ᵀ + λI)⁻¹) give for x̃ what is nearest to W x (GPTAQ, Li et al., 2025). They are
+rounded in place of W, by the second moments of x̃.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -36,8 +40,10 @@ from numpy.typing import NDArray
 from quantmill.engine import kernel
 from quantmill.engine.ggml import Conversion
 from quantmill.errors import QuantmillError
+from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments
 from quantmill.measure.outer import Input, Second
+from quantmill.measure.shifts import Shifted
 from quantmill.quantize import codebooks
 from quantmill.quantize.codebooks import BOOKS
 from quantmill.quantize.grids import GRIDS, Bytes, Floats, packed, steps_and_offsets
@@ -49,6 +55,9 @@ SHRINKAGE: Final = 0.1
 """The part that the off-diagonal moments are reduced by: what one text correlates, another may not."""
 
 
+RIDGE: Final = 0.05
+"""λ of the corrected weights, in parts of the moments' mean diagonal."""
+
 VERSION: Final = 2
 """Of the units of the store: raised where the same moments give other bytes."""
 
@@ -56,6 +65,7 @@ _COARSE: Final = 16  # levels, up to which the search of scales is worth repeati
 _SWEPT: Final = 32  # levels, up to which a sweep gains: at q6_K and q8_0 it costs a third and gains nothing
 _NOT_AGAIN: Final = "nvfp4"  # with per-tensor scales ggml's search lost .03 of the divergence's ratio
 _ROWS: Final = 64  # the kernel takes so many at a time
+_CORRECTED: Final = 256  # rows that are multiplied by a correction at a time
 _KEPT: Final = 2  # inputs whose factors are kept: gate and up share one, as do q, k and v
 
 
@@ -74,24 +84,30 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class Factor:
-    """The order of the columns [columns], D by column [columns]; M and H in the form of the kernel.
+    """The order of the columns [columns], D by column [columns]; M and H in the form of the kernel, and the
+    diagonal of the moments [columns].
 
-    Where entries of a codebook give several columns their values, the kernel takes `squares` too.
+    Where entries of a codebook give several columns their values, the kernel takes `squares` too. What is
+    rounded are the weights plus the weights times the `correction` [columns, columns], where there is one.
     """
 
     order: NDArray[np.int32]
     importance: Floats
     panels: Floats
     others: Floats
+    diagonal: Floats
     squares: tuple[Floats, Floats] | None = None
+    correction: Floats | None = None
 
 
-def memory_of(one: Input, threads: int) -> int:
+def memory_of(one: Input, threads: int, *, crossed: bool = False) -> int:
     """Bytes that rounding a weight with the moments of this input takes, beside the weight itself.
 
-    The moments of all matrices, and of each thread's a copy, its factor and the forms of both for the kernel.
+    The moments of all matrices, and of each thread's a copy, its factor and the forms of both for the kernel;
+    with cross moments (`crossed`) these, and of each thread's the matrix that is solved and what it gives.
     """
-    return one.bytes + 4 * threads * one.bytes // one.matrices
+    kept, worked = (2, 7) if crossed else (1, 4)
+    return kept * one.bytes + worked * threads * one.bytes // one.matrices
 
 
 def factor(
@@ -122,32 +138,58 @@ def factor(
     importance = np.empty_like(diagonal)
     importance[backwards] = np.diagonal(lower) ** 2
     if others is not None:
-        return Factor(order, importance, kernel.panels_of(lower), others)
+        return Factor(order, importance, kernel.panels_of(lower), others, diagonal)
     panels, squares = kernel.panels_and_squares_of(lower[::-1, ::-1], length, factor=True)
     others, other_squares = kernel.panels_and_squares_of(matrix[::-1, ::-1], length)
-    return Factor(order, importance, panels, others, (squares, other_squares))
+    return Factor(order, importance, panels, others, diagonal, (squares, other_squares))
+
+
+def correction(moments: Floats, changes: Floats, ridge: float = RIDGE) -> Floats:
+    """What corrects weights by their product with it, of the mean x̃ x̃ᵀ and (x - x̃) x̃ᵀ [columns, columns].
+
+    QuantmillError where the moments are not finite or not positive.
+    """
+    from scipy.linalg import lapack
+
+    matrix = moments.copy()
+    mean = float(np.diagonal(matrix).mean(dtype=np.float64)) or 1.0
+    matrix[np.diag_indices_from(matrix)] += np.float32(ridge * mean)
+    upper, fault = lapack.spotrf(matrix.T, lower=0, overwrite_a=True)
+    solved, _ = lapack.spotrs(upper, changes.T, lower=0)
+    corrects: Floats = np.ascontiguousarray(solved.T)
+    if fault != 0 or not np.isfinite(corrects.sum()):
+        raise QuantmillError("its cross moments are no positive definite matrix", cure="measure them again")
+    return corrects
 
 
 class Feedback:
     """Rounds tensors with the moments of their inputs; the factors of the last inputs are kept.
 
-    `pool` are the threads that work; the callers wait.
+    Tensors whose input has `cross` moments are rounded with these. `pool` are the threads that work; the
+    callers wait.
     """
 
-    def __init__(self, moments: Moments, pool: Executor, threads: int) -> None:
+    def __init__(self, moments: Moments, pool: Executor, threads: int, cross: Known | None = None) -> None:
         self._moments, self._pool, self._threads = moments, pool, threads
+        self._cross = cross
         self._factors: dict[tuple[str, int], Future[list[list[Factor]]]] = {}
         self._lock = threading.Lock()
 
-    def round(self, weight: Bytes, data: Bytes, of: Rounding, scales: Floats | None = None) -> Bytes:
-        """A weight's data rounded into `data`, which ggml quantized of it. QuantmillError as of `factor`.
+    def round(
+        self, weight: Bytes, nearest: Callable[[], Bytes], of: Rounding, scales: Floats | None = None
+    ) -> Bytes:
+        """A weight's data, rounded into what `nearest` gives: that which ggml quantized of it.
 
-        Readers multiply `data` by `scales` [matrices], where it has per-tensor scales.
+        Readers multiply it by `scales` [matrices], where it has per-tensor scales. QuantmillError as of
+        `factor` and `correction`.
         """
         matrices = math.prod(of.shape[2:])
         factors = self._factors_of(of.name, of.type)
         by = np.ones(matrices, np.float32) if scales is None else scales
-        parts = zip(np.split(weight, matrices), np.split(data, matrices), factors, by, strict=True)
+        # Where other weights are rounded in its place, what ggml makes of it is of no use.
+        corrected = factors[0][0].correction is not None
+        data = [None] * matrices if corrected else np.split(nearest(), matrices)
+        parts = zip(np.split(weight, matrices), data, factors, by, strict=True)
         return np.concatenate(
             [self._matrix(part, made, blocks, of, scale) for part, made, blocks, scale in parts]
         )
@@ -157,14 +199,20 @@ class Feedback:
         return self._moments.of(name).mean()
 
     def _matrix(
-        self, weight: Bytes, data: Bytes, blocks: Sequence[Factor], of: Rounding, scale: np.float32
+        self, weight: Bytes, data: Bytes | None, blocks: Sequence[Factor], of: Rounding, scale: np.float32
     ) -> Bytes:
         columns, rows = of.shape[:2]
-        shape = (columns, rows, 1)
-        values = Conversion(self._pool, self._threads, weight, of.source_type, "f32", shape, None).result()
-        weights, made = values.view(np.float32).reshape(rows, -1), data.reshape(rows, -1)
+        values = self._converted(weight, of.source_type, "f32", (columns, rows, 1), None)
+        weights = values.view(np.float32).reshape(rows, -1)
         if scale != 1:
             weights = weights / scale
+        if data is None:
+            weights = self._corrected(
+                weights, [one.correction for one in blocks if one.correction is not None]
+            )
+            made = self._searched(weights, of.type, np.concatenate([block.diagonal for block in blocks]))
+        else:
+            made = data.reshape(rows, -1)
         run = max(_ROWS, -(-rows // (4 * self._threads) // _ROWS) * _ROWS)
         runs = [slice(first, min(first + run, rows)) for first in range(0, rows, run)]
 
@@ -173,23 +221,36 @@ class Feedback:
 
         if of.type in GRIDS and GRIDS[of.type].levels <= _COARSE and of.type != _NOT_AGAIN:
             wanted = of_runs(lambda some, theirs: targets(some, theirs, of.type, blocks))
-            importance = np.concatenate([block.importance for block in blocks])[None]
-            again = Conversion(
-                self._pool,
-                self._threads,
-                wanted.view(np.uint8).reshape(-1),
-                "f32",
-                of.type,
-                shape,
-                importance,
-            )
-            made = again.result().reshape(rows, -1)
+            made = self._searched(wanted, of.type, np.concatenate([block.importance for block in blocks]))
         return of_runs(lambda some, theirs: rounded(some, theirs, of.type, blocks))
+
+    def _corrected(self, weights: Floats, corrections: Sequence[Floats]) -> Floats:
+        """By runs of rows that do not depend on the threads: so does no sum."""
+
+        def of_rows(first: int) -> Floats:
+            rows = weights[first : first + _CORRECTED]
+            parts = zip(np.split(rows, len(corrections), axis=1), corrections, strict=True)
+            return rows + np.concatenate([part @ by for part, by in parts], axis=1)
+
+        return np.concatenate(list(self._pool.map(of_rows, range(0, len(weights), _CORRECTED))))
+
+    def _searched(self, weights: Floats, type_name: str, importance: Floats) -> Bytes:
+        """What ggml's search makes of weights [rows, columns], with the importance [columns]."""
+        rows, columns = weights.shape
+        data = np.ascontiguousarray(weights).view(np.uint8).reshape(-1)
+        made = self._converted(data, "f32", type_name, (columns, rows, 1), importance[None])
+        return made.reshape(rows, -1)
+
+    def _converted(
+        self, data: Bytes, before: str, after: str, shape: tuple[int, int, int], importance: Floats | None
+    ) -> Bytes:
+        return Conversion(self._pool, self._threads, data, before, after, shape, importance).result()
 
     def _factors_of(self, name: str, type_name: str) -> list[list[Factor]]:
         """The factors of a weight's input: of each matrix those of its blocks."""
         length = codebooks.codebook(type_name).length if type_name in BOOKS else 1
-        key = self._moments.key(name), length
+        crossed = self._cross if self._cross is not None and name in self._cross else None
+        key = (crossed or self._moments).key(name), length
         with self._lock:
             known = self._factors.pop(key, None)
             future = self._factors[key] = known or Future()  # the last in the order of the dict
@@ -197,7 +258,12 @@ class Feedback:
                 del self._factors[old]
         if known is None:
             try:
-                future.set_result(self._made(self._moments.of(name), length))
+                made = (
+                    self._made(self._moments.of(name), length)
+                    if crossed is None
+                    else self._made_of_both(crossed.of(name), length)
+                )
+                future.set_result(made)
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
@@ -208,6 +274,21 @@ class Feedback:
         made: list[list[Factor]] = []
         while some := list(islice(means, self._threads)):
             made += self._pool.map(lambda blocks: [factor(block, length=length) for block in blocks], some)
+        return made
+
+    def _made_of_both(self, shifted: Shifted, length: int) -> list[list[Factor]]:
+        """As `_made`, of an input whose weights are corrected."""
+
+        def of_matrix(both: tuple[Floats, Floats]) -> list[Factor]:
+            return [
+                replace(factor(moments, length=length), correction=correction(moments, changes))
+                for moments, changes in zip(*both, strict=True)
+            ]
+
+        means = shifted.mean()
+        made: list[list[Factor]] = []
+        while some := list(islice(means, self._threads)):
+            made += self._pool.map(of_matrix, some)
         return made
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.errors import QuantmillError
 from quantmill.formats.types import writable
+from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments
 from quantmill.quantize import feedback, nvfp4
 from quantmill.quantize.feedback import Feedback
@@ -101,13 +102,21 @@ class Quantizer:
 
     `threads` of them convert, a few more read and write units of the store, so
     that neither waits for the other, nor the caller who writes the file. `moments`
-    are of the inputs of those that are rounded with error feedback.
+    are of the inputs of those that are rounded with error feedback, `cross` of
+    those of them that other weights change.
     """
 
-    def __init__(self, engine: str, store: Store, threads: int, moments: Moments | None = None) -> None:
+    def __init__(
+        self,
+        engine: str,
+        store: Store,
+        threads: int,
+        moments: Moments | None = None,
+        cross: Known | None = None,
+    ) -> None:
         self.engine, self.store, self.threads = engine, store, threads
         self._workers = ThreadPoolExecutor(threads)
-        self._feedback = None if moments is None else Feedback(moments, self._workers, threads)
+        self._feedback = None if moments is None else Feedback(moments, self._workers, threads, cross)
         self._keepers = ThreadPoolExecutor(_KEEPERS)
         self._largest: dict[str, Future[NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
@@ -136,7 +145,7 @@ class Quantizer:
         try:
             if task.moments is None or self._feedback is None:
                 return self._nearest(task, source, shape)
-            nearest = self._unit_of_nearest(task, shape, lambda: self._nearest(task, source, shape))
+            nearest = partial(self._unit_of_nearest, task, shape, partial(self._nearest, task, source, shape))
             return self._feedback.round(source, nearest, replace(task, shape=shape))
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
@@ -171,7 +180,7 @@ class Quantizer:
         if task.moments is None or self._feedback is None:
             return make()
         try:
-            nearest = self._unit_of_nearest(task, task.shape, make)
+            nearest = partial(self._unit_of_nearest, task, task.shape, make)
             return self._feedback.round(source, nearest, task, scales)
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error

@@ -32,6 +32,7 @@ from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
 from quantmill.formats.publication import FACTS, Facts, Part
 from quantmill.formats.settings import ImatrixFile, Quantize
+from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments, add_options, asked_for
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import Log, Progress
@@ -82,10 +83,12 @@ def tasks(
     imatrix: Imatrix | None,
     engine: str = "mainline",
     moments: Moments | None = None,
+    cross: Known | None = None,
 ) -> list[Task]:
     """The plan's rows as tasks, checked against the source and the importance matrix.
 
-    With `moments`, those whose input they have are rounded with error feedback.
+    With `moments`, those whose input they have are rounded with error feedback, and by
+    `cross` moments those whose input these have.
     QuantmillError where the plan is of another source, where a type needs
     importance values that are missing, or where they have another width (an
     imatrix of another model).
@@ -96,13 +99,16 @@ def tasks(
         raise QuantmillError(what, "imatrix", "make it from this source")
     groups = together(with_scale(rows))
     made = [_task(row, source, imatrix, groups, engine) for row in rows]
-    return made if moments is None else [_fed_back(task, moments) for task in made]
+    return made if moments is None else [_fed_back(task, moments, cross) for task in made]
 
 
-def _fed_back(task: Task, moments: Moments) -> Task:
+def _fed_back(task: Task, moments: Moments, cross: Known | None) -> Task:
     """The task with the key of its moments, where its type can be rounded so and it has some."""
     changed = task.type in types.FED_BACK and task.type != task.source_type
-    return replace(task, moments=moments.key(task.name)) if changed and task.name in moments else task
+    if not changed or task.name not in moments:
+        return task
+    has = cross if cross is not None and task.name in cross else moments
+    return replace(task, moments=has.key(task.name))
 
 
 def _task(
@@ -319,11 +325,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
         imatrix = as_legacy(imatrix.made_up())
     store = Store(args.store, args.store_max, log)
     moments = asked_for(args, settings.get("rounding"), source.header, store, log)
-    todo = tasks(rows, source, imatrix, engine, moments)
+    cross = Known(args.cross, store) if settings.get("rounding") == "gptaq" else None
+    todo = tasks(rows, source, imatrix, engine, moments, cross)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     of_moments = {
-        task.name: memory_of(moments.input_of(task.name), args.threads)
+        task.name: memory_of(
+            moments.input_of(task.name), args.threads, crossed=cross is not None and task.name in cross
+        )
         for task in todo
         if moments is not None and task.moments is not None
     }
@@ -333,7 +342,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     answers = kind_of(source.header).answers if how == "answered" else ""
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
-        Quantizer(spec["engine"], store, args.threads, moments) as quantizer,
+        Quantizer(spec["engine"], store, args.threads, moments, cross) as quantizer,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
         tensors = pieces(todo, source, quantizer)
@@ -361,6 +370,7 @@ if __name__ == "__main__":
     arguments.add_argument("--report", type=Path, required=True, help="the plan's JSON")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
     add_options(arguments)
+    arguments.add_argument("--cross", type=Path, nargs="?", help="its cross moments, for rounding gptaq")
     arguments.add_argument(
         "--gguf", type=Path, required=True, help="the quantized file; its folder where it is split"
     )

@@ -9,14 +9,16 @@ from quantmill.text import code
 
 
 def build(view: View) -> dict[str, Any] | None:
-    """Where any file is of rounding gptq."""
+    """Where any file is rounded with error feedback."""
     measured, moments = view.measured, view.measured.moments
-    names = [quant.name for quant in measured.quants if quant.rounding == "gptq"]
+    by = {quant.name: quant.rounding for quant in measured.quants if quant.rounding != "nearest"}
+    names, crossed = list(by), [name for name, rounding in by.items() if rounding == "gptaq"]
     if not names or moments is None:
         return None
     shown = measured.imatrix is not None and measured.imatrix.get("corpus") == moments["corpus"]
     return {
         "files": _files(names, len(measured.quants)),
+        "also": _also(crossed, len(names)),
         "moments": moments,
         "corpus": None if shown else measured.corpora[moments["corpus"]],
         "compared": measured.rounded,
@@ -29,3 +31,10 @@ def _files(names: list[str], of: int) -> str:
     if len(names) == of:
         return "The file was" if of == 1 else "All files were"
     return f"{', '.join(map(code, names))} {'was' if len(names) == 1 else 'were'}"
+
+
+def _also(names: list[str], of: int) -> str:
+    """Which of so many files are of gptaq, as the beginning of a sentence; empty where none is."""
+    if len(names) == of:
+        return "Here"
+    return f"In {', '.join(map(code, names))}" if names else ""
