@@ -1,8 +1,8 @@
 """Rounding with error feedback beside rounding to nearest: the same types and bytes, by domain.
 
 Builds through snakemake, for each type, the file with all matrices of the layers at that type (embeddings and
-output at q8_0), rounded by gptq or gptaq; the acceptance test makes the same to nearest. The text of the moments holds
-the domains code and prose; `--foreign` names text of others. Prints a table in markdown.
+output at q8_0), rounded by gptq or gptaq; the acceptance test makes the same to nearest. The text of the
+moments holds the domains code and prose; `--foreign` names text of others. Prints a table in markdown.
 """
 
 from __future__ import annotations

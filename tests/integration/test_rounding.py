@@ -1,4 +1,4 @@
-"""`rounding: gptq` from the moments to the file and the probes, by the commands that the rules call."""
+"""`rounding: gptq` and `gptaq` from the moments to the file and the probes, by the rules' commands."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Bench:
         self.stage("measure.moments", USED, store, corpus="c.parquet", report="moments.json")
         return dict(json.loads((self.folder / "moments.json").read_text("utf-8")))
 
-    def plan(self, base: str) -> dict[str, Any]:
-        (self.folder / "r.yaml").write_text(f"base: {base}\n", encoding="utf-8")
+    def plan(self, base: str, more: str = "") -> dict[str, Any]:
+        (self.folder / "r.yaml").write_text(f"base: {base}\n{more}", encoding="utf-8")
         config = {"recipe": base, "imatrix": {"file": "i", "dataset": "t", "chunks": 1}}
         self.stage("recipe.plan", config, None, recipe="r.yaml", plan="p.tsv", report="p.json")
         return dict(json.loads((self.folder / "p.json").read_text("utf-8")))
@@ -74,15 +74,32 @@ class Bench:
         config: dict[str, Any] = {"imatrix": {"file": "i", "dataset": "t", "chunks": 1}}
         options: dict[str, Any] = {"manifest": "m.tsv", "plan": "p.tsv", "report": "p.json"}
         options |= {"imatrix": self.imatrix, "gguf": out, "facts": f"{out}.json"}
-        if rounding == "gptq":
-            config["rounding"] = "gptq"
+        if rounding != "nearest":
+            config["rounding"] = rounding
             options |= {"moments": "moments.json", "calibration": "c.parquet"}
+        if rounding == "gptaq":
+            options |= {"cross": "cross.json"}
         return config, options
 
     def write(self, out: str, rounding: str = "gptq", store: str = "store", threads: int = 2) -> Path:
         config, options = self.options(out, rounding)
         self.stage("quantize.write", config, store, **options, threads=threads)
         return self.folder / out
+
+    def cross(self, quantized: str, store: str = "store", report: str = "cross.json") -> dict[str, Any]:
+        """The cross moments of a file of rounding gptq."""
+        options = {"quantized": quantized, "facts": f"{quantized}.json", "moments": "moments.json"}
+        self.stage("measure.cross", USED, store, **options, corpus="c.parquet", report=report)
+        return dict(json.loads((self.folder / report).read_text("utf-8")))
+
+    def measure(self, gguf: str, out: str, **options: object) -> None:
+        """The divergence of a file."""
+        command = self.command("measure.divergence", USED | {"chunks": 4, "corpus": "t"}, **options)
+        model = command.index("--model") + 1
+        command[model] = gguf
+        command += ["--facts", f"{gguf}.json", "--out", out]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def sensitivity(self, rounding: str) -> list[SensitivityRow]:
         chunks = {"corpus": "t", "chunks": 2, "context": CONTEXT, "minutes": 60, "types": ["q3_K"]}
@@ -126,6 +143,67 @@ def test_a_file_is_a_stock_one_of_the_planned_size(tmp_path: Path, name: str, ba
     quantized = {name for name, (kind, _) in ours.items() if kind not in ("F16", "F32")}
     assert changed == quantized & with_moments
     assert "token_embd.weight" in quantized - changed
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("tiny-llama", "Q3_K_M"), ("tiny-llama", "nvfp4"), ("tiny-moe", "IQ3_XXS"), ("tiny-moe", "Q4_0")],
+)
+def test_gptaq_rounds_the_last_weights_of_either_half_anew(tmp_path: Path, name: str, base: str) -> None:
+    bench = Bench(tmp_path, name)
+    bench.moments()
+    bench.plan(base)
+    gptq = bench.write("gptq.gguf")
+    report = bench.cross("gptq.gguf")
+    made = bench.write("gptaq.gguf", "gptaq")
+    assert made.stat().st_size == gptq.stat().st_size
+    assert json.loads((tmp_path / "gptaq.gguf.json").read_text("utf-8"))["tried"] == "answered"
+    ours, theirs = tensors(made), tensors(gptq)
+    changed = {name for name in ours if not np.array_equal(ours[name][1], theirs[name][1])}
+    assert changed == {weight for one in report["inputs"] for weight in one["weights"]}
+    assert {name.split(".", 2)[2] for name in changed} <= {
+        *("attn_output.weight", "ssm_out.weight", "ffn_down.weight"),
+        *("ffn_down_exps.weight", "ffn_down_shexp.weight"),
+    }
+    assert report["quantized"] == json.loads((tmp_path / "gptq.gguf.json").read_text("utf-8"))["sha256"]
+    # whatever the threads; and what is measured already is not measured again
+    assert bench.write("one.gguf", "gptaq", threads=1).read_bytes() == made.read_bytes()
+    again = bench.cross("gptq.gguf", report="again.json")
+    assert again | {"seconds": 0} == report | {"seconds": 0} and again["seconds"] == 0
+
+
+def test_gptaq_is_nearer_to_the_source_than_gptq(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.moments()
+    bench.plan("q3_K", "rules: [{match: 'token_embd[.]weight|output[.]weight', type: q8_0}]\n")
+    klds = {}
+    for rounding in ("gptq", "gptaq"):
+        out = f"{rounding}.gguf"
+        bench.write(out, rounding)
+        if rounding == "gptq":
+            bench.cross(out)
+        options = {"reference": bench.model, "reference-facts": "m.json", "corpus": "t.parquet"}
+        bench.measure(out, f"{rounding}.kld.json", **options)
+        klds[rounding] = json.loads((tmp_path / f"{rounding}.kld.json").read_text("utf-8"))["kld"]["mean"]
+    assert klds["gptaq"] < 0.95 * klds["gptq"]
+
+
+def test_cross_moments_that_the_store_lost_are_measured_again_when_the_report_is_deleted(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    bench.moments()
+    bench.plan("Q4_0")
+    bench.write("gptq.gguf")
+    bench.cross("gptq.gguf")
+    config, options = bench.options("x.gguf", "gptaq")
+    line = bench.refused("quantize.write", config, "empty", **options)
+    assert line.startswith(
+        "error: blk.0.attn_output.weight: cross.json: the store has lost its cross moments;"
+    )
+    assert not (tmp_path / "x.gguf").exists()
+    bench.cross("gptq.gguf", "empty")
+    assert bench.write("x.gguf", "gptaq", "empty").read_bytes() == bench.write("y.gguf", "gptaq").read_bytes()
 
 
 def test_the_bytes_do_not_depend_on_the_threads_nor_on_the_store(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_table_has_a_column_where_files_differ(gptq_tree: Callable[..., Tree
     folder, config = gptq_tree(Q4_K_M={"code": 0.4, "prose": 0.8})
     card = write.render(read(folder, config), config)
     assert "| Type | Rounding | bpw |" in card and "| q4_K | gptq |" in card and "| q5_K | nearest |" in card
-    assert "Rounding: to the nearest value, as llama-quantize does, or with error feedback (gptq)" in card
+    assert "as llama-quantize does, or with error feedback (gptq, gptaq)" in card
     alone = config | {"recipes": ["Q4_K_M"]}
     card = write.render(read(folder, alone), alone)
     assert "| Rounding |" not in card and "\nThe file was rounded with error feedback (`gptq`)" in card
@@ -44,6 +44,17 @@ def test_the_table_has_a_column_where_files_differ(gptq_tree: Callable[..., Tree
 def test_without_gptq_there_is_none(kld_tree: Tree) -> None:
     folder, config = kld_tree
     assert "ounding" not in write.render(read(folder, config), config)
+
+
+def test_it_says_what_gptaq_does_more(gptq_tree: Callable[..., Tree]) -> None:
+    tree = gptq_tree(Q5_K_M={"code": 0.4, "prose": 0.7}, Q4_K_M={"code": 0.4, "prose": 0.8})
+    assert "gptaq" not in section(tree)
+    report = tree[0] / "plans" / "Q4_K_M.json"
+    write_json(report, read_json(report) | {"rounding": "gptaq"})
+    text = section(tree)
+    assert (
+        "with error feedback (`gptq` or `gptaq`): where" in text and "With `gptaq` the last weights" in text
+    )
 
 
 def test_without_a_comparison_it_still_says_how_it_was_rounded(gptq_tree: Callable[..., Tree]) -> None:

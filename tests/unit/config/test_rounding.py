@@ -84,10 +84,10 @@ def test_the_model_is_asked_for_its_moments() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"rounding": "up"}, "rounding: input should be 'nearest' or 'gptq'"),
+    ({"rounding": "up"}, "rounding: input should be 'nearest', 'gptq' or 'gptaq'"),
     (
         {"recipes": [{"name": "a", "base": "Q8_0", "rounding": "up"}]},
-        "recipes[0].rounding: input should be 'nearest' or 'gptq'",
+        "recipes[0].rounding: input should be 'nearest', 'gptq' or 'gptaq'",
     ),
     (
         {"imatrix": None},

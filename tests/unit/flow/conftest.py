@@ -224,6 +224,9 @@ def specs_of(project: Project) -> dict[str, str]:
         for name in project.beside_nearest(model):
             note(specs, "nearest", model, name)
             note(specs, "nearest_kld", model, name)
+        for name in filter(lambda name: project.crossed(model, name), config.recipes_of(model)):
+            note(specs, "gptq", model, name)
+            note(specs, "cross", model, name)
         if config.sensitivity_of(model):
             note(specs, "sensitivity", model)
             note(cards, "sensitivity_plot", model)

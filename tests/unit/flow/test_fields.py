@@ -234,7 +234,9 @@ ROWS: Final[dict[str, Row]] = {
     "Recipe.form": Row("recipes.2.form", "tensor-types", "rendered PLANS"),
     "Recipe.scheme": Row("models.checkpoint.recipes.1.scheme", "W4A16", "checkpoint_card export"),
     "Recipe.split": Row("recipes.0.split", {"max": "1 MB"}, "FILES"),
-    "Recipe.rounding": Row("recipes.0.rounding", "gptq", "PLANS +moments +nearest +nearest_kld"),
+    "Recipe.rounding": Row(
+        "recipes.0.rounding", "gptaq", "PLANS +cross +gptq +moments +nearest +nearest_kld"
+    ),
     "Recipe.acceptance_test": Row("recipes.0.acceptance_test", False, "card +nearest +nearest_kld", FED_BACK),
     "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "rendered PLANS"),
     "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "rendered PLANS"),

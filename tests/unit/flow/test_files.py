@@ -89,10 +89,32 @@ def test_only_what_is_rounded_by_gptq_reads_second_moments(make: Callable[..., P
     assert inputs.probe_moments("local") == inputs.probe_calibration("local") == []
     assert "results/local/moments.json" in targets.described("local")
     assert "results/hub/moments.json" not in targets.all()
+    assert inputs.cross("local", "plain") == []
     budgets = [("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")]
     inputs = flow(make(*budgets))[0]
     assert plain(inputs.probe_moments("local")) == ["results/local/moments.json"]
     assert list(inputs.probe_calibration("local")) == ["results/local/corpus/calibration.parquet"]
+
+
+def test_what_is_rounded_by_gptaq_is_first_rounded_by_gptq(
+    make: Callable[..., Project], flow: Flow, all_specs: Callable[[Project], dict[str, str]]
+) -> None:
+    crossed = make(("recipes.0.rounding", "gptaq"))
+    inputs, targets = flow(crossed)[:2]
+    folder = "results/local/cross"
+    assert inputs.cross("local", "plain") == [f"{folder}/plain.json"]
+    assert list(inputs.cross_gguf("local", "plain")) == [f"{folder}/gguf/local-plain.gguf"]
+    assert inputs.cross_facts("local", "plain") == f"{folder}/gguf/local-plain.json"
+    assert plain(inputs.moments("local", "plain")) == ["results/local/moments.json"]
+    assert inputs.cross("local", "lines") == [] and inputs.probe_moments("local") == []
+    assert not [file for file in targets.all() if folder in file]
+    ours, fed_back = all_specs(crossed), all_specs(make(("recipes.0.rounding", "gptq")))
+    assert {name for name in ours if ours[name] != fed_back.get(name)} == {
+        *("cross local plain", "gptq local plain", "quantized local plain", "kld local plain"),
+        *("perplexity local plain", "speed local plain", "plan local plain", "memory local", "card local"),
+        *("humaneval local plain", "served local plain", "tasks local plain", "nearest local plain"),
+        *("nearest_kld local plain", "parts local"),
+    } & set(ours)
 
 
 def test_the_same_types_rounded_to_nearest_are_measured_and_not_published(

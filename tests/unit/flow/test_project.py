@@ -134,7 +134,10 @@ def test_which_files_are_compared_with_the_same_types_rounded_to_nearest(
     assert project.beside_nearest("local") == ["plain"]
     assert (project.with_nearest, make().with_nearest) == ({"plain"}, set())
     assert make(GPTQ, ("bench.kld", None)).beside_nearest("local") == []
-    with pytest.raises(QuantmillError, match="no recipe of hub has rounding: gptq; give it to one"):
+    crossed = make(("recipes.0.rounding", "gptaq"))
+    assert crossed.beside_nearest("local") == ["plain"]
+    assert (crossed.with_cross, project.with_cross) == ({"plain"}, set())
+    with pytest.raises(QuantmillError, match="no recipe of hub has rounding: gptq or gptaq; give"):
         project.moments("hub")
 
 
@@ -143,6 +146,8 @@ def test_the_default_candidates_of_a_budget_of_gptq_all_have_a_grid(make: Callab
     fed_back = [("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")]
     assert make(("sensitivity", sensitivity), GPTQ).candidate_types("local") == list(POOL)
     project = make(("sensitivity", sensitivity), *fed_back)
+    crossed = make(("sensitivity", sensitivity), ("recipes.3.rounding", "gptaq"), fed_back[1])
+    assert crossed.probe_rounding("local") == "gptq"
     assert (project.probe_rounding("local"), make(GPTQ).probe_rounding("local")) == ("gptq", "nearest")
     types = project.candidate_types("local")
     assert types == [kind for kind in POOL if takes_feedback(kind)] and {"q2_K", "q8_0"} <= set(types)

@@ -24,7 +24,7 @@ CHANGES: list[list[tuple[str, object]]] = [
             {"problems": "problems.jsonl", "prompt": "completion", "template": {"think": False}},
         )
     ],
-    [("recipes.0.rounding", "gptq"), ("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")],
+    [("recipes.0.rounding", "gptaq"), ("recipes.3.rounding", "gptq"), ("recipes.4.rounding", "gptq")],
 ]
 
 

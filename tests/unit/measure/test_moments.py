@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +10,17 @@ import numpy as np
 import pytest
 
 import models
+from nodes import random, shown
 from quantmill import machine
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
 from quantmill.formats.moments import Moments as Report
-from quantmill.measure import moments, outer
+from quantmill.measure import moments, outer, passes
 from quantmill.measure.outer import Input, Outer, Scan, Second, blocks_of
 from quantmill.progress import Log
 from quantmill.store import Store
 
 IDENTITY: dict[str, Any] = {"engine": "e", "model": "m"}
-
-
-@dataclass
-class Node:
-    """A multiplication as the engine shows it; `rows` [tokens, columns], for experts [tokens, 1, columns]."""
-
-    weight: str
-    rows: np.ndarray
-    ask: bool = False
-    chosen: np.ndarray | None = None
-    matrices: int = 1
-    input_is_f32: bool = True
-
-    @property
-    def indirect(self) -> bool:
-        return self.chosen is not None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.rows.shape[-1], len(self.rows), 1, 1)
-
-    @property
-    def input_identity(self) -> tuple[int, ...]:
-        return id(self.rows), 0, self.matrices
-
-    def input(self) -> np.ndarray:
-        return self.rows[None] if self.indirect else self.rows[None, None]
-
-    def experts(self) -> np.ndarray:
-        assert self.chosen is not None
-        return self.chosen
-
-
-def shown(observer: Any, **node: Any) -> bool:
-    return bool(observer(Node(**node)))
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture
@@ -75,7 +36,7 @@ def test_the_sums_are_those_of_all_rows(pool: Any, columns: int) -> None:
     for rows in batches:
         assert shown(observer, weight="blk.0.x", rows=rows, ask=True)
         shown(observer, weight="blk.0.x", rows=rows)
-    second = observer.mirrored()["blk.0.x"]
+    second = observer.units()["blk.0.x"]
     every = np.concatenate(batches)
     np.testing.assert_allclose(second.sums[0, 0], every.T @ every, rtol=1e-4, atol=1e-3)
     assert (second.sums[0, 0] == second.sums[0, 0].T).all()
@@ -86,7 +47,7 @@ def test_a_row_counts_for_the_expert_that_it_is_sent_to(pool: Any) -> None:
     observer = Outer([Input("x", ["x"], 32, 3)], pool)
     rows, chosen = random(20, 1, 32), np.stack([np.arange(20) % 2, np.full(20, 2)], axis=1).astype(np.int32)
     shown(observer, weight="x", rows=rows, chosen=chosen, matrices=3)
-    second = observer.mirrored()["x"]
+    second = observer.units()["x"]
     assert second.counts.tolist() == [10, 10, 20]
     own = rows[::2, 0]
     np.testing.assert_allclose(second.sums[0, 0], own.T @ own, rtol=1e-5, atol=1e-5)
@@ -140,7 +101,7 @@ def test_blocks_leave_out_what_lies_between_them(pool: Any, monkeypatch: pytest.
     monkeypatch.setattr(outer, "WIDEST", 256)
     observer, rows = Outer([Input("blk.0.x", ["blk.0.x"], 512, 1)], pool), random(64, 512)
     shown(observer, weight="blk.0.x", rows=rows)
-    second = observer.mirrored()["blk.0.x"]
+    second = observer.units()["blk.0.x"]
     for block, own in enumerate((rows[:, :256], rows[:, 256:])):
         np.testing.assert_allclose(second.sums[0, block], own.T @ own, rtol=1e-4, atol=1e-4)
 
@@ -157,7 +118,7 @@ def test_a_pass_goes_on_where_it_was(pool: Any) -> None:
             for name in ("blk.0.a", "blk.0.b"):
                 shown(observer, weight=name, rows=random(16, 32, seed=seed))
     for name in ("blk.0.a", "blk.0.b"):
-        assert (whole.mirrored()[name].sums == second.mirrored()[name].sums).all()
+        assert (whole.units()[name].sums == second.units()[name].sums).all()
         assert whole.sums[name].counts == second.sums[name].counts
 
 
@@ -270,16 +231,16 @@ def test_what_the_store_lost_is_measured_again(model: Path, tmp_path: Path) -> N
 def test_a_killed_run_goes_on_in_its_pass(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moments, "_SAVE_EVERY", -1.0)
-    evaluate, seen = moments._evaluate, []
+    monkeypatch.setattr(passes, "_SAVE_EVERY", -1.0)
+    evaluate, seen = passes.evaluate, []
 
-    def dies(model: Any, chunk: np.ndarray) -> None:
+    def dies(chunk: np.ndarray, model: Any) -> None:
         seen.append(chunk)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        evaluate(model, chunk)
+        evaluate(chunk, model)
 
-    monkeypatch.setattr(moments, "_evaluate", dies)
+    monkeypatch.setattr(moments, "evaluate", dies)
     killed = opened(model, tmp_path)
     seen.clear()
     with pytest.raises(KeyboardInterrupt):

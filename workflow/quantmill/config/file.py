@@ -162,7 +162,7 @@ class Config(Strict):
                 raise refuse("imported_error", text, f"{own}recipes[{number}].objective")
 
     def _check_rounding(self, name: str) -> None:
-        """What is rounded by gptq has a text to be measured on; one rounding for all budgets of a model."""
+        """What has error feedback has a text to be measured on; all budgets of a model have it, or none."""
         budgets: dict[str, str] = {}
         for number, recipe in enumerate(self.recipes_of(name).values()):
             own = f"models.{name}." if self.models[name].recipes else ""
@@ -175,8 +175,9 @@ class Config(Strict):
                 text = f"{rounding} is calibrated on the text of moments or imatrix, and {lacks}"
                 raise refuse("no_moments", f"{text}; name a corpus under moments", at)
             if recipe.size_targeted and self.probes_of(name) is not None:
-                other = next((other for other in budgets if budgets[other] != rounding), None)
-                if other is not None:
+                to_nearest = rounding == "nearest"
+                differing = (other for other in budgets if (budgets[other] == "nearest") != to_nearest)
+                if (other := next(differing, None)) is not None:
                     text = f"sensitivities are measured with one rounding, and {other} has {budgets[other]}"
                     raise refuse("two_roundings", f"{text}; give both the same", at)
                 budgets[recipe.name] = rounding

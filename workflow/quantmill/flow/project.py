@@ -228,9 +228,8 @@ class Project:
         return self._required(probes, f"{model} has no sensitivity", "give it one under sensitivity")
 
     def probe_rounding(self, model: str) -> str:
-        """How weights are rounded where the sensitivity is measured: as in the size-targeted recipes.
-
-        A probe quantizes one tensor alone: what gptaq makes up for is not there.
+        """How weights are rounded where the sensitivity is measured: as in the size-targeted recipes. Alone
+        a weight has no errors before it, for which gptaq would make up.
         """
         targeted = (name for name, recipe in self.config.recipes_of(model).items() if recipe.size_targeted)
         return "gptq" if any(self.fed_back(model, name) for name in targeted) else "nearest"

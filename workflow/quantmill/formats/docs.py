@@ -10,6 +10,7 @@ from quantmill import stages
 from quantmill.formats import (
     allocation,
     corpus,
+    cross,
     importance,
     measurements,
     moments,
@@ -26,6 +27,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     corpus.CORPUS,
     importance.IMATRIX,
     moments.MOMENTS,
+    cross.CROSS,
     allocation.SENSITIVITY,
     allocation.ALLOCATION,
     allocation.FEASIBILITY,

@@ -168,9 +168,9 @@ class Known:
         """The cross moments of a weight's input. QuantmillError where the store has lost them."""
         unit = self._store.get(self.key(weight))
         if unit is None:
-            what = f"the store has lost the cross moments of {self._of[weight]['name']}"
+            what = "the store has lost its cross moments"
             raise QuantmillError(
-                what, self._where, "delete it to have it made again; give the store more room"
+                what, self._where, "delete it to have it made again, and give the store more room"
             )
         return Shifted.from_bytes(unit)
 

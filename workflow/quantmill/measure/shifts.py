@@ -107,11 +107,11 @@ class Shifts:
 
     def values(self, node: str) -> Floats | None:
         """The values that a node gets from the source; None where it keeps its own."""
-        for name in self._first:
-            if name in self._originals and self._originals[name].node == node:
-                self.replaced.add(name)
-                return self._originals[name].values
-        return None
+        same = [
+            name for name in self._first if name in self._originals and self._originals[name].node == node
+        ]
+        self.replaced.update(same)
+        return self._originals[same[0]].values if same else None
 
     def __call__(self, node: MatMul) -> bool:
         """See `MatMul`."""

@@ -12,13 +12,14 @@ def build(view: View) -> dict[str, Any] | None:
     """Where any file is rounded with error feedback."""
     measured, moments = view.measured, view.measured.moments
     by = {quant.name: quant.rounding for quant in measured.quants if quant.rounding != "nearest"}
-    names, crossed = list(by), [name for name, rounding in by.items() if rounding == "gptaq"]
+    names, roundings = list(by), sorted(set(by.values()), reverse=True)
     if not names or moments is None:
         return None
     shown = measured.imatrix is not None and measured.imatrix.get("corpus") == moments["corpus"]
     return {
         "files": _files(names, len(measured.quants)),
-        "also": _also(crossed, len(names)),
+        "roundings": " or ".join(map(code, roundings)),
+        "crossed": "gptaq" in roundings,
         "moments": moments,
         "corpus": None if shown else measured.corpora[moments["corpus"]],
         "compared": measured.rounded,
@@ -31,10 +32,3 @@ def _files(names: list[str], of: int) -> str:
     if len(names) == of:
         return "The file was" if of == 1 else "All files were"
     return f"{', '.join(map(code, names))} {'was' if len(names) == 1 else 'were'}"
-
-
-def _also(names: list[str], of: int) -> str:
-    """Which of so many files are of gptaq, as the beginning of a sentence; empty where none is."""
-    if len(names) == of:
-        return "Here"
-    return f"In {', '.join(map(code, names))}" if names else ""
