@@ -24,6 +24,7 @@ KLDS = {f"measure_divergence {row}" for row in ("source", "Q8_0", "mix")}
 PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
 Q8 = {"quantize Q8_0", *(f"measure_{what} Q8_0" for what in ("divergence", "perplexity", "speed"))}
 OTHER_TOO = {"plan_types Q8_0", "tabulate_memory", "quantize_nearest Q8_0", "measure_nearest Q8_0"} | Q8
+CROSS = {"quantize_gptq mix", "measure_cross mix"}
 TUNED = {"build_corpus tuning", "measure_sensitivity", "draw_sensitivity"}
 
 
@@ -76,6 +77,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "the other recipe too": (recipe(0, rounding="gptq"), OTHER_TOO | CARD),
     "the default of the file": (section(rounding="gptq"), OTHER_TOO | CARD),
     "no acceptance test": (recipe(1, acceptance_test=False), CARD),
+    "gptaq": (recipe(1, rounding="gptaq"), PLAN | CROSS | FILE | NEAREST | CARD),
     "a type of the recipe": (
         recipe(1, embeddings="q6_K"),
         {"render_recipe mix"} | PLAN | FILE | NEAREST | CARD,
@@ -106,7 +108,13 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     ),
 }
 # Whose real run is made too.
-RUN = ("the other recipe too", "chunks of the divergence", "split files", "a deleted divergence of nearest")
+RUN = (
+    "gptaq",
+    "the other recipe too",
+    "chunks of the divergence",
+    "split files",
+    "a deleted divergence of nearest",
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +146,36 @@ def test_exactly_these_jobs_are_due(built: Checkout, tmp_path: Path, case: str) 
     if case in RUN:
         checkout.run()
         assert checkout.due() == set()
+
+
+def test_what_gptaq_needs_is_made_once(built: Checkout, tmp_path: Path) -> None:
+    checkout = built.copy(tmp_path / "checkout")
+
+    def crossed(**more: Any) -> Change:
+        return with_(lambda config: config["recipes"][1].update({"rounding": "gptaq"} | more))
+
+    crossed()(checkout)
+    checkout.run()
+    names = {
+        path.name for path in (checkout.folder / "results" / "tiny" / "cross").rglob("*") if path.is_file()
+    }
+    assert names == {"mix.json", "tiny-mix.json"}  # the GGUF was there for a time
+    checkout.result("gguf/tiny-mix.gguf").unlink()
+    assert checkout.due() == FILE | CARD  # of the units that are in the store
+    checkout.run()
+    for more, expected in (
+        ({"split": {"max": "1 MB"}}, {"quantize_split mix"} | MEASURED | CARD),
+        ({"embeddings": "q6_K"}, {"render_recipe mix"} | PLAN | CROSS | FILE | NEAREST | CARD),
+    ):
+        crossed(**more)(checkout)
+        assert checkout.due() == expected
+    with_(lambda config: config.update(moments=FEWER) or config["recipes"][1].update(rounding="gptaq"))(
+        checkout
+    )
+    assert checkout.due() == MOMENTS | CROSS | FILE | CARD
+    crossed()(checkout)
+    checkout.raise_version("measure.cross")
+    assert checkout.due() == CROSS | FILE | CARD
 
 
 def test_a_budget_of_gptq_is_measured_with_it(built: Checkout, tmp_path: Path) -> None:

@@ -240,8 +240,8 @@ def test_what_the_store_lost_is_said_with_the_cure(
     with pytest.raises(QuantmillError) as refused:
         known.of(LATE)
     assert str(refused.value) == (
-        f"{report}: the store has lost its cross moments; delete it to have it made again, and give the store "
-        "more room"
+        f"{report}: the store has lost its cross moments; delete it to have it made again, and give the "
+        "store more room"
     )
 
 

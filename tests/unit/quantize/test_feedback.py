@@ -15,9 +15,10 @@ from quantmill.engine.ggml import Conversion
 from quantmill.errors import QuantmillError
 from quantmill.formats.types import FED_BACK
 from quantmill.measure.outer import Second
+from quantmill.measure.shifts import Shifted
 from quantmill.progress import Log
 from quantmill.quantize import nvfp4
-from quantmill.quantize.feedback import factor, rounded
+from quantmill.quantize.feedback import correction, factor, rounded
 from quantmill.quantize.grids import steps_and_offsets
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.store import Store
@@ -57,9 +58,11 @@ class Given:
         return self.second
 
 
-def made(given: Given | None, item: Task, values: Floats, folder: Path, threads: int = 2) -> bytes:
+def made(
+    given: Given | None, item: Task, values: Floats, folder: Path, threads: int = 2, cross: Any = None
+) -> bytes:
     store = Store(folder, log=Log(folder / "log"))
-    with Quantizer("engine", store, threads, given) as quantizer:  # type: ignore[arg-type]
+    with Quantizer("engine", store, threads, given, cross) as quantizer:  # type: ignore[arg-type]
         return bytes(quantizer.start(item, values.view(np.uint8).reshape(-1))())
 
 
@@ -189,3 +192,80 @@ def test_a_refusal_names_the_tensor(tmp_path: Path) -> None:
     given.second.sums[:] = np.nan
     with pytest.raises(QuantmillError, match=r"^blk\.0\.ffn_up\.weight: its second moments are no"):
         made(given, item("q4_K"), weights(), tmp_path)
+
+
+# --- with cross moments ---------------------------------------------------------------------------
+
+
+class Crossed(Given):
+    """Cross moments as `measure.cross.Known` gives them, of the weights named."""
+
+    def __init__(self, before: Floats, after: Floats, *names: str) -> None:
+        second = second_of(after)
+        super().__init__(second, "crossed")
+        self.shifted, self.names = Shifted(second, ((before - after).T @ after)[None, None]), names
+
+    def __contains__(self, weight: str) -> bool:
+        return weight in self.names
+
+    def of(self, weight: str) -> Any:
+        return self.shifted
+
+
+def test_the_correction_gives_the_originals_outputs() -> None:
+    before = inputs(columns=64)
+    after = before + 0.3 * inputs(columns=64, seed=5)
+    shifted = Crossed(before, after).shifted
+    (second, changes) = next(shifted.mean())
+    own = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
+    corrected = own + own @ correction(second[0], changes[0], ridge=1e-6)
+    best = np.linalg.lstsq(after.astype(np.float64), before.astype(np.float64) @ own.T, rcond=None)[0].T
+    np.testing.assert_allclose(corrected, best, rtol=1e-2, atol=1e-2)
+
+    def missed(values: Floats) -> float:
+        return float(np.square(before @ own.T - after @ values.T).sum())
+
+    assert missed(own + own @ correction(second[0], changes[0])) < 0.8 * missed(own)
+    assert not correction(second[0], np.zeros_like(second[0])).any()
+
+
+def test_cross_moments_that_are_no_numbers_are_refused() -> None:
+    second = np.eye(64, dtype=np.float32)
+    for moments, changes in ((second * np.nan, second), (second, second * np.inf), (-second, second)):
+        with pytest.raises(
+            QuantmillError, match="its cross moments are no positive definite matrix; measure"
+        ):
+            correction(moments, changes)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("type_name", ["q3_K", "q6_K", "iq3_s", "nvfp4"])
+def test_what_is_rounded_in_a_weights_place_costs_less(tmp_path: Path, type_name: str, scaled: bool) -> None:
+    if scaled and type_name != "nvfp4":
+        pytest.skip("only nvfp4 has per-tensor scales")
+    before, values, one = inputs(), weights(), item(type_name)
+    after = before + 0.2 * inputs(seed=5)
+    scale = np.float32(1)
+    if scaled:
+        flat = values.view(np.uint8).reshape(-1)
+        one = replace(one, together=(nvfp4.Weight(one.name, one.sha256, "f32", one.shape, lambda: flat),))
+        scale = np.abs(values).max() / np.float32(6 * 448)
+    alone, crossed = (
+        scale * read(made(Given(second_of(before)), one, values, tmp_path / str(n), cross=cross), type_name)
+        for n, cross in enumerate((None, Crossed(before, after, one.name)))
+    )
+
+    def missed(rounded: Floats) -> float:
+        return float(np.square(before @ values[0].T - after @ rounded[0].T).sum())
+
+    assert missed(crossed) < 0.9 * missed(alone)
+
+
+def test_with_cross_moments_the_bytes_do_not_depend_on_the_threads_either(tmp_path: Path) -> None:
+    before, values, one = inputs(), weights(), item("q4_K")
+    crossed = Crossed(before, before + 0.2 * inputs(seed=5), one.name)
+    first, second = (
+        made(Given(second_of(before)), one, values, tmp_path / str(n), threads=n, cross=crossed)
+        for n in (1, 5)
+    )
+    assert first == second
