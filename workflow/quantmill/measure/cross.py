@@ -43,6 +43,9 @@ from quantmill.store import Identity, Store
 
 STAGE: Final = "measure.cross"
 
+TOKENS: Final = 32_768
+"""The most that are used, of the chunks of the second moments: a file's own measurement is to be short."""
+
 LATE: Final = frozenset(
     [
         "attn_output",
@@ -206,6 +209,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     every = listed(read, args.moments, chunks, ggufio.read_header(args.model), identity)
     store = Store(args.store, args.store_max, log)
     header = ggufio.read_header(args.quantized)
+    chunks = chunks[: max(1, TOKENS // config["context"])]
     cross = Cross(
         args.model, header, chunks, every, identity=identity, store=store, threads=args.threads, log=log
     )
