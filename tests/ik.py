@@ -4,7 +4,7 @@
 `python tests/ik.py compare SOURCE MADE DAT|-` the tensors of which our
 conversion gives other bytes than stand in MADE, a file of its llama-quantize.
 `convert` and `round` take arrays from FOLDER/given.npz and leave those that they
-make in FOLDER/made.npz: see `converted` and `rounded`.
+make in FOLDER/made.npz: see `converted` and `rounded`; so does `multiply`: see `multiplied`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def rounded(
     return {name: (made[name], made[f"{name} gptq"]) for name in types}
 
 
+def multiplied(folder: Path, rows: Mapping[str, np.ndarray], columns: int) -> dict[str, np.ndarray]:
+    """By type: a row of `columns` weights as its products with vectors of a single one have them, f32."""
+    return _made("multiply", folder, {"columns": columns}, rows)
+
+
 def _made(
     command: str, folder: Path, words: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -149,6 +154,35 @@ def _converted(words: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> dic
         }
 
 
+class _Products(ctypes.Structure):
+    """`ggml_type_traits_t` of its ggml.h, from `from_float` on."""
+
+    _fields_ = (
+        ("head", ctypes.c_char * 48),
+        *((name, ctypes.c_void_p) for name in ("from_float", "from_float_ref", "from_float_to_mat", "dot")),
+        ("dot_type", ctypes.c_int),
+        ("rest", ctypes.c_char * 44),
+    )
+
+
+def _multiplied(words: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    columns, made, traits_of = words["columns"], {}, library.load("ggml").ggml_internal_get_type_traits
+    traits_of.restype, traits_of.argtypes = _Products, [ctypes.c_int]
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    for name, row in given.items():
+        traits = traits_of(ggml.type_ids()[name])
+        quantize = ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int64)(
+            traits_of(traits.dot_type).from_float
+        )
+        dot = ctypes.CFUNCTYPE(None, number, pointer, size, pointer, size, pointer, size, number)(traits.dot)
+        made[name], vector = np.zeros(columns, np.float32), np.zeros(8 * columns, np.uint8)
+        for place, one in enumerate(np.eye(columns, dtype=np.float32)):
+            quantize(one.ctypes.data, vector.ctypes.data, columns)
+            out = made[name][place:]
+            dot(columns, out.ctypes.data, 0, row.ctypes.data, 0, vector.ctypes.data, 0, 1)
+    return made
+
+
 class _Given:
     """Moments as `measure.moments.Moments` gives them, of one input."""
 
@@ -189,12 +223,13 @@ if __name__ == "__main__":
     library.use("ik")
     if sys.argv[1] == "types":
         print(json.dumps(_types()))
-    elif sys.argv[1] in ("convert", "round"):
+    elif sys.argv[1] in ("convert", "round", "multiply"):
+        work = {"convert": _converted, "round": _rounded, "multiply": _multiplied}[sys.argv[1]]
         folder = Path(sys.argv[2])
         with np.load(folder / "given.npz") as arrays:
             given = dict(arrays)
         words = json.loads(str(given.pop("words")))
-        np.savez(folder / "made.npz", **(_converted if sys.argv[1] == "convert" else _rounded)(words, given))
+        np.savez(folder / "made.npz", **work(words, given))
         print("{}")
     else:
         source, made, dat = sys.argv[2:]

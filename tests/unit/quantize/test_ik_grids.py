@@ -85,6 +85,16 @@ def test_what_ik_quantized_is_on_the_grid_and_its_codes_give_its_bytes(name: str
     assert name == "q6_0" or {0.0} < set(np.unique(np.round(offsets / steps, 3)))  # either table
 
 
+def test_products_have_the_values_of_the_table(tmp_path: Path, made: Made) -> None:
+    """So of iq6_k too, which is read by something else."""
+    rows = {name: np.split(made.data[name], ROWS)[0] for name in ("iq5_k", "iq6_k")}
+    products = ik.multiplied(tmp_path, rows, COLUMNS)
+    for name, row in products.items():
+        steps, offsets, values = grid_of(name, made.data[name])
+        away = np.abs(row[:, None] - (offsets[0][:, None] + steps[0][:, None] * values)).min(axis=-1)
+        assert (away <= 4e-5 * np.abs(steps[0])).all()
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_what_is_no_code_stays(name: str, made: Made) -> None:
     least, most = (
