@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
+import ik
 from quantmill import spec
 from quantmill.engine.mainline import Vocabulary
 from quantmill.files import writing
@@ -31,6 +33,7 @@ class Bench:
     def __init__(self, folder: Path, name: str = "tiny-llama") -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.model, self.imatrix = folder, DATA / f"{name}.gguf", IMATRIX[name]
+        self.engine: dict[str, str] = {}  # as in the configs of stages that run in another than mainline
         with Vocabulary(self.model) as vocabulary:
             tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
         for corpus, first in (("c", 0), ("t", CHUNKS)):
@@ -71,7 +74,7 @@ class Bench:
         return dict(json.loads((self.folder / "p.json").read_text("utf-8")))
 
     def options(self, out: str, rounding: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        config: dict[str, Any] = {"imatrix": {"file": "i", "dataset": "t", "chunks": 1}}
+        config: dict[str, Any] = {"imatrix": {"file": "i", "dataset": "t", "chunks": 1}, **self.engine}
         options: dict[str, Any] = {"manifest": "m.tsv", "plan": "p.tsv", "report": "p.json"}
         options |= {"imatrix": self.imatrix, "gguf": out, "facts": f"{out}.json"}
         if rounding != "nearest":
@@ -94,7 +97,8 @@ class Bench:
 
     def measure(self, gguf: str, out: str, **options: object) -> None:
         """The divergence of a file."""
-        command = self.command("measure.divergence", USED | {"chunks": 4, "corpus": "t"}, **options)
+        config = USED | {"chunks": 4, "corpus": "t"} | self.engine
+        command = self.command("measure.divergence", config, **options)
         model = command.index("--model") + 1
         command[model] = gguf
         command += ["--facts", f"{gguf}.json", "--out", out]
@@ -186,6 +190,72 @@ def test_gptaq_is_nearer_to_the_source_than_gptq(tmp_path: Path) -> None:
         bench.measure(out, f"{rounding}.kld.json", **options)
         klds[rounding] = json.loads((tmp_path / f"{rounding}.kld.json").read_text("utf-8"))["kld"]["mean"]
     assert klds["gptaq"] < 0.95 * klds["gptq"]
+
+
+IK = {
+    **{"attn_q": "iq2_k", "attn_k": "iq5_k", "attn_v": "iq6_k", "attn_output": "iq4_k"},
+    **{"ffn_gate": "iq2_ks", "ffn_up": "iq3_ks", "ffn_down": "iq4_ks", "output": "q6_0"},
+}
+"""Types that only ik_llama.cpp has, by role; all other weights get iq3_k."""
+
+
+def ik_recipe() -> str:
+    rules = ", ".join(f"{{role: {role}, type: {kind}}}" for role, kind in IK.items())
+    return f"engine: ik\nrules: [{rules}, {{role: token_embd, type: q8_0}}]\n"
+
+
+@ik.NEEDED
+def test_ik_loads_a_file_of_its_own_types_and_is_nearer_to_the_source(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    report = bench.moments()
+    bench.engine = {"engine": "ik"}
+    planned = bench.plan("iq3_k", ik_recipe())
+    klds, headers = {}, {}
+    for rounding in ("nearest", "gptq"):
+        out = f"{rounding}.gguf"
+        made = bench.write(out, rounding)
+        assert made.stat().st_size == planned["file_bytes"]
+        assert json.loads((tmp_path / f"{out}.json").read_text("utf-8"))["tried"] == "answered"
+        headers[rounding] = ggufio.read_header(made, data=False)
+        options = {"reference": bench.model, "reference-facts": "m.json", "corpus": "t.parquet"}
+        bench.measure(out, f"{rounding}.kld.json", **options)
+        klds[rounding] = json.loads((tmp_path / f"{rounding}.kld.json").read_text("utf-8"))["kld"]["mean"]
+    types = {tensor.name: tensor.type for tensor in headers["gptq"].tensors}
+    assert set(IK.values()) < set(types.values())
+    ours, theirs = (
+        {t.name: (tmp_path / f"{rounding}.gguf").read_bytes()[t.offset :][: t.bytes] for t in header.tensors}
+        for rounding, header in headers.items()
+    )
+    with_moments = {weight for one in report["inputs"] for weight in one["weights"]}
+    assert {name for name in ours if ours[name] != theirs[name]} == with_moments & set(types)
+    assert klds["gptq"] < 0.9 * klds["nearest"]
+
+
+@ik.NEEDED
+def test_second_moments_that_the_store_lost_are_not_measured_in_a_process_of_ik(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.moments()
+    bench.engine = {"engine": "ik"}
+    bench.plan("iq4_ks", "engine: ik\n")
+    config, options = bench.options("x.gguf", "gptq")
+    line = bench.refused("quantize.write", config, "empty", **options)
+    assert re.fullmatch(
+        r"error: output\.weight: moments\.json: the store has lost its second moments, which engine ik "
+        "cannot measure; delete it to have it made again, and give the store more room",
+        line,
+    )
+    assert not (tmp_path / "x.gguf").exists()
+    bench.moments("empty")
+    assert bench.write("x.gguf", "gptq", "empty").read_bytes() == bench.write("y.gguf").read_bytes()
+
+
+@ik.NEEDED
+def test_a_type_of_ik_without_a_grid_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "r.yaml").write_text("engine: ik\nbase: iq4_kss\n", encoding="utf-8")
+    config = {"recipe": "k", "imatrix": {"file": "i", "dataset": "t", "chunks": 1}, "rounding": "gptq"}
+    line = bench.refused("recipe.plan", config, None, recipe="r.yaml", plan="p.tsv", report="p.json")
+    assert "r.yaml: iq4_kss has no grid to which errors can be fed back (" in line
 
 
 def test_cross_moments_that_the_store_lost_are_measured_again_when_the_report_is_deleted(

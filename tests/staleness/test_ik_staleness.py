@@ -70,6 +70,12 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(imatrix="required")),
         {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"} | bench("IQ4_KS") | MEMORY | CARD,
     ),
+    "error feedback": (
+        lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(rounding="gptq")),
+        {"measure_moments", "plan_types IQ4_KS", "quantize IQ4_KS"}
+        | {"quantize_nearest IQ4_KS", "measure_nearest IQ4_KS"}
+        | (bench("IQ4_KS") | MEMORY | CARD),
+    ),
     "no recipe of ik left": (
         lambda checkout: configure(checkout, lambda config: config["recipes"].pop()),
         MEMORY | CARD,
@@ -118,6 +124,16 @@ def test_what_was_measured_is_of_the_files_own_engine(built: Checkout) -> None:
     assert theirs["perplexity_reference"] == measured("source-ik", "kld")["perplexity"]
     assert theirs["perplexity_reference"] != measured("source", "kld")["perplexity"]
     assert measured("source-ik", "speed")["generate"]["mean"] > 0
+
+
+def test_a_file_with_error_feedback_is_compared_in_its_own_engine(built: Checkout, tmp_path: Path) -> None:
+    checkout = built.copy(tmp_path / "checkout")
+    configure(checkout, lambda config: config["recipes"][1].update(rounding="gptq"))
+    checkout.run(cores=2)
+    paths = (checkout.result(f"{folder}.json") for folder in ("bench/IQ4_KS/kld", "nearest/IQ4_KS.kld"))
+    gptq, nearest = (json.loads(path.read_text("utf-8")) for path in paths)
+    assert gptq["engine"] == nearest["engine"] == "ik"
+    assert gptq["kld"]["mean"] < nearest["kld"]["mean"]
 
 
 def test_the_file_has_iks_types_and_says_whose_it_is(built: Checkout) -> None:

@@ -274,6 +274,12 @@ def test_a_budget_of_fed_back_errors_takes_only_types_with_a_grid(
     assert "iq3_s" not in planned(llama, recipe, spec, report)[0].values()
 
 
+def test_the_types_with_a_grid_are_those_of_the_engine() -> None:
+    takes = {engine: candidates.Settings(engine=engine, fed_back=True).takes for engine in ("mainline", "ik")}
+    assert takes["ik"] - takes["mainline"] == known_types.fed_back("ik") - known_types.FED_BACK
+    assert takes["mainline"] - takes["ik"] == {"nvfp4"}
+
+
 @pytest.mark.parametrize(
     ("fields", "place"),
     [
@@ -292,3 +298,13 @@ def test_a_type_without_a_grid_is_refused_where_errors_are_fed_back(
     )
     with pytest.raises(QuantmillError, match=message):
         candidates.check(spec | {"rounding": "gptq"}, "fit")
+
+
+def test_a_type_of_ik_without_a_grid_is_refused_and_one_with_it_is_not(config: Config) -> None:
+    spec = config({"bpw": 4.5}, engine="ik", rounding="gptq")
+    pins = [{"role": "output", "type": "iq5_ks"}, {"role": "ffn_up", "type": "iq4_kss"}]
+    candidates.check(spec | {"types": ["iq3_k", "iq4_ks", "q8_0"], "pin": pins[:1]}, "fit")
+    with pytest.raises(QuantmillError, match=r"^fit\.types\[1\]: iq2_kt has no grid to which errors can be "):
+        candidates.check(spec | {"types": ["iq3_k", "iq2_kt"]}, "fit")
+    with pytest.raises(QuantmillError, match=r"^fit\.pin\[1\]: iq4_kss has no grid to which errors can be "):
+        candidates.check(spec | {"pin": pins}, "fit")

@@ -150,7 +150,9 @@ def test_the_default_candidates_of_a_budget_of_gptq_all_have_a_grid(make: Callab
     assert crossed.probe_rounding("local") == "gptq"
     assert (project.probe_rounding("local"), make(GPTQ).probe_rounding("local")) == ("gptq", "nearest")
     types = project.candidate_types("local")
-    assert types == [kind for kind in POOL if takes_feedback(kind)] and {"q2_K", "q8_0"} <= set(types)
+    assert types == [kind for kind in POOL if takes_feedback(kind, "mainline")] and {"q2_K", "q8_0"} <= set(
+        types
+    )
     message = r"^--config: sensitivity\.types\[1\]: tq2_0 has no grid to which errors can be fed back; leave"
     with pytest.raises(QuantmillError, match=message):
         make(("sensitivity", {**sensitivity, "types": ["q4_K", "TQ2_0"]}), *fed_back)
@@ -160,11 +162,14 @@ def test_the_default_candidates_of_a_budget_of_gptq_all_have_a_grid(make: Callab
         make(("models.local.sensitivity", {**sensitivity, "types": ["tq2_0"]}), *fed_back)
 
 
-def test_gptq_writes_types_of_llama_cpp_alone(make: Callable[..., Project]) -> None:
+def test_gptq_writes_types_of_ik_llama_cpp_too_and_gptaq_does_not(make: Callable[..., Project]) -> None:
     recipe = {"name": "k", "template": "ik", "base": "IQ4_K"}
-    assert make(("recipes.0", recipe)).engine_of("local", "k") == "ik"
+    project = make(("recipes.0", recipe | {"rounding": "gptq"}))
+    assert (project.engine_of("local", "k"), project.rounding("local", "k")) == ("ik", "gptq")
+    assert not project.crossed("local", "k")
     message = (
-        r"^--config: recipes\[0\]: k is of engine ik, whose types gptq cannot write; set rounding: nearest$"
+        r"^--config: recipes\[0\]: k is of engine ik, whose files llama\.cpp cannot load; gptaq runs a file "
+        r"there to measure what its weights do to others' inputs; set rounding: gptq$"
     )
     with pytest.raises(QuantmillError, match=message):
-        make(("recipes.0", recipe | {"rounding": "gptq"}))
+        make(("recipes.0", recipe | {"rounding": "gptaq"}))

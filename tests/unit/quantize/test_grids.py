@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from quantmill.engine.ggml import Bytes, Conversion
-from quantmill.formats.types import FED_BACK
+from quantmill.formats.types import FED_BACK, fed_back
 from quantmill.quantize import grids
 from quantmill.quantize.codebooks import BOOKS
 from quantmill.quantize.grids import GRIDS
+from quantmill.quantize.ik_grids import IK_GRIDS
 
 ROWS, COLUMNS = 19, 512
 
@@ -22,11 +23,12 @@ def converted(data: Bytes, source: str, target: str) -> Bytes:
 
 
 def test_the_types_are_those_that_may_be_asked_for() -> None:
-    assert GRIDS.keys() | BOOKS.keys() == FED_BACK
+    assert GRIDS.keys() - IK_GRIDS.keys() | BOOKS.keys() == FED_BACK == fed_back("mainline")
+    assert IK_GRIDS.keys() == fed_back("ik") - FED_BACK
     assert not GRIDS.keys() & BOOKS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(GRIDS))
+@pytest.mark.parametrize("name", sorted(GRIDS.keys() - IK_GRIDS.keys()))
 def test_ggml_reads_the_codes_as_they_were_written(name: str) -> None:
     random = np.random.default_rng(1)
     weights = random.standard_normal((ROWS, COLUMNS)).astype(np.float32)
@@ -40,7 +42,7 @@ def test_ggml_reads_the_codes_as_they_were_written(name: str) -> None:
     np.testing.assert_array_equal(read, offsets + steps * values)
 
 
-@pytest.mark.parametrize("name", sorted(GRIDS))
+@pytest.mark.parametrize("name", sorted(GRIDS.keys() - IK_GRIDS.keys()))
 def test_what_is_no_code_stays(name: str) -> None:
     """The scales are ggml's: whatever the codes, the same bytes hold them."""
     weights = np.random.default_rng(2).standard_normal((ROWS, COLUMNS)).astype(np.float32)

@@ -18,7 +18,7 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_json
 from quantmill.formats.ggufio import encode_u32, read_header, serialize
 from quantmill.formats.plan import PlanRow, read_plan, write_plan
-from quantmill.formats.types import FED_BACK, takes_feedback
+from quantmill.formats.types import FED_BACK, fed_back, takes_feedback, writable
 from quantmill.model.header import read_source
 from quantmill.recipe import presets, rules
 from quantmill.recipe.interchange import lines_of
@@ -345,11 +345,21 @@ def test_what_is_not_quantized_anew_needs_no_grid() -> None:
     def row(source_type: str, kind: str) -> PlanRow:
         return PlanRow("blk.0.ffn_up.weight", "ffn_up", 0, (256, 2), source_type, kind, 1, "")
 
-    check_rounding([row("tq2_0", "tq2_0"), row("f16", "bf16"), row("f16", "f32"), row("f16", "q4_K")], "r")
+    whole = [row("tq2_0", "tq2_0"), row("f16", "bf16"), row("f16", "f32"), row("f16", "q4_K")]
+    check_rounding(whole, "mainline", "r")
+    check_rounding([*whole, row("f16", "iq3_k")], "ik", "r")
     with pytest.raises(QuantmillError, match=r"^r: tq2_0 has no grid .*\(blk\.0\.ffn_up\.weight\); choose "):
-        check_rounding([row("f16", "tq2_0")], "r")
-    assert {kind for kind in ("q4_K", "f16", "tq1_0", "tq2_0") if takes_feedback(kind)} == {"q4_K", "f16"}
-    assert all(map(takes_feedback, FED_BACK))
+        check_rounding([row("f16", "tq2_0")], "mainline", "r")
+    for kind in sorted({"iq4_kss", "iq2_kl", "iq3_kt", "q8_KV", "nvfp4"}):
+        with pytest.raises(
+            QuantmillError, match=rf"^r: {kind} has no grid .*; choose iq2_k, iq2_ks, iq2_s, "
+        ):
+            check_rounding([row("f16", kind)], "ik", "r")
+    kinds = ("q4_K", "f16", "tq1_0", "tq2_0", "iq4_ks")
+    assert {kind for kind in kinds if takes_feedback(kind, "mainline")} == {"q4_K", "f16"}
+    assert {kind for kind in kinds if takes_feedback(kind, "ik")} == {"q4_K", "f16", "iq4_ks"}
+    assert fed_back("mainline") == FED_BACK and FED_BACK - fed_back("ik") == {"nvfp4"}
+    assert all(fed_back(engine) <= writable(engine) for engine in ("mainline", "ik"))
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path) -> None:

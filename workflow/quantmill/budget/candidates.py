@@ -68,7 +68,9 @@ class Settings:
     def takes(self) -> frozenset[str]:
         """The types that the file may have."""
         types = writable(self.engine)
-        return frozenset(filter(takes_feedback, types)) if self.fed_back else types
+        if not self.fed_back:
+            return types
+        return frozenset(kind for kind in types if takes_feedback(kind, self.engine))
 
     def cost(self, row: SensitivityRow) -> float:
         """What a row adds to the sum that is minimized."""
@@ -130,7 +132,7 @@ def parse_settings(spec: Allocate, where: str) -> Settings:
     types = [_type(kind, engine, f"{where}.types[{i}]") for i, kind in enumerate(spec["types"] or [])]
     if "rounding" in spec:
         for i, kind in enumerate(types):
-            _check_feedback(kind, f"{where}.types[{i}]")
+            _check_feedback(kind, engine, f"{where}.types[{i}]")
     parsed = {
         side: {role: _type(kind, engine, f"{where}.{side}.{role}") for role, kind in by_role.items()}
         for side, by_role in limits.items()
@@ -158,7 +160,7 @@ def check(spec: Allocate, where: str) -> None:
     pins = parse_pins(spec["pin"], spec["engine"], f"{where}.pin")
     if "rounding" in spec:
         for number, pin in enumerate(pins.rules):
-            _check_feedback(pin.type, f"{where}.pin[{number}]")
+            _check_feedback(pin.type, pins.engine, f"{where}.pin[{number}]")
 
 
 def make_groups(
@@ -261,9 +263,9 @@ def _type(name: str, engine: str, where: str) -> str:
     return kind
 
 
-def _check_feedback(kind: str, where: str) -> None:
+def _check_feedback(kind: str, engine: str, where: str) -> None:
     """Refuse a type to which `rounding: gptq` cannot round."""
-    if not takes_feedback(kind):
+    if not takes_feedback(kind, engine):
         cure = "choose another type, or give the recipe rounding: nearest"
         raise QuantmillError(f"{kind} {NO_GRID}", where, cure)
 

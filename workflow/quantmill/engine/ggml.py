@@ -142,6 +142,8 @@ class Conversion:
         self._columns, self._rows_a_matrix = shape[0], shape[1]
         rows = int(np.prod(shape[1:], dtype=np.int64))
         self._row_in, self._row_out = row_bytes(source_type, shape[0]), row_bytes(type_name, shape[0])
+        traits = _traits(self._from)
+        self._plain_rows = self._row_in == shape[0] // traits.blck_size * traits.type_size
         self._out = np.empty(rows * self._row_out, np.uint8)
         at_least = -(-_RUN_ELEMENTS // shape[0])
         run = max(at_least, min(rows // (2 * threads), 64 * at_least))
@@ -165,7 +167,14 @@ class Conversion:
         values = None
         if self._from != 0:
             values = _scratch(elements)
-            _to_float(self._from)(source, values.ctypes.data, elements)
+            # By rows: some types of ik_llama.cpp have a scale before each row's blocks.
+            at_once = rows if self._plain_rows else 1
+            for row in range(0, rows, at_once):
+                _to_float(self._from)(
+                    source + row * self._row_in,
+                    values[row * self._columns :].ctypes.data,
+                    at_once * self._columns,
+                )
             source = values.ctypes.data
         weights = None
         if self._importance is not None:

@@ -87,12 +87,12 @@ class Project:
         if self.config.probes_of(model) is not None:
             self.candidate_types(model)
         for recipe in self.config.recipes_of(model):
-            if self.fed_back(model, recipe) and self.engine_of(model, recipe) != "mainline":
-                what, cure = (
-                    f"{recipe} is of engine ik, whose types {self.rounding(model, recipe)} cannot write",
-                    "set rounding: nearest",
+            if self.crossed(model, recipe) and self.engine_of(model, recipe) != "mainline":
+                what = (
+                    f"{recipe} is of engine ik, whose files llama.cpp cannot load; "
+                    "gptaq runs a file there to measure what its weights do to others' inputs"
                 )
-                raise QuantmillError(what, self.place_of(model, recipe), cure)
+                raise QuantmillError(what, self.place_of(model, recipe), "set rounding: gptq")
         for field, (where, text) in card.words.items():
             texts.check(text, f"{self.file}: models.{model}.card.{where}" if where == field else where)
         for other in card.same_size:
@@ -248,10 +248,10 @@ class Project:
             return types
         if "types" in probes.model_fields_set:
             for kind, place in zip(types, places, strict=True):
-                if not takes_feedback(kind):
+                if not takes_feedback(kind, "mainline"):
                     cure = "leave it out, or give the size-targeted recipes rounding: nearest"
                     raise QuantmillError(f"{kind} {NO_GRID}", f"{self.file}: {own}{place}", cure)
-        return list(filter(takes_feedback, types))
+        return [kind for kind in types if takes_feedback(kind, "mainline")]
 
     def imported_sensitivity(self, model: str) -> ImportedSensitivity:
         """The model's sensitivity section, where it is a pair of files."""

@@ -116,7 +116,16 @@ FED_BACK: Final = frozenset(
         *("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
     )
 )
-"""The types to which `rounding: gptq` rounds."""
+"""The types to which `rounding: gptq` rounds, of those that llama.cpp has."""
+
+_FED_BACK_IK: Final = frozenset(
+    (
+        *("iq2_k", "iq3_k", "iq4_k", "iq5_k", "iq6_k"),
+        *("iq2_ks", "iq3_ks", "iq4_ks", "iq5_ks", "q6_0"),
+    )
+)
+"""Those that only ik_llama.cpp has. Its others have no code for each weight that is free of its neighbours':
+`quantize.ik_grids` says of each why."""
 
 NO_GRID: Final = "has no grid to which errors can be fed back"
 """What the other quantized types lack, in words."""
@@ -211,9 +220,14 @@ def needs_imatrix(type_name: str, tensor: str = "") -> bool:
     return type_name in _NEED_IMATRIX or type_name in _NEED_IMATRIX_IK
 
 
-def takes_feedback(type_name: str) -> bool:
-    """Whether a file of `rounding: gptq` may have the type: it is in `FED_BACK`, or not quantized at all."""
-    return type_name in FED_BACK or not is_quantized(type_name)
+def fed_back(engine: str) -> frozenset[str]:
+    """The types to which `rounding: gptq` rounds in an engine (`mainline` or `ik`)."""
+    return FED_BACK if engine == "mainline" else FED_BACK - _NOT_IN_IK | _FED_BACK_IK
+
+
+def takes_feedback(type_name: str, engine: str) -> bool:
+    """Whether a file of `rounding: gptq` may have the type: it is in `fed_back`, or not quantized at all."""
+    return type_name in fed_back(engine) or not is_quantized(type_name)
 
 
 def is_quantized(type_name: str) -> bool:

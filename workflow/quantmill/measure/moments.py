@@ -12,6 +12,7 @@ from typing import Final
 
 from quantmill import command
 from quantmill.check.kind import kind_of
+from quantmill.engine import library
 from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
@@ -38,7 +39,11 @@ class Moments(Passes[Second]):
     def started(
         self, inputs: Sequence[Input], pool: Executor
     ) -> Iterator[tuple[Outer, Callable[[Tokens], None]]]:
-        """See `Passes`."""
+        """See `Passes`. QuantmillError in a process of another engine: two ggml libraries make none."""
+        if library.in_use() != "mainline":
+            what = "the store has lost its second moments, which engine ik cannot measure"
+            cure = "delete it to have it made again, and give the store more room"
+            raise QuantmillError(what, "moments.json", cure)
         outer = Outer(inputs, pool)
         with loaded(self.path, self.chunks.shape[1], self.threads, outer) as model:
             yield outer, lambda chunk: evaluate(chunk, model)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine import kernel
-from quantmill.quantize.grids import Bytes, Floats, blocks_of, f16
+from quantmill.quantize.layouts import Bytes, Floats, blocks_of, f16
 
 Entries = NDArray[np.uint16]
 

@@ -46,7 +46,8 @@ from quantmill.measure.outer import Input, Second
 from quantmill.measure.shifts import Shifted
 from quantmill.quantize import codebooks
 from quantmill.quantize.codebooks import BOOKS
-from quantmill.quantize.grids import GRIDS, Bytes, Floats, packed, steps_and_offsets
+from quantmill.quantize.grids import GRIDS, packed, steps_and_offsets
+from quantmill.quantize.layouts import Bytes, Floats
 
 DAMPING: Final = 0.01
 """Added to the diagonal, in parts of its mean."""

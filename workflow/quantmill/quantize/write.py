@@ -99,12 +99,12 @@ def tasks(
         raise QuantmillError(what, "imatrix", "make it from this source")
     groups = together(with_scale(rows))
     made = [_task(row, source, imatrix, groups, engine) for row in rows]
-    return made if moments is None else [_fed_back(task, moments, cross) for task in made]
+    return made if moments is None else [_fed_back(task, engine, moments, cross) for task in made]
 
 
-def _fed_back(task: Task, moments: Moments, cross: Known | None) -> Task:
+def _fed_back(task: Task, engine: str, moments: Moments, cross: Known | None) -> Task:
     """The task with the key of its moments, where its type can be rounded so and it has some."""
-    changed = task.type in types.FED_BACK and task.type != task.source_type
+    changed = task.type in types.fed_back(engine) and task.type != task.source_type
     if not changed or task.name not in moments:
         return task
     has = cross if cross is not None and task.name in cross else moments

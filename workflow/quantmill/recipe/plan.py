@@ -26,10 +26,10 @@ from quantmill.formats.settings import ImatrixFile
 from quantmill.formats.settings import Plan as Settings
 from quantmill.formats.types import (
     EXEMPT,
-    FED_BACK,
     IK_TYPES,
     NO_GRID,
     fallback,
+    fed_back,
     is_quantized,
     known,
     needs_imatrix,
@@ -108,11 +108,11 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
     return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
 
 
-def check_rounding(rows: Iterable[PlanRow], where: object) -> None:
+def check_rounding(rows: Iterable[PlanRow], engine: str, where: object) -> None:
     """Refuse a type to which `rounding: gptq` cannot round; what the source has already is not rounded."""
     for row in rows:
-        if row.type != row.source_type and not takes_feedback(row.type):
-            cure = f"choose {', '.join(sorted(FED_BACK))}, or give the recipe rounding: nearest"
+        if row.type != row.source_type and not takes_feedback(row.type, engine):
+            cure = f"choose {', '.join(sorted(fed_back(engine)))}, or give the recipe rounding: nearest"
             raise QuantmillError(f"{row.type} {NO_GRID} ({row.name})", where, cure)
 
 
@@ -363,7 +363,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
     if "rounding" in config:
-        check_rounding(plan.rows, args.recipe)
+        check_rounding(plan.rows, recipe.engine, args.recipe)
     allocation = None if args.allocation is None else formats.ALLOCATION.read(args.allocation)
     numbers = report(header, plan, config["recipe"], config["imatrix"], allocation)
     if "rounding" in config:
