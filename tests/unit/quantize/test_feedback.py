@@ -231,7 +231,11 @@ def test_the_correction_gives_the_originals_outputs() -> None:
 
 def test_cross_moments_that_are_no_numbers_are_refused() -> None:
     second = np.eye(64, dtype=np.float32)
-    for moments, changes in ((second * np.nan, second), (second, second * np.inf), (-second, second)):
+    for moments, changes in (
+        (np.full_like(second, np.nan), second),
+        (second, np.full_like(second, np.inf)),
+        (-second, second),
+    ):
         with pytest.raises(
             QuantmillError, match="its cross moments are no positive definite matrix; measure"
         ):
