@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -28,17 +27,18 @@ from quantmill.files import part_of
 from quantmill.formats import ggufio
 from quantmill.formats.cross import CROSS
 from quantmill.formats.cross import Cross as Report
-from quantmill.formats.moments import MOMENTS, MomentsInput
+from quantmill.formats.moments import MOMENTS
 from quantmill.formats.publication import FACTS, Facts
 from quantmill.formats.settings import Chunks
 from quantmill.formats.types import FED_BACK
 from quantmill.measure.moments import listed
-from quantmill.measure.outer import Input, blocks_of
+from quantmill.measure.outer import Input
 from quantmill.measure.passes import Passes, evaluate, loaded
 from quantmill.measure.score import load_chunks
 from quantmill.measure.shifts import Originals, Shifted, Shifts
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
+from quantmill.spec import digest
 from quantmill.store import Identity, Store
 
 STAGE: Final = "measure.cross"
@@ -70,7 +70,7 @@ class Cross(Passes[Shifted]):
     are to be rounded with error feedback.
     """
 
-    stage, words, read = STAGE, "cross moments", Shifted.from_bytes
+    stage, words, unit = STAGE, "cross moments", Shifted
 
     def __init__(
         self,
@@ -110,11 +110,15 @@ class Cross(Passes[Shifted]):
             loaded(self.path, context, self.threads, originals) as source,
             loaded(self._quantized, context, self.threads, shifts, shifts.values) as quantized,
         ):
-            yield shifts, lambda chunk: evaluate(chunk, source, quantized)
-        missed = [one.name for one in first if one.name not in shifts.replaced]
-        if missed:
-            what = f"llama.cpp's graph does not show what computes the input of {missed[0]}"
-            raise QuantmillError(what, self.path, "use `rounding: gptq` for this model")
+
+            def add(chunk: Tokens) -> None:
+                evaluate(chunk, source, quantized)
+                missed = [one.name for one in first if one.name not in shifts.replaced]
+                if missed:
+                    what = f"llama.cpp's graph does not show what computes the input of {missed[0]}"
+                    raise QuantmillError(what, self.path, "use `rounding: gptq` for this model")
+
+            yield shifts, add
 
 
 def late_and_first(every: Sequence[Input], header: ggufio.Header) -> tuple[list[Input], list[Input]]:
@@ -148,7 +152,7 @@ def made_by(header: ggufio.Header) -> dict[int, str]:
             continue
         data = part_of(header.shards[tensor.shard], tensor.offset, tensor.bytes)
         own = [digests.get(layer, ""), tensor.name, tensor.type, hashlib.sha256(data).hexdigest()]
-        digests[layer] = hashlib.sha256(json.dumps(own).encode()).hexdigest()
+        digests[layer] = digest(own)
     return digests
 
 
@@ -180,21 +184,9 @@ class Known:
 
 def report_of(cross: Cross, facts: Facts) -> Report:
     """The report, of cross moments that are measured."""
-    inputs: list[MomentsInput] = [
-        {
-            "name": one.name,
-            "weights": one.weights,
-            "columns": one.columns,
-            "matrices": one.matrices,
-            "blocks": blocks_of(one.columns),
-            "tokens": cross.of(one.name).second.counts.tolist(),
-            "key": cross.key(one.name),
-        }
-        for one in cross.inputs
-    ]
     return {
         "quantized": facts["sha256"],
-        "inputs": inputs,
+        "inputs": [cross.listed(one) for one in cross.inputs],
         "bytes": sum(2 * one.bytes for one in cross.inputs),
         "seconds": round(cross.seconds, 3),
     }

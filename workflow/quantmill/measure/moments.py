@@ -16,10 +16,10 @@ from quantmill.engine import library
 from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
-from quantmill.formats.moments import MOMENTS, MomentsInput
+from quantmill.formats.moments import MOMENTS
 from quantmill.formats.moments import Moments as Report
 from quantmill.formats.settings import Chunks
-from quantmill.measure.outer import Input, Outer, Scan, Second, blocks_of
+from quantmill.measure.outer import Input, Outer, Scan, Second
 from quantmill.measure.passes import Passes, evaluate, loaded
 from quantmill.measure.score import load_chunks, unit_key
 from quantmill.model.roles import layer_of
@@ -33,7 +33,7 @@ _CURE: Final = "delete it to have it made again"
 class Moments(Passes[Second]):
     """The second moments of a model's inputs, as from `scan`."""
 
-    stage, words, read = STAGE, "second moments", Second.from_bytes
+    stage, words, unit = STAGE, "second moments", Second
 
     @contextmanager
     def started(
@@ -47,11 +47,6 @@ class Moments(Passes[Second]):
         outer = Outer(inputs, pool)
         with loaded(self.path, self.chunks.shape[1], self.threads, outer) as model:
             yield outer, lambda chunk: evaluate(chunk, model)
-
-    def counts(self, one: Input) -> list[int]:
-        """The tokens behind each matrix of a measured input."""
-        unit = self.store.get(self.key(one.name))
-        return Second.counts_of(unit) if unit is not None else list(self.of(one.name).counts.tolist())
 
 
 def scan(path: Path, chunks: Tokens, threads: int) -> list[Input]:
@@ -87,22 +82,8 @@ def listed(
 
 def report_of(moments: Moments, header: ggufio.Header, config: Chunks, identity: Identity) -> Report:
     """moments.json, of moments that are measured."""
-    inputs: list[MomentsInput] = []
-    few = 0
-    for one in moments.inputs:
-        tokens = moments.counts(one)
-        few += sum(count < one.columns for count in tokens)
-        inputs.append(
-            {
-                "name": one.name,
-                "weights": one.weights,
-                "columns": one.columns,
-                "matrices": one.matrices,
-                "blocks": blocks_of(one.columns),
-                "tokens": tokens,
-                "key": moments.key(one.name),
-            }
-        )
+    inputs = [moments.listed(one) for one in moments.inputs]
+    few = sum(count < one["columns"] for one in inputs for count in one["tokens"])
     missing = [
         tensor.name
         for tensor in header.tensors

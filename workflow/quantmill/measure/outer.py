@@ -200,27 +200,38 @@ class Outer:
         list(self._pool.map(add, np.unique(experts).tolist()))
 
     def state(self, chunks: int) -> bytes:
-        """The sums after so many chunks, for `resume`."""
-        parts = [(second.sums.tobytes(), second.counts.tobytes()) for second in self.sums.values()]
-        return b"".join([chunks.to_bytes(8, "little"), *(part for both in parts for part in both)])
+        """See `state_of`."""
+        return state_of(self._arrays(), chunks)
 
     def resume(self, state: bytes | memoryview | None) -> int:
-        """Go on from a `state` of the same inputs; how many chunks it is of (0 where there is none)."""
-        if not state:
-            return 0
-        view, start = memoryview(state), 8
+        """See `resume_from`."""
+        return resume_from(self._arrays(), state)
+
+    def _arrays(self) -> Iterator[NDArray[np.generic]]:
         for second in self.sums.values():
-            for array in (second.sums, second.counts):
-                flat = array.reshape(-1)
-                flat[:] = np.frombuffer(view[start : start + array.nbytes], array.dtype)
-                start += array.nbytes
-        return int.from_bytes(view[:8], "little")
+            yield from (second.sums, second.counts)
 
     def units(self) -> dict[str, Second]:
         """The sums, whole: so far their lower tiles were added to."""
         for second in self.sums.values():
             second.mirror()
         return self.sums
+
+
+def state_of(arrays: Iterable[NDArray[np.generic]], chunks: int) -> bytes:
+    """The sums of a pass after so many chunks, for `resume_from`."""
+    return b"".join([chunks.to_bytes(8, "little"), *(array.tobytes() for array in arrays)])
+
+
+def resume_from(arrays: Iterable[NDArray[np.generic]], state: bytes | memoryview | None) -> int:
+    """Go on from a state of the same arrays; how many chunks it is of (0 where there is none)."""
+    if not state:
+        return 0
+    view, start = memoryview(state), 8
+    for array in arrays:
+        array.reshape(-1)[:] = np.frombuffer(view[start : start + array.nbytes], array.dtype)
+        start += array.nbytes
+    return int.from_bytes(view[:8], "little")
 
 
 def _mirror(blocks: Floats) -> None:

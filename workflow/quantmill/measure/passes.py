@@ -16,12 +16,16 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantmill import machine
 from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
-from quantmill.measure.outer import Input
+from quantmill.formats.moments import MomentsInput
+from quantmill.measure.outer import Input, blocks_of
 from quantmill.measure.score import batch_of, unit_key, with_bos
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
@@ -38,7 +42,13 @@ class Unit(Protocol):
 
     @property
     def finite(self) -> bool: ...
+    @property
+    def counts(self) -> NDArray[np.int64]: ...
+    @staticmethod
+    def counts_of(data: bytes | memoryview) -> list[int]: ...
     def to_bytes(self) -> bytes: ...
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Self: ...
 
 
 U = TypeVar("U", bound=Unit)
@@ -61,7 +71,7 @@ class Passes(ABC, Generic[U]):
 
     stage: str
     words: str  # what is measured, in a sentence and over its progress
-    read: Callable[[bytes | memoryview], U]
+    unit: type[U]
 
     def __init__(
         self,
@@ -114,7 +124,24 @@ class Passes(ABC, Generic[U]):
             unit = self.store.get(self._key(one))
             if unit is None:
                 made = self._pass(self.inputs.index(one))
-        return type(self).read(unit) if unit is not None else made[one.name]
+        return self.unit.from_bytes(unit) if unit is not None else made[one.name]
+
+    def counts(self, one: Input) -> list[int]:
+        """The rows behind each matrix of a measured input."""
+        unit = self.store.get(self._key(one))
+        return self.of(one.name).counts.tolist() if unit is None else self.unit.counts_of(unit)
+
+    def listed(self, one: Input) -> MomentsInput:
+        """A measured input, as a report lists it."""
+        return {
+            "name": one.name,
+            "weights": one.weights,
+            "columns": one.columns,
+            "matrices": one.matrices,
+            "blocks": blocks_of(one.columns),
+            "tokens": self.counts(one),
+            "key": self._key(one),
+        }
 
     def measure(self) -> None:
         """Measure all that the store lacks."""

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine.graph import MatMul
-from quantmill.measure.outer import Floats, Input, Second, add_tile, means, tiles, wanted
+from quantmill.measure.outer import (
+    Floats,
+    Input,
+    Second,
+    add_tile,
+    means,
+    resume_from,
+    state_of,
+    tiles,
+    wanted,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,16 @@ class Shifted:
     def finite(self) -> bool:
         """Whether all sums are."""
         return self.second.finite and bool(np.isfinite(self.changes).all())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """The rows behind each matrix."""
+        return self.second.counts
+
+    @staticmethod
+    def counts_of(data: bytes | memoryview) -> list[int]:
+        """The rows behind each matrix of a unit of the store, without its sums."""
+        return Second.counts_of(memoryview(data)[8:])
 
     def to_bytes(self) -> bytes:
         """As a unit of the store: the length of the second moments' unit, that unit, the changes."""
@@ -133,18 +153,12 @@ class Shifts:
         list(self._pool.map(lambda tile: add_tile(into.changes[matrix, tile[0]], changes, rows, tile), every))
 
     def state(self, chunks: int) -> bytes:
-        """The sums after so many chunks, for `resume`."""
-        return b"".join([chunks.to_bytes(8, "little"), *(array.tobytes() for array in self._arrays())])
+        """See `state_of`."""
+        return state_of(self._arrays(), chunks)
 
     def resume(self, state: bytes | memoryview | None) -> int:
-        """Go on from a `state` of the same inputs; how many chunks it is of (0 where there is none)."""
-        if not state:
-            return 0
-        view, start = memoryview(state), 8
-        for array in self._arrays():
-            array.reshape(-1)[:] = np.frombuffer(view[start : start + array.nbytes], array.dtype)
-            start += array.nbytes
-        return int.from_bytes(view[:8], "little")
+        """See `resume_from`."""
+        return resume_from(self._arrays(), state)
 
     def _arrays(self) -> Iterator[NDArray[np.generic]]:
         for sums in self.sums.values():

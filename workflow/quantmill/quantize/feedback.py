@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,9 @@ _NOT_AGAIN: Final = "nvfp4"  # with per-tensor scales ggml's search lost .03 of 
 _ROWS: Final = 64  # the kernel takes so many at a time
 _CORRECTED: Final = 256  # rows that are multiplied by a correction at a time
 _KEPT: Final = 2  # inputs whose factors are kept: gate and up share one, as do q, k and v
+
+
+T = TypeVar("T")
 
 
 class Rounding(Protocol):
@@ -270,15 +273,12 @@ class Feedback:
         return future.result()
 
     def _made(self, second: Second, length: int) -> list[list[Factor]]:
-        """As many matrices at once as there are threads: each is in memory as often as its factor needs."""
-        means = second.mean()
-        made: list[list[Factor]] = []
-        while some := list(islice(means, self._threads)):
-            made += self._pool.map(lambda blocks: [factor(block, length=length) for block in blocks], some)
-        return made
+        return self._of_matrices(
+            second.mean(), lambda blocks: [factor(block, length=length) for block in blocks]
+        )
 
     def _made_of_both(self, shifted: Shifted, length: int) -> list[list[Factor]]:
-        """As `_made`, of an input whose weights are corrected."""
+        """Of an input whose weights are corrected."""
 
         def of_matrix(both: tuple[Floats, Floats]) -> list[Factor]:
             return [
@@ -286,7 +286,10 @@ class Feedback:
                 for moments, changes in zip(*both, strict=True)
             ]
 
-        means = shifted.mean()
+        return self._of_matrices(shifted.mean(), of_matrix)
+
+    def _of_matrices(self, means: Iterator[T], of_matrix: Callable[[T], list[Factor]]) -> list[list[Factor]]:
+        """As many matrices at once as there are threads: each is in memory as often as its factor needs."""
         made: list[list[Factor]] = []
         while some := list(islice(means, self._threads)):
             made += self._pool.map(of_matrix, some)
