@@ -91,6 +91,9 @@ _MACROS: Final = {
 # The newest first: what it is called, and how the flags that belong to it begin.
 _NEWEST: Final = {"AMX": "amx_", "AVX-512": "avx512"}
 
+# Devices of other machines (`devices: {rpc: ...}`); the libraries that decide a result are the same with it.
+_RPC: Final = "-DGGML_RPC=ON"
+
 # x86-64-v3, and what arm64 servers and Macs have since 2019.
 _PORTABLE: Final = {
     "x86_64": " ".join(f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")),
@@ -114,7 +117,7 @@ class Way:
     """A way to build: options for CMake and the compilers, before the user's own."""
 
     portable: bool = False
-    cmake: str = "-DGGML_NATIVE=ON"
+    cmake: str = f"-DGGML_NATIVE=ON {_RPC}"
     flags: str = ""
     without: tuple[str, ...] = ()
 
@@ -138,7 +141,7 @@ def portable() -> Way:
     options = _PORTABLE.get(platform.machine())
     if options is None:
         _refuse(f"no portable build is known for {platform.machine()}; run `make env`")
-    return Way(portable=True, cmake=f"-DGGML_NATIVE=OFF {options}")
+    return Way(portable=True, cmake=f"-DGGML_NATIVE=OFF {options} {_RPC}")
 
 
 def prove(way: Way, attempt: Callable[[Way], Build]) -> None:

@@ -51,7 +51,11 @@ def attempts(engine: Any, *faults: str | None, needs: frozenset[str] = XEON) -> 
 
 def test_a_build_that_works_is_the_only_one(engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (way,) = attempts(engine, None)
-    assert (way.cmake, way.flags, capsys.readouterr().out) == ("-DGGML_NATIVE=ON", "", "")
+    assert (way.cmake, way.flags, capsys.readouterr().out) == (
+        "-DGGML_NATIVE=ON -DGGML_RPC=ON",
+        "",
+        "",
+    )
 
 
 def test_what_dies_is_built_without_amx(engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +107,7 @@ def test_the_users_options_come_last_and_so_win(engine: Any, monkeypatch: pytest
     monkeypatch.setenv("CFLAGS", "-march=haswell")
     without = engine.Way().leaving_out("AVX-512", XEON)
     assert engine._environment(without) == {
-        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_NATIVE=OFF -DGGML_CUDA=ON",
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_RPC=ON -DGGML_NATIVE=OFF -DGGML_CUDA=ON",
         "CFLAGS": "-mno-avx512f -march=haswell",
         "CXXFLAGS": "-mno-avx512f",
     }
