@@ -56,7 +56,7 @@ $(VENV)/ready: envs/build.lock envs/requirements.lock envs/engine.lock envs/mode
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --no-index \
 		--no-build-isolation --editable .
 	@$(BIN)/python envs/engine.py $(KIND)
-	@$(BIN)/python -m quantmill.engine.kernel
+	@$(BIN)/python -m quantmill.engine.native
 	@echo $(KIND) >$@
 
 # Only for checkpoints that are to be converted: torch is large, and nothing else needs it.

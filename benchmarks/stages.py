@@ -229,7 +229,7 @@ def make_corpora(model: Path, folder: Path, chunks: dict[str, int]) -> dict[str,
     """
     import numpy as np
 
-    from quantmill.engine.mainline import Vocabulary
+    from quantmill.engine.vocabulary import Vocabulary
     from quantmill.formats.chunks import Chunk, write_chunks
 
     library = Path(sysconfig.get_paths()["stdlib"])

@@ -24,7 +24,7 @@ import pytest
 
 from models import write_coarse
 from quantmill import spec
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json, writing
 from quantmill.formats.chunks import Chunk, write_chunks

@@ -14,7 +14,8 @@ import pytest
 
 from checkout import ROOT
 from quantmill.engine.generate import Answer, Generator, Tokens
-from quantmill.engine.mainline import Evaluator, Vocabulary
+from quantmill.engine.mainline import Evaluator
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import humaneval, sandbox
 from quantmill.evaluate.likelihood import Likelihoods, Request, windows

@@ -16,7 +16,7 @@ import pytest
 
 from models import write_coarse
 from quantmill import spec
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.files import write_json, writing
 from quantmill.formats.chunks import Chunk, write_chunks
 from quantmill.stages import VERSIONS

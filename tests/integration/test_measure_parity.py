@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.formats import imatrix as formats
 from quantmill.measure import imatrix, perplexity
 from quantmill.progress import Log

@@ -16,7 +16,7 @@ import pytest
 
 import models
 from quantmill import spec
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.measure import divergence
 from quantmill.progress import Log

@@ -22,7 +22,7 @@ import limits
 import models
 import native
 from quantmill import files, spec
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
 from quantmill.formats import ggufio

@@ -15,7 +15,7 @@ import pytest
 
 import ik
 from quantmill import spec
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.files import writing
 from quantmill.formats import ggufio
 from quantmill.formats.chunks import Chunk, write_chunks

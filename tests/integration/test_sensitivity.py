@@ -21,7 +21,8 @@ import pytest
 import native
 from quantmill import spec
 from quantmill.engine.ggml import Conversion
-from quantmill.engine.mainline import Evaluator, Vocabulary
+from quantmill.engine.mainline import Evaluator
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
 from quantmill.formats import ggufio

@@ -15,7 +15,7 @@ BELOW: dict[str, set[str]] = {
     "core": set(),
     "formats": set(),
     "config": {"formats"},
-    "engine": set(),
+    "engine": {"formats"},
     "selftest": {"engine"},
     "model": {"formats"},
     "nvfp4": {"formats", "model"},

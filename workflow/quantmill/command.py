@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from quantmill import recorder, spec
+from quantmill import offload, recorder, spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 
@@ -26,7 +26,9 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 sys.excepthook = _one_line
 
 
-def parser(description: str | None, *, threads: bool = False, store: bool = False) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, *, threads: bool = False, store: bool = False, evaluates: bool = False
+) -> argparse.ArgumentParser:
     """The arguments that every stage shares, such as `--spec` and `--log`."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument(
@@ -34,6 +36,8 @@ def parser(description: str | None, *, threads: bool = False, store: bool = Fals
     )
     arguments.add_argument("--log", type=Path, help="file for plain progress lines (default: stderr)")
     arguments.add_argument("--memory", type=int, help="MB that its job requested: named where it is killed")
+    if evaluates:
+        arguments.add_argument("--name", help="the model's name in the config: how the run spreads it")
     if threads:
         arguments.add_argument("--threads", type=int, default=1, help="native threads")
     if store:
@@ -54,6 +58,7 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
     recorder.attach()
     args = arguments.parse_args()
     log = Log(args.log)
+    offload.choose(getattr(args, "name", None))
     try:
         if getattr(args, "model", None) is not None:
             args.model = first_part(args.model)

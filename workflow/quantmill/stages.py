@@ -19,6 +19,7 @@ class Stage(NamedTuple):
     `reads` and `writes` are for people; paths are relative to `results/<model>/`.
     `threads`, `store`, `memory`: the command takes `--threads`, `--store` with
     `--store-max`, and its job asks for memory, which is passed as `--memory`.
+    `evaluates`: it loads a model, on devices as the run wants; `--name` says which model of the config it is.
     `key` is the stage's name in specs and in keys of the store, where it is not
     `name`: the module was renamed, and another key would make finished files stale.
     """
@@ -31,6 +32,7 @@ class Stage(NamedTuple):
     threads: bool = False
     store: bool = False
     memory: bool = True
+    evaluates: bool = False
     key: str = ""
 
 
@@ -65,6 +67,7 @@ _STAGES: Final = (
         what="check that llama.cpp loads the source",
         reads="the source's header",
         writes="check.json",
+        evaluates=True,
     ),
     Stage(
         "model.manifest",
@@ -89,6 +92,7 @@ _STAGES: Final = (
         writes="imatrix.gguf, imatrix.dat, imatrix.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "measure.moments",
@@ -98,6 +102,7 @@ _STAGES: Final = (
         writes="moments.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "measure.cross",
@@ -107,6 +112,7 @@ _STAGES: Final = (
         writes="cross/<recipe>.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "imatrix.imported",
@@ -123,6 +129,7 @@ _STAGES: Final = (
         writes="sensitivity.tsv, sensitivity.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "sensitivity.imported",
@@ -187,6 +194,7 @@ _STAGES: Final = (
         writes="bench/<recipe>/kld.json, nearest/<recipe>.kld.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "measure.perplexity",
@@ -196,6 +204,7 @@ _STAGES: Final = (
         writes="bench/<recipe>/perplexity.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "measure.speed",
@@ -204,6 +213,7 @@ _STAGES: Final = (
         reads="a file",
         writes="bench/<recipe>/speed.json",
         threads=True,
+        evaluates=True,
     ),
     Stage(
         "serve.measure",
@@ -212,6 +222,7 @@ _STAGES: Final = (
         reads="a file, a llama-server where one is given",
         writes="bench/<recipe>/served.json",
         threads=True,
+        evaluates=True,
     ),
     Stage(
         "evaluate.humaneval",
@@ -221,6 +232,7 @@ _STAGES: Final = (
         writes="bench/<recipe>/humaneval.json, bench/<recipe>/humaneval.jsonl",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "evaluate.tasks",
@@ -230,6 +242,7 @@ _STAGES: Final = (
         writes="bench/<recipe>/tasks.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "card.maps",
@@ -254,6 +267,7 @@ _STAGES: Final = (
         writes="activations.json",
         threads=True,
         store=True,
+        evaluates=True,
     ),
     Stage(
         "checkpoint.export",

@@ -380,7 +380,7 @@ def with_pre_tokenizer(path, name):
 def test_a_long_run_of_one_character_is_tokenized_as_any_text(tmp_path):
     model = with_pre_tokenizer(tmp_path / "x.gguf", "bloom")  # one that finds words by std::regex
     code = (
-        "import sys; from pathlib import Path; from quantmill.engine.mainline import Vocabulary\n"
+        "import sys; from pathlib import Path; from quantmill.engine.vocabulary import Vocabulary\n"
         "with Vocabulary(Path(sys.argv[1])) as vocabulary:\n"
         "    few, many = (vocabulary.tokenize('a b' + '-' * n) for n in (3200, 64000))\n"
         "    assert many[: len(few) - 1].tolist() == few[:-1].tolist()\n"

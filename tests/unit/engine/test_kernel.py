@@ -1,14 +1,10 @@
 """The native kernel against the same in numpy; its variants, its build."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from quantmill.engine import kernel
-from quantmill.errors import QuantmillError
 
 Floats = NDArray[np.float32]
 
@@ -256,39 +252,3 @@ def test_entries_of_a_block_without_a_step_are_no_obstacle(length: int, even: bo
     values = by_entries(given, entries, even, again=True)
     assert np.isfinite(values).all()
     assert (values[:, 16:32] == 0).all() and (values[:, :16] != 0).all()
-
-
-def test_it_is_built_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lib").mkdir()
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    path = kernel.built()
-    assert path.parent == tmp_path / "lib"
-    assert path.stat().st_size
-    monkeypatch.setenv("CXX", "/no/compiler")  # not asked again
-    assert kernel.built() == path
-
-
-@pytest.mark.parametrize(
-    ("compiler", "line"),
-    [
-        ("false", r"feedback\.cpp: cannot be compiled \(the compiler says nothing\); use another C\+\+"),
-        ("/no/compiler", r"feedback\.cpp: cannot be built into the environment \(No such file"),
-    ],
-)
-def test_a_build_that_fails_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, line: str
-) -> None:
-    (tmp_path / "lib").mkdir()
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(QuantmillError, match=line):
-        kernel.built()
-    assert not list((tmp_path / "lib").iterdir())
-
-
-def test_without_a_compiler_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(QuantmillError, match=r"feedback\.cpp: no C\+\+ compiler"):
-        kernel.built()

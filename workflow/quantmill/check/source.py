@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 from typing import Final
 
-from quantmill import command
+from quantmill import command, offload
 from quantmill.check import trial
 from quantmill.check.kind import Evaluation, kind_of, refuse
+from quantmill.engine import placement
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.source import CHECK, Check
@@ -31,6 +32,7 @@ def check(path: Path, model: str, requested: list[Evaluation], where: str) -> Ch
     llama.cpp does not load it, though it should.
     """
     header = read_header(path)
+    placement.check(offload.chosen(), path)
     refuse(header, model, requested, where)
     kind = kind_of(header)
     warnings = [
@@ -57,7 +59,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__)
+    arguments = command.parser(__doc__, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument(
         "--evaluations",

@@ -23,7 +23,8 @@ from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
 from quantmill.formats.importance import ACTIVATIONS
 from quantmill.formats.settings import Chunks
-from quantmill.measure.score import load_chunks, observed, with_bos
+from quantmill.measure.saved import Saved
+from quantmill.measure.score import counted, groups, load_chunks, observed
 from quantmill.progress import Log, Progress
 from quantmill.store import Identity, Store
 
@@ -66,14 +67,14 @@ def collect(model: Evaluator, largest: Largest, chunks: Tokens, progress: Progre
     Every token asks for its logits, or the last layer would see some of them only.
     """
     largest.largest_of = {}
-    for chunk in chunks:
-        tokens = with_bos(chunk, model.bos)
+    for group in groups(chunks, model):
         model.clear()
-        for start in range(0, len(tokens), model.batch):
-            stop = min(start + model.batch, len(tokens))
-            model.decode(tokens[start:stop], start, discard=stop == len(tokens))
-            largest.saw_all()
-        progress.add(1)
+        at_once = model.batch // len(group)
+        with counted(progress, model, group):
+            for first in range(0, group.shape[1], at_once):
+                last = first + at_once >= group.shape[1]
+                model.decode(group[:, first : first + at_once], first, discard=last)
+                largest.saw_all()
     return largest.largest_of
 
 
@@ -87,7 +88,7 @@ def measure(
     observer = Largest()
     merged: dict[str, float] = {}
 
-    def make(model: Evaluator, part: Tokens, progress: Progress) -> bytes:
+    def make(model: Evaluator, part: Tokens, _: Saved, progress: Progress) -> bytes:
         return json.dumps(collect(model, observer, part, progress)).encode()
 
     for unit in observed(
@@ -125,7 +126,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the checkpoint as GGUF")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--activations", type=Path, required=True, help="JSON of the largest inputs")

@@ -19,7 +19,8 @@ from quantmill.config import renamed
 from quantmill.config.bench import Bench, Probes, check_evaluations
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
-from quantmill.config.fields import HINTS, Count, FilePath, Name, Size, Strict, size_bytes
+from quantmill.config.fields import HINTS, FilePath, Name, Strict
+from quantmill.config.offload import Offload
 from quantmill.config.recipe import (
     BudgetRecipe,
     ImportedSensitivity,
@@ -31,11 +32,12 @@ from quantmill.config.recipe import (
 )
 from quantmill.config.refusal import check_file, explain, refuse
 from quantmill.config.source import Source, calibrated, check_folders, check_recipes, exported, of_ggufs
+from quantmill.config.store import Store
 from quantmill.errors import QuantmillError
 
 
 class Model(Strict):
-    """One model. Its own recipes, imatrix, moments, sensitivity, bench and publish replace the file's."""
+    """One model. What it has of its own replaces the file's."""
 
     source: Source = Field(description="where the model comes from")
     card: Card = Field(default=Card(), description="what its card says beside the measurements")
@@ -45,18 +47,7 @@ class Model(Strict):
     sensitivity: Sensitivity | None = Field(default=None, description="its own; null: none for this model")
     bench: Bench | None = Field(default=None, description="its own measurements")
     publish: Publish | None = Field(default=None, description="its own settings")
-
-
-class Store(Strict):
-    """The store of finished units of work."""
-
-    path: FilePath | None = Field(default=None, description="its folder; default: .store in the results")
-    max: Size | Count = Field(default="50 GiB", description="above it the least recently used units go")
-
-    @property
-    def max_bytes(self) -> int:
-        """The size cap in bytes."""
-        return self.max if isinstance(self.max, int) else size_bytes(self.max)
+    offload: Offload | None = Field(default=None, description="its own settings")
 
 
 class Config(Strict):
@@ -87,6 +78,7 @@ class Config(Strict):
     publish: Publish = Field(default=Publish(), description="which files are offered, and where")
     results: FilePath = Field(default="results", description="the folder of all outputs")
     store: Store = Field(default=Store(), description="the store of finished units of work")
+    offload: Offload = Field(default=Offload(), description="how models are spread over GPUs")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -209,6 +201,10 @@ class Config(Strict):
         """The model's own imatrix section, if it has one, else the file's."""
         own = self.models[model]
         return own.imatrix if "imatrix" in own.model_fields_set else self.imatrix
+
+    def offload_of(self, model: str) -> Offload:
+        """The model's own offload section, if it has one, else the file's."""
+        return self.models[model].offload or self.offload
 
     def requested_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""

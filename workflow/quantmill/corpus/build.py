@@ -25,7 +25,7 @@ from quantmill.corpus.decode import Document, Render, decode
 from quantmill.corpus.messages import Messages, Tools
 from quantmill.corpus.mix import Broken, Row, Selection, apportion, select
 from quantmill.corpus.read import Source, open_source, read_rows
-from quantmill.engine.mainline import LONGEST_STRETCH, Vocabulary, tokenizable
+from quantmill.engine.vocabulary import LONGEST_STRETCH, Vocabulary, tokenizable
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
 from quantmill.formats import settings

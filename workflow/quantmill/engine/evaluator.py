@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -10,28 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import recorder
+from quantmill.engine.placement import Placement
 
 Tokens = NDArray[np.int32]
+Tick = Callable[[float], None]
 
 _WARNING: Final = 3  # GGML_LOG_LEVEL_WARN
 _CONTINUED: Final = 5  # GGML_LOG_LEVEL_CONT: the dots of a load's progress
 
 
 class Evaluator(Protocol):
-    """A model that evaluates one sequence at a time, at most `batch` tokens at once.
+    """A model that evaluates `sequences` side by side, at most `batch` tokens at once.
 
-    `bos` is the token that the vocabulary wants before a text, None where it wants none.
+    `bos` is the token that the vocabulary wants before a text, None where it wants none. `tick` is called
+    with a number of tokens while these are computed. `placement` says what devices have of it, None: nothing.
     """
 
     vocab_size: int
     bos: int | None
     batch: int
+    sequences: int
+    placement: Placement | None
+
+    @property
+    def tick(self) -> Tick | None:
+        """What is told of progress within a `decode`."""
+
+    @tick.setter
+    def tick(self, tick: Tick | None) -> None: ...
 
     def clear(self) -> None:
         """Forget all positions."""
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
-        """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on."""
+        """Compute `tokens` [n], or [sequences, n], at `position`...; store logits for those from
+        `first_logits` on.
+        """
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
@@ -49,15 +64,19 @@ class Evaluator(Protocol):
 
 
 def fill(batch: Any, tokens: Tokens, position: int, first_logits: int) -> None:
-    """One sequence's tokens into a `llama_batch`, whose fields have the same names in both engines."""
-    n = len(tokens)
+    """Tokens [n] of one sequence, or [sequences, n] of several side by side, into a `llama_batch`, whose
+    fields have the same names in both engines.
+    """
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    sequences, length = rows.shape
+    n = rows.size
     batch.n_tokens = n
-    view(batch.token, n)[:] = tokens
-    view(batch.pos, n)[:] = np.arange(position, position + n)
+    view(batch.token, n)[:] = rows.reshape(-1)
+    view(batch.pos, n)[:] = np.tile(np.arange(position, position + length), sequences)
     view(batch.n_seq_id, n)[:] = 1
-    view(batch.logits, n)[:] = np.arange(n) >= first_logits
+    view(batch.logits, n)[:] = np.tile(np.arange(length) >= first_logits, sequences)
     for i in range(n):
-        batch.seq_id[i][0] = 0
+        batch.seq_id[i][0] = i // length
 
 
 def logits_at(pointer: Any, count: int, vocabulary: int) -> NDArray[np.float32]:
@@ -74,13 +93,19 @@ _LINES: Final = 200
 
 
 class Listener:
-    """Collects the last warnings and errors of a library's log: they explain a failure."""
+    """Collects the last warnings and errors of a library's log: they explain a failure.
+
+    `buffers` are the lines that tell what was allocated where.
+    """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self.buffers: list[str] = []
 
     def __call__(self, level: int, text: bytes, _: Any) -> None:
         """The library's log callback."""
+        if b" buffer size = " in text:
+            self.buffers.append(text.decode(errors="replace"))
         if _WARNING <= level < _CONTINUED and text.strip():
             self._lines.append(text.decode(errors="replace").strip())
             del self._lines[:-_LINES]

@@ -22,11 +22,9 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine import library
-from quantmill.engine.mainline import _load
+from quantmill.engine.llama import native, place
 from quantmill.errors import QuantmillError
-
-native = library.bindings("mainline")
+from quantmill.offload import chosen
 
 Tokens = NDArray[np.int32]
 
@@ -71,19 +69,16 @@ class Generator:
     """
 
     def __init__(self, path: Path, *, context: int, parallel: int, threads: int) -> None:
-        self._context: Any = None
         self._parallel = parallel
         self.context = -(-context // _PAD) * _PAD
-        self._model = _load(path, native.llama_model_default_params())
         params = native.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = self.context * parallel, parallel, False
         params.n_batch = params.n_ubatch = max(_BATCH, parallel)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
-        self._context = native.llama_init_from_model(self._model, params)
-        if not self._context:
-            what = f"no context of {parallel} sequences of {self.context} tokens"
-            raise QuantmillError(what, path, "free some memory, or ask for less at once")
+        self._model, self._context, self.placement = place(
+            path, native.llama_model_default_params(), params, chosen()
+        )
         self._memory = native.llama_get_memory(self._context)
         self._vocab = native.llama_model_get_vocab(self._model)
         self._words = native.llama_vocab_n_tokens(self._vocab)
@@ -198,9 +193,8 @@ class Generator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._context:
-            native.llama_batch_free(self._batch)
-            native.llama_free(self._context)
+        native.llama_batch_free(self._batch)
+        native.llama_free(self._context)
         native.llama_model_free(self._model)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine import library
-from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
+from quantmill.engine.evaluator import Listener, Tick, Tokens, fill, logits_at
+from quantmill.engine.placement import Placement
 from quantmill.errors import QuantmillError
 
 native = library.bindings("ik")
@@ -59,7 +60,9 @@ class Evaluator:
         vocab = native.llama_model_get_vocab(self._model)
         self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
         self.bos: int | None = lib.llama_vocab_bos(vocab) if lib.llama_vocab_get_add_bos(vocab) else None
-        self.batch = batch
+        self.batch, self.sequences = batch, 1
+        self.placement: Placement | None = None  # its package is built for the CPU alone
+        self.tick: Tick | None = None
         self._batch = native.llama_batch_init(batch, 0, 1)
 
     def clear(self) -> None:
@@ -68,8 +71,8 @@ class Evaluator:
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0) -> None:
         """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on."""
-        if len(tokens) > self.batch:
-            raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
+        if tokens.size > self.batch:
+            raise ValueError(f"{tokens.size} tokens in a batch of {self.batch}")
         fill(self._batch, tokens, position, first_logits)
         status = native.llama_decode(self._context, self._batch)
         if status != 0:

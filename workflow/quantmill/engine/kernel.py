@@ -1,36 +1,20 @@
-"""The project's own native kernel, feedback.cpp: built into the environment, and called here.
-
-`make env` builds it; where it is missing (in a conda environment) the first process that needs it does.
-One library serves all processors of a kind: it has a variant for each instruction set.
-"""
+"""Rounding with error feedback, in feedback.cpp: it has a variant for each instruction set of a processor."""
 
 from __future__ import annotations
 
 import ctypes as c
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.errors import QuantmillError
+from quantmill.engine import native
 
 Floats = NDArray[np.float32]
 
-_SOURCE: Final = Path(__file__).with_name("feedback.cpp")
-_INCLUDED: Final = Path(__file__).with_name("entries.h")
-_FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
-_COMPILERS: Final = ("c++", "g++", "clang++")
 _ALIGNED: Final = 64
 _HALVES: Final = 128  # HALVES of entries.h
 
@@ -222,7 +206,7 @@ def _scratch(size: int) -> c.c_void_p:
 
 @cache
 def _lib() -> c.CDLL:
-    lib = c.CDLL(str(built()))
+    lib = native.load()
     lib.quantmill_rows.restype = lib.quantmill_panel.restype = c.c_int64
     lib.quantmill_scratch.restype, lib.quantmill_scratch.argtypes = c.c_int64, [c.c_int64]
     lib.quantmill_panels.restype = lib.quantmill_all_panels.restype = lib.quantmill_feed_back.restype = None
@@ -239,42 +223,3 @@ def _lib() -> c.CDLL:
         *(c.c_void_p, c.c_void_p, c.c_void_p, c.c_void_p, c.c_void_p, c.c_int64),
     ]
     return lib
-
-
-def built() -> Path:
-    """The kernel's library, built into the environment if it is missing.
-
-    QuantmillError where the environment cannot be written, or there is no working compiler.
-    """
-    digest = hashlib.sha256(_SOURCE.read_bytes() + _INCLUDED.read_bytes()).hexdigest()[:16]
-    path = Path(sys.prefix) / "lib" / f"quantmill-feedback-{digest}.so"
-    if path.exists():
-        return path
-    compiler = (
-        shlex.split(os.environ.get("CXX", "")) or [name for name in _COMPILERS if shutil.which(name)][:1]
-    )
-    if not compiler:
-        raise QuantmillError("no C++ compiler to build it", _SOURCE.name, "install one, then run `make env`")
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [*compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
-            done = subprocess.run(
-                command, capture_output=True, encoding="utf-8", errors="replace", check=False
-            )
-            if done.returncode != 0:
-                last = done.stderr.strip().split("\n")[-1] or "the compiler says nothing"
-                raise QuantmillError(
-                    f"cannot be compiled ({last})", _SOURCE.name, "use another C++ compiler (CXX)"
-                )
-            os.replace(made, path)
-    except OSError as error:
-        what = f"cannot be built into the environment ({error.strerror})"
-        raise QuantmillError(
-            what, _SOURCE.name, "run `make env` where the environment can be written"
-        ) from None
-    return path
-
-
-if __name__ == "__main__":
-    built()

@@ -8,8 +8,8 @@ from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator
 
 
-def load(path: Path, *, context: int, batch: int, threads: int) -> Evaluator:
-    """The GGUF at `path` in the engine of this process, with room for `context` positions.
+def load(path: Path, *, context: int, batch: int, threads: int, sequences: int = 1) -> Evaluator:
+    """The GGUF at `path` in the engine of this process, with room for `context` positions of each sequence.
 
     QuantmillError, with the engine's own words, where it cannot load the file.
     """
@@ -19,4 +19,4 @@ def load(path: Path, *, context: int, batch: int, threads: int) -> Evaluator:
         return ik.Evaluator(path, context=context, batch=batch, threads=threads)
     from quantmill.engine import mainline
 
-    return mainline.Evaluator(path, context=context, batch=batch, threads=threads)
+    return mainline.Evaluator(path, context=context, batch=batch, threads=threads, sequences=sequences)

@@ -1,14 +1,9 @@
-"""llama.cpp through llama-cpp-python's low-level bindings: vocabulary, evaluation, observation."""
+"""llama.cpp through llama-cpp-python's low-level bindings: evaluation and observation."""
 
 from __future__ import annotations
 
 import ctypes as c
-import re
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,95 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine import library
-from quantmill.engine.evaluator import Listener, Tokens, fill, logits_at
+from quantmill.engine.evaluator import Tick, Tokens, fill, logits_at
 from quantmill.engine.graph import MatMul, Node, Weights, op_number, set_values
+from quantmill.engine.llama import listener, load, native, place
 from quantmill.errors import QuantmillError
-
-native = library.bindings("mainline")
+from quantmill.offload import chosen
 
 Observer = Callable[[MatMul], bool]
 Replace = Callable[[str], NDArray[np.float32] | None]
 
+_TICKS: Final = 8  # of a decode
+_STEPS_A_LAYER: Final = 40  # nodes of a graph, about: how many there are is known after the first
 _GLANCE: Final = 32  # tokens of a graph that is computed to see which weights it uses
-
-# llama.cpp splits text into words by std::regex, which recurses for each character of a word: 323 bytes of
-# stack were measured on x86-64 with g++ 12, for each of the 25 pre-tokenizers that have no splitter of their
-# own. A thread's usual 8 MiB overflow at 26,000 characters.
-_STACK: Final = 256 << 20
-LONGEST_STRETCH: Final = 400_000
-"""The most characters that may stand together as what some pre-tokenizer takes for one word: half of what
-was measured to fill the stack."""
-_SHORT: Final = 4096  # characters that any thread's stack suffices for
-# What may be one word: no space in it; spaces alone; or letters and spaces (as exaone-moe has it).
-_STRETCHES: Final = tuple(map(re.compile, (r"\S+", r"\s+", r"[^\n0-9!-/:-@\[-`{-~]+")))
-
-
-class Vocabulary:
-    """A model's vocabulary alone, without its weights."""
-
-    def __init__(self, path: Path) -> None:
-        params = native.llama_model_default_params()
-        params.vocab_only = True
-        self._model = _load(path, params)
-        self._vocab = native.llama_model_get_vocab(self._model)
-        self.size: int = native.llama_vocab_n_tokens(self._vocab)
-        self.adds_bos: bool = native.llama_vocab_get_add_bos(self._vocab)
-
-    def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
-        """The tokens of `text`, without a BOS; `parse_special` reads `<|...|>` as control tokens.
-
-        QuantmillError for a text that `tokenizable` would cut.
-        """
-        if len(text) <= _SHORT:
-            return self._tokenize(text, parse_special)
-        if tokenizable(text) < len(text):
-            raise QuantmillError(
-                f"a text of over {LONGEST_STRETCH:,} characters without a break cannot be tokenized"
-            )
-        return _on_deep_stack(lambda: self._tokenize(text, parse_special))
-
-    def _tokenize(self, text: str, parse_special: bool) -> Tokens:
-        data = text.encode()
-        room = len(data) + 16
-        out = np.empty(room, np.int32)
-        pointer = out.ctypes.data_as(c.POINTER(c.c_int32))
-        count = native.llama_tokenize(self._vocab, data, len(data), pointer, room, False, parse_special)
-        if count < 0:
-            raise QuantmillError(f"a text of {len(data)} bytes gave over {room} tokens")
-        return out[:count].copy()
-
-    def token_text(self, token: int) -> str:
-        """The text under which the vocabulary lists a token, such as `<s>`."""
-        return (native.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")
-
-    def ends(self) -> list[int]:
-        """The tokens that end a text or a turn."""
-        return [token for token in range(self.size) if native.llama_vocab_is_eog(self._vocab, token)]
-
-    def special(self, which: str) -> str:
-        """The text of the `bos` or `eos` token; empty where there is none."""
-        token = getattr(native, f"llama_vocab_{which}")(self._vocab)
-        return self.token_text(token) if token >= 0 else ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        native.llama_model_free(self._model)
 
 
 class Evaluator:
-    """A model loaded by llama.cpp, one sequence at a time; see `quantmill.engine.evaluator`.
+    """A model loaded by llama.cpp; see `quantmill.engine.evaluator`.
 
-    `context` is the number of positions, `batch` the most tokens a call of
-    `decode` computes at once. `observe` sees every matrix multiplication whose
-    weight is a tensor of the model before it is computed (`ask`, whether it is
-    wanted) and after (its input); see `MatMul`. What it raises is raised by
-    `decode`. `replace` is asked for each other node by its name: the values it
-    gives take the place of those computed. Without `gpus` everything is computed
-    on the CPU.
+    `context` is the number of positions of each of its `sequences`, `batch` the
+    most tokens a call of `decode` computes at once. `placement` says what devices
+    have of it, as the run wants (`quantmill.offload`); None: all is on the CPU.
+    `observe` sees every matrix multiplication whose weight is a tensor of the
+    model before it is computed (`ask`, whether it is wanted) and after (its
+    input); see `MatMul`. What it raises is raised by `decode`. `replace` is asked
+    for each other node by its name: the values it gives take the place of those
+    computed. Without `gpus` everything is computed on the CPU.
     """
 
     def __init__(
@@ -115,6 +46,7 @@ class Evaluator:
         context: int,
         batch: int,
         threads: int,
+        sequences: int = 1,
         observe: Observer | None = None,
         replace: Replace | None = None,
         writable: bool = False,
@@ -123,37 +55,29 @@ class Evaluator:
         self._observe, self._replace = observe, replace
         self._raised: BaseException | None = None
         self._ended = self._discard = False
-        self._aborts = observe is not None and library.backend() == "CPU"
         self._multiplications = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
         loading = native.llama_model_default_params()
-        if not gpus:
-            self._no_devices = (c.c_void_p * 1)()  # kept alive: a list that ends with its first entry
-            loading.devices = c.addressof(self._no_devices)
         if writable:
             # Weights lie in memory of their own, as they stand in the file: neither
             # mapped (load_mode), nor read on demand (lazy_mode), nor repacked.
             loading.load_mode = loading.lazy_mode = 0
             loading.use_extra_bufts = False
-        self._model = _load(path, loading)
-        self._context = None
         params = native.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_seq_max = context, batch, 1
-        params.n_ubatch = min(batch, params.n_ubatch)
+        params.n_ctx, params.n_batch, params.n_seq_max = context * sequences, batch, sequences
+        offload = chosen() if gpus else None
+        wanted = offload.ubatch or offload.batch if offload else 0
+        params.n_ubatch = min(batch, wanted or params.n_ubatch)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._callback = native.ggml_backend_sched_eval_callback(self._on_node)  # kept alive
-        self._abort = native.ggml_abort_callback(lambda _: self._ended)
+        self._abort = native.ggml_abort_callback(self._on_step)
+        self._tick: Tick | None = None
         if observe is not None:
             params.n_ubatch = batch
             params.cb_eval = self._callback
             params.abort_callback = self._abort
-        self._context = native.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise QuantmillError(
-                f"no context of {context} tokens ({_listener.last_words()})",
-                path,
-                "free some memory or ask for less",
-            )
+        self._model, self._context, self.placement = place(path, loading, params, offload)
+        self._aborts = observe is not None and self.placement is None
         self._memory = native.llama_get_memory(self._context)
         vocab = native.llama_model_get_vocab(self._model)
         self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
@@ -161,7 +85,31 @@ class Evaluator:
             native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else None
         )
         self._batch = native.llama_batch_init(batch, 0, 1)
-        self.batch = batch
+        self.batch, self.sequences = batch, sequences
+        self._ubatch = params.n_ubatch
+        self._graph = _STEPS_A_LAYER * native.llama_model_n_layer(self._model)
+        self._step = self._of_steps = self._computed = 0
+
+    @property
+    def tick(self) -> Tick | None:
+        """Called with a number of tokens while these are computed, on a CPU: about eight times a `decode`."""
+        return self._tick
+
+    @tick.setter
+    def tick(self, tick: Tick | None) -> None:
+        self._tick = tick
+        if self._observe is None:  # it is called for every node: of one token it would cost a twentieth
+            callback = self._abort if tick else native.ggml_abort_callback()
+            native.llama_set_abort_callback(self._context, callback, None)
+
+    def _on_step(self, _: Any) -> bool:
+        """ggml's abort callback, between two nodes."""
+        if self._tick is not None:
+            self._step += 1
+            every = self._of_steps // _TICKS
+            if every and self._step % every == 0 and self._step < _TICKS * every:
+                self._tick(self._computed / _TICKS)
+        return self._ended
 
     def clear(self) -> None:
         """Forget all positions."""
@@ -185,23 +133,28 @@ class Evaluator:
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0, *, discard: bool = False) -> None:
         """Compute `tokens` [n] at `position`...; store logits for those from `first_logits` on.
 
-        `discard`: only what the observer sees is needed. Once it ends the
-        graph, no logits and no positions are stored.
+        `tokens` [sequences, n] are computed side by side, each sequence as if it were alone. `discard`: only
+        what the observer sees is needed. Once it ends the graph, no logits and no positions are stored.
         """
         self._discard = discard
         self._decode(tokens, position, first_logits)
 
     def _decode(self, tokens: Tokens, position: int, first_logits: int, ended: bool = False) -> None:
-        if len(tokens) > self.batch:
-            raise ValueError(f"{len(tokens)} tokens in a batch of {self.batch}")
+        if tokens.size > self.batch:
+            raise ValueError(f"{tokens.size} tokens in a batch of {self.batch}")
         fill(self._batch, tokens, position, first_logits)
+        self._computed, self._step = tokens.size, 0
+        graphs = -(-tokens.size // self._ubatch)
+        self._of_steps = self._graph * graphs
         self._ended = ended
         status = native.llama_decode(self._context, self._batch)
+        if self._step and not ended:
+            self._graph = self._step // graphs
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
         if status != 0 and not self._ended:
-            raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
+            raise QuantmillError(f"llama_decode failed with {status} ({listener.last_words()})")
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
@@ -225,13 +178,13 @@ class Evaluator:
         params.cb_eval, params.no_perf = callback, True
         context = native.llama_init_from_model(self._model, params)
         if not context:
-            raise QuantmillError(f"no context ({_listener.last_words()})", cure="free some memory")
+            raise QuantmillError(f"no context ({listener.last_words()})", cure="free some memory")
         tokens = np.zeros(_GLANCE, np.int32)
         batch = native.llama_batch_get_one(tokens.ctypes.data_as(c.POINTER(c.c_int32)), _GLANCE)
         status = native.llama_decode(context, batch)
         native.llama_free(context)
         if status != 0:
-            raise QuantmillError(f"llama_decode failed with {status} ({_listener.last_words()})")
+            raise QuantmillError(f"llama_decode failed with {status} ({listener.last_words()})")
         weights.check()
         return weights
 
@@ -261,33 +214,9 @@ class Evaluator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._context:
-            native.llama_batch_free(self._batch)
-            native.llama_free(self._context)
+        native.llama_batch_free(self._batch)
+        native.llama_free(self._context)
         native.llama_model_free(self._model)
-
-
-def tokenizable(text: str) -> int:
-    """How many characters of `text` from its start can be tokenized: all, but of an endless word."""
-    if len(text) <= LONGEST_STRETCH:
-        return len(text)
-    ends = [len(text)]
-    for kind in _STRETCHES:
-        long = (match for match in kind.finditer(text) if len(match[0]) > LONGEST_STRETCH)
-        ends += [match.start() + LONGEST_STRETCH for match in islice(long, 1)]
-    return min(ends)
-
-
-def _on_deep_stack(call: Callable[[], Tokens]) -> Tokens:
-    usual = threading.stack_size(_STACK)
-    try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            return pool.submit(call).result()
-    except RuntimeError as error:
-        cure = "raise the limit of memory (ulimit -v)"
-        raise QuantmillError(f"no thread with a stack of {_STACK >> 20} MiB ({error})", cure=cure) from None
-    finally:
-        threading.stack_size(usual)
 
 
 def probe(path: Path, answers: str, *, tokens: int, threads: int) -> list[str]:
@@ -301,13 +230,13 @@ def probe(path: Path, answers: str, *, tokens: int, threads: int) -> list[str]:
     loading.n_gpu_layers, loading.load_mode, loading.use_extra_bufts = 0, 1, False
     if not answers:
         loading.no_alloc, loading.load_mode, loading.load_mtp = True, 0, True
-    model = _load(path, loading)
+    model = load(path, loading)
     if answers:
         values = _first_answer(model, answers == "embeddings", tokens, threads)
         if not np.isfinite(values).all():
             raise QuantmillError(f"llama.cpp computes {answers} of it that are not finite")
     native.llama_model_free(model)
-    return _listener.lines
+    return listener.lines
 
 
 def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDArray[np.float32]:
@@ -320,7 +249,7 @@ def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDA
         params.pooling_type = 0  # of each token, whatever the model would make of them
     context = native.llama_init_from_model(model, params)
     if not context:
-        raise QuantmillError(f"llama.cpp makes no context of it ({_listener.last_words()})")
+        raise QuantmillError(f"llama.cpp makes no context of it ({listener.last_words()})")
     vocab = native.llama_model_get_vocab(model)
     words = native.llama_vocab_n_tokens(vocab)
     tokens = np.linspace(0, words - 1, count).astype(np.int32)
@@ -334,7 +263,7 @@ def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDA
         pointer = given.ctypes.data_as(c.POINTER(c.c_int32))
         status = compute(context, native.llama_batch_get_one(pointer, len(given)))
         if status != 0:
-            raise QuantmillError(f"llama.cpp cannot evaluate it: {status} ({_listener.last_words()})")
+            raise QuantmillError(f"llama.cpp cannot evaluate it: {status} ({listener.last_words()})")
     last = (native.llama_get_embeddings_ith if embeddings else native.llama_get_logits_ith)(context, -1)
     if not last:
         raise QuantmillError(f"llama.cpp gives no {'embeddings' if embeddings else 'logits'} of it")
@@ -342,22 +271,3 @@ def _first_answer(model: Any, embeddings: bool, count: int, threads: int) -> NDA
     values = logits_at(last, 1, size).copy()
     native.llama_free(context)
     return values
-
-
-_listener = Listener()
-_log_callback = native.llama_log_callback(_listener)  # kept alive
-
-
-def _load(path: Path, params: Any) -> Any:
-    _quiet()
-    model = native.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        message = _listener.last_words("error loading")
-        raise QuantmillError(f"llama.cpp cannot load it ({message})", path, "check the file")
-    return model
-
-
-@cache
-def _quiet() -> None:
-    native.llama_log_set(_log_callback, c.c_void_p(0))
-    native.llama_backend_init()

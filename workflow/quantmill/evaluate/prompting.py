@@ -14,7 +14,7 @@ import numpy as np
 from quantmill.corpus.chat import ChatTemplate
 from quantmill.corpus.messages import BrokenRowError
 from quantmill.engine.generate import Answer, Generator, Tokens
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.progress import Log

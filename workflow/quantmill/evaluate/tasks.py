@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from quantmill import command
 from quantmill.engine.generate import Tokens
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
 from quantmill.evaluate.prompting import Generation, Prompter, generated, trained_context
@@ -255,7 +255,7 @@ def _generation(arguments: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    stage = command.parser(__doc__, threads=True, store=True)
+    stage = command.parser(__doc__, threads=True, store=True, evaluates=True)
     stage.add_argument("--model", type=Path, required=True, help="the GGUF to evaluate")
     stage.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     stage.add_argument("--out", type=Path, required=True, help="tasks.json")

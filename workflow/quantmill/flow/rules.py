@@ -70,6 +70,8 @@ def stage(name: str, arguments: str) -> str:
         words.append("--memory {resources.mem_mb}")
     if known.threads:
         words.append("--threads {threads}")
+    if known.evaluates:
+        words.append("--name {wildcards.model:q}")
     if known.store:
         words.append('--store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"')
     return " ".join(words)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantmill import environment, machine
+from quantmill import environment, machine, offload
 from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
 
 if TYPE_CHECKING:
@@ -106,9 +106,17 @@ def _environment(project: Project) -> dict[str, str]:
         "QUANTMILL_STORE": str(project.store),
         "QUANTMILL_SPECS": str(project.specs),
         "QUANTMILL_CONVERTER": os.getenv("QUANTMILL_CONVERTER") or str(ROOT / ".converter"),
+        offload.VARIABLE: json.dumps(_offload(project)),
         "QUANTMILL_STORE_MAX": str(project.config.store.max_bytes),
         "QUANTMILL_EVALUATIONS": json.dumps({"file": project.file, "models": project.unchecked}),
     }
+
+
+def _offload(project: Project) -> dict[str, dict[str, Any]]:
+    """How each model is spread over devices, of those for which the user wants anything."""
+    models = project.given.models
+    settings = {model: project.given.offload_of(model).settings() for model in models}
+    return {model: wanted for model, wanted in settings.items() if wanted}
 
 
 def _cores(workflow: Any) -> int:

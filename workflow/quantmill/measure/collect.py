@@ -9,12 +9,14 @@ the graph, the output head, is left uncomputed unless the logits are needed.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine.graph import MatMul
+from quantmill.engine.sums import squares
 from quantmill.errors import QuantmillError
 from quantmill.formats.imatrix import LEAST_ROWS
 
@@ -38,7 +40,8 @@ class Collector:
 
     `sums` are by leader: the first of the weights that share an input;
     `leader` gives it for each weight. `begin()` comes before every decode, for
-    inputs are distinguished by their address within one graph.
+    inputs are distinguished by their address within one graph. The threads of `pool`
+    help where ggml's own do not wait for work: beside a GPU.
     """
 
     head: bool = True
@@ -46,7 +49,8 @@ class Collector:
     leader: dict[str, str] = field(default_factory=dict)
     last: str | None = None
     _inputs: dict[tuple[int, ...], str] = field(default_factory=dict)
-    _square: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    pool: Executor | None = None
+    threads: int = 1
 
     def begin(self, *, head: bool) -> None:
         """A new graph is about to be computed, with or without the output head.
@@ -87,26 +91,24 @@ class Collector:
         entry = self._entry(name, matrices, columns, 1)
         for i3 in range(values.shape[0]):
             for i2 in range(values.shape[1]):
-                entry.in_sum2[(i3 * values.shape[1] + i2) % matrices] += self._sum_squares(values[i3, i2])
+                entry.in_sum2[(i3 * values.shape[1] + i2) % matrices] += self._squares(values[i3, i2])[0]
         entry.counts += int(np.prod(values.shape[:3])) // matrices
 
     def _add_experts(self, node: MatMul, name: str, values: NDArray[np.float32]) -> None:
         """`values` [tokens, experts used or 1, columns]; each row counts for the expert it is sent to."""
         experts = node.experts()
         entry = self._entry(name, node.matrices, values.shape[2], node.matrices)
-        for expert in np.unique(experts):
-            tokens, slots = np.nonzero(experts == expert)
-            entry.in_sum2[expert] += self._sum_squares(values[tokens, slots % values.shape[1]])
-            entry.counts[expert] += len(tokens)
+        rows = np.broadcast_to(values, (*experts.shape, values.shape[2]))
+        entry.in_sum2 += self._squares(rows, node.matrices, experts.reshape(-1))
+        entry.counts += np.bincount(experts.reshape(-1), minlength=node.matrices)
 
     def _entry(self, name: str, matrices: int, columns: int, counts: int) -> Sums:
         if name not in self.sums:
             self.sums[name] = Sums(np.zeros((matrices, columns)), np.zeros(counts, np.int64))
         return self.sums[name]
 
-    def _sum_squares(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Σ over rows [n, columns] of their squares, in one buffer that is used again."""
-        if self._square.size < rows.size:
-            self._square = np.empty(rows.size, np.float32)
-        squares = np.multiply(rows, rows, out=self._square[: rows.size].reshape(rows.shape))
-        return np.add.reduce(squares, axis=0)
+    def _squares(
+        self, rows: NDArray[np.float32], matrices: int = 1, matrix: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """The sums [matrices, columns] of the squares of rows [..., columns]."""
+        return squares(rows, rows.shape[-1], matrices, matrix, self.pool, self.threads)

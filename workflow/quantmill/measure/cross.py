@@ -214,7 +214,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--quantized", type=Path, required=True, help="the file of rounding gptq")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")

@@ -38,14 +38,23 @@ from quantmill.formats.publication import model_sha256
 from quantmill.formats.settings import Chunks
 from quantmill.measure import perplexity, reference
 from quantmill.measure.reference import Floats, Reference, Values, compare
-from quantmill.measure.score import cut, load_chunks, predictions, unit_key, with_bos
+from quantmill.measure.saved import Saved
+from quantmill.measure.score import (
+    batch_for,
+    cut,
+    groups,
+    load_chunks,
+    predictions,
+    sequences_of,
+    unit_key,
+    units,
+)
 from quantmill.measure.score import loaded as loaded_model
 from quantmill.measure.score import perplexity as perplexity_of
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
 
 STAGE = "measure.divergence"
-_BATCH = 512
 
 Load = Callable[[Path], AbstractContextManager[Evaluator]]
 
@@ -67,50 +76,55 @@ def measure(
     the store has lost are made again first, so that no two models are in
     memory at once.
     """
-    batch = min(_BATCH, chunks.shape[1])
-    key_of = partial(unit_key, STAGE, identity=model.identity | {"reference": source.identity["model"]})
+    identity = model.identity | {"reference": source.identity["model"]}
+    key_of = partial(unit_key, STAGE, identity=identity)
     itself = model.identity == source.identity
 
     def load(path: Path) -> AbstractContextManager[Evaluator]:
-        return loaded_model(path, context=chunks.shape[1], batch=batch, threads=threads)
+        context = chunks.shape[1]
+        batch, sequences = batch_for(context), sequences_of(context)
+        return loaded_model(path, context=context, batch=batch, threads=threads, sequences=sequences)
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
-        progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
-        due = [part for part in cut(chunks) if store.get(key_of(part)) is None]
         predicted = partial(_references, source, load=load, pool=pool, store=store, log=log)
-        payloads = {} if itself else predicted(due)
+        due = [] if itself else [part for part in cut(chunks) if store.get(key_of(part)) is None]
+        payloads = predicted(due)
         loaded = cache(lambda: stack.enter_context(load(model.path)))
 
-        def make(part: Tokens) -> bytes:
+        def make(part: Tokens, saved: Saved) -> bytes:
             start = time.monotonic()
             key = unit_key(reference.STAGE, part, source.identity)
             stored = payloads.pop(key, None) or store.get(key)
             if stored is None and not itself:  # evicted since
                 stored = predicted([part])[key]
-            pieces = [] if stored is None else reference.from_bytes(stored)
-            _check_vocabulary(loaded(), pieces, model.path)
-            compared: list[Values] = []
-            for chunk in part:
-                for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), batch):
+            done, state = saved.load()
+            progress.add(done)
+            compared = [Values.from_bytes(state[0])[0]] if done else []
+            made = reference.from_bytes(state[1]) if done and stored is None else []
+            theirs = reference.from_bytes(stored) if stored is not None else []
+            pieces = iter(theirs[done * len(theirs) // len(part) :])
+            for group in groups(part[done:], loaded()):
+                for logits, targets in predictions(loaded(), group, progress):
                     if stored is None:
-                        pieces.append(_stored(logits, targets, pool, model.path))
-                    compared.append(compare(logits, targets, pieces[len(compared)], pool))
+                        made.append(_stored(logits, targets, pool, model.path))
+                    beside = made[-1] if stored is None else next(pieces)
+                    _check_vocabulary(loaded(), beside, model.path)
+                    compared.append(compare(logits, targets, beside, pool))
                     _check_finite(compared[-1].nll + compared[-1].kld, model.path)
-                progress.add(1)
+                done += len(group)
+                saved.save(done, partial(_state, made, compared))
             values, seconds = Values.joined(compared), time.monotonic() - start
             if stored is None:
-                store.put(key, reference.to_bytes(pieces))
+                store.put(key, reference.to_bytes(made))
             store.put(
                 unit_key(perplexity.STAGE, part, model.identity), perplexity.to_bytes(values.nll, seconds)
             )
             return values.to_bytes(seconds)
 
-        units = [
-            Values.from_bytes(store.get_or_make(key_of(part), partial(make, part))) for part in cut(chunks)
-        ]
-        progress.add(len(chunks) - sum(map(len, due)))
-    return Values.joined(values for values, _ in units), sum(seconds for _, seconds in units)
+        progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
+        made = [Values.from_bytes(unit) for unit in units(STAGE, chunks, identity, store, progress, make)]
+    return Values.joined(values for values, _ in made), sum(seconds for _, seconds in made)
 
 
 def _references(
@@ -122,28 +136,34 @@ def _references(
     log: Log,
 ) -> dict[str, bytes | memoryview]:
     """Make the source's predictions of those parts for which the store has none; these by their keys."""
-    with ExitStack() as stack:
-
-        @cache
-        def loaded() -> Evaluator:
-            log.say("the store lacks some of the source's predictions: they are made first")
-            return stack.enter_context(load(source.path))
-
-        def make(part: Tokens) -> bytes:
-            pieces = []
-            for chunk in part:
-                for logits, targets in predictions(loaded(), with_bos(chunk, loaded().bos), loaded().batch):
-                    pieces.append(_stored(logits, targets, pool, source.path))
-            return reference.to_bytes(pieces)
-
-        payloads = {}
-        for part in parts:
-            key, made = unit_key(reference.STAGE, part, source.identity), store.made
-            payload = store.get_or_make(key, partial(make, part))
-            # A stored one is read again in its turn: each that is held may hold a file open.
-            if store.made > made:
-                payloads[key] = payload
+    keys = [unit_key(reference.STAGE, part, source.identity) for part in parts]
+    missing = {key: part for key, part in zip(keys, parts, strict=True) if store.get(key) is None}
+    payloads: dict[str, bytes | memoryview] = {}
+    if not missing:
         return payloads
+    log.say("the store lacks some of the source's predictions: they are made first")
+    total = sum(map(len, missing.values()))
+    with load(source.path) as model, log.progress("predictions of the source", total, "chunks") as progress:
+        for key, part in missing.items():
+            saved = Saved(store, key)
+            done, state = saved.load()
+            progress.add(done)
+            pieces = reference.from_bytes(state[0]) if done else []
+            for group in groups(part[done:], model):
+                for logits, targets in predictions(model, group, progress):
+                    pieces.append(_stored(logits, targets, pool, source.path))
+                done += len(group)
+                saved.save(done, partial(_state, pieces))
+            payloads[key] = reference.to_bytes(pieces)
+            store.put(key, payloads[key])
+            saved.finished()
+    return payloads
+
+
+def _state(pieces: list[Reference], compared: list[Values] | None = None) -> list[bytes]:
+    """What is saved of a unit in the making."""
+    values = [] if compared is None else [Values.joined(compared).to_bytes(0.0)]
+    return [*values, reference.to_bytes(pieces)]
 
 
 def _stored(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Path) -> Reference:
@@ -152,9 +172,9 @@ def _stored(logits: Floats, targets: Tokens, pool: ThreadPoolExecutor, path: Pat
     return stored
 
 
-def _check_vocabulary(model: Evaluator, pieces: list[Reference], path: Path) -> None:
-    if pieces and pieces[0].vocabulary != model.vocab_size:
-        expected = pieces[0].vocabulary
+def _check_vocabulary(model: Evaluator, piece: Reference, path: Path) -> None:
+    if piece.vocabulary != model.vocab_size:
+        expected = piece.vocabulary
         raise QuantmillError(
             f"has a vocabulary of {model.vocab_size} tokens, the reference one of {expected}",
             path,
@@ -281,7 +301,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--reference", type=Path, required=True, help="the GGUF to compare it with")

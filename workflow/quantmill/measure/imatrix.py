@@ -7,7 +7,7 @@ import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
 from quantmill.formats.settings import Chunks
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
+from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
     BATCH,
     CHUNKS_A_UNIT,
     batch_of,
+    counted,
+    groups,
     load_chunks,
     nll,
     observed,
@@ -94,6 +97,7 @@ def collect(
     collector: Collector,
     chunks: Tokens,
     pool: ThreadPoolExecutor,
+    saved: Saved,
     progress: Progress,
     *,
     sampled: bool = True,
@@ -105,21 +109,43 @@ def collect(
     half chunk alone. A model that is not `sampled` predicts nothing, and gets each chunk whole.
     """
     start = time.monotonic()
-    collector.sums, losses = {}, [np.empty(0, np.float32)]
-    for index, chunk in enumerate(chunks):
-        chunk = with_bos(chunk, model.bos)
+    done, state = saved.load()
+    progress.add(done)
+    shard = Shard.from_bytes(state[0]) if done else Shard({}, {}, np.empty(0, np.float32), 0.0)
+    collector.sums, collector.leader = shard.sums, shard.leader or collector.leader
+    if sampled and not done:
+        with counted(progress, model, chunks[:1]):
+            shard.nll = _sample(model, collector, with_bos(chunks[0], model.bos), pool)
+        done = 1
+    for group in groups(chunks[done:], model):
         model.clear()
-        halved = sampled and not index and model.batch >= _SAMPLE_PARTS * LEAST_ROWS
-        batch = -(-model.batch // _SAMPLE_PARTS) if halved else model.batch
-        for tokens, first, targets in parts(len(chunk), batch):
-            sample = sampled and index == 0 and first < tokens.stop - tokens.start
-            collector.begin(head=sample)
-            model.decode(chunk[tokens], tokens.start, discard=not sample and tokens.stop == len(chunk))
-            if sample:
-                logits = model.logits(tokens.stop - tokens.start)[first:]
-                losses.append(nll(logits, chunk[targets], pool))
-        progress.add(1)
-    return Shard(collector.sums, dict(collector.leader), np.concatenate(losses), time.monotonic() - start)
+        at_once = model.batch // len(group)
+        with counted(progress, model, group):
+            for first in range(0, group.shape[1], at_once):
+                tokens = group[:, first : first + at_once]
+                collector.begin(head=False)
+                model.decode(tokens, first, discard=first + at_once >= group.shape[1])
+        done += len(group)
+        saved.save(done, lambda: [replace(shard, leader=dict(collector.leader)).to_bytes()])
+    return replace(shard, leader=dict(collector.leader), seconds=shard.seconds + time.monotonic() - start)
+
+
+def _sample(
+    model: Evaluator, collector: Collector, chunk: Tokens, pool: ThreadPoolExecutor
+) -> NDArray[np.float32]:
+    """Collect a chunk [context], and give the nll of its second half."""
+    model.clear()
+    losses = [np.empty(0, np.float32)]
+    at_once = min(model.batch, len(chunk))
+    halved = at_once >= _SAMPLE_PARTS * LEAST_ROWS
+    for tokens, first, targets in parts(len(chunk), -(-at_once // _SAMPLE_PARTS) if halved else at_once):
+        sample = first < tokens.stop - tokens.start
+        collector.begin(head=sample)
+        model.decode(chunk[tokens], tokens.start, discard=not sample and tokens.stop == len(chunk))
+        if sample:
+            logits = model.logits(tokens.stop - tokens.start)[first:]
+            losses.append(nll(logits, chunk[targets], pool))
+    return np.concatenate(losses)
 
 
 def measure(
@@ -143,8 +169,10 @@ def measure(
         identity = identity | {"batch": batch, "sampled": sampled}
     with ThreadPoolExecutor(threads) as pool:
 
-        def make(model: Evaluator, part: Tokens, progress: Progress) -> bytes:
-            return collect(model, collector, part, pool, progress, sampled=sampled).to_bytes()
+        def make(model: Evaluator, part: Tokens, saved: Saved, progress: Progress) -> bytes:
+            if model.placement is not None:
+                collector.pool, collector.threads = pool, threads
+            return collect(model, collector, part, pool, saved, progress, sampled=sampled).to_bytes()
 
         for unit in observed(
             STAGE,
@@ -231,7 +259,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--gguf", type=Path, required=True, help="imatrix.gguf")

@@ -6,7 +6,7 @@ import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,22 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.measurements import PERPLEXITY, Perplexity
 from quantmill.formats.publication import model_sha256
 from quantmill.formats.settings import Chunks
-from quantmill.measure.score import load_chunks, loaded, perplexity, score_chunk, units, with_bos
+from quantmill.measure.saved import Saved
+from quantmill.measure.score import (
+    batch_for,
+    groups,
+    load_chunks,
+    loaded,
+    nll,
+    perplexity,
+    predictions,
+    sequences_of,
+    units,
+)
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
 
 STAGE = "measure.perplexity"
-_BATCH = 512
 
 
 def measure(
@@ -36,29 +46,38 @@ def measure(
     digest and the model's sha256). The model is loaded only if a unit is missing.
     """
     context = chunks.shape[1]
-    batch = min(_BATCH, context)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
 
         @cache
         def model() -> Evaluator:
-            return stack.enter_context(loaded(path, context=context, batch=batch, threads=threads))
+            batch, sequences = batch_for(context), sequences_of(context)
+            return stack.enter_context(
+                loaded(path, context=context, batch=batch, threads=threads, sequences=sequences)
+            )
 
-        def scored(chunk: Tokens) -> NDArray[np.float32]:
-            values = score_chunk(model(), with_bos(chunk, model().bos), batch, pool)
-            progress.add(1)
-            return values
-
-        def make(part: Tokens) -> bytes:
+        def make(part: Tokens, saved: Saved) -> bytes:
             start = time.monotonic()
-            values = [scored(chunk) for chunk in part]
-            return to_bytes(np.stack(values), time.monotonic() - start)
+            done, parts = saved.load()
+            values = [np.frombuffer(state, np.float32) for state in parts]
+            progress.add(done)
+            for group in groups(part[done:], model()):
+                values += [nll(logits, came, pool) for logits, came in predictions(model(), group, progress)]
+                done += len(group)
+                saved.save(done, partial(_state, values))
+            scored = np.concatenate(values).reshape(len(part), -1)
+            return to_bytes(scored, time.monotonic() - start)
 
         progress = stack.enter_context(log.progress("perplexity", len(chunks), "chunks"))
         stored = list(units(STAGE, chunks, identity, store, progress, make))
     seconds = sum(float(np.frombuffer(unit, np.float64, 1)[0]) for unit in stored)
     values = np.concatenate([np.frombuffer(unit, np.float32, offset=8) for unit in stored])
     return values.reshape(len(chunks), -1), seconds
+
+
+def _state(values: list[NDArray[np.float32]]) -> list[bytes]:
+    """What is saved of a unit in the making."""
+    return [np.concatenate(values).tobytes()]
 
 
 def to_bytes(nll: NDArray[np.float32], seconds: float) -> bytes:
@@ -100,7 +119,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")

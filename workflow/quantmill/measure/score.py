@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.engine import loader
+from quantmill.engine import library, loader
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats.chunks import read_chunks
 from quantmill.formats.settings import Chunks
+from quantmill.measure.saved import Saved
 from quantmill.measure.without_mtp import evaluable
+from quantmill.offload import chosen
 from quantmill.progress import Log, Progress
 from quantmill.stages import VERSIONS
 from quantmill.store import Identity, Store
@@ -39,17 +42,17 @@ CHUNKS_A_UNIT = 8
 
 _ROWS_A_BLOCK = 32
 BATCH: Final = 512
-"""Tokens that are evaluated at once, at most."""
+"""Tokens that are evaluated at once, where a run does not want more."""
 
 Result = TypeVar("Result")
 
 
 @contextmanager
-def loaded(path: Path, *, context: int, batch: int, threads: int) -> Iterator[Evaluator]:
+def loaded(path: Path, *, context: int, batch: int, threads: int, sequences: int = 1) -> Iterator[Evaluator]:
     """The GGUF in the engine of this process, what its evaluation does not use left out where it must."""
     with (
         evaluable(path) as file,
-        loader.load(file, context=context, batch=batch, threads=threads) as model,
+        loader.load(file, context=context, batch=batch, threads=threads, sequences=sequences) as model,
     ):
         yield model
 
@@ -61,7 +64,7 @@ def observed(
     chunks: Tokens,
     observe: Observer,
     identity: Identity,
-    make: Callable[[mainline.Evaluator, Tokens, Progress], bytes],
+    make: Callable[[mainline.Evaluator, Tokens, Saved, Progress], bytes],
     *,
     threads: int,
     store: Store,
@@ -70,7 +73,7 @@ def observed(
 ) -> Iterator[bytes | memoryview]:
     """The `units` of a run over `chunks` [n, context] that `observe` watches, under the name `what`.
 
-    `make(model, part, progress)` makes one; the model is loaded only if one is missing. `batch` is the
+    `make(model, part, saved, progress)` makes one; the model is loaded only if one is missing. `batch` is the
     most tokens that are evaluated at once; default: 512.
     """
     from quantmill.engine import mainline
@@ -80,14 +83,18 @@ def observed(
 
         @cache
         def model() -> mainline.Evaluator:
+            sequences = sequences_of(context)
+            size = context * sequences if sequences > 1 else min(batch or BATCH, context)
             made = mainline.Evaluator(
-                path, context=context, batch=min(batch or BATCH, context), threads=threads, observe=observe
+                path, context=context, batch=size, threads=threads, sequences=sequences, observe=observe
             )
             stack.enter_context(made).reserve()
             return made
 
         progress = stack.enter_context(log.progress(what, len(chunks), "chunks"))
-        yield from units(stage, chunks, identity, store, progress, lambda part: make(model(), part, progress))
+        yield from units(
+            stage, chunks, identity, store, progress, lambda part, saved: make(model(), part, saved, progress)
+        )
 
 
 def batch_of(context: int, *, whole: bool) -> int:
@@ -115,17 +122,19 @@ def units(
     identity: Identity,
     store: Store,
     progress: Progress,
-    make: Callable[[Tokens], bytes],
+    make: Callable[[Tokens, Saved], bytes],
 ) -> Iterator[bytes | memoryview]:
-    """The units of a run over `chunks` [n, context], in order, from the store or made by `make(part)`,
-    which reports the progress of its chunks itself.
+    """The units of a run over `chunks` [n, context], in order, from the store or made by `make(part, saved)`,
+    which reports the progress of its chunks itself, and goes on from what was saved.
 
     `identity` is what, beside the tokens, determines the result. The cuts are
     the same whatever the total, so that more chunks use the units of fewer.
     """
     for part in cut(chunks):
-        reused = store.reused
-        yield store.get_or_make(unit_key(stage, part, identity), partial(make, part))
+        reused, key = store.reused, unit_key(stage, part, identity)
+        saved = Saved(store, key)
+        yield store.get_or_make(key, partial(make, part, saved))
+        saved.finished()
         progress.add((store.reused - reused) * len(part))
 
 
@@ -141,10 +150,12 @@ def unit_key(stage: str, part: Tokens, identity: Identity) -> str:
 
 
 def with_bos(chunk: Tokens, bos: int | None) -> Tokens:
-    """The chunk as it is evaluated: its first token replaced by the BOS, where there is one."""
+    """A chunk [context], or several [n, context], as evaluated: the first token replaced by the BOS, where
+    there is one.
+    """
     chunk = chunk.copy()
     if bos is not None:
-        chunk[0] = bos
+        chunk[..., 0] = bos
     return chunk
 
 
@@ -200,22 +211,67 @@ def parts(context: int, batch: int) -> Iterator[tuple[slice, int, slice]]:
         yield slice(start, stop), scored - start, slice(scored + 1, stop + 1 if stop < context else stop)
 
 
-def predictions(model: Evaluator, chunk: Tokens, batch: int) -> Iterator[tuple[NDArray[np.float32], Tokens]]:
-    """The scored predictions of a chunk [context], evaluated `batch` tokens at a time: for each batch that
-    has any, its logits [n, vocabulary], valid until the next, and the tokens [n] that came.
+def sequences_of(context: int) -> int:
+    """How many chunks of so many tokens are evaluated side by side: as many as the run's batch holds."""
+    return 1 if library.in_use() == "ik" else max(1, chosen().batch // context)
+
+
+def batch_for(context: int) -> int:
+    """The most tokens that are evaluated at once, of chunks of so many."""
+    sequences = sequences_of(context)
+    return context * sequences if sequences > 1 else min(chosen().batch or BATCH, context)
+
+
+def groups(part: Tokens, model: Evaluator) -> Iterator[Tokens]:
+    """The chunks [n, context] of a unit in groups that the model evaluates side by side, with its BOS."""
+    for first in range(0, len(part), model.sequences):
+        yield with_bos(part[first : first + model.sequences], model.bos)
+
+
+def predictions(
+    model: Evaluator, chunks: Tokens, progress: Progress
+) -> Iterator[tuple[NDArray[np.float32], Tokens]]:
+    """The scored predictions of chunks [n, context] side by side, at most 512 of one chunk at a time: logits
+    [rows, vocabulary], valid until the next evaluation, and the tokens [rows] that came.
     """
     model.clear()
-    for tokens, first, targets in parts(len(chunk), batch):
-        model.decode(chunk[tokens], tokens.start, first)
-        scored = chunk[targets]
-        if len(scored):
-            yield model.logits(tokens.stop - tokens.start - first)[: len(scored)], scored
+    at_once = model.batch // len(chunks)
+    with counted(progress, model, chunks):
+        for tokens, first, targets in parts(chunks.shape[1], at_once):
+            model.decode(chunks[:, tokens], tokens.start, first)
+            scored, rows = chunks[:, targets], tokens.stop - tokens.start - first
+            if scored.size:
+                logits = model.logits(rows * len(chunks)).reshape(len(chunks), rows, -1)
+                for own, came in zip(logits, scored, strict=True):
+                    for piece in _pieces(tokens.start + first, len(came)):
+                        yield own[piece], came[piece]
 
 
-def score_chunk(model: Evaluator, chunk: Tokens, batch: int, pool: ThreadPoolExecutor) -> NDArray[np.float32]:
-    """nll [context/2 - 1] of the second half of a chunk [context], evaluated `batch` tokens at a time."""
-    losses = [nll(logits, targets, pool) for logits, targets in predictions(model, chunk, batch)]
-    return np.concatenate(losses)
+def _pieces(first: int, count: int) -> Iterator[slice]:
+    """The predictions of `count` positions from `first` on, cut where 512 tokens end: however many are
+    evaluated at once, the pieces are the same.
+    """
+    cuts = [at - first for at in range(-(-(first + 1) // BATCH) * BATCH, first + count, BATCH)]
+    yield from (slice(start, stop) for start, stop in pairwise([0, *cuts, count]))
+
+
+@contextmanager
+def counted(progress: Progress, model: Evaluator, chunks: Tokens) -> Iterator[None]:
+    """Count chunks [n, context] as done at the end of the block, and parts of them as the model computes."""
+    done = 0.0
+
+    def tick(tokens: float) -> None:
+        nonlocal done
+        part = tokens / chunks.shape[1]
+        done += part
+        progress.add(part)
+
+    model.tick = tick
+    try:
+        yield
+    finally:
+        model.tick = None
+    progress.add(len(chunks) - done)
 
 
 class PerplexityError(TypedDict):

@@ -117,7 +117,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True)
+    arguments = command.parser(__doc__, threads=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--out", type=Path, required=True, help="speed.json")

@@ -260,7 +260,7 @@ def _some(names: Sequence[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from quantmill import command
-from quantmill.engine.mainline import Vocabulary
+from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.formats import settings
 from quantmill.formats.ggufio import read_header
@@ -151,7 +151,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True)
+    arguments = command.parser(__doc__, threads=True, evaluates=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to serve")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument(
