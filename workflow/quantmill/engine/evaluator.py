@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import recorder
-from quantmill.engine.placement import Placement
+from quantmill.formats.devices import Placement
 
 Tokens = NDArray[np.int32]
 Tick = Callable[[float], None]

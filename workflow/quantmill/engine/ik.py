@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from quantmill.engine import library
 from quantmill.engine.evaluator import Listener, Tick, Tokens, fill, logits_at
-from quantmill.engine.placement import Placement
 from quantmill.errors import QuantmillError
+from quantmill.formats.devices import Placement
 
 native = library.bindings("ik")
 

@@ -16,10 +16,11 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple
 
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
+from quantmill.formats.devices import Placed
 from quantmill.spec import digest as digest_of
 
 
@@ -166,7 +167,7 @@ def lacking(needs: frozenset[str]) -> str:
     return ", ".join(missing[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-class Mark(TypedDict, total=False):
+class Mark(Placed, total=False):
     """What a report has of its engine."""
 
     engine: str

@@ -9,8 +9,9 @@ from typing import Any
 
 from quantmill.engine import library
 from quantmill.engine.evaluator import Listener
-from quantmill.engine.placement import Parameters, Placement
+from quantmill.engine.placement import Parameters
 from quantmill.errors import QuantmillError
+from quantmill.formats.devices import Placement
 from quantmill.offload import Offload
 
 native = library.bindings("mainline")

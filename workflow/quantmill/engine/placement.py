@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.formats.devices import Part, Placement
 from quantmill.formats.ggufio import read_header
 from quantmill.offload import Offload
 
@@ -30,24 +31,6 @@ _BUFFER: Final = re.compile(
     r"\s(\S+?)(?:\[\S+\])?\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB"
 )
 _KINDS: Final = {"model": "weights", "KV": "cache", "RS": "cache", "compute": "compute", "output": "compute"}
-
-
-class Part(TypedDict):
-    """What a device has of a model, in bytes."""
-
-    device: str
-    description: str
-    weights: int
-    cache: int
-    compute: int
-
-
-class Placement(TypedDict):
-    """Where a model was evaluated: its layers on devices of all it has, and what each device has."""
-
-    layers: int
-    of: int
-    devices: list[Part]
 
 
 @dataclass(frozen=True)

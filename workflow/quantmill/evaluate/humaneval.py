@@ -29,6 +29,7 @@ from quantmill.files import write_text
 from quantmill.formats import settings
 from quantmill.formats.measurements import HUMANEVAL, HumanEval, HumanEvalSettings, Sample
 from quantmill.formats.publication import model_sha256
+from quantmill.measure.placed import noted
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -176,6 +177,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     )
     rows = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
     written = report(rows, answers, settings_of(config, args.problems.name, confined), sha256)
+    if places := noted(store, STAGE, identity):
+        written["devices"] = places
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows)
     write_text(args.samples, "".join(f"{line}\n" for line in lines))
     HUMANEVAL.write(args.out, written)

@@ -14,6 +14,7 @@ import numpy as np
 
 from quantmill.engine.generate import Tokens
 from quantmill.engine.mainline import Evaluator
+from quantmill.measure.placed import note
 from quantmill.measure.score import Softmax
 from quantmill.progress import Progress
 from quantmill.stages import VERSIONS
@@ -55,7 +56,9 @@ class Likelihoods:
     @cached_property
     def _model(self) -> Evaluator:
         batch = min(_BATCH, self.context)
-        return Evaluator(self._path, context=self.context, batch=batch, threads=self._threads)
+        model = Evaluator(self._path, context=self.context, batch=batch, threads=self._threads)
+        note(self._store, STAGE, self._identity, model.placement)
+        return model
 
     def of(self, requests: Sequence[Request], progress: Progress) -> Iterator[tuple[float, bool]]:
         """Of each request ln p of its continuation (nats), and whether each token was the likeliest."""

@@ -17,6 +17,7 @@ from quantmill.engine.generate import Answer, Generator, Tokens
 from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
+from quantmill.measure.placed import note
 from quantmill.progress import Log
 from quantmill.spec import canonical
 from quantmill.stages import VERSIONS
@@ -121,6 +122,7 @@ def generated(
             with Generator(
                 path, context=context, parallel=settings["parallel"], threads=threads
             ) as generator:
+                note(store, stage, identity, generator.placement)
                 unanswered = [prompts[number] for number in missing]
                 for answer in generator.answers(unanswered, settings["max_tokens"], settings["stop"]):
                     answer.number = missing[answer.number]

@@ -24,7 +24,9 @@ from quantmill.evaluate.likelihood import STAGE, Likelihoods, Request, windows
 from quantmill.evaluate.prompting import Generation, Prompter, generated, trained_context
 from quantmill.formats import settings
 from quantmill.formats.measurements import TASKS, Task
+from quantmill.formats.measurements import Tasks as TasksReport
 from quantmill.formats.publication import model_sha256
+from quantmill.measure.placed import noted
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
 
@@ -235,7 +237,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
             log=log,
         )
         scores = rows(evaluate(engine, config))
-    TASKS.write(out, {"tasks": scores, "settings": config, "model_sha256": sha256})
+    written: TasksReport = {"tasks": scores, "settings": config, "model_sha256": sha256}
+    if places := noted(store, STAGE, identity):
+        written["devices"] = places
+    TASKS.write(out, written)
     for row in scores:
         log.say(f"{row['name']}: {row['metric']} {row['value']:.4f} of {row['samples']}")
     log.say(f"{store.made} units made, {store.reused} reused")

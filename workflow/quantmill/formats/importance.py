@@ -2,6 +2,7 @@
 
 from typing import Annotated, Final, NotRequired, TypedDict
 
+from quantmill.formats.devices import Placed
 from quantmill.formats.report import Report
 
 
@@ -59,7 +60,7 @@ class Imported(TypedDict):
     dataset: Annotated[str | None, "as the file names it"]
 
 
-class Imatrix(TypedDict):
+class Imatrix(Placed):
     """Coverage of an importance matrix."""
 
     corpus: NotRequired[str]

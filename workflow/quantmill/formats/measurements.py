@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Final, NotRequired, TypedDict
 
+from quantmill.formats.devices import Placed
 from quantmill.formats.report import Report
 from quantmill.formats.settings import Answers
 from quantmill.formats.settings import Tasks as TasksSettings
@@ -104,7 +105,15 @@ class Described(TypedDict):
     reference: Reference
 
 
-class Divergence(Described):
+class Elsewhere(TypedDict):
+    """What the same model predicts on the CPU, beside its predictions on devices: the noise between both."""
+
+    chunks: int
+    mean: Annotated[float, "KL divergence, nats"]
+    max: float
+
+
+class Divergence(Described, Placed):
     """The KL divergence of a file's predictions from the source's."""
 
     corpus: str
@@ -115,9 +124,10 @@ class Divergence(Described):
     reference_sha256: str
     seconds: float
     engine: NotRequired[Engine]
+    cpu: NotRequired[Annotated[Elsewhere, "of the source on devices"]]
 
 
-class Perplexity(TypedDict):
+class Perplexity(Placed):
     """The perplexity of a file."""
 
     corpus: str
@@ -149,7 +159,7 @@ class Machine(TypedDict):
     memory_bytes: int
 
 
-class Speed(TypedDict):
+class Speed(Placed):
     """llama-bench's pp and tg."""
 
     prompt: Rate
@@ -226,7 +236,7 @@ class HumanEvalSettings(Answers):
     confined: Annotated[bool, "whether the code ran in the sandbox"]
 
 
-class HumanEval(TypedDict):
+class HumanEval(Placed):
     """Code that a model wrote, run against tests."""
 
     problems: int
@@ -271,7 +281,7 @@ class Task(TypedDict):
     chance: Annotated[float | None, "what guessing gives of multiple choice"]
 
 
-class Tasks(TypedDict):
+class Tasks(Placed):
     """Tasks of lm-eval."""
 
     tasks: list[Task]

@@ -37,6 +37,8 @@ from quantmill.formats.measurements import (
 from quantmill.formats.publication import model_sha256
 from quantmill.formats.settings import Chunks
 from quantmill.measure import perplexity, reference
+from quantmill.measure.elsewhere import on_cpu
+from quantmill.measure.placed import note, noted
 from quantmill.measure.reference import Floats, Reference, Values, compare
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
@@ -98,6 +100,8 @@ def measure(
             stored = payloads.pop(key, None) or store.get(key)
             if stored is None and not itself:  # evicted since
                 stored = predicted([part])[key]
+            for stage, by in ((STAGE, identity), (perplexity.STAGE, model.identity)):
+                note(store, stage, by, loaded().placement)
             done, state = saved.load()
             progress.add(done)
             compared = [Values.from_bytes(state[0])[0]] if done else []
@@ -283,17 +287,28 @@ def main(args: argparse.Namespace, log: Log) -> None:
     source = Model(args.reference, {"engine": engine, "model": theirs})
     store = Store(args.store, args.store_max, log)
     values, seconds = measure(model, source, chunks, threads=args.threads, store=store, log=log)
-    written: Divergence = {
-        "corpus": config["corpus"],
-        "chunks": len(chunks),
-        "context": config["context"],
-        "tokens": len(values.kld),
-        "seconds": round(seconds, 3),
-        "model_sha256": ours,
-        "reference_sha256": theirs,
-        **library.marked(),
-        **describe(values, len(chunks)),
-    }
+    written = cast(
+        Divergence,
+        {
+            "corpus": config["corpus"],
+            "chunks": len(chunks),
+            "context": config["context"],
+            "tokens": len(values.kld),
+            "seconds": round(seconds, 3),
+            "model_sha256": ours,
+            "reference_sha256": theirs,
+            **describe(values, len(chunks)),
+        },
+    )
+    if engine_mark := library.marked().get("engine"):
+        written["engine"] = engine_mark
+    if places := noted(store, STAGE, model.identity | {"reference": theirs}):
+        written["devices"] = places
+    if ours == theirs and places:
+        there = on_cpu(args.model, chunks, source.identity, threads=args.threads, store=store, log=log)
+        if there is not None:
+            written["cpu"] = there
+            log.say(f"on the CPU it diverges from that by {there['mean']:.3g}, {there['max']:.3g} at most")
     DIVERGENCE.write(args.out, written)
     kld, same = written["kld"], written["same_top"]
     value = f"{kld['mean']:.6f} +/- {kld['error']:.6f}, same top {100 * same['mean']:.2f} %"

@@ -26,6 +26,7 @@ from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
 from quantmill.formats.settings import Chunks
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
+from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
     BATCH,
@@ -170,6 +171,7 @@ def measure(
     with ThreadPoolExecutor(threads) as pool:
 
         def make(model: Evaluator, part: Tokens, saved: Saved, progress: Progress) -> bytes:
+            note(store, STAGE, identity, model.placement)
             if model.placement is not None:
                 collector.pool, collector.threads = pool, threads
             return collect(model, collector, part, pool, saved, progress, sampled=sampled).to_bytes()
@@ -245,6 +247,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     report["corpus"] = config["corpus"]
     report["seconds"] = round(shard.seconds, 3)
     report["perplexity"] = sample
+    if places := noted(store, STAGE, identity):
+        report["devices"] = places
     if sample and sample["perplexity"] > HIGHEST_PERPLEXITY:
         report["warnings"].append(
             f"the source's perplexity on the calibration corpus is {sample['perplexity']:.0f}: "

@@ -19,6 +19,7 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.measurements import PERPLEXITY, Perplexity
 from quantmill.formats.publication import model_sha256
 from quantmill.formats.settings import Chunks
+from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
     batch_for,
@@ -58,6 +59,7 @@ def measure(
 
         def make(part: Tokens, saved: Saved) -> bytes:
             start = time.monotonic()
+            note(store, STAGE, identity, model().placement)
             done, parts = saved.load()
             values = [np.frombuffer(state, np.float32) for state in parts]
             progress.add(done)
@@ -113,6 +115,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         cure = "the file is damaged, or its types are too small for it"
         raise QuantmillError("gives perplexities that are not finite", args.model, cure)
     written = report(config, nll, seconds, sha256)
+    if places := noted(store, STAGE, identity):
+        written["devices"] = places
     PERPLEXITY.write(args.out, written)
     value = f"{written['perplexity']:.4f} +/- {written['error']:.5f}"
     log.say(f"perplexity {value}; {store.made} units made, {store.reused} reused")

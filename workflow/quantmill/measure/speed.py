@@ -102,6 +102,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         pp = rates(model, prompt_run, prompt, prompt, repetitions, progress)
         model.clear()
         tg = rates(model, generation_run, generate, 1, repetitions, progress)
+        placement = model.placement
     measured: Speed = {
         "prompt": pp,
         "generate": tg,
@@ -111,6 +112,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "model_sha256": sha256,
         **library.marked(),
     }
+    if placement is not None:
+        measured["devices"] = [placement]
     SPEED.write(args.out, measured)
     for name, rate in ((f"pp{prompt}", pp), (f"tg{generate}", tg)):
         log.say(f"{name}: {rate['mean']:.2f} +/- {rate['sd']:.2f} tokens/s")
