@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,17 @@ def server() -> Iterator[rpc.Server]:
 
 
 class Bench:
-    """A folder in which stages measure a model, spread as `settings` say."""
+    """A folder in which stages measure a model on chunks of a text, spread as `settings` say."""
 
-    def __init__(self, folder: Path, model: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, model: Path, chunks: int = CHUNKS, **settings: Any) -> None:
         self.folder, self.model = folder, model
+        self.corpus = CORPUS | {"chunks": chunks}
         folder.mkdir(exist_ok=True)
         self.environment = os.environ | {offload.VARIABLE: json.dumps({"m": settings} if settings else {})}
         write_json(folder / "facts.json", {"sha256": f"of {model.name}"})
         with Vocabulary(model) as vocabulary, writing(folder / "c.parquet") as file:
             tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
-            rows = tokens[: CHUNKS * CONTEXT].reshape(CHUNKS, CONTEXT)
+            rows = tokens[: chunks * CONTEXT].reshape(chunks, CONTEXT)
             write_chunks(file, [Chunk("text", row, []) for row in rows])
 
     def command(self, stage: str, out: str) -> list[str]:
@@ -56,11 +59,11 @@ class Bench:
         measured = shared | {"facts": folder / "facts.json", "out": folder / out}
         match stage:
             case "imatrix":
-                text = spec.make("measure.imatrix", CORPUS, {"model": "m"}, engine="e")
+                text = spec.make("measure.imatrix", self.corpus, {"model": "m"}, engine="e")
                 files = {"gguf": folder / "i.gguf", "dat": folder / "i.dat", "report": folder / out}
                 return command("measure.imatrix", text, **shared, corpus=folder / "c.parquet", **files)
             case "divergence" | "perplexity":
-                text = spec.make(f"measure.{stage}", CORPUS, {}, engine="e")
+                text = spec.make(f"measure.{stage}", self.corpus, {}, engine="e")
                 of = {"reference": self.model, "reference-facts": folder / "facts.json"}
                 more = of if stage == "divergence" else {}
                 return command(f"measure.{stage}", text, **measured, corpus=folder / "c.parquet", **more)
@@ -111,7 +114,7 @@ def test_stages_agree_with_the_cpu(tmp_path: Path, server: rpc.Server, model: Pa
         settings["gpu_layers"] = 2
     if where == "experts":
         settings |= {"gpu_layers": "auto", "tensors": {r"ffn_(up|gate|down)": "CPU"}, "batch": 512}
-    stages = STAGES if where == "half" else STAGES[:3]
+    stages = STAGES if where == "half" and model == LLAMA else STAGES[:3]
     here, there = Bench(tmp_path / "cpu", model), Bench(tmp_path / "rpc", model, **settings)
     for stage in stages:
         ours, theirs = here.measure(stage), there.measure(stage)
@@ -141,3 +144,105 @@ def test_stages_agree_with_the_cpu(tmp_path: Path, server: rpc.Server, model: Pa
                 assert [row.kld for row in others] == pytest.approx([row.kld for row in rows], rel=1e-3)
             case _:
                 assert theirs["generated_tokens"] == ours["generated_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"gpu_layers": 9},
+            "error: offload, tiny-llama.gguf: gpu_layers is 9, the model has 3 with its output; give fewer, "
+            "or `all`",
+        ),
+        (
+            {"devices": ["CUDA7"]},
+            "error: offload.devices: no device CUDA7 is here; there are RPC0 ({endpoint})",
+        ),
+        (
+            {"tensors": {"no_such": "CPU"}},
+            "error: offload.tensors, tiny-llama.gguf: no_such matches no tensor of the model; its tensors "
+            "are named like output_norm.weight",
+        ),
+        (
+            {"tensors": {"ffn": "CUDA0"}},
+            "error: offload.tensors: no device CUDA0 is here; there are CPU and RPC0 ({endpoint})",
+        ),
+        (
+            {"tensor_split": [1.0, 2.0]},
+            "error: offload: tensor_split has 2 shares for 1 devices; the devices are RPC0 ({endpoint})",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused(
+    tmp_path: Path, server: rpc.Server, settings: dict[str, Any], line: str
+) -> None:
+    bench = Bench(tmp_path, LLAMA, rpc=[server.endpoint], **settings)
+    done = subprocess.run(
+        bench.command("imatrix", "i.json"), capture_output=True, text=True, env=bench.environment
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (1, [line.format(endpoint=server.endpoint)])
+    assert not (tmp_path / "i.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"gpu_layers": 2},
+            "error: offload: gpu_layers is 2, and llama.cpp sees no GPU here; build it for one "
+            "(CMAKE_ARGS=-DGGML_CUDA=ON make -B env), or leave gpu_layers out",
+        ),
+        (
+            {"rpc": ["127.0.0.1:1"]},
+            "error: 127.0.0.1:1: no RPC server answers (Connection refused); start `rpc-server` there, or "
+            "leave it out of offload.rpc",
+        ),
+    ],
+)
+def test_without_a_device_it_is_refused(tmp_path: Path, settings: dict[str, Any], line: str) -> None:
+    bench = Bench(tmp_path, LLAMA, **settings)
+    done = subprocess.run(
+        bench.command("perplexity", "p.json"), capture_output=True, text=True, env=bench.environment
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (1, [line])
+
+
+def test_a_device_that_vanishes_costs_no_unit(tmp_path: Path) -> None:
+    chunks = 40
+    with rpc.server() as first:
+        bench = Bench(tmp_path, LLAMA, chunks, rpc=[first.endpoint])
+        words = bench.command("perplexity", "p.json")
+        words[2] = words[2].removeprefix("quantmill.")
+        watched = [*words[:1], "-m", "quantmill", *words[2:], "--log", str(tmp_path / "log")]
+        running = subprocess.Popen(watched, stderr=subprocess.PIPE, text=True, env=bench.environment)
+        until = time.monotonic() + 60
+        while len(list((tmp_path / "store").glob("units/*/[!.]*"))) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        first.process.send_signal(signal.SIGKILL)
+        _, errors = running.communicate(timeout=60)
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: measure.perplexity: ended by SIGABRT")
+    assert "RPC server" in line
+    assert errors.count("\n") == 1
+    with rpc.server() as second:
+        again = Bench(tmp_path, LLAMA, chunks, rpc=[second.endpoint])
+        words = [*again.command("perplexity", "p.json"), "--log", str(tmp_path / "log")]
+        again.finish(words)
+    last = (tmp_path / "log").read_text("utf-8").splitlines()[-1]
+    reused = int(last.rpartition("; ")[2].split(" units made, ")[1].split()[0])
+    assert reused >= 2, last
+
+
+def test_several_chunks_at_once_are_the_same(tmp_path: Path) -> None:
+    one, several = Bench(tmp_path / "1", MOE, 10), Bench(tmp_path / "4", MOE, 10, batch=4 * CONTEXT)
+    ours, theirs = one.measure("imatrix"), several.measure("imatrix")
+    assert ours["perplexity"] == theirs["perplexity"]
+    first, other = (read_gguf(bench.folder / "i.gguf").entries for bench in (one, several))
+    for name in first:
+        np.testing.assert_allclose(other[name].in_sum2, first[name].in_sum2, rtol=1e-6)
+        np.testing.assert_array_equal(other[name].counts, first[name].counts)
+    for stage in ("divergence", "perplexity"):
+        ours, theirs = one.measure(stage), several.measure(stage)
+        for report in (ours, theirs):
+            del report["seconds"]
+        assert ours == theirs

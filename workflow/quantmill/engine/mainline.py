@@ -127,7 +127,8 @@ class Evaluator:
         """
         if not self._aborts:
             return
-        self._decode(np.zeros(self.batch, np.int32), 0, 0, ended=True)
+        nothing = np.zeros((self.sequences, self.batch // self.sequences), np.int32)
+        self._decode(nothing, 0, 0, ended=True)
         library.release(native.llama_get_logits(self._context), 4 * self.vocab_size * self.batch)
 
     def decode(self, tokens: Tokens, position: int, first_logits: int = 0, *, discard: bool = False) -> None:
