@@ -246,3 +246,24 @@ def test_several_chunks_at_once_are_the_same(tmp_path: Path) -> None:
         for report in (ours, theirs):
             del report["seconds"]
         assert ours == theirs
+
+
+def test_two_jobs_take_a_device_each(tmp_path: Path) -> None:
+    with rpc.server(1) as first, rpc.server(1) as second:
+        endpoints = [first.endpoint, second.endpoint]
+        benches = [Bench(tmp_path / str(n), LLAMA, 60, rpc=endpoints, gpus=1) for n in range(2)]
+        running = [
+            subprocess.Popen(bench.command("imatrix", "i.json"), env=bench.environment) for bench in benches
+        ]
+        assert [process.wait(120) for process in running] == [0, 0]
+        used = []
+        for bench in benches:
+            (place,) = json.loads((bench.folder / "i.json").read_text("utf-8"))["devices"]
+            used += [device["description"] for device in place["devices"]]
+        assert sorted(used) == sorted(endpoints)
+        bench = Bench(tmp_path / "3", LLAMA, rpc=endpoints, gpus=3)
+        done = subprocess.run(
+            bench.command("imatrix", "i.json"), capture_output=True, text=True, env=bench.environment
+        )
+    line = "error: offload: gpus is 3, and there are 2 devices; lower it, or leave it out for all of them"
+    assert (done.returncode, done.stderr.splitlines()) == (1, [line])

@@ -26,6 +26,7 @@ class Offload:
     `tensors`: by a regular expression of tensors' names the device that they are on, `CPU` among them.
     `batch`: the most tokens that are evaluated at once, of several chunks where these are shorter;
     `ubatch`: the most that the device computes at once. `rpc`: servers of other machines, host:port.
+    `gpus`: how many of the devices this process takes, 0 for all.
     """
 
     gpu_layers: int | str = "all"
@@ -36,6 +37,7 @@ class Offload:
     batch: int = 0
     ubatch: int = 0
     rpc: Sequence[str] = ()
+    gpus: int = 0
 
     @property
     def is_default(self) -> bool:

@@ -20,8 +20,9 @@ rule measure_divergence:
         "<results>/{model}/benchmarks/kld/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.0, 3000),
     params:
         spec=spec_of(specs.kld),
@@ -74,8 +75,9 @@ rule measure_perplexity:
         "<results>/{model}/benchmarks/perplexity/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.0, 2000),
     params:
         spec=spec_of(specs.perplexity),

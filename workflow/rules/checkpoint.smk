@@ -17,8 +17,9 @@ rule calibrate_activations:
         model=pattern(project.converted & project.exports.keys()),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.2, 2000),
     params:
         spec=spec_of(specs.activations),

@@ -15,8 +15,9 @@ rule evaluate_code:
         "<results>/{model}/benchmarks/humaneval/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.0, 4000),
     params:
         spec=spec_of(specs.humaneval),
@@ -44,8 +45,9 @@ rule evaluate_tasks:
         "<results>/{model}/benchmarks/tasks/{row}.tsv"
     conda:
         "../../envs/evals.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.0, 4000),
     params:
         spec=spec_of(specs.tasks),

@@ -19,8 +19,9 @@ rule measure_imatrix:
         model=pattern(set(project.models) - project.with_imported_imatrix),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.2, 2000),
     params:
         spec=spec_of(specs.imatrix),
@@ -79,8 +80,9 @@ rule measure_moments:
         "<results>/{model}/benchmarks/moments.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.2, 6000),
     params:
         spec=spec_of(specs.moments),

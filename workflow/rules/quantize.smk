@@ -123,8 +123,9 @@ rule measure_cross:
         recipe=pattern(project.with_cross),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: flow.evaluation_cores
     resources:
+        gpu=flow.gpus,
         mem_mb=memory(1.6, 6000),
     params:
         spec=spec_of(specs.cross),

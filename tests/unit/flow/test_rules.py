@@ -81,13 +81,14 @@ def test_feeding_errors_back_asks_for_more_memory() -> None:
 def test_a_stage_gets_what_the_table_says() -> None:
     assert stage("measure.speed", "--model {input:q}") == (
         "exec python -m quantmill measure.speed --spec {params.spec:q} --model {input:q} --log {log:q}"
-        " --memory {resources.mem_mb} --threads {threads}"
+        " --memory {resources.mem_mb} --threads {threads} --name {wildcards.model:q}"
     )
     store = ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
     for name, known in STAGES.items():
         command = stage(name, "--x")
         assert ("--memory {resources.mem_mb}" in command) == known.memory
         assert ("--threads {threads}" in command) == known.threads
+        assert ("--name {wildcards.model:q}" in command) == known.evaluates
         assert command.endswith(store) == known.store
     with pytest.raises(KeyError):
         stage("no.stage", "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from quantmill.errors import QuantmillError
+from quantmill.offload import Offload
 from quantmill.serve import gpu
 from quantmill.serve.measure import context_for, rates
 from quantmill.serve.server import HOST, Timing, command_of, free_port, serving, version_of
@@ -236,3 +238,41 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
         with watch.sampling():
             pass
         assert watch.report() is None
+
+
+def test_a_server_is_spread_as_the_run_wants() -> None:
+    wanted = Offload(
+        gpu_layers=20,
+        devices=["CUDA0", "RPC0"],
+        tensor_split=[3.0, 1.0],
+        tensors={"exps": "CPU"},
+        ubatch=256,
+        rpc=["box:50052"],
+    )
+    words = command_of(Path("llama-server"), MODEL, port=1, context=64, threads=1, offload=wanted)
+    spread = dict(zip(words[1::2], words[2::2], strict=True))
+    assert {name: spread[name] for name in list(spread)[6:]} == {
+        "--n-gpu-layers": "20",
+        "--device": "CUDA0,RPC0",
+        "--tensor-split": "3.0,1.0",
+        "--override-tensor": "exps=CPU",
+        "--flash-attn": "auto",
+        "--ubatch-size": "256",
+        "--rpc": "box:50052",
+    }
+    python = command_of(None, MODEL, port=1, context=64, threads=1, offload=Offload(gpu_layers=3, batch=1024))
+    assert python[python.index("--n_gpu_layers") + 1] == "3"
+    assert python[python.index("--n_batch") + 1] == "1024"
+    fits = command_of(
+        None, MODEL, port=1, context=64, threads=1, offload=Offload(gpu_layers="auto"), fitting=lambda: 7
+    )
+    assert fits[fits.index("--n_gpu_layers") + 1] == "7"
+
+
+def test_what_the_python_server_cannot_do_is_refused() -> None:
+    line = (
+        "offload.tensors: llama-cpp-python's server knows no tensors; name a llama-server under "
+        "bench.served.server"
+    )
+    with pytest.raises(QuantmillError, match=f"^{re.escape(line)}$"):
+        command_of(None, MODEL, port=1, context=64, threads=1, offload=Offload(tensors={"exps": "CPU"}))

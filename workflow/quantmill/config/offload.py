@@ -71,4 +71,4 @@ class Offload(Strict):
 
     def settings(self) -> dict[str, Any]:
         """What a stage reads of it (`quantmill.offload.Offload`)."""
-        return self.model_dump(exclude_defaults=True, exclude={"gpus"})
+        return self.model_dump(exclude_defaults=True)

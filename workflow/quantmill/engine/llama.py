@@ -12,7 +12,7 @@ from quantmill.engine.evaluator import Listener
 from quantmill.engine.placement import Parameters
 from quantmill.errors import QuantmillError
 from quantmill.formats.devices import Placement
-from quantmill.offload import Offload
+from quantmill.offload import Offload, chosen
 
 native = library.bindings("mainline")
 
@@ -53,6 +53,18 @@ def place(
     model = load(path, loading)
     context = _context(path, model, params)
     return model, context, parameters.placement(listener.buffers, native.llama_model_n_layer(model) + 1)
+
+
+def fitting(path: Path, context: int) -> int:
+    """How many layers of a model fit on the wanted devices, beside a context of so many tokens."""
+    _quiet()
+    parameters = Parameters(chosen(), path)
+    loading, params = native.llama_model_default_params(), native.llama_context_default_params()
+    params.n_ctx = context
+    parameters.of_model(loading)
+    parameters.of_context(params)
+    parameters.fit(lambda layers: _simulated(path, loading, params, layers))
+    return parameters.layers
 
 
 def _context(path: Path, model: Any, params: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quantmill.engine import library
+from quantmill.engine.claims import claim
 from quantmill.errors import QuantmillError
 from quantmill.formats.devices import Part, Placement
 from quantmill.formats.ggufio import read_header
@@ -27,20 +28,19 @@ _SPARE: Final = 256 << 20
 _CONNECT_SECONDS: Final = 10.0
 
 # "load_tensors:        CUDA0 model buffer size =   256.63 MiB", and the same with KV, RS, compute, output.
-_BUFFER: Final = re.compile(
-    r"\s(\S+?)(?:\[\S+\])?\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB"
-)
+_BUFFER: Final = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 _KINDS: Final = {"model": "weights", "KV": "cache", "RS": "cache", "compute": "compute", "output": "compute"}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device as ggml sees it; memory in bytes."""
+    """A device as ggml sees it; memory in bytes. `buffers` is the name of what is allocated on it."""
 
     pointer: int
     name: str
     description: str
     free: int
+    buffers: str
 
 
 class Parameters:
@@ -55,6 +55,8 @@ class Parameters:
         self._offload, self._path = offload, path
         connect(offload.rpc)
         self.devices = _chosen(offload)
+        if offload.gpus:
+            self.devices = claim(self.devices, offload.gpus)
         self.layers: int = -1
         if offload.is_default:
             return
@@ -111,8 +113,8 @@ class Parameters:
         self.layers = least
 
     def _fits(self, taken: dict[str, dict[str, int]]) -> bool:
-        return all(
-            sum(taken.get(device.name, {}).values()) + _SPARE <= device.free for device in self.devices
+        return bool(taken) and all(
+            sum(taken.get(device.buffers, {}).values()) + _SPARE <= device.free for device in self.devices
         )
 
     def placement(self, lines: Iterable[str], layers: int) -> Placement | None:
@@ -125,12 +127,12 @@ class Parameters:
             {
                 "device": device.name,
                 "description": device.description,
-                "weights": taken[device.name].get("weights", 0),
-                "cache": taken[device.name].get("cache", 0),
-                "compute": taken[device.name].get("compute", 0),
+                "weights": taken[device.buffers].get("weights", 0),
+                "cache": taken[device.buffers].get("cache", 0),
+                "compute": taken[device.buffers].get("compute", 0),
             }
             for device in self.devices
-            if device.name in taken
+            if device.buffers in taken
         ]
         if not parts:
             return None
@@ -164,7 +166,7 @@ def check(offload: Offload, path: Path) -> None:
 
 
 def buffers(lines: Iterable[str]) -> dict[str, dict[str, int]]:
-    """By device the bytes of its weights, cache and computation, from llama.cpp's log."""
+    """The bytes of weights, cache and computation by the name of what was allocated, from llama.cpp's log."""
     taken: dict[str, dict[str, int]] = {}
     for line in lines:
         if match := _BUFFER.search(line):
@@ -213,7 +215,8 @@ def present() -> list[Device]:
             base.ggml_backend_dev_memory(device, c.byref(free), c.byref(total))
             name = base.ggml_backend_dev_name(device).decode()
             description = base.ggml_backend_dev_description(device).decode()
-            found.append(Device(device, name, description, free.value))
+            buffers_name = base.ggml_backend_buft_name(base.ggml_backend_dev_buffer_type(device)).decode()
+            found.append(Device(device, name, description, free.value, buffers_name))
     return sorted(found, key=lambda device: not device.name.startswith("RPC"))
 
 
@@ -263,6 +266,7 @@ def _lib() -> c.CDLL:
         "ggml_backend_dev_description": (base, text, [pointer]),
         "ggml_backend_dev_memory": (base, None, [pointer, pointer, pointer]),
         "ggml_backend_dev_buffer_type": (base, pointer, [pointer]),
+        "ggml_backend_buft_name": (base, text, [pointer]),
         "ggml_backend_cpu_buffer_type": (base, pointer, []),
     }
     for name, (where, result, arguments) in declared.items():

@@ -34,6 +34,8 @@ class Flow(NamedTuple):
     card_specs: CardSpecs
     logs: Logs
     cores: int
+    evaluation_cores: Callable[[Any], int]
+    gpus: Callable[[Any], int]
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     memory: Callable[[float, int], Callable[[Any], int]]
     imatrix_memory: Callable[[Any], int]
@@ -63,7 +65,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     targets = Targets(inputs)
     specs = Specs(Digests(project, local=bool(workflow.local_exec)))
     os.environ.update(_environment(project))
-    memory = partial(memory_of, project.source_files)
+    memory, cores = partial(memory_of, project.source_files), _cores(workflow)
     return Flow(
         project,
         inputs,
@@ -71,7 +73,9 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         specs,
         CardSpecs(specs, targets),
         Logs(project.results),
-        _cores(workflow),
+        cores,
+        partial(_evaluation_cores, project, cores, _requested(workflow, "gpu")),
+        partial(_gpus, project),
         partial(spec_of, folder=project.specs),
         memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
@@ -117,6 +121,23 @@ def _offload(project: Project) -> dict[str, dict[str, Any]]:
     models = project.given.models
     settings = {model: project.given.offload_of(model).settings() for model in models}
     return {model: wanted for model, wanted in settings.items() if wanted}
+
+
+def _requested(workflow: Any, resource: str) -> int:
+    """What `--resources` of the command line or the profile gives of a resource; 0 where it gives none."""
+    given = workflow.resource_settings.resources
+    return int(given[resource]) if resource in given else 0
+
+
+def _gpus(project: Project, wildcards: Any) -> int:
+    """The devices that a job which evaluates a model takes of Snakemake's resource `gpu`."""
+    return project.given.offload_of(wildcards.model).gpus or 0
+
+
+def _evaluation_cores(project: Project, cores: int, gpus: int, wildcards: Any) -> int:
+    """The cores of such a job: all, or its share where a run has several GPUs and a job takes some."""
+    own = _gpus(project, wildcards)
+    return max(1, cores // max(1, gpus // own)) if own else cores
 
 
 def _cores(workflow: Any) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import random
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
-from quantmill import command
+from quantmill import command, offload
+from quantmill.engine.llama import fitting
 from quantmill.engine.vocabulary import Vocabulary
 from quantmill.errors import QuantmillError
 from quantmill.formats import settings
@@ -123,8 +125,15 @@ def main(args: argparse.Namespace, log: Log) -> None:
     workloads, repetitions = config["workloads"], config["repetitions"]
     version = version_of(args.server)
     port = args.port or free_port()
+    context = context_for(workloads, args.model)
     running = command_of(
-        args.server, args.model, port=port, context=context_for(workloads, args.model), threads=args.threads
+        args.server,
+        args.model,
+        port=port,
+        context=context,
+        threads=args.threads,
+        offload=offload.chosen(),
+        fitting=partial(fitting, args.model, context),
     )
     log.say(f"{version}: started; it may be silent for {args.patience:g} s")
     with (

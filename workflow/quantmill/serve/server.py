@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from quantmill import signals
 from quantmill.errors import QuantmillError
+from quantmill.offload import Offload
 
 HOST = "127.0.0.1"
 
@@ -46,12 +47,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command_of(binary: Path | None, model: Path, *, port: int, context: int, threads: int) -> list[str]:
+def command_of(
+    binary: Path | None,
+    model: Path,
+    *,
+    port: int,
+    context: int,
+    threads: int,
+    offload: Offload | None = None,
+    fitting: Callable[[], int] = lambda: -1,
+) -> list[str]:
     """The command line of a llama-server, or of llama-cpp-python's server where there is none.
 
-    One sequence of `context` positions, everything on a GPU where the build has one.
+    One sequence of `context` positions, spread as the run wants: by default everything on a GPU where the
+    build has one. `fitting` gives the layers that fit, where the run leaves them to us.
+    QuantmillError for what llama-cpp-python's server cannot do.
     """
+    offload = offload or Offload()
     if binary is not None:
+        options = {
+            "--n-gpu-layers": str(offload.gpu_layers),
+            "--device": ",".join(offload.devices),
+            "--tensor-split": ",".join(map(str, offload.tensor_split)),
+            "--override-tensor": ",".join(f"{name}={device}" for name, device in offload.tensors.items()),
+            "--flash-attn": offload.flash_attention,
+            "--batch-size": str(offload.batch or ""),
+            "--ubatch-size": str(offload.ubatch or ""),
+            "--rpc": ",".join(offload.rpc),
+        }
+        wanted = [] if offload.is_default else [word for pair in options.items() if pair[1] for word in pair]
         return [
             str(binary.absolute()),
             "--model",
@@ -66,7 +90,23 @@ def command_of(binary: Path | None, model: Path, *, port: int, context: int, thr
             "1",
             "--threads",
             str(threads),
+            *wanted,
         ]
+    for field in ("devices", "tensors", "rpc"):
+        if getattr(offload, field):
+            raise QuantmillError(
+                f"llama-cpp-python's server knows no {field}",
+                f"offload.{field}",
+                "name a llama-server under bench.served.server",
+            )
+    layers = offload.gpu_layers if isinstance(offload.gpu_layers, int) else -1
+    spread = {
+        "--n_gpu_layers": [str(fitting() if offload.gpu_layers == "auto" else layers)],
+        "--tensor_split": [str(share) for share in offload.tensor_split],
+        "--flash_attn": ["true"] if offload.flash_attention == "on" else [],
+        "--n_batch": [str(offload.batch)] if offload.batch else [],
+        "--n_ubatch": [str(offload.ubatch)] if offload.ubatch else [],
+    }
     return [
         sys.executable,
         "-m",
@@ -83,12 +123,11 @@ def command_of(binary: Path | None, model: Path, *, port: int, context: int, thr
         str(threads),
         "--n_threads_batch",
         str(threads),
-        "--n_gpu_layers",
-        "-1",
         "--logits_all",
         "false",
         "--verbose",
         "false",
+        *(word for name, values in spread.items() if values for word in (name, *values)),
     ]
 
 
