@@ -159,6 +159,24 @@ def test_a_floor_above_0_is_a_warning(kld_tree: Tree) -> None:
     assert "the source's own predictions diverge from themselves by up to 2.0e-05" in warnings
 
 
+def test_the_devices_that_computed_are_named(kld_tree: Tree) -> None:
+    folder, config = kld_tree
+    gpu = {"device": "CUDA0", "description": "NVIDIA L4", "weights": 7 << 30, "cache": 1 << 30, "compute": 0}
+    half = {"layers": 20, "of": 31, "devices": [gpu]}
+    for path in (folder / "bench").glob("*/kld.json"):
+        place = half if path.parent.name == "source" else half | {"layers": 31}
+        more = {"cpu": {"chunks": 1, "mean": 2e-7, "max": 3e-6}} if path.parent.name == "source" else {}
+        write_json(path, read_json(path) | {"devices": [place]} | more)
+    text = card_of((folder, config)).split("## KL divergence")[1].split("| File |")[0]
+    text = " ".join(text[text.index("Computed with") :].split())
+    on = "on CUDA0 (NVIDIA L4; 7.00 GiB of weights, 1.00 GiB beside them)"
+    assert (
+        f"Computed with 20 of 31 layers {on}, the others on the CPU: source. Computed with all 31 layers"
+        in text
+    )
+    assert "by 2.0e-07 on average, 3.0e-06 at most (1 chunk): smaller divergences are noise." in text
+
+
 @pytest.mark.parametrize(
     ("off", "gone", "present"),
     [

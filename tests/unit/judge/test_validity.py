@@ -42,6 +42,14 @@ def test_a_floor_is_measured_by_the_closest_file(floor: float, wrong: bool) -> N
     assert bool(validity.of_divergence({"kld": {"mean": floor}}, files)) == wrong
 
 
+@pytest.mark.parametrize(("elsewhere", "wrong"), [(True, True), (False, False)])
+def test_where_devices_differ_the_noise_between_them_is_the_floor(elsewhere: bool, wrong: bool) -> None:
+    here, there = {"devices": ["half"]}, {"devices": ["all"]}
+    source = {"kld": {"mean": 0.0}, "cpu": {"mean": 1e-3}, **here}
+    files = [{"kld": {"mean": 0.005}, **(there if elsewhere else here)}]
+    assert bool(validity.of_divergence(source, files)) == wrong
+
+
 @pytest.mark.parametrize(
     ("value", "chance", "wrong"),
     [(0.27, 0.25, True), (0.35, 0.25, False), (0.35, None, False), (0.0, None, True)],

@@ -55,7 +55,10 @@ def of_divergence(source: Divergence | None, files: Iterable[Divergence]) -> str
     """What is wrong with the noise floor of the divergences (kld.json of the source, of the files)."""
     if source is None:
         return ""
+    files = list(files)
     noise_floor = abs(source["kld"]["mean"])
+    if "cpu" in source and any(file.get("devices") != source.get("devices") for file in files):
+        noise_floor = max(noise_floor, abs(source["cpu"]["mean"]))
     closest = min((abs(file["kld"]["mean"]) for file in files), default=0.0)
     if noise_floor == 0 or noise_floor < NOISE_FLOOR_SHARE * closest:
         return ""

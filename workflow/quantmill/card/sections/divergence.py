@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 from typing import Any, Final
 
+from quantmill.card.places import places
 from quantmill.card.view import View
 from quantmill.judge import compare
 from quantmill.judge.quant import Quant
@@ -23,6 +24,8 @@ def build(view: View) -> dict[str, Any] | None:
     return {
         "source": source,
         "noise_floor": measured.noise_floor,
+        "places": places(measured, "kld"),
+        "cpu": source.get("cpu"),
         "rows": [(quant.name, report) for quant in measured.quants if (report := quant.measured["kld"])],
         "validity_warning": measured.validity_warnings.get("kld"),
         "pairs": pairs(measured),

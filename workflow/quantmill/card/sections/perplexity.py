@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantmill.card.places import places
 from quantmill.card.view import View
 
 
@@ -16,6 +17,7 @@ def build(view: View) -> dict[str, Any] | None:
     shown_before = kld is not None and kld["corpus"] == source["corpus"]
     return {
         "source": source,
+        "places": [] if shown_before else places(measured, "perplexity"),
         "rows": [
             (quant.name, report, quant.difference)
             for quant in measured.quants

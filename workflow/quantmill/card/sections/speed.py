@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from quantmill.card.places import places
 from quantmill.card.view import View
 from quantmill.judge.results import Results
 from quantmill.measures import SOURCE
@@ -18,6 +19,7 @@ def build(view: View) -> dict[str, Any] | None:
         return None
     return {
         "source": source,
+        "places": places(view.measured, "speed"),
         "machines": machines(view.measured),
         "rows": [(quant.name, speed) for quant in view.measured.quants if (speed := quant.measured["speed"])],
     }
