@@ -24,11 +24,15 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall clock in seconds, peak resident set in bytes, what it printed."""
+    """One finished process: wall clock in seconds, peak resident set in bytes, what it printed, and the bytes
+    that it read and wrote by system calls.
+    """
 
     seconds: float
     peak: int
     output: str
+    read: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,13 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> Run:
             check=False,
         )
         output = done.stdout.decode(errors="replace")
-        seconds, peak, code = (
-            report.read_text(encoding="utf-8").split() if report.exists() else ("0", "0", "127")
+        seconds, peak, code, read, written = (
+            report.read_text(encoding="utf-8").split() if report.exists() else ("0", "0", "127", "0", "0")
         )
     if code != "0":
         tail = "\n".join(output.splitlines()[-15:])
         sys.exit(f"{' '.join(words)}\n{tail}\nerror: exit code {code}")
-    return Run(float(seconds), int(peak), output)
+    return Run(float(seconds), int(peak), output, int(read), int(written))
 
 
 def alternate(

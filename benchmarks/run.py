@@ -13,6 +13,7 @@ from pathlib import Path
 
 import allocation
 import cards
+import large
 import planning
 import rows
 import scheduling
@@ -42,6 +43,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "nothing": (scheduling.nothing, "tiny"),
     "dry": (scheduling.dry, "tiny"),
     "card": (cards.of_30, "tiny"),
+    "3b": (large.of_3b, "main"),
     "plan-27b": (planning.of_27b, "tiny"),
     "plan-2.4t": (planning.of_2400b, "tiny"),
 }
