@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +232,16 @@ def test_a_device_that_vanishes_costs_no_unit(tmp_path: Path) -> None:
     last = (tmp_path / "log").read_text("utf-8").splitlines()[-1]
     reused = int(last.rpartition("; ")[2].split(" units made, ")[1].split()[0])
     assert reused >= 2, last
+
+
+def test_a_port_that_is_taken_is_refused(server: rpc.Server) -> None:
+    port = server.endpoint.rpartition(":")[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "quantmill.engine.rpc", "--port", port], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    line = f"error: 127.0.0.1:{port}: cannot be served; take a free port, and an address of this machine"
+    assert done.stderr.splitlines()[-1] == line
 
 
 def test_several_chunks_at_once_are_the_same(tmp_path: Path) -> None:

@@ -321,6 +321,12 @@ TOOLS: Final[dict[str, Tool]] = {
             writes="what works and what does not",
         ),
         Tool(
+            "engine.rpc",
+            what="serve this machine's devices to other machines' runs",
+            reads="nothing",
+            writes="nothing",
+        ),
+        Tool(
             "config.file",
             what="print the JSON schema of config.yaml",
             reads="nothing",
