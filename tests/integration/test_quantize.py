@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,41 @@ def test_recipes_share_their_tensors(tmp_path):
     bench.plan("two", "Q4_K_M", "{role: attn_q, layers: [1], type: q8_0}", "{role: ffn_up, type: q5_K}")
     assert bench.quantize("two") == (2, 14)
     assert bench.quantize("two") == (0, 16)
+
+
+def test_a_tensor_is_written_once_and_read_from_the_file_it_is_in(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    assert bench.quantize("x") == (16, 0)
+    whole, times = (tmp_path / "x.gguf").read_bytes(), (tmp_path / "x.gguf").stat().st_mtime_ns
+    (tmp_path / "y.tsv").write_bytes((tmp_path / "x.tsv").read_bytes())
+    (tmp_path / "y.json").write_bytes((tmp_path / "x.json").read_bytes())
+    assert bench.quantize("y") == (0, 16)
+    assert (tmp_path / "y.gguf").read_bytes() == whole
+    assert (tmp_path / "x.gguf").stat().st_mtime_ns == times
+    (pack,) = (tmp_path / "store" / "packs").glob("*/data")
+    assert pack.samefile(tmp_path / "x.gguf")
+    assert sum(path.stat().st_size for path in bench.units()) < 2000
+    for name in ("x.gguf", "y.gguf"):
+        (tmp_path / name).unlink()
+    assert bench.quantize("x") == (0, 16)
+    assert (tmp_path / "x.gguf").read_bytes() == whole
+
+
+def test_where_the_store_is_on_another_file_system_it_holds_the_tensors_itself(tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other file system here")
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        (tmp_path / "store").symlink_to(folder)
+        assert bench.quantize("x") == (16, 0)
+        whole = (tmp_path / "x.gguf").read_bytes()
+        assert list((tmp_path / "store" / "packs").iterdir()) == []
+        (tmp_path / "x.gguf").unlink()
+        assert bench.quantize("x") == (0, 16)
+    assert (tmp_path / "x.gguf").read_bytes() == whole
 
 
 def test_a_lost_and_a_damaged_unit_are_made_again(tmp_path):
@@ -405,6 +441,14 @@ def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
         bench / "store",
     )
     return json.loads((bench / "ppl.json").read_text("utf-8"))["nll"]
+
+
+def test_each_part_of_a_split_file_holds_its_tensors_for_the_store(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    parts = {path.stat().st_ino for path in split(bench, "x", 500_000).iterdir()}
+    assert {path.stat().st_ino for path in (tmp_path / "store" / "packs").glob("*/data")} == parts
+    assert bench.quantize("x") == (0, 16)
 
 
 def test_a_split_file_holds_the_whole_ones_tensors_and_llama_cpp_loads_it(tmp_path):

@@ -17,22 +17,43 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
-from quantmill.files import part_of, writing
+from quantmill.files import part_of, write_atomically, writing
+from quantmill.packs import PLACE, Packs, Place
 from quantmill.progress import Log
 
 Identity = dict[str, str | int | bool]
 """What determines a stage's units besides their own input: digests of the engine and of the model, mostly."""
 
-_MAGIC = b"quantmill-unit-1"
-_HEAD = len(_MAGIC) + 32
-_TRIM_TO = 0.9
+_MAGIC: Final = b"quantmill-unit-1"
+_HEAD: Final = len(_MAGIC) + 32
+_TRIM_TO: Final = 0.9
+
+Payload = bytes | memoryview
+
+
+class Unit(NamedTuple):
+    """A unit of work. `placed`: the store has it in a file of the results, where it takes no room."""
+
+    key: str
+    payload: Payload
+    sha256: bytes
+    placed: bool = False
+
+
+class _Entry(NamedTuple):
+    """What the cap is about: a unit by its path, or a pack by its name. The least of them goes first."""
+
+    used: int
+    bytes: int
+    path: str
+    pack: str = ""
 
 
 class Store:
@@ -45,6 +66,7 @@ class Store:
     def __init__(self, folder: Path, max_bytes: int = 50 << 30, log: Log | None = None) -> None:
         self.folder = folder
         self.units = folder / "units"
+        self.packs = Packs(folder / "packs")
         self.max_bytes = max_bytes
         self.made = self.reused = 0
         self._log = log or Log()
@@ -63,46 +85,102 @@ class Store:
         It stays whole while it is held, whatever becomes of the unit's file. A large
         one is mapped and not copied, and holds that file open: hold few of them.
         """
+        unit = self.find(key)
+        return None if unit is None else memoryview(unit.payload)
+
+    def find(self, key: str) -> Unit | None:
+        """As `get`, with what is known of the payload."""
         path = self._path(key)
         try:
             data = part_of(path)
         except OSError:
             return None
-        payload = data[_HEAD:]
-        if data[:_HEAD] == _MAGIC + hashlib.sha256(payload).digest():
-            with suppress(OSError):  # another user's
-                os.utime(path)
-            return payload
-        with suppress(OSError):
-            path.unlink()
-        return None
+        place = Place.parse(data)
+        unit = self._whole(key, data) if place is None else self._placed(key, place)
+        with suppress(OSError):  # another user's
+            os.utime(path) if unit is not None else path.unlink()
+        return unit
 
-    def put(self, key: str, payload: bytes | memoryview) -> None:
-        """Keep a payload under its key, where the store can be written."""
-        path = self._path(key)
+    def _whole(self, key: str, data: memoryview) -> Unit | None:
+        payload = data[_HEAD:]
+        sha256 = hashlib.sha256(payload).digest()
+        return Unit(key, payload, sha256) if data[:_HEAD] == _MAGIC + sha256 else None
+
+    def _placed(self, key: str, place: Place) -> Unit | None:
+        """The unit at a place; None where the pack is gone, or the file was changed by its user."""
         try:
-            with writing(path, durable=False) as file:
-                file.write(_MAGIC + hashlib.sha256(payload).digest())
-                file.write(payload)
+            payload = self.packs.read(place)
+        except (OSError, QuantmillError):
+            return None
+        if hashlib.sha256(payload).digest() != place.sha256:
+            return None
+        self.packs.use(place.pack)
+        return Unit(key, payload, place.sha256, self.packs.shared(place.pack))
+
+    def put(self, key: str, payload: Payload) -> None:
+        """Keep a payload under its key, where the store can be written."""
+        self._put(Unit(key, payload, hashlib.sha256(payload).digest()))
+
+    def _put(self, unit: Unit) -> None:
+        try:
+            with writing(self._path(unit.key), durable=False) as file:
+                file.write(_MAGIC + unit.sha256)
+                file.write(unit.payload)
         except QuantmillError as error:
             self._warn(getattr(error.__cause__, "strerror", None) or str(error))
             return
         with self._lock:
-            self._written += _HEAD + len(payload)
-            self._trim()
+            self._written += _HEAD + len(unit.payload)
+            if self._written >= self.max_bytes // 100:
+                self._trim()
 
-    def get_or_make(self, key: str, make: Callable[[], bytes | memoryview]) -> bytes | memoryview:
+    def get_or_make(self, key: str, make: Callable[[], Payload]) -> Payload:
         """The unit's payload; if the store lacks it, make and store it. Safe in several threads."""
-        unit = self.get(key)
+        return self.find_or_make(key, make).payload
+
+    def find_or_make(self, key: str, make: Callable[[], Payload], *, keep: bool = True) -> Unit:
+        """As `get_or_make`, with what is known of the payload.
+
+        What is made is not stored without `keep`: it comes into a file, which is a `pack`.
+        """
+        unit = self.find(key)
         if unit is not None:
             with self._lock:
                 self.reused += 1
             return unit
         payload = make()
-        self.put(key, payload)
+        unit = Unit(key, payload, hashlib.sha256(payload).digest())
+        if keep:
+            self._put(unit)
         with self._lock:
             self.made += 1
-        return payload
+        return unit
+
+    @contextmanager
+    def pack(self, file: Path) -> Iterator[Callable[[Unit, int], None]]:
+        """Have `file`, which is being written, hold units for the store.
+
+        The function records that a unit stands in it from an offset: call it when its
+        bytes are there and flushed. What was recorded stays, however the block ends.
+        """
+        pack = ""
+
+        def record(unit: Unit, offset: int) -> None:
+            nonlocal pack
+            if unit.placed:
+                return
+            try:
+                pack = pack or self.packs.add(file)
+                place = Place(unit.sha256, pack, offset, len(unit.payload))
+                write_atomically(self._path(unit.key), place.to_bytes(), durable=False)
+            except (OSError, QuantmillError) as error:
+                self._warn(getattr(error.__cause__ or error, "strerror", None) or str(error))
+
+        try:
+            yield record
+        finally:
+            with self._lock:
+                self._trim()
 
     def _path(self, key: str) -> Path:
         return self.units / key[0] / key
@@ -119,37 +197,62 @@ class Store:
         """Evict what was longest unused once the cap is passed, down to nine tenths of it.
 
         The folder is walked once for every hundredth of the cap that this
-        process writes; each process may run over by that much.
+        process writes, and after each file; each process may run over by that much.
         """
-        if self._written < self.max_bytes // 100:
-            return
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
-        if total > self.max_bytes:
-            for _, size, path in entries:
-                if total <= self.max_bytes * _TRIM_TO:
-                    break
-                try:
-                    os.unlink(path)
-                except FileNotFoundError:
-                    pass
-                except OSError:  # another user's: it stays
-                    continue
-                total -= size
         self._written = 0
+        units, places = self._entries()
+        packs = [_Entry(pack.used, pack.bytes, "", pack.pack) for pack in self.packs.held()]
+        total = sum(entry.bytes for entry in (*units, *places, *packs))
+        if total <= self.max_bytes:
+            return
+        referred = self._referred(places, {entry.pack for entry in packs})
+        packs = [
+            entry if entry.pack in referred else entry._replace(used=0) for entry in packs if entry.bytes
+        ]
+        for entry in sorted([*units, *packs]):
+            if total <= self.max_bytes * _TRIM_TO:
+                break
+            if self._evict(entry):
+                total -= entry.bytes
 
-    def _entries(self) -> list[tuple[int, int, str]]:
-        """(last use, bytes, path) of every unit; temporary files of an hour ago are removed."""
-        units = []
+    def _evict(self, entry: _Entry) -> bool:
+        """Delete a unit or a pack; False where it is another user's: it stays."""
+        if entry.pack:
+            return self.packs.remove(entry.pack)
+        try:
+            os.unlink(entry.path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _referred(self, places: list[_Entry], packs: set[str]) -> set[str]:
+        """The packs that units are in; places in others are removed."""
+        referred = set()
+        for entry in places:
+            with suppress(OSError):  # gone, or another user's
+                place = Place.parse(Path(entry.path).read_bytes())
+                if place is None or place.pack in packs:
+                    referred.add(place.pack if place else "")
+                else:
+                    os.unlink(entry.path)
+        return referred
+
+    def _entries(self) -> tuple[list[_Entry], list[_Entry]]:
+        """The units, and what has the size of a place; temporary files of an hour ago are removed."""
+        units: list[_Entry] = []
+        places: list[_Entry] = []
         for folder in _listed(self.units):
             for entry in _listed(folder):
                 with suppress(OSError):  # gone, or another user's
                     stat = entry.stat()
                     if not entry.name.startswith("."):
-                        units.append((stat.st_mtime_ns, stat.st_size, entry.path))
+                        kind = places if stat.st_size == PLACE.size else units
+                        kind.append(_Entry(stat.st_mtime_ns, stat.st_size, entry.path))
                     elif time.time() - stat.st_mtime > 3600:
                         os.unlink(entry.path)
-        return units
+        return units, places
 
 
 def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
