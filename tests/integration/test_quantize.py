@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +365,34 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         assert len(bench.units()) > 0
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_units_never_take_the_room_that_the_file_needs(tmp_path, monkeypatch):
+    """On a disk with room for the file and 100 kB; where no link can be made, so that both are written."""
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    size = json.loads((tmp_path / "x.json").read_text("utf-8"))["file_bytes"]
+
+    def used() -> int:
+        inodes = {path.stat() for path in tmp_path.rglob("*") if not path.is_dir()}
+        return sum(stat.st_size for stat in inodes) - before
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    before = 0
+    before = used()
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size + 100_000 - used()))
+    words = bench.quantization("x")
+    arguments = [*words[words.index("--spec") :], "--log", str(tmp_path / "log")]
+    monkeypatch.setattr(sys, "argv", ["write", *arguments])
+    monkeypatch.delitem(sys.modules, "quantmill.quantize.write")
+    runpy.run_module("quantmill.quantize.write", run_name="__main__")
+    assert (tmp_path / "x.gguf").stat().st_size == size
+    assert 0 < sum(path.stat().st_size for path in bench.units()) <= 100_000
+    log = (tmp_path / "log").read_text("utf-8")
+    assert log.count("the disk has room for the output alone") == 1
 
 
 # --- what needs importance values -----------------------------------------------

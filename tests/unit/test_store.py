@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -228,6 +229,40 @@ def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path, capsys: pytest.C
     assert list((store.units / "a").iterdir()) == []
     assert store.get_or_make("a" * 64, lambda: b"now") == b"now"
     assert store.get("a" * 64) == b"now"
+
+
+def test_the_store_leaves_room_for_an_output_on_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    store = Store(tmp_path / "store", log=Log(tmp_path / "log"))
+    keys = [Store.key("x", number) for number in range(4)]
+    with store.reserving(tmp_path, 9_000) as written:
+        assert store.get_or_make(keys[0], lambda: bytes(900)) == bytes(900)
+        free = 9_052
+        for key in keys[1:3]:
+            assert store.get_or_make(key, lambda: bytes(900)) == bytes(900)
+        written(4_000)
+        free = 5_952  # as much is left to be written as before, and the unit fits beside it
+        store.put(keys[2], bytes(900))
+    free = 0
+    store.put(keys[3], bytes(900))
+    assert [store.get(key) is not None for key in keys] == [True, False, True, True]
+    (line,) = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert (
+        "the store cannot be written (the disk has room for the output alone), finished work is not" in line
+    )
+
+
+def test_a_disk_that_the_output_is_not_on_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    store = Store(tmp_path)
+    with store.reserving(Path("/proc/self"), 1 << 60):
+        store.put("a" * 64, b"x")
+    assert store.get("a" * 64) == b"x"
 
 
 def test_what_may_not_be_deleted_stays_and_counts(shared: Path) -> None:

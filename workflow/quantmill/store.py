@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ class Store:
         self._log = log or Log()
         self._warned = False
         self._written = 0
+        self._reserved = 0
         self._lock = threading.Lock()
 
     @staticmethod
@@ -122,6 +124,10 @@ class Store:
         self._put(Unit(key, payload, hashlib.sha256(payload).digest()))
 
     def _put(self, unit: Unit) -> None:
+        size = _HEAD + len(unit.payload)
+        if self._reserved and shutil.disk_usage(self.folder).free < self._reserved + size:
+            self._warn("the disk has room for the output alone")
+            return
         try:
             with writing(self._path(unit.key), durable=False) as file:
                 file.write(_MAGIC + unit.sha256)
@@ -130,7 +136,7 @@ class Store:
             self._warn(getattr(error.__cause__, "strerror", None) or str(error))
             return
         with self._lock:
-            self._written += _HEAD + len(unit.payload)
+            self._written += size
             if self._written >= self.max_bytes // 100:
                 self._trim()
 
@@ -155,6 +161,31 @@ class Store:
         with self._lock:
             self.made += 1
         return unit
+
+    @contextmanager
+    def reserving(self, folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+        """Leave `size` bytes of the disk to a file that is written in `folder`, if the store is on it too.
+
+        No unit is kept that would take them. The function is told what was written of the file.
+        """
+        left = 0
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            left = size if folder.stat().st_dev == self.folder.stat().st_dev else 0
+
+        def written(size: int) -> None:
+            nonlocal left
+            with self._lock:
+                size = min(left, size)
+                left -= size
+                self._reserved -= size
+
+        with self._lock:
+            self._reserved += left
+        try:
+            yield written
+        finally:
+            written(left)
 
     @contextmanager
     def pack(self, file: Path) -> Iterator[Callable[[Unit, int], None]]:

@@ -173,6 +173,13 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[U
         yield ahead.popleft()[1]()
 
 
+def counted(tensors: Iterator[Unit | Payload], written: Callable[[int], None]) -> Iterator[Unit | Payload]:
+    """The same; `written` is told the bytes of each once the next is asked for."""
+    for piece in tensors:
+        yield piece
+        written(len(piece.payload if isinstance(piece, Unit) else piece))
+
+
 def facts_of(parts: list[Part], *, tensors: int, tried: str) -> Facts:
     """The report of a file, or of the parts of one. The sha256 of several is that of theirs, joined by
     newlines, as of a split source.
@@ -290,9 +297,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
+        store.reserving(args.gguf.parent, plan["file_bytes"]) as written,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
-        tensors = pieces(todo, source, quantizer)
+        tensors = counted(pieces(todo, source, quantizer), written)
         tried = partial(
             try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
         )
