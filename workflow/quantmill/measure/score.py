@@ -123,6 +123,7 @@ def units(
     `identity` is what, beside the tokens, determines the result. The cuts are
     the same whatever the total, so that more chunks use the units of fewer.
     """
+    store.expect(unit_key(stage, part, identity) for part in cut(chunks))
     for part in cut(chunks):
         reused = store.reused
         yield store.get_or_make(unit_key(stage, part, identity), partial(make, part))

@@ -173,6 +173,23 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[U
         yield ahead.popleft()[1]()
 
 
+def expect(todo: list[Task], rows: list[PlanRow], engine: str, store: Store, *, linked: bool) -> None:
+    """Tell the store of the units that are going to be used; it keeps those alone that no file holds.
+
+    For what is rounded with error feedback these are also the same tensors rounded to nearest.
+    """
+    keys, size = [], 0
+    for one, row in zip(todo, rows, strict=True):
+        if one.type == one.source_type:
+            continue
+        keys.append(one.key(engine))
+        size += 0 if linked else row.bytes
+        if one.moments is not None:
+            keys.append(replace(one, moments=None).key(engine))
+            size += row.bytes
+    store.expect(keys, size)
+
+
 def counted(tensors: Iterator[Unit | Payload], written: Callable[[int], None]) -> Iterator[Unit | Payload]:
     """The same; `written` is told the bytes of each once the next is asked for."""
     for piece in tensors:
@@ -293,6 +310,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
     linked = store.packs.can_link(args.gguf.parent)
+    expect(todo, rows, spec["engine"], store, linked=linked)
     recording = store.pack if linked else not_recorded
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
