@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     with refusing():
         environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
+        from quantmill.flow import cap
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
         from quantmill.flow.inputs import Inputs
@@ -59,6 +61,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
 
         confirmed = _confirmed(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
+        if workflow.is_main_process and (line := cap.warning(project)) is not None:
+            print(f"warning: {line}", file=sys.stderr)
     inputs = Inputs(Paths(project), ancient)
     targets = Targets(inputs)
     specs = Specs(Digests(project, local=bool(workflow.local_exec)))
