@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from quantmill.files import part_of
+from quantmill.parts import part_of as part_named
 
 PLACE: Final = struct.Struct("<16s32s16sQQ")
 """A place as a file: magic, sha256 of the payload, pack, offset, size."""
@@ -64,7 +65,7 @@ class Packs:
 
     def can_link(self, folder: Path) -> bool:
         """Whether a file in `folder` can become a pack: on another file system, for one, it cannot."""
-        name = f".link.{secrets.token_hex(4)}.part"
+        name = part_named(Path("link")).name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("xb"):

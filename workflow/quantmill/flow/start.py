@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantmill import environment, machine
+from quantmill import environment, machine, parts
 from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Flow(NamedTuple):
     memory: Callable[[float, int], Callable[[Any], int]]
     imatrix_memory: Callable[[Any], int]
     quantize_memory: Callable[[Any], int]
+    sweep: Callable[[], None]
 
 
 def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], list[str]]) -> Flow:
@@ -80,6 +81,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
         memory_by_rounding(project.fed_back, 4000, memory(0.3, 8000)),
+        partial(parts.sweep_below, project.results),
     )
 
 
