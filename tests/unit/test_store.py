@@ -308,6 +308,14 @@ def test_the_store_leaves_room_for_an_output_on_its_disk(
     )
 
 
+def test_a_store_that_is_deleted_meanwhile_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with store.reserving(tmp_path, 1):
+        shutil.rmtree(tmp_path / "store")
+        store.put("a" * 64, b"x")
+    assert store.get("a" * 64) == b"x"
+
+
 def test_a_disk_that_the_output_is_not_on_is_not_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,9 +164,10 @@ class Store:
 
     def _may_grow(self, size: int) -> bool:
         """Whether the cap and the disk have room for so many bytes more; else it is warned of."""
-        if self._reserved and shutil.disk_usage(self.folder).free < self._reserved + size:
-            self._cannot_write("the disk has room for the output alone")
-            return False
+        with suppress(OSError):  # deleted meanwhile
+            if self._reserved and shutil.disk_usage(self.folder).free < self._reserved + size:
+                self._cannot_write("the disk has room for the output alone")
+                return False
         with self._lock:
             if size > self._room and not self._full:
                 self._make_room(size)
