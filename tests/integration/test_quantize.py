@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +211,41 @@ def test_recipes_share_their_tensors(tmp_path):
     assert bench.quantize("two") == (0, 16)
 
 
+def test_a_tensor_is_written_once_and_read_from_the_file_it_is_in(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    assert bench.quantize("x") == (16, 0)
+    whole, times = (tmp_path / "x.gguf").read_bytes(), (tmp_path / "x.gguf").stat().st_mtime_ns
+    (tmp_path / "y.tsv").write_bytes((tmp_path / "x.tsv").read_bytes())
+    (tmp_path / "y.json").write_bytes((tmp_path / "x.json").read_bytes())
+    assert bench.quantize("y") == (0, 16)
+    assert (tmp_path / "y.gguf").read_bytes() == whole
+    assert (tmp_path / "x.gguf").stat().st_mtime_ns == times
+    (pack,) = (tmp_path / "store" / "packs").glob("*/data")
+    assert pack.samefile(tmp_path / "x.gguf")
+    assert sum(path.stat().st_size for path in bench.units()) < 2000
+    for name in ("x.gguf", "y.gguf"):
+        (tmp_path / name).unlink()
+    assert bench.quantize("x") == (0, 16)
+    assert (tmp_path / "x.gguf").read_bytes() == whole
+
+
+def test_where_the_store_is_on_another_file_system_it_holds_the_tensors_itself(tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other file system here")
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        (tmp_path / "store").symlink_to(folder)
+        assert bench.quantize("x") == (16, 0)
+        whole = (tmp_path / "x.gguf").read_bytes()
+        assert list((tmp_path / "store" / "packs").iterdir()) == []
+        (tmp_path / "x.gguf").unlink()
+        assert bench.quantize("x") == (0, 16)
+    assert (tmp_path / "x.gguf").read_bytes() == whole
+
+
 def test_a_lost_and_a_damaged_unit_are_made_again(tmp_path):
     bench = Bench(tmp_path)
     bench.plan("x", "Q4_K_M")
@@ -328,6 +367,34 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         subprocess.run(["umount", small], check=True)
 
 
+def test_units_never_take_the_room_that_the_file_needs(tmp_path, monkeypatch):
+    """On a disk with room for the file and 100 kB; where no link can be made, so that both are written."""
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    size = json.loads((tmp_path / "x.json").read_text("utf-8"))["file_bytes"]
+
+    def used() -> int:
+        inodes = {path.stat() for path in tmp_path.rglob("*") if not path.is_dir()}
+        return sum(stat.st_size for stat in inodes) - before
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    before = 0
+    before = used()
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size + 100_000 - used()))
+    words = bench.quantization("x")
+    arguments = [*words[words.index("--spec") :], "--log", str(tmp_path / "log")]
+    monkeypatch.setattr(sys, "argv", ["write", *arguments])
+    monkeypatch.delitem(sys.modules, "quantmill.quantize.write")
+    runpy.run_module("quantmill.quantize.write", run_name="__main__")
+    assert (tmp_path / "x.gguf").stat().st_size == size
+    assert 0 < sum(path.stat().st_size for path in bench.units()) <= 100_000
+    log = (tmp_path / "log").read_text("utf-8")
+    assert log.count("the disk has room for the output alone") == 1
+
+
 # --- what needs importance values -----------------------------------------------
 
 
@@ -405,6 +472,14 @@ def perplexity(bench: Bench, model: Path, facts: str) -> list[float]:
         bench / "store",
     )
     return json.loads((bench / "ppl.json").read_text("utf-8"))["nll"]
+
+
+def test_each_part_of_a_split_file_holds_its_tensors_for_the_store(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    parts = {path.stat().st_ino for path in split(bench, "x", 500_000).iterdir()}
+    assert {path.stat().st_ino for path in (tmp_path / "store" / "packs").glob("*/data")} == parts
+    assert bench.quantize("x") == (0, 16)
 
 
 def test_a_split_file_holds_the_whole_ones_tensors_and_llama_cpp_loads_it(tmp_path):

@@ -180,7 +180,12 @@ def test_a_part_can_be_asked_for(checkout: Checkout) -> None:
     assert checkout.due("plans") == {"tabulate_memory"} | {
         f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")
     }
+    left = checkout.folder / "results" / "tiny" / "gguf" / ".tiny-old.gguf.00112233.part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
     checkout.run("results/tiny/plans/mix.tsv")
+    assert not left.exists(), "a run that ends well removes what killed ones have left"
     assert {path.name for path in checkout.made()} == {"mix.yaml", "mix.tsv", "mix.json"}
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,14 +88,66 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     for age, key in enumerate(keys):
         store.put(key, bytes(1000))
         os.utime(unit_file(store, key), ns=(0, (age + 1) * 10**9))
-    assert store.get(keys[0]) == bytes(1000)  # used just now: no longer the oldest
-    store.put(Store.key("x", 9), bytes(1000))
+    later = Store(tmp_path, max_bytes=10_000)
+    assert later.get(keys[0]) == bytes(1000)  # used just now: no longer the oldest
+    later.put(Store.key("x", 9), bytes(1000))
 
     remaining = [key for key in keys if unit_file(store, key).exists()]
     assert keys[0] in remaining
     assert keys[1] not in remaining
     assert remaining[1:] == keys[-(len(remaining) - 1) :]
     assert sum(path.stat().st_size for path in store.units.glob("*/*")) <= 9_000
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_cap_below_what_a_run_uses_still_saves_what_it_holds(tmp_path: Path, backwards: bool) -> None:
+    """Least recently used first, each unit would go just before it is needed."""
+    keys = [Store.key("x", number) for number in range(60)]
+    for turn in range(3):
+        store = Store(tmp_path / "store", max_bytes=40_000, log=Log(tmp_path / "log"))
+        store.expect(keys, 60_000)
+        for key in reversed(keys) if backwards and turn else keys:
+            assert store.get_or_make(key, lambda: bytes(952)) == bytes(952)
+        assert store.reused == (40 if turn else 0)
+        (line,) = (tmp_path / "log").read_text("utf-8").splitlines()
+        assert line == (
+            f"warning: {tmp_path}/store: the cap, 39.1 KiB, is full of what is being used: "
+            "further finished work is not kept; set `store: {max: 1 MiB}` or more"
+        )
+
+
+def test_the_cap_that_would_do_is_named(tmp_path: Path) -> None:
+    def warned(expected: int) -> str:
+        store = Store(tmp_path / str(expected), max_bytes=2 << 20, log=Log(tmp_path / "log"))
+        store.expect([], expected)
+        for number in range(3):
+            store.put(Store.key("x", number), bytes(1 << 20))
+        return (tmp_path / "log").read_text("utf-8")
+
+    assert "{max: 3 MiB}" in warned(0)
+    assert "{max: 7 GiB}" in warned((6 << 30) + 1)
+
+
+def test_what_is_not_expected_goes_for_what_is(tmp_path: Path) -> None:
+    old, new = ([Store.key(kind, number) for number in range(10)] for kind in "xy")
+    before = Store(tmp_path, max_bytes=11_000)
+    for key in old:
+        before.put(key, bytes(952))
+    store = Store(tmp_path, max_bytes=11_000, log=Log(tmp_path / "log"))
+    store.expect(old[:3])
+    for key in new[:8]:
+        store.put(key, bytes(952))
+    assert [before.get(key) is not None for key in old] == [True] * 3 + [False] * 7
+    assert all(store.get(key) is not None for key in new[:8])
+    assert (tmp_path / "log").read_text("utf-8") == ""
+
+
+def test_a_unit_may_shrink_whatever_the_cap(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=1000, log=Log(tmp_path / "log"))
+    store.put("a" * 64, bytes(900))
+    store.put("b" * 64, bytes(900))
+    store.put("a" * 64, b"")
+    assert (store.get("a" * 64), store.get("b" * 64)) == (b"", None)
 
 
 def test_nothing_is_evicted_under_the_cap(tmp_path: Path) -> None:
@@ -146,7 +199,8 @@ def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
     ]
     for process in both:
         output, errors = process.communicate(timeout=60)
-        assert (process.returncode, output, errors) == (0, "180\n", "")
+        assert (process.returncode, output) == (0, "180\n"), errors
+        assert all("the cap, 390.6 KiB, is full" in line for line in errors.splitlines())
     sizes = [path.stat().st_size for path in (tmp_path / "units").glob("*/*")]
     assert sum(sizes) <= 400_000 + 2 * 8100
     assert not list((tmp_path / "units").glob("*/.*"))
@@ -230,6 +284,48 @@ def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path, capsys: pytest.C
     assert store.get("a" * 64) == b"now"
 
 
+def test_the_store_leaves_room_for_an_output_on_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    store = Store(tmp_path / "store", log=Log(tmp_path / "log"))
+    keys = [Store.key("x", number) for number in range(4)]
+    with store.reserving(tmp_path, 9_000) as written:
+        assert store.get_or_make(keys[0], lambda: bytes(900)) == bytes(900)
+        free = 9_052
+        for key in keys[1:3]:
+            assert store.get_or_make(key, lambda: bytes(900)) == bytes(900)
+        written(4_000)
+        free = 5_952  # as much is left to be written as before, and the unit fits beside it
+        store.put(keys[2], bytes(900))
+    free = 0
+    store.put(keys[3], bytes(900))
+    assert [store.get(key) is not None for key in keys] == [True, False, True, True]
+    (line,) = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert (
+        "the store cannot be written (the disk has room for the output alone), finished work is not" in line
+    )
+
+
+def test_a_store_that_is_deleted_meanwhile_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with store.reserving(tmp_path, 1):
+        shutil.rmtree(tmp_path / "store")
+        store.put("a" * 64, b"x")
+    assert store.get("a" * 64) == b"x"
+
+
+def test_a_disk_that_the_output_is_not_on_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    store = Store(tmp_path)
+    with store.reserving(Path("/proc/self"), 1 << 60):
+        store.put("a" * 64, b"x")
+    assert store.get("a" * 64) == b"x"
+
+
 def test_what_may_not_be_deleted_stays_and_counts(shared: Path) -> None:
     store = Store(shared)
     store.put("a" * 64, bytes(900))
@@ -247,7 +343,8 @@ print(sorted(path.name[0] for path in store.units.glob('?/?*')))
     )
     for name in "ab":
         (store.units / name).chmod(0o755)
-    assert (done.stdout, done.stderr) == ("['a']\n", "")
+    assert done.stdout == "['a']\n"
+    assert "the cap, 1.0 KiB, is full of what is being used" in done.stderr
 
 
 def test_folders_and_units_follow_umask_and_group(tmp_path: Path) -> None:

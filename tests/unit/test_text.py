@@ -23,3 +23,13 @@ def test_units_and_escapes() -> None:
     assert text.code("a`b|c") == r"`` a`b\|c ``"
     assert text.fence("x\n```\ny", "yaml") == "````yaml\nx\n```\ny\n````"
     assert [text.duration(s) for s in (45, 200, 8000)] == ["45 s", "3 min", "2.2 h"]
+
+
+def test_a_size_rounded_up_as_the_config_takes_it() -> None:
+    assert [text.at_least(value) for value in (1, 1 << 20, (1 << 30) - 1, 1 << 30, (1 << 30) + 1)] == [
+        "1 MiB",
+        "1 MiB",
+        "1024 MiB",
+        "1024 MiB",
+        "2 GiB",
+    ]

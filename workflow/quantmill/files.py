@@ -6,13 +6,13 @@ import codecs
 import json
 import mmap
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from quantmill import parts
 from quantmill.errors import QuantmillError
 
 # The longer ones first: UTF-32's begins with UTF-16's.
@@ -57,18 +57,22 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
     Until then it is a hidden temporary file beside it; on an error it is
     removed and what stood under `path` stays. `durable` flushes to the disk
-    first. A full disk, or a folder that cannot be written to, is a QuantmillError
-    that names the file.
+    first, and removes what killed writers of `path` have left. A full disk, or a
+    folder that cannot be written to, is a QuantmillError that names the file.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = parts.part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if durable:
+            parts.sweep(path)
         with part.open("xb") as file:
+            if durable:
+                parts.hold(file.fileno())
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)  # while it is held
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
@@ -89,15 +93,17 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
 def building(folder: Path) -> Iterator[Path]:
     """A new folder that stands under its name when the block ends without error, and else nowhere.
 
-    What stood there before goes only then.
+    What stood there before goes only then. What killed writers have left is removed first.
     """
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part = parts.part_of(folder)
     try:
+        parts.sweep(folder)
         part.mkdir(parents=True)
-        yield part
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+        with parts.holding(part):
+            yield part
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.rename(folder)
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise QuantmillError(what, folder, "free some space or choose another place") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,12 @@ def size(value: float) -> str:
     if value >= GIB:
         return f"{value / GIB:.2f} GiB"
     return f"{value / MIB:.1f} MiB" if value >= MIB else f"{value / KIB:.1f} KiB"
+
+
+def at_least(value: float) -> str:
+    """Bytes rounded up to whole GiB, below one to whole MiB, as the config takes a size."""
+    unit, name = (GIB, "GiB") if value > GIB else (MIB, "MiB")
+    return f"{math.ceil(value / unit)} {name}"
 
 
 def decimal_size(value: float) -> str:

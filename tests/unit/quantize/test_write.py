@@ -1,5 +1,6 @@
 """Quantizing is refused where the disk or the memory has no room, before anything is written."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from quantmill import machine
 from quantmill.errors import QuantmillError
 from quantmill.formats.plan import PlanRow
 from quantmill.quantize import write
+from quantmill.quantize.kernels import task
+from quantmill.store import Store
 
 GIB = 1 << 30
 
@@ -42,3 +45,18 @@ def test_the_moments_of_a_single_matrix(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_disk_without_room(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match=r"needs .* bytes, the disk has .* left; free some space"):
         write.refuse_if_short(tmp_path / "x.gguf", 1 << 60, [row("small", 34)], {})
+
+
+@pytest.mark.parametrize(("linked", "size"), [(False, 34 + 68 + 68), (True, 68)])
+def test_the_store_is_told_of_the_units_and_of_what_it_will_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool, size: int
+) -> None:
+    """A file that the store has a link to holds its own; what is rounded anew is kept rounded to nearest."""
+    told: list[tuple[list[str], int]] = []
+    monkeypatch.setattr(Store, "expect", lambda _, keys, size: told.append((keys, size)))
+    rows = [row("changed", 34), row("fed back", 68), replace(row("unchanged", 64), type="f16")]
+    todo = [task(one.name, one.name, one.source_type, one.type, one.shape, None) for one in rows]
+    todo[1] = replace(todo[1], moments="key")
+    write.expect(todo, rows, "engine", Store(tmp_path), linked=linked)
+    used = [*todo[:2], replace(todo[1], moments=None)]
+    assert told == [([one.key("engine") for one in used], size)]

@@ -11,7 +11,10 @@ class Store(Strict):
     """The store of finished units of work."""
 
     path: FilePath | None = Field(default=None, description="its folder; default: .store in the results")
-    max: Size | Count = Field(default="50 GiB", description="above it the least recently used units go")
+    max: Size | Count = Field(
+        default="50 GiB",
+        description="above it the least recently used units go; what is in the results' files does not count",
+    )
 
     @property
     def max_bytes(self) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantmill import environment, machine, offload
+from quantmill import environment, machine, offload, parts
 from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Flow(NamedTuple):
     memory: Callable[[float, int], Callable[[Any], int]]
     imatrix_memory: Callable[[Any], int]
     quantize_memory: Callable[[Any], int]
+    sweep: Callable[[], None]
 
 
 def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], list[str]]) -> Flow:
@@ -50,6 +52,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     with refusing():
         environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
+        from quantmill.flow import cap
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
         from quantmill.flow.inputs import Inputs
@@ -61,6 +64,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
 
         confirmed = _confirmed(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
+        if workflow.is_main_process and (line := cap.warning(project)) is not None:
+            print(f"warning: {line}", file=sys.stderr)
     inputs = Inputs(Paths(project), ancient)
     targets = Targets(inputs)
     specs = Specs(Digests(project, local=bool(workflow.local_exec)))
@@ -80,6 +85,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
         memory_by_rounding(project.fed_back, 4000, memory(0.3, 8000)),
+        partial(parts.sweep_below, project.results),
     )
 
 

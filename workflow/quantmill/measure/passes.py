@@ -145,6 +145,7 @@ class Passes(ABC, Generic[U]):
 
     def measure(self) -> None:
         """Measure all that the store lacks."""
+        self.store.expect(map(self._key, self.inputs), sum(one.bytes for one in self.inputs))
         for number, one in enumerate(self.inputs):
             if self.store.get(self._key(one)) is None:
                 self._pass(number)

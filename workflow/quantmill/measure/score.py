@@ -130,6 +130,7 @@ def units(
     `identity` is what, beside the tokens, determines the result. The cuts are
     the same whatever the total, so that more chunks use the units of fewer.
     """
+    store.expect(unit_key(stage, part, identity) for part in cut(chunks))
     for part in cut(chunks):
         reused, key = store.reused, unit_key(stage, part, identity)
         saved = Saved(store, key)

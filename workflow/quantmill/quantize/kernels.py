@@ -20,7 +20,7 @@ from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments
 from quantmill.quantize import feedback, nvfp4
 from quantmill.quantize.feedback import Feedback
-from quantmill.store import Store
+from quantmill.store import Payload, Store, Unit
 
 STAGE = "quantize.write"
 
@@ -103,7 +103,8 @@ class Quantizer:
     `threads` of them convert, a few more read and write units of the store, so
     that neither waits for the other, nor the caller who writes the file. `moments`
     are of the inputs of those that are rounded with error feedback, `cross` of
-    those of them that other weights change.
+    those of them that other weights change. Without `keep` new tensors are not
+    stored: they come into a file that the store has a link to.
     """
 
     def __init__(
@@ -113,24 +114,33 @@ class Quantizer:
         threads: int,
         moments: Moments | None = None,
         cross: Known | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.engine, self.store, self.threads = engine, store, threads
+        self._keep = keep
         self._workers = ThreadPoolExecutor(threads)
         self._feedback = None if moments is None else Feedback(moments, self._workers, threads, cross)
         self._keepers = ThreadPoolExecutor(_KEEPERS)
         self._largest: dict[str, Future[NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
 
-    def start(self, task: Task, source: Bytes) -> Callable[[], bytes | memoryview]:
+    def start(self, task: Task, source: Bytes) -> Callable[[], Payload]:
         """Begin on a tensor; the returned function waits for its bytes.
 
         It raises QuantmillError, naming the tensor, where the type needs
         importance or the result does not validate.
         """
-        return self._keepers.submit(self._get_or_make, task, source).result
+        unit = self.begin(task, source)
+        return lambda: unit().payload
 
-    def _get_or_make(self, task: Task, source: Bytes) -> bytes | memoryview:
-        return self.store.get_or_make(task.key(self.engine), partial(self._make, task, source))
+    def begin(self, task: Task, source: Bytes) -> Callable[[], Unit]:
+        """As `start`, for a tensor as a unit of the store."""
+        return self._keepers.submit(self._find_or_make, task, source).result
+
+    def _find_or_make(self, task: Task, source: Bytes) -> Unit:
+        make = partial(self._make, task, source)
+        return self.store.find_or_make(task.key(self.engine), make, keep=self._keep)
 
     def _make(self, task: Task, source: Bytes) -> memoryview:
         if task.together:

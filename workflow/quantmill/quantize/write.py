@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +21,7 @@ from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
-from quantmill.files import building, part_of, writing
+from quantmill.files import part_of
 from quantmill.formats import ggufio, output, types
 from quantmill.formats.allocation import PLAN
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
@@ -35,12 +32,13 @@ from quantmill.formats.settings import ImatrixFile, Quantize
 from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments, add_options, asked_for
 from quantmill.nvfp4.gguf import together, weights_only
-from quantmill.progress import Log, Progress
+from quantmill.progress import Log
 from quantmill.quantize import split
 from quantmill.quantize.feedback import memory_of
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
-from quantmill.store import Store
+from quantmill.quantize.stream import not_recorded, write, write_parts
+from quantmill.store import Payload, Store, Unit
 
 # Tensors are begun ahead of the one being written while their sources are
 # together smaller than this: memory is bounded by it, or by the largest tensor.
@@ -48,8 +46,6 @@ _AHEAD_BYTES = 32 << 20
 
 # Bytes of a tensor that fit wherever Python runs: the memory need not be looked up for it.
 _ALWAYS_FITS = 256 << 20
-
-Trial = Callable[[Path], None]
 
 
 class Source:
@@ -162,70 +158,43 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
     )
 
 
-def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[bytes | memoryview]:
-    """The bytes of each tensor, in order; while one is taken the next ones are being made."""
-    ahead: deque[tuple[int, Callable[[], bytes | memoryview]]] = deque()
+def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[Unit | Payload]:
+    """Each tensor, in order, a unit where it is changed; while one is taken the next ones are being made."""
+    ahead: deque[tuple[int, Callable[[], Unit | Payload]]] = deque()
     for item in todo:
         data = source.data(item.name)
         while ahead and sum(size for size, _ in ahead) + data.size > _AHEAD_BYTES:
             yield ahead.popleft()[1]()
         unchanged = item.type == item.source_type
         ahead.append(
-            (data.size, partial(getattr, data, "data") if unchanged else quantizer.start(item, data))
+            (data.size, partial(getattr, data, "data") if unchanged else quantizer.begin(item, data))
         )
     while ahead:
         yield ahead.popleft()[1]()
 
 
-def write(
-    path: Path, header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress, tried: Trial
-) -> tuple[int, str]:
-    """Stream a model into one file; its bytes and sha256 (hex).
+def expect(todo: list[Task], rows: list[PlanRow], engine: str, store: Store, *, linked: bool) -> None:
+    """Tell the store of the units that are going to be used; it keeps those alone that no file holds.
 
-    `tried` is given the whole file before it has its name, and raises what speaks against it.
+    For what is rounded with error feedback these are also the same tensors rounded to nearest.
     """
-    with writing(path) as file:
-        size, sha256 = _stream(file, header, tensors, progress)
-        tried(Path(file.name))
-    return size, sha256
+    keys, size = [], 0
+    for one, row in zip(todo, rows, strict=True):
+        if one.type == one.source_type:
+            continue
+        keys.append(one.key(engine))
+        size += 0 if linked else row.bytes
+        if one.moments is not None:
+            keys.append(replace(one, moments=None).key(engine))
+            size += row.bytes
+    store.expect(keys, size)
 
 
-def _stream(
-    file: IO[bytes], header: bytes, tensors: Iterator[bytes | memoryview], progress: Progress
-) -> tuple[int, str]:
-    """Stream a header and the tensors, each padded, into a file; its bytes and sha256 (hex)."""
-    digest, size = hashlib.sha256(header), len(header)
-    file.write(header)
-    for data in tensors:
-        padding = bytes(-len(data) % ggufio.ALIGNMENT)
-        for part in (data, padding):
-            file.write(part)
-            digest.update(part)
-        size += len(data) + len(padding)
-        progress.add((len(data) + len(padding)) / 2**20)
-    file.flush()
-    return size, digest.hexdigest()
-
-
-def write_parts(
-    folder: Path,
-    files: list[split.File],
-    tensors: Iterator[bytes | memoryview],
-    progress: Progress,
-    tried: Trial,
-) -> list[Part]:
-    """Stream a model into the files of a new folder; their names, sizes and digests.
-
-    `tried` is given the first of them, all written, before the folder has its name.
-    """
-    parts: list[Part] = []
-    with building(folder) as made:
-        for name, header, count in files:
-            with writing(made / name) as file:
-                size, sha256 = _stream(file, header, islice(tensors, count), progress)
-            parts.append({"file": f"{folder.name}/{name}", "bytes": size, "sha256": sha256})
-        tried(made / files[0][0])
-    return parts
+def counted(tensors: Iterator[Unit | Payload], written: Callable[[int], None]) -> Iterator[Unit | Payload]:
+    """The same; `written` is told the bytes of each once the next is asked for."""
+    for piece in tensors:
+        yield piece
+        written(len(piece.payload if isinstance(piece, Unit) else piece))
 
 
 def facts_of(parts: list[Part], *, tensors: int, tried: str) -> Facts:
@@ -340,21 +309,25 @@ def main(args: argparse.Namespace, log: Log) -> None:
     most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
+    linked = store.packs.can_link(args.gguf.parent)
+    expect(todo, rows, spec["engine"], store, linked=linked)
+    recording = store.pack if linked else not_recorded
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
-        Quantizer(spec["engine"], store, args.threads, moments, cross) as quantizer,
+        Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
+        store.reserving(args.gguf.parent, plan["file_bytes"]) as written,
         log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
     ):
-        tensors = pieces(todo, source, quantizer)
+        tensors = counted(pieces(todo, source, quantizer), written)
         tried = partial(
             try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
         )
         if most is None:
-            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried)
+            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried, recording)
             parts: list[Part] = [{"file": args.gguf.name, "bytes": size, "sha256": sha256}]
         else:
             files = split.files(args.gguf.name, kv, rows, most)
-            parts = write_parts(args.gguf, files, tensors, progress, tried)
+            parts = write_parts(args.gguf, files, tensors, progress, tried, recording)
     facts = facts_of(parts, tensors=len(rows), tried=how)
     if most is not None:
         facts["parts"] = parts
