@@ -76,10 +76,11 @@ def measure(
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
-        progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
         due = [part for part in cut(chunks) if store.get(key_of(part)) is None]
         predicted = partial(_references, source, load=load, pool=pool, store=store, log=log)
         payloads = {} if itself else predicted(due)
+        progress = stack.enter_context(log.progress("divergence", len(chunks), "chunks"))
+        progress.reuse(len(chunks) - sum(map(len, due)))
         loaded = cache(lambda: stack.enter_context(load(model.path)))
 
         def make(part: Tokens) -> bytes:
@@ -109,7 +110,6 @@ def measure(
         units = [
             Values.from_bytes(store.get_or_make(key_of(part), partial(make, part))) for part in cut(chunks)
         ]
-        progress.add(len(chunks) - sum(map(len, due)))
     return Values.joined(values for values, _ in units), sum(seconds for _, seconds in units)
 
 

@@ -164,7 +164,7 @@ class Passes(ABC, Generic[U]):
             self.started(inputs, pool) as (sums, add),
         ):
             done = sums.resume(self.store.get(partial_key))
-            progress.add(done)
+            progress.reuse(done)
             saved = time.monotonic()
             for number, chunk in enumerate(self.chunks[done:], start=done + 1):
                 add(chunk)

@@ -27,7 +27,7 @@ from quantmill.formats.source import MODEL, Model
 from quantmill.formats.types import is_quantized, known
 from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
-from quantmill.progress import Log
+from quantmill.progress import BYTES, Log
 
 _BLOCK = 4 << 20
 
@@ -211,8 +211,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         raise QuantmillError(what, args.model, "a plan can be made from it, no more")
     header = read_header(args.model)
     size = sum(shard.stat().st_size for shard in header.shards)
-    with log.progress("hashing", round(size / 2**20, 1), "MiB") as progress:
-        tensors, files = digests(header, args.threads, lambda count: progress.add(count / 2**20))
+    with log.progress("hashing", size, BYTES) as progress:
+        tensors, files = digests(header, args.threads, progress.add)
     write_manifest(args.manifest, rows(header, tensors))
     MODEL.write(args.facts, facts(header, files, size))
     log.say(f"{len(header.tensors)} tensors, {size:,} bytes")
