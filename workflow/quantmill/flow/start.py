@@ -61,7 +61,9 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
     inputs = Inputs(Paths(project), ancient)
     targets = Targets(inputs)
-    specs = Specs(Digests(project, local=bool(workflow.local_exec)))
+    cores = _cores(workflow)
+    models = partial(_requested, workflow, project)  # not known while the workflow is read
+    specs = Specs(Digests(project, local=bool(workflow.local_exec), models=models, threads=cores))
     os.environ.update(_environment(project))
     memory = partial(memory_of, project.source_files)
     return Flow(
@@ -71,7 +73,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         specs,
         CardSpecs(specs, targets),
         Logs(project.results),
-        _cores(workflow),
+        cores,
         partial(spec_of, folder=project.specs),
         memory,
         memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
@@ -109,6 +111,20 @@ def _environment(project: Project) -> dict[str, str]:
         "QUANTMILL_STORE_MAX": str(project.config.store.max_bytes),
         "QUANTMILL_EVALUATIONS": json.dumps({"file": project.file, "models": project.unchecked}),
     }
+
+
+def _requested(workflow: Any, project: Project) -> list[str]:
+    """The models that a run is about: all, unless it is to make files of some alone."""
+    settings = workflow.dag_settings
+    if settings.target_jobs:  # of a single job, which asks for its own
+        return []
+    models = list(project.given.models)
+    folders = {f"{project.results / model}/": model for model in models}
+    asked = [
+        {model for folder, model in folders.items() if os.path.normpath(target).startswith(folder)}
+        for target in settings.targets
+    ]
+    return [model for model in models if not asked or set() in asked or model in set().union(*asked)]
 
 
 def _cores(workflow: Any) -> int:
