@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantmill import progress
+from quantmill.progress import Work
 
 
 def test_lines_go_to_the_log_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -128,9 +129,9 @@ def test_units_of_an_earlier_run_say_nothing_of_the_time(clock: Clock) -> None:
 
 def test_an_estimate_ends_on_time_while_a_unit_is_computed() -> None:
     """After each of ten units of 10 s; a unit that takes longer than any before leaves it as it is."""
-    remaining = progress.Remaining({"": 10}, 0)
+    remaining = progress.Remaining([Work("", 10)], 0)
     assert remaining.estimate(3) is None
-    remaining.add("", 1, 10)
+    remaining.add(Work("", 1), 10)
     assert [remaining.estimate(now) for now in (10, 15, 20, 50)] == [90, 85, 80, 80]
 
 
@@ -144,11 +145,11 @@ def test_a_tenth_of_the_work_gives_the_time_within_half(order: str) -> None:
     elif order == "mixed":
         units = [units[37 * number % 120] for number in range(120)]
     whole = sum(true[one] for one in units)
-    remaining = progress.Remaining({kind: table[kind] * units.count(kind) for kind in table}, 0)
+    remaining = progress.Remaining([Work(unit, table[unit]) for unit in units], 0)
     now = 0.0
     for unit in units:
         now += true[unit]
-        remaining.add(unit, table[unit], now)
+        remaining.add(Work(unit, table[unit]), now)
         estimate = remaining.estimate(now)
         assert estimate is not None
         if now >= whole / 10:
@@ -157,27 +158,32 @@ def test_a_tenth_of_the_work_gives_the_time_within_half(order: str) -> None:
 
 def test_each_kind_has_its_own_rate_once_it_is_known() -> None:
     """The table says that both take as long, and one takes ten times as long as the other."""
-    remaining = progress.Remaining({"slow": 100, "fast": 100}, 0)
+    remaining = progress.Remaining([Work("slow", 100), Work("fast", 100)], 0)
     now = 0.0
     for _ in range(50):
         now += 10
-        remaining.add("slow", 1, now)
+        remaining.add(Work("slow", 1), now)
         now += 1
-        remaining.add("fast", 1, now)
+        remaining.add(Work("fast", 1), now)
     assert remaining.estimate(now) == pytest.approx(550, rel=0.01)
     for _ in range(50):
         now += 10
-        remaining.add("slow", 1, now)
+        remaining.add(Work("slow", 1), now)
     assert remaining.estimate(now) == pytest.approx(50, rel=0.9)
 
 
 def test_work_of_kinds_weighs_the_remaining_time(clock: Clock) -> None:
-    work = {"iq1_s": 90.0, "q8_0": 10.0}
+    work = [Work("q8_0", 10), Work("iq1_s", 90)]
     with clock.log.progress("quantize", 200 * 2**20, progress.BYTES, work) as bar:
         clock.now += 20
-        bar.add(100 * 2**20, 10, "q8_0")
-        bar.add(0)
-    assert clock.lines[1] == "quantize: 100.0 of 200.0 MiB, 3:00 left"
+        bar.add(100 * 2**20)
+        clock.now += 180
+        bar.add(100 * 2**20)
+    assert clock.lines[1:] == [
+        "quantize: 100.0 of 200.0 MiB, 3:00 left",
+        "quantize: 200.0 of 200.0 MiB, 0 s left",
+        "quantize: 200.0 of 200.0 MiB, in 3:20",
+    ]
 
 
 def test_no_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

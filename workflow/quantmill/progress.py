@@ -6,10 +6,10 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from quantmill import text
 
@@ -48,11 +48,11 @@ class Log:
 
     @contextmanager
     def progress(
-        self, what: str, total: float, unit: str, work: Mapping[str, float] | None = None
+        self, what: str, total: float, unit: str, work: Sequence[Work] | None = None
     ) -> Iterator[Progress]:
         """Report the progress of `what` over `total` units while the block runs.
 
-        `work`: how much work of each kind that is, where equal amounts of the unit take unequal times.
+        `work`: that of each call of `add`, in their order, where equal amounts take unequal times.
         """
         bar = _bar(what, total) if sys.stderr.isatty() else None
         lines = self if bar is None or self.path is not None else None
@@ -62,22 +62,32 @@ class Log:
         progress.line(final=True)
 
 
+class Work(NamedTuple):
+    """Work of a kind, in any measure by which equal amounts are expected to take equal times."""
+
+    kind: str
+    amount: float
+
+
 class Remaining:
-    """The seconds that work still takes, by what it took so far; `work` is the amount of each kind.
+    """The seconds that work still takes, by what it took so far.
 
     Equal amounts of all kinds are expected to take equal times, until some of a kind is done: then its own
     rate counts. The times are those of the caller's clock.
     """
 
-    def __init__(self, work: Mapping[str, float], now: float) -> None:
-        self.left = defaultdict(float, work)
+    def __init__(self, work: Iterable[Work], now: float) -> None:
+        self.left: dict[str, float] = defaultdict(float)
+        for kind, amount in work:
+            self.left[kind] += amount
         self.done = 0.0
         self.seconds = 0.0
         self._of: dict[str, tuple[float, float]] = {}  # work done and its seconds
         self._last, self._longest = now, 0.0
 
-    def add(self, kind: str, work: float, now: float) -> None:
-        """Some work of a kind was done since the last call."""
+    def add(self, part: Work, now: float) -> None:
+        """Some work was done since the last call."""
+        kind, work = part
         spent, self._last = now - self._last, now
         self._longest = max(self._longest, spent)
         self.done += work
@@ -86,8 +96,9 @@ class Remaining:
         done, seconds = self._of.get(kind, (0.0, 0.0))
         self._of[kind] = done + work, seconds + spent
 
-    def reuse(self, kind: str, work: float, now: float) -> None:
+    def reuse(self, part: Work, now: float) -> None:
         """Some work need not be done; what passed since the last call is nobody's."""
+        kind, work = part
         self._last = now
         self.left[kind] = max(0.0, self.left[kind] - work)
 
@@ -122,27 +133,28 @@ class Progress:
         what: str,
         total: float,
         unit: str,
-        work: Mapping[str, float] | None = None,
+        work: Sequence[Work] | None = None,
     ) -> None:
         self._log, self._bar, self._what, self._total, self._unit = log, bar, what, total, unit
         self._done = 0.0
         self._started = self._reported = self._shown = time.monotonic()
-        self._weighed = work is not None
-        self._remaining = Remaining({"": total} if work is None else work, self._started)
+        self._work = iter(work) if work is not None else None
+        self._remaining = Remaining([Work("", total)] if work is None else work, self._started)
         self._lock = threading.RLock()
 
-    def add(self, amount: float, work: float | None = None, kind: str = "") -> None:
-        """`amount` more units are done, which was `work` of its kind where units are not all alike."""
+    def add(self, amount: float) -> None:
+        """`amount` more units are done, or a fraction of one."""
         with self._lock:
             self._done += amount
-            self._remaining.add(kind, amount if work is None else work, time.monotonic())
+            work = Work("", amount) if self._work is None else next(self._work)
+            self._remaining.add(work, time.monotonic())
             self._show()
 
     def reuse(self, amount: float) -> None:
         """`amount` more units are there from an earlier run: they tell nothing of the time of others."""
         with self._lock:
             self._done += amount
-            self._remaining.reuse("", amount, time.monotonic())
+            self._remaining.reuse(Work("", amount), time.monotonic())
             self._show()
 
     def expect(self, total: float) -> None:
@@ -193,13 +205,13 @@ class Progress:
         now = time.monotonic()
         parts = [f"{self._what}: {amounts(self._done, self._total, self._unit)}"]
         remaining = self._remaining
-        if remaining.done and remaining.seconds and not self._weighed:
+        if remaining.done and remaining.seconds and self._work is None:
             parts.append(_rate(remaining.done / remaining.seconds, self._unit))
         left = remaining.estimate(now)
         if final:
             parts.append(f"in {text.clock(now - self._started)}")
         elif left is not None:
-            parts.append(f"{text.clock(left)} left")
+            parts.append(f"{text.clock(round(left))} left")
         elif now - self._started >= 1:
             parts.append(f"after {text.clock(now - self._started)}")
         return ", ".join(parts)

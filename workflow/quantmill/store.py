@@ -77,6 +77,10 @@ class Store:
             path.unlink()
         return None
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a unit: cheap, and not verified."""
+        return self._path(key).is_file()
+
     def put(self, key: str, payload: bytes | memoryview) -> None:
         """Keep a payload under its key, where the store can be written."""
         path = self._path(key)

@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """Seconds that pass or are left: `0.4 s`, `28 s`, `1:23` (minutes), `2 h 10 min`."""
     if seconds < 59.5:
-        return f"{seconds:.1f} s" if 0 < seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
     if seconds < 3599.5:
         return "{}:{:02}".format(*divmod(round(seconds), 60))
     return hours(seconds)
