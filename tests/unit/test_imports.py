@@ -34,16 +34,8 @@ BELOW: dict[str, set[str]] = {
     "judge": {"formats"},
     "card": {"formats", "judge"},
     "flow": {
-        "budget",
-        "card",
-        "check",
-        "config",
-        "engine",
-        "evaluate",
-        "formats",
-        "judge",
-        "model",
-        "recipe",
+        *("budget", "card", "check", "config", "engine", "evaluate"),
+        *("formats", "judge", "model", "quantize", "recipe"),
     },
 }
 

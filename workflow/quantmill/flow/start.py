@@ -5,6 +5,7 @@ Imports little: a PYTHONPATH that brings other packages is refused before any of
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_o
 
 if TYPE_CHECKING:
     from quantmill.flow.card_specs import CardSpecs
+    from quantmill.flow.estimate import Estimate
     from quantmill.flow.inputs import Inputs
     from quantmill.flow.logs import Logs
     from quantmill.flow.project import Project
@@ -33,6 +35,7 @@ class Flow(NamedTuple):
     specs: Specs
     card_specs: CardSpecs
     logs: Logs
+    estimate: Estimate
     cores: int
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     memory: Callable[[float, int], Callable[[Any], int]]
@@ -50,6 +53,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
 
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
+        from quantmill.flow.estimate import Estimate
         from quantmill.flow.inputs import Inputs
         from quantmill.flow.logs import Logs
         from quantmill.flow.paths import Paths
@@ -66,6 +70,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     specs = Specs(Digests(project, local=bool(workflow.local_exec), models=models, threads=cores))
     os.environ.update(_environment(project))
     memory = partial(memory_of, project.source_files)
+    estimate = Estimate(targets, cores, workflow)
+    atexit.register(estimate.of_dry_run)  # Snakemake has no hook for dry runs
     return Flow(
         project,
         inputs,
@@ -73,6 +79,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         specs,
         CardSpecs(specs, targets),
         Logs(project.results),
+        estimate,
         cores,
         partial(spec_of, folder=project.specs),
         memory,
