@@ -66,3 +66,15 @@ def test_the_places_of_changes_exist() -> None:
     )
     assert len(places) > 20
     assert not {place for place in places if not any((root / place).exists() for root in roots)}
+
+
+def test_no_command_has_a_target_behind_its_config() -> None:
+    """Snakemake would take it as a second config, and end with a traceback."""
+    examples = sorted((ROOT / "examples").rglob("*.yaml"))
+    commands = [
+        (page.name, line)
+        for page in [*PAGES, *examples, ROOT / "config.yaml", ROOT / "Makefile"]
+        for line in page.read_text("utf-8").splitlines()
+        if re.search(r"snakemake .*--configfiles? [^\s`]+ +[\w./]", line.partition("  #")[0])
+    ]
+    assert commands == []

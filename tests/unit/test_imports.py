@@ -33,7 +33,10 @@ BELOW: dict[str, set[str]] = {
     "publish": {"formats", "quantize"},
     "judge": {"formats"},
     "card": {"formats", "judge"},
-    "flow": {"budget", "card", "check", "config", "engine", "evaluate", "formats", "judge", "recipe"},
+    "flow": {
+        *("budget", "card", "check", "config", "engine", "evaluate"),
+        *("formats", "judge", "model", "quantize", "recipe"),
+    },
 }
 
 

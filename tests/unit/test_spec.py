@@ -1,9 +1,8 @@
-"""Canonical specs and the memo of digests."""
+"""Canonical specs."""
 
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -67,67 +66,3 @@ def test_a_long_spec_is_a_file_by_its_content(tmp_path: Path) -> None:
 def test_what_is_no_spec_is_refused(argument: str, tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match="no canonical JSON"):
         spec.read_argument(argument, tmp_path)
-
-
-def test_memo_reads_a_file_once_and_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
-    memo = spec.DigestMemo(tmp_path / "digests")
-    first = memo.sha256(path)
-    assert first == hashlib.sha256(b"one").hexdigest()
-
-    read = []
-    real = spec.file_sha256
-    monkeypatch.setattr(spec, "file_sha256", lambda path: read.append(path) or real(path))
-    assert memo.sha256(path) == first
-    assert read == []
-
-    path.write_bytes(b"two")
-    os.utime(path, ns=(0, 1))
-    assert memo.sha256(path) == hashlib.sha256(b"two").hexdigest()
-    assert read == [path]
-
-
-def test_a_torn_note_is_read_anew(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
-    memo = spec.DigestMemo(tmp_path / "digests")
-    digest = memo.sha256(path)
-    (note,) = (tmp_path / "digests").iterdir()
-    note.write_text(digest[:10], encoding="utf-8")
-    assert memo.sha256(path) == digest
-
-
-def test_remembered_digest_is_believed(tmp_path: Path) -> None:
-    path = tmp_path / "new.gguf"
-    path.write_bytes(b"one")
-    memo = spec.DigestMemo(tmp_path / "digests")
-    memo.remember(path, "0" * 64)
-    assert memo.sha256(path) == "0" * 64
-
-
-@pytest.mark.parametrize("harm", ["no folder", "no text", "no file"])
-def test_notes_that_cannot_be_used_only_cost_time(tmp_path: Path, harm: str) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
-    memo = spec.DigestMemo(tmp_path / "digests")
-    if harm == "no folder":
-        memo.folder.touch()
-    else:
-        memo.sha256(path)
-        (note,) = memo.folder.iterdir()
-        note.unlink()
-        if harm == "no text":
-            note.write_bytes(b"\xff" * 64)
-        else:
-            (note / "x").mkdir(parents=True)
-    for _ in range(2):
-        assert memo.sha256(path) == hashlib.sha256(b"one").hexdigest()
-
-
-def test_missing_file_and_folder_are_one_line(tmp_path: Path) -> None:
-    memo = spec.DigestMemo(tmp_path / "digests")
-    with pytest.raises(QuantmillError, match=r"none\.gguf: no such file; check the path"):
-        memo.sha256(tmp_path / "none.gguf")
-    with pytest.raises(QuantmillError, match="cannot be read"):
-        memo.sha256(tmp_path)

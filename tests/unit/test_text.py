@@ -22,6 +22,10 @@ def test_units_and_escapes() -> None:
     assert text.md("a|b *c* _d_ e_f <g>\nh") == r"a\|b \*c\* \_d\_ e_f &lt;g&gt; h"
     assert text.code("a`b|c") == r"`` a`b\|c ``"
     assert text.fence("x\n```\ny", "yaml") == "````yaml\nx\n```\ny\n````"
+    assert [text.clock(s) for s in (0, 0.42, 28.4, 83, 7800, 119_000)] == [
+        *("0 s", "0.4 s", "28 s", "1:23", "2 h 10 min", "33 h")
+    ]
+    assert [text.hours(s) for s in (45, 720, 6780, 90_000)] == ["45 s", "12 min", "1 h 53 min", "25 h"]
     assert [text.duration(s) for s in (45, 200, 8000)] == ["45 s", "3 min", "2.2 h"]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -84,45 +83,3 @@ def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256", _bufsize=_BLOCK).hexdigest()
-
-
-class DigestMemo:
-    """Remembers the sha256 of files by (path, size, mtime, inode).
-
-    One small file per digest under `folder`, each written atomically, so that
-    any number of processes can share it. It is what keeps parsing a workflow
-    over terabytes of models fast. Where notes cannot be read or written, the
-    files are read again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def sha256(self, path: Path) -> str:
-        """sha256 (hex) of the file, from the memo where it has not changed.
-
-        Raises QuantmillError where the file is missing or cannot be read.
-        """
-        try:
-            note = self._note(path)
-            with suppress(OSError, ValueError):
-                known = note.read_text("utf-8")
-                if len(known) == 64:
-                    return known
-            digest = file_sha256(path)
-            with suppress(QuantmillError):
-                self.remember(path, digest)
-            return digest
-        except FileNotFoundError:
-            raise QuantmillError("no such file", path, "check the path") from None
-        except OSError as error:
-            raise QuantmillError(f"cannot be read ({error.strerror})", path) from None
-
-    def remember(self, path: Path, sha256: str) -> None:
-        """Note the digest of a file just written, to spare reading it again."""
-        write_atomically(self._note(path), sha256.encode(), durable=False)
-
-    def _note(self, path: Path) -> Path:
-        stat = os.stat(path)
-        identity = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        return self.folder / digest(identity)

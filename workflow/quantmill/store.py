@@ -143,6 +143,10 @@ class Store:
                     self._use(place.pack)
                 os.utime(self._path(key))
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a unit: cheap, and not verified."""
+        return self._path(key).is_file()
+
     def put(self, key: str, payload: Payload) -> None:
         """Keep a payload under its key, where the store can be written and its cap has room."""
         self._put(Unit(key, payload, hashlib.sha256(payload).digest()))

@@ -14,6 +14,13 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _SPECIAL = re.compile(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
+def unit_of(value: float) -> tuple[int, str]:
+    """The unit in which bytes of this size are shown, in bytes and by its name."""
+    if value >= GIB:
+        return GIB, "GiB"
+    return (MIB, "MiB") if value >= MIB else (KIB, "KiB")
+
+
 def size(value: float) -> str:
     """Bytes as `1.23 GiB`, `12.3 MiB` or `4.5 KiB` (powers of two)."""
     if value >= GIB:
@@ -80,6 +87,25 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def clock(seconds: float) -> str:
+    """Seconds that pass or are left: `0.4 s`, `28 s`, `1:23` (minutes), `2 h 10 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
+    if seconds < 3599.5:
+        return "{}:{:02}".format(*divmod(round(seconds), 60))
+    return hours(seconds)
+
+
+def hours(seconds: float) -> str:
+    """A rough duration: `28 s`, `12 min`, `2 h 10 min`, `31 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes < 1440 else f"{minutes / 60:.0f} h"
 
 
 def plural(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from quantmill import machine
 from quantmill.errors import QuantmillError
 from quantmill.formats import ggufio
 from quantmill.formats.moments import Moments as Report
-from quantmill.measure import moments, outer, passes
+from quantmill.measure import moments, outer, passes, saved
 from quantmill.measure.outer import Input, Outer, Scan, Second, blocks_of
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -231,7 +231,7 @@ def test_what_the_store_lost_is_measured_again(model: Path, tmp_path: Path) -> N
 def test_a_killed_run_goes_on_in_its_pass(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(saved, "SAVE_EVERY", -1.0)
     evaluate, seen = passes.evaluate, []
 
     def dies(chunk: np.ndarray, model: Any) -> None:

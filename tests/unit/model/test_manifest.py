@@ -4,16 +4,15 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import models
 from commands import command
-from quantmill.engine import ggml
 from quantmill.files import read_json, read_table
-from quantmill.formats import types
 from quantmill.formats.ggufio import read_header
 from quantmill.model import manifest
+from quantmill.model.digests import Memo
+from quantmill.progress import Log
 
 MOE = Path(__file__).parents[2] / "data" / "tiny-moe.gguf"
 
@@ -66,7 +65,8 @@ def test_a_quantized_source_says_so(tmp_path: Path) -> None:
 def test_a_split_source(tmp_path: Path) -> None:
     models.write_llama(tmp_path / "m.gguf", width=64, split_max_tensors=5)
     shards = sorted(tmp_path.glob("m-*.gguf"))
-    digests, files = manifest.digests(read_header(shards[0]), 2, lambda count: None)
+    header, memo = read_header(shards[0]), Memo([tmp_path / "notes"])
+    digests, files = manifest.digests(header, memo, 2, Log(tmp_path / "log"))
     assert files == [hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards]
     assert len(digests) == len(read_header(shards[0]).tensors)
     facts = manifest.facts(read_header(shards[0]), files, 1)
@@ -84,45 +84,19 @@ def test_a_truncated_source_is_refused_and_nothing_written(tmp_path: Path) -> No
     assert not (tmp_path / "model.json").exists()
 
 
-@pytest.mark.parametrize(("name", "infinity"), [("f32", 0x7F800000), ("f16", 0x7C00), ("bf16", 0x7F80)])
-def test_whatever_is_no_finite_float_is_found(name: str, infinity: int) -> None:
-    width = {"f32": 4}.get(name, 2)
-    values = np.zeros(1000, f"<u{width}")
-    sign = 1 << (8 * width - 1)
-    values[::2], values[1::2] = infinity - 1, sign | (infinity - 1)  # the largest of either sign
-    assert not manifest.non_finite(name, values.tobytes()).size
-    for place, bits in ((3, infinity), (500, sign | infinity), (999, infinity + 1)):
-        values[place] = bits
-    assert manifest.non_finite(name, values.tobytes()).tolist() == [3, 500, 999]
-
-
-@pytest.mark.parametrize("name", sorted(set(types.WRITABLE) - {"f32", "f16", "bf16", "nvfp4"}))
-def test_of_each_quantized_type_ggml_itself_finds_the_same(name: str) -> None:
-    """The middle one of three blocks with any two bytes, then all, of an infinite f16 or of ones."""
-    kind, size = types.TYPES[name], types.TYPES[name].block_bytes
-    changes = [
-        (place, bits * count)
-        for bits in (b"\x00\x7c", b"\xff\xff")
-        for place, count in [*((place, 1) for place in range(size - 1)), (0, size // 2)]
-    ]
-    refused = 0
-    for place, change in changes:
-        data = bytearray(3 * size)
-        data[size + place : size + place + len(change)] = change
-        sound = ggml._lib().ggml_validate_row_data(kind.id, bytes(data), len(data))
-        assert manifest.non_finite(name, bytes(data)).tolist() == ([] if sound else [1]), (place, change)
-        refused += not sound
-    assert refused
-
-
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_weight_that_is_no_number_is_refused_by_its_tensor(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_weight_that_is_no_number_is_refused_by_its_tensor(
+    tmp_path: Path, threads: int, noted: bool
+) -> None:
     source = tmp_path / "nan.gguf"
     data = bytearray(MOE.read_bytes())
     tensor = next(t for t in read_header(MOE).tensors if t.name == "blk.1.attn_qkv.weight" or t.type == "f16")
     at = tensor.offset + 2 * 7
     data[at : at + 2] = b"\x00\x7e"
     source.write_bytes(data)
+    if noted:  # when the workflow is read it is no error yet
+        note(source)
     done = run(source, tmp_path, threads)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert (
@@ -130,3 +104,23 @@ def test_a_weight_that_is_no_number_is_refused_by_its_tensor(tmp_path: Path, thr
         in done.stderr
     )
     assert not (tmp_path / "manifest.tsv").exists()
+
+
+def test_what_was_noted_when_the_workflow_was_read_is_not_read_again(tmp_path: Path) -> None:
+    source = tmp_path / "m.gguf"
+    source.write_bytes(MOE.read_bytes())
+    note(source)
+    for folder in ("noted", "read"):
+        (tmp_path / folder).mkdir()
+    assert run(source, tmp_path / "noted", 2).returncode == 0
+    assert "hashing" not in (tmp_path / "noted" / "log").read_text("utf-8")
+    source.touch()
+    assert run(source, tmp_path / "read", 2).returncode == 0
+    assert "hashing m.gguf: 0.0 of 6.8 MiB" in (tmp_path / "read" / "log").read_text("utf-8")
+    for name in ("manifest.tsv", "model.json"):
+        assert (tmp_path / "noted" / name).read_bytes() == (tmp_path / "read" / name).read_bytes()
+
+
+def note(source: Path) -> None:
+    """Read a source as the workflow does."""
+    Memo.of_stage().sha256(source)

@@ -26,7 +26,7 @@ from quantmill.files import read_json
 from quantmill.formats.ggufio import Header, read_header
 from quantmill.formats.settings import Convert
 from quantmill.formats.source import CONVERTED, Converted
-from quantmill.progress import Log
+from quantmill.progress import BYTES, Log
 
 SCRIPT = Path("llama.cpp", "convert_hf_to_gguf.py")
 _RUNNER = Path(__file__).with_name("runner.py")
@@ -72,7 +72,7 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
     try:
         with (
             log_file.open("wb") as output,
-            log.progress("convert", round(expected / 2**20, 1), "MiB") as progress,
+            log.progress("convert", expected, BYTES) as progress,
             subprocess.Popen(words, stdout=output, stderr=output, env=environment) as process,
         ):
             done = 0
@@ -80,7 +80,7 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
                 while process.poll() is None:
                     time.sleep(_LOOK_EVERY)
                     size = out.stat().st_size if out.exists() else 0
-                    progress.add((size - done) / 2**20)
+                    progress.add(size - done)
                     done = size
             finally:
                 process.kill()

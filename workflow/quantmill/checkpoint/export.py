@@ -32,7 +32,7 @@ from quantmill.formats.publication import Checkpoint as CheckpointReport
 from quantmill.formats.publication import Part as File
 from quantmill.formats.settings import Export
 from quantmill.nvfp4 import values as nvfp4
-from quantmill.progress import Log
+from quantmill.progress import BYTES, Log
 from quantmill.spec import file_sha256
 
 # Weights in whatever form, and what is written anew or speaks of the source alone.
@@ -208,15 +208,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     with ThreadPoolExecutor(args.threads) as pool, building(args.out) as folder:
         for path in carried(args.source):
             shutil.copyfile(path, folder / path.name)
-        with log.progress("export", round(total / 2**20, 1), "MiB") as progress:
-            write_weights(
-                form, folder, source, groups, unchanged, inputs, pool, lambda size: progress.add(size / 2**20)
-            )
+        with log.progress("export", total, BYTES) as progress:
+            write_weights(form, folder, source, groups, unchanged, inputs, pool, progress.add)
         exclude = form.write(folder, config, modules, quantized)
-        with log.progress("check", round(total / 2**20, 1), "MiB") as progress:
-            rows = check(
-                form, folder, source, parts, unchanged, inputs, pool, lambda size: progress.add(size / 2**20)
-            )
+        with log.progress("check", total, BYTES) as progress:
+            rows = check(form, folder, source, parts, unchanged, inputs, pool, progress.add)
         form.check(folder, quantized, modules)
         facts = report(form, folder, source, config, settings["recipe"], rows, exclude, calibration)
     CHECKPOINT.write(args.report, facts)

@@ -29,6 +29,7 @@ from quantmill.config.recipe import (
     Rounding,
     Sensitivity,
     Split,
+    preset,
 )
 from quantmill.config.refusal import check_file, explain, refuse
 from quantmill.config.source import Source, calibrated, check_folders, check_recipes, exported, of_ggufs
@@ -272,10 +273,7 @@ class Config(Strict):
         """The model's recipes by name, in the user's order; a preset's name alone is a recipe."""
         own = self.models[model].recipes
         given = self.recipes if own is None else own
-        recipes = (
-            Recipe.model_validate({"name": recipe, "base": recipe}) if isinstance(recipe, str) else recipe
-            for recipe in given or []
-        )
+        recipes = (preset(recipe) if isinstance(recipe, str) else recipe for recipe in given or [])
         return {recipe.name: recipe for recipe in recipes}
 
     def split_of(self, recipe: Recipe | BudgetRecipe) -> Split | None:

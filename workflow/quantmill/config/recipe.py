@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -297,3 +298,9 @@ Recipes = Annotated[
     Field(min_length=1),
     AfterValidator(_distinct_recipes),
 ]
+
+
+@cache
+def preset(name: str) -> Recipe:
+    """The recipe that a preset's name alone is; made once, for every spec of every model asks for it."""
+    return Recipe.model_validate({"name": name, "base": name})

@@ -116,7 +116,7 @@ def generated(
     missing = [number for number in range(len(prompts)) if number not in answers]
     store.reused += len(answers)
     with log.progress("answers", len(prompts), "problems") as progress:
-        progress.add(len(answers))
+        progress.reuse(len(answers))
         if missing:
             context = max(len(prompts[number]) for number in missing) + settings["max_tokens"]
             with Generator(

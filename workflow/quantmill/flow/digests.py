@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from quantmill import spec
@@ -11,17 +11,31 @@ from quantmill.engine import library
 from quantmill.errors import QuantmillError
 from quantmill.flow.once import once
 from quantmill.flow.project import ROOT, Project
+from quantmill.progress import Log
+
+_REPORTED_ABOVE = 10**9  # bytes: hashing them takes longer than a second
 
 
 class Digests:
     """Digests of inputs, each computed once; files are read again only where they changed.
 
-    `local`: the jobs run on this machine, which must have what the engines need.
+    `local`: the jobs run on this machine, which must have what the engines need. `models` are
+    those that the run is about: when the first source is asked for, theirs are read side by side,
+    by `threads`.
     """
 
-    def __init__(self, project: Project, *, local: bool = True):
+    def __init__(
+        self,
+        project: Project,
+        *,
+        local: bool = True,
+        models: Callable[[], Sequence[str]] | None = None,
+        threads: int = 1,
+    ):
         self.project = project
         self.local = local
+        self.models = models or (lambda: list(project.given.models))
+        self.threads = threads
 
     @once
     def file(self, path: str) -> str:
@@ -31,15 +45,39 @@ class Digests:
         return self.project.memo.sha256(Path(path))
 
     def files(self, paths: Iterable[str]) -> str:
-        """Identity of one file, or of several together."""
+        """Identity of a source: of one file, or of several together."""
+        paths = list(paths)
+        self._read_sources()
+        self._read(map(Path, paths))
         digests = [self.file(path) for path in paths]
         return digests[0] if len(digests) == 1 else spec.digest("\n".join(digests))
 
     @once
     def checkpoint(self, model: str) -> str:
         """Identity of a checkpoint: of all its files."""
+        self._read_sources()
         files = self.project.checkpoints[model].checkpoint_files
+        self._read(files)
         return spec.digest({path.name: self.file(str(path)) for path in files})
+
+    @once
+    def _read_sources(self) -> None:
+        """Read the sources of the models side by side."""
+        self._read(path for model in self.models() for path in self._given(model))
+
+    def _given(self, model: str) -> list[Path]:
+        """The files that the user gives of a model's source; none of what is downloaded."""
+        if model in self.project.checkpoints:
+            return self.project.checkpoints[model].checkpoint_files
+        made = self.project.given.models[model].source.made
+        return [] if made else list(map(Path, self.project.source_files(model)))
+
+    def _read(self, paths: Iterable[Path]) -> None:
+        """Read those of the files that are not noted; what is missing is refused where it is asked for."""
+        files = [path for path in paths if path.is_file()]
+        for path in files:
+            check_input(path, self.project.file, self.project.results)
+        self.project.memo.read(files, self.threads, Log(), report_above=_REPORTED_ABOVE)
 
     @once
     def converter(self) -> str:

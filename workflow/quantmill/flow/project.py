@@ -21,9 +21,9 @@ from quantmill.evaluate import problems
 from quantmill.flow.once import once
 from quantmill.formats.types import NO_GRID, takes_feedback
 from quantmill.judge import same_size
+from quantmill.model.digests import Memo
 from quantmill.recipe import interchange, render
 from quantmill.recipe.rules import known_type
-from quantmill.spec import DigestMemo
 
 ROOT: Final = Path(__file__).parents[3]
 """The repository: the templates of recipes and the environments lie in it."""
@@ -62,7 +62,7 @@ class Project:
         self.results = Path(self.config.results)
         self.store = self.config.store_path
         self.specs = self.results / ".specs"  # those too long for a command line
-        self.memo = DigestMemo(self.store / "digests")
+        self.memo = Memo.of_project(self.store)
         self.models = list(self.config.models)
         self.with_recipes = [model for model in self.models if self.config.recipes_of(model)]
         self.unchecked = self._check_kinds()

@@ -33,7 +33,13 @@ def of(function: Callable[..., Any]) -> Callable[[Any], Any]:
         with refusing():
             return function(*(getattr(wildcards, name) for name in names))
 
-    return of_wildcards
+    return _signed(of_wildcards)
+
+
+def _signed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same function of wildcards with its signature at hand, which Snakemake looks up for every job."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def spec_of(function: Callable[..., str], folder: Path) -> Callable[[Any], str]:
@@ -44,7 +50,7 @@ def spec_of(function: Callable[..., str], folder: Path) -> Callable[[Any], str]:
         with refusing():
             return spec.argument(of_wildcards(wildcards), folder)
 
-    return argument
+    return _signed(argument)
 
 
 def files(function: Callable[[], list[str]]) -> list[str]:
@@ -84,7 +90,7 @@ def memory_of(source_files: Callable[[str], list[str]], factor: float, more: int
         paths = map(Path, source_files(wildcards.model))
         return int(sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6) + more
 
-    return megabytes
+    return _signed(megabytes)
 
 
 def memory_by_rounding(
@@ -95,4 +101,4 @@ def memory_by_rounding(
     def megabytes(wildcards: Any) -> int:
         return fed_back(wildcards) if is_fed_back(wildcards.model, wildcards.recipe) else nearest
 
-    return megabytes
+    return _signed(megabytes)

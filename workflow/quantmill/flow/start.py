@@ -5,6 +5,7 @@ Imports little: a PYTHONPATH that brings other packages is refused before any of
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_o
 
 if TYPE_CHECKING:
     from quantmill.flow.card_specs import CardSpecs
+    from quantmill.flow.estimate import Estimate
     from quantmill.flow.inputs import Inputs
     from quantmill.flow.logs import Logs
     from quantmill.flow.project import Project
@@ -34,6 +36,7 @@ class Flow(NamedTuple):
     specs: Specs
     card_specs: CardSpecs
     logs: Logs
+    estimate: Estimate
     cores: int
     evaluation_cores: Callable[[Any], int]
     gpus: Callable[[Any], int]
@@ -55,6 +58,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         from quantmill.flow import cap
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
+        from quantmill.flow.estimate import Estimate
         from quantmill.flow.inputs import Inputs
         from quantmill.flow.logs import Logs
         from quantmill.flow.paths import Paths
@@ -68,9 +72,13 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
             print(f"warning: {line}", file=sys.stderr)
     inputs = Inputs(Paths(project), ancient)
     targets = Targets(inputs)
-    specs = Specs(Digests(project, local=bool(workflow.local_exec)))
+    cores = _cores(workflow)
+    models = partial(_requested, workflow, project)  # not known while the workflow is read
+    specs = Specs(Digests(project, local=bool(workflow.local_exec), models=models, threads=cores))
     os.environ.update(_environment(project))
-    memory, cores = partial(memory_of, project.source_files), _cores(workflow)
+    memory = partial(memory_of, project.source_files)
+    estimate = Estimate(targets, cores, workflow)
+    atexit.register(estimate.of_dry_run)  # Snakemake has no hook for dry runs
     return Flow(
         project,
         inputs,
@@ -78,8 +86,9 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         specs,
         CardSpecs(specs, targets),
         Logs(project.results),
+        estimate,
         cores,
-        partial(_evaluation_cores, project, cores, _requested(workflow, "gpu")),
+        partial(_evaluation_cores, project, cores, _resource(workflow, "gpu")),
         partial(_gpus, project),
         partial(spec_of, folder=project.specs),
         memory,
@@ -129,7 +138,7 @@ def _offload(project: Project) -> dict[str, dict[str, Any]]:
     return {model: wanted for model, wanted in settings.items() if wanted}
 
 
-def _requested(workflow: Any, resource: str) -> int:
+def _resource(workflow: Any, resource: str) -> int:
     """What `--resources` of the command line or the profile gives of a resource; 0 where it gives none."""
     given = workflow.resource_settings.resources
     return int(given[resource]) if resource in given else 0
@@ -144,6 +153,20 @@ def _evaluation_cores(project: Project, cores: int, gpus: int, wildcards: Any) -
     """The cores of such a job: all, or its share where a run has several GPUs and a job takes some."""
     own = _gpus(project, wildcards)
     return max(1, cores // max(1, gpus // own)) if own else cores
+
+
+def _requested(workflow: Any, project: Project) -> list[str]:
+    """The models that a run is about: all, unless it is to make files of some alone."""
+    settings = workflow.dag_settings
+    if settings.target_jobs:  # of a single job, which asks for its own
+        return []
+    models = list(project.given.models)
+    folders = {f"{project.results / model}/": model for model in models}
+    asked = [
+        {model for folder, model in folders.items() if os.path.normpath(target).startswith(folder)}
+        for target in settings.targets
+    ]
+    return [model for model in models if not asked or set() in asked or model in set().union(*asked)]
 
 
 def _cores(workflow: Any) -> int:

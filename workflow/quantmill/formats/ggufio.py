@@ -123,6 +123,14 @@ def read_header(path: Path, *, data: bool = True) -> Header:
     return Header(path, shards, tuple(tensors), kv, alignment, held)
 
 
+def read_shard(path: Path) -> tuple[Tensor, ...]:
+    """The tensors that lie in one file, the whole model or any part of a split one.
+
+    Raises QuantmillError as `read_header` does.
+    """
+    return tuple(_read_file(path, 0, True)[1])
+
+
 def serialize(
     kv: Mapping[str, Value], tensors: Iterable[tuple[str, int, tuple[int, ...]]], alignment: int = ALIGNMENT
 ) -> bytes:

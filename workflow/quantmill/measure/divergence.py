@@ -103,7 +103,7 @@ def measure(
             for stage, by in ((STAGE, identity), (perplexity.STAGE, model.identity)):
                 note(store, stage, by, loaded().placement)
             done, state = saved.load()
-            progress.add(done)
+            progress.reuse(done)
             compared = [Values.from_bytes(state[0])[0]] if done else []
             made = reference.from_bytes(state[1]) if done and stored is None else []
             theirs = reference.from_bytes(stored) if stored is not None else []
@@ -151,7 +151,7 @@ def _references(
         for key, part in missing.items():
             saved = Saved(store, key)
             done, state = saved.load()
-            progress.add(done)
+            progress.reuse(done)
             pieces = reference.from_bytes(state[0]) if done else []
             for group in groups(part[done:], model):
                 for logits, targets in predictions(model, group, progress):

@@ -111,7 +111,7 @@ def collect(
     """
     start = time.monotonic()
     done, state = saved.load()
-    progress.add(done)
+    progress.reuse(done)
     shard = Shard.from_bytes(state[0]) if done else Shard({}, {}, np.empty(0, np.float32), 0.0)
     collector.sums, collector.leader = shard.sums, shard.leader or collector.leader
     if sampled and not done:

@@ -3,7 +3,7 @@ the store.
 
 A pass over the chunks sums up as many inputs as the free memory holds, in the order of the graph, and
 computes no further than the last of them. A killed run finds the inputs of finished passes, and of an
-unfinished one the sums of minutes ago.
+unfinished one the sums of a minute ago.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
@@ -26,6 +27,7 @@ from quantmill.engine.evaluator import Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats.moments import MomentsInput
 from quantmill.measure.outer import Input, blocks_of
+from quantmill.measure.saved import Saved
 from quantmill.measure.score import batch_of, unit_key, with_bos
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
@@ -34,7 +36,6 @@ if TYPE_CHECKING:  # whichever engine is imported is the one that the process us
     from quantmill.engine.mainline import Evaluator, Observer, Replace
 
 _ROOM: Final = 0.6  # of the free memory, for the sums of a pass
-_SAVE_EVERY: Final = 120.0  # seconds: what a killed run loses of a pass, about
 
 
 class Unit(Protocol):
@@ -158,29 +159,28 @@ class Passes(ABC, Generic[U]):
         missing = [one for one in self.inputs[first:] if self.store.get(self._key(one)) is None]
         inputs = self._that_fit(missing, machine.memory())
         start = time.monotonic()
-        partial_key = unit_key(self.stage, self.chunks, {"pass": " ".join(map(self._key, inputs))})
+        key = unit_key(self.stage, self.chunks, {"pass": " ".join(map(self._key, inputs))})
         with (
             ThreadPoolExecutor(self.threads) as pool,
             self._log.progress(self.words, len(self.chunks), "chunks") as progress,
             self.started(inputs, pool) as (sums, add),
         ):
-            done = sums.resume(self.store.get(partial_key))
-            progress.add(done)
-            saved = time.monotonic()
+            saved = Saved(self.store, key)
+            _, state = saved.load()
+            done = sums.resume(state[0] if state else None)
+            progress.reuse(done)
             for number, chunk in enumerate(self.chunks[done:], start=done + 1):
                 add(chunk)
                 progress.add(1)
-                if time.monotonic() - saved > _SAVE_EVERY and number < len(self.chunks):
-                    self.store.put(partial_key, sums.state(number))
-                    saved = time.monotonic()
+                if number < len(self.chunks):
+                    saved.save(number, partial(_state, sums, number))
         made = sums.units()
         for one in inputs:
             if not made[one.name].finite:
                 what = f"non-finite activations in {one.name}"
                 raise QuantmillError(what, self.path, "the source is damaged")
             self.store.put(self._key(one), made[one.name].to_bytes())
-        if done or time.monotonic() - start > _SAVE_EVERY:
-            self.store.put(partial_key, b"")
+        saved.finished()
         self.seconds += time.monotonic() - start
         self.measured += len(inputs)
         return made
@@ -197,6 +197,10 @@ class Passes(ABC, Generic[U]):
             )
         sizes = accumulate(self.size(one) for one in missing)
         return [one for one, total in zip(missing, sizes, strict=True) if total <= room]
+
+
+def _state(sums: Sums[U], chunks: int) -> list[bytes]:
+    return [sums.state(chunks)]
 
 
 @contextmanager

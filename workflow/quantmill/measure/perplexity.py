@@ -62,7 +62,7 @@ def measure(
             note(store, STAGE, identity, model().placement)
             done, parts = saved.load()
             values = [np.frombuffer(state, np.float32) for state in parts]
-            progress.add(done)
+            progress.reuse(done)
             for group in groups(part[done:], model()):
                 values += [nll(logits, came, pool) for logits, came in predictions(model(), group, progress)]
                 done += len(group)

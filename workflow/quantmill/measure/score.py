@@ -136,7 +136,7 @@ def units(
         saved = Saved(store, key)
         yield store.get_or_make(key, partial(make, part, saved))
         saved.finished()
-        progress.add((store.reused - reused) * len(part))
+        progress.reuse((store.reused - reused) * len(part))
 
 
 def cut(chunks: Tokens) -> list[Tokens]:

@@ -116,7 +116,7 @@ class Repository:
                     )
                 _check(addition, item)
             done.append(addition)
-            progress.add(item.bytes / 2**20)
+            progress.add(item.bytes)
         with self._errors("cannot be committed to"):
             commit = self._api.create_commit(
                 self.name, done, commit_message=message, revision=self.revision, parent_commit=parent

@@ -17,7 +17,7 @@ from quantmill.formats.ggufio import Header, padded, read_header
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.publication import FACTS, PARTS, Facts, Part, Parts, files_of
 from quantmill.formats.settings import Split
-from quantmill.progress import Log
+from quantmill.progress import BYTES, Log
 from quantmill.publish.files import ByteRange, Item
 from quantmill.quantize import split
 
@@ -35,11 +35,11 @@ def described(facts: Mapping[str, Facts], folder: Path, most: int, log: Log) -> 
                 continue
             path = folder / whole["file"]
             parts[recipe] = []
-            with log.progress(f"sha256 of the parts of {path.name}", path.stat().st_size / 2**20, "MiB") as p:
+            with log.progress(f"sha256 of the parts of {path.name}", path.stat().st_size, BYTES) as p:
                 for name, part in _parts(path, most):
                     entry: Part = {"file": f"{path.stem}/{name}", "bytes": part.size, "sha256": _sha256(part)}
                     parts[recipe].append(entry)
-                    p.add(part.size / 2**20)
+                    p.add(part.size)
     return parts
 
 

@@ -11,7 +11,7 @@ from quantmill import command
 from quantmill.errors import QuantmillError
 from quantmill.formats.publication import PARTS
 from quantmill.formats.settings import PublishedModel, Upload
-from quantmill.progress import Log
+from quantmill.progress import BYTES, Log
 from quantmill.publish.compare import UPLOADED, Row, compare, table
 from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
@@ -91,8 +91,8 @@ def upload(publication: Publication, room: Path, log: Log) -> str:
     if publication.held is None:
         repository.make(publication.settings["private"])
     parent = publication.held and publication.held.commit
-    megabytes = round(sum(item.bytes for item in due) / 2**20, 1)
-    with log.progress(f"upload {publication.model}", megabytes, "MiB") as progress:
+    total = sum(item.bytes for item in due)
+    with log.progress(f"upload {publication.model}", total, BYTES) as progress:
         address = repository.upload(due, parent, f"Publish {publication.model}", progress, room)
     rows = compare(publication.items, repository.holdings(), {}, lambda _: b"")
     wrong = [row.path for row in rows if row.state in UPLOADED]

@@ -65,7 +65,7 @@ def _stream(
             file.flush()
             record(piece, size)
         size += len(data) + len(padding)
-        progress.add((len(data) + len(padding)) / 2**20)
+        progress.add(len(data) + len(padding))
     file.flush()
     return size, digest.hexdigest()
 

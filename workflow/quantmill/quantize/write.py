@@ -32,8 +32,8 @@ from quantmill.formats.settings import ImatrixFile, Quantize
 from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments, add_options, asked_for
 from quantmill.nvfp4.gguf import together, weights_only
-from quantmill.progress import Log
-from quantmill.quantize import split
+from quantmill.progress import BYTES, Log
+from quantmill.quantize import costs, split
 from quantmill.quantize.feedback import memory_of
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
@@ -306,6 +306,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         if moments is not None and task.moments is not None
     }
     refuse_if_short(args.gguf, plan["file_bytes"], rows, of_moments)
+    sizes = [ggufio.padded(row.bytes) for row in rows]
+    work = costs.of_tasks(zip(todo, sizes, strict=True), spec["engine"], store, args.threads)
     most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
@@ -316,7 +318,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
         store.reserving(args.gguf.parent, plan["file_bytes"]) as written,
-        log.progress("quantize", round(plan["file_bytes"] / 2**20, 1), "MiB") as progress,
+        log.progress("quantize", sum(sizes), BYTES, work) as progress,
     ):
         tensors = counted(pieces(todo, source, quantizer), written)
         tried = partial(
