@@ -103,7 +103,7 @@ def test_the_statistics_are_llama_perplexity_s(tmp_path: Path, coarse: dict[str,
     assert result["p_diff"]["1%"] == pytest.approx(theirs["1.0%   Δp"][0], abs=1e-4)
     # Two tokens may be as likely up to the last bits, which differ between processors: a few of 1,260.
     assert result["same_top"]["mean"] == pytest.approx(theirs["Same top p"][0], abs=4 / len(values.kld))
-    assert result["same_top"]["error"] == pytest.approx(theirs["Same top p"][1], abs=1e-5)
+    assert result["same_top"]["error"] == pytest.approx(theirs["Same top p"][1], abs=1e-4)
 
 
 @pytest.mark.parametrize("model", ["llama", "moe"])
