@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quantmill.engine import placement
+from quantmill.engine.llama import cure_of
 from quantmill.engine.placement import Device, Parameters, buffers
 from quantmill.offload import Offload
 
@@ -54,3 +55,9 @@ def test_a_context_that_cannot_be_made_does_not_fit(monkeypatch: pytest.MonkeyPa
     parameters = Parameters(Offload(gpu_layers="auto"), MODEL)
     parameters.fit(lambda _: [])
     assert parameters.layers == 0
+
+
+def test_a_model_without_room_on_a_device_is_told_what_to_do() -> None:
+    message = "llama_model_load: error loading model: unable to allocate CUDA0 buffer"
+    assert cure_of(message).startswith("it has no room there: set `offload: {gpu_layers: auto}`")
+    assert cure_of("invalid magic") == "check the file"

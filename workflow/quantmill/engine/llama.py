@@ -26,8 +26,15 @@ def load(path: Path, params: Any) -> Any:
     model = native.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         message = listener.last_words("error loading")
-        raise QuantmillError(f"llama.cpp cannot load it ({message})", path, "check the file")
+        raise QuantmillError(f"llama.cpp cannot load it ({message})", path, cure_of(message))
     return model
+
+
+def cure_of(message: str) -> str:
+    """What to do where llama.cpp does not load a model with these words."""
+    if "allocat" in message:
+        return "it has no room there: set `offload: {gpu_layers: auto}`, or free some memory"
+    return "check the file"
 
 
 def place(
