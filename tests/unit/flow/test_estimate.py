@@ -148,6 +148,7 @@ def test_a_source_that_is_yet_to_be_fetched_gives_no_time(results: Targets) -> N
 def test_earlier_runs_correct_the_figures(results: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three times what is expected; a job that found its work in the store, or a torn note tells nothing."""
     monkeypatch.setattr(Work, "seconds", lambda self, job: 13.0)
+    monkeypatch.setattr(Work, "taken", lambda self, job: 13.0)
     for name, seconds in (("Q8_0", 33.0), ("source", 33.0), ("found", 3.5)):
         benchmark(results, f"kld/{name}.tsv", seconds, 512)
     Path(results.paths.of("local", "benchmarks/kld/torn.tsv")).write_text("s\n", encoding="utf-8")
@@ -159,6 +160,21 @@ def test_earlier_runs_correct_the_figures(results: Targets, monkeypatch: pytest.
     kld, speed = estimate.rows(jobs, work, rates)
     assert kld == ("KL divergence", 1, pytest.approx(33), False, 512 * 2**20, 0)
     assert speed == ("speed", 1, 13.0, True, GIB, 0)
+
+
+def test_a_finished_job_is_judged_by_what_it_evaluated(results: Targets) -> None:
+    """Not by what the config asks for now."""
+    work = work_of(results)
+    job = Job("measure_divergence", "local", "Q8_0")
+    assert work.taken(job) is None  # no report
+    report = Path(results.paths.of("local", "bench/Q8_0/kld.json"))
+    report.parent.mkdir(parents=True)
+    report.write_text('{"chunks": 30, "context": 128}', encoding="utf-8")
+    now = work.seconds(job)
+    then = work.taken(job)
+    assert now is not None
+    assert then is not None
+    assert then - work.start == pytest.approx(10 * (now - work.start))
 
 
 def test_what_took_no_time_tells_nothing_of_large_models(results: Targets) -> None:

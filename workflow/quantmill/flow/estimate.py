@@ -130,7 +130,7 @@ def learn(work: Work) -> Rates:
                 with suppress(OSError, ValueError, KeyError):
                     seconds, bytes_ = _benchmark(path)
                     memory[model, job.kind] = max(bytes_, memory.get((model, job.kind), 0))
-                    expected = work.seconds(job)
+                    expected = work.taken(job)
                     if expected is not None and expected - work.start > _LEAST_SECONDS:
                         ratios[job.kind].append(
                             (max(0.0, seconds - work.start) / (expected - work.start), expected)
