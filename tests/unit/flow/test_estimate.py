@@ -122,6 +122,10 @@ def test_a_perplexity_of_the_same_chunks_takes_no_time(results: Targets) -> None
     assert work.seconds(Job("measure_perplexity", "local", "source")) == work.start
 
 
+def test_what_was_read_with_the_workflow_is_not_read_again(results: Targets) -> None:
+    assert work_of(results).seconds(Job("list_tensors", "local")) == Work.start
+
+
 def test_each_rule_has_a_time(results: Targets) -> None:
     work = work_of(results)
     for job in estimate.of_missing(results):
@@ -220,11 +224,9 @@ def workflow(targets: list[str], quiet: set[str], *, dryrun: bool, jobs: list[An
     return SimpleNamespace(
         dag=SimpleNamespace(needrun_jobs=lambda exclude_finished: jobs),
         dag_settings=SimpleNamespace(targets=targets),
-        output_settings=SimpleNamespace(
-            quiet={SimpleNamespace(name=name) for name in []}
-            or [SimpleNamespace(name=name) for name in quiet]
-        ),
+        output_settings=SimpleNamespace(quiet=[SimpleNamespace(name=name) for name in quiet]),
         dryrun=dryrun,
+        executor_plugin="local",
     )
 
 
@@ -248,15 +250,17 @@ def test_when_it_is_printed(results: Targets, capsys: pytest.CaptureFixture[str]
     assert printed("of_run", [], set(), [speed], dryrun=False)
     assert not printed("of_run", [], set(), [card], dryrun=False)
     assert not printed("of_run", [], {"ALL"}, [speed], dryrun=False)
-    assert printed("of_dry_run", [], {"RULES"}, [speed], dryrun=True)
-    assert not printed("of_dry_run", [], set(), [speed], dryrun=False)
+    assert printed("at_exit", [], {"RULES"}, [speed], dryrun=True)
+    assert not printed("at_exit", [], set(), [speed], dryrun=False)
     assert printed("of_plans", ["plans"], set(), [], dryrun=False)
     assert not printed("of_plans", ["all"], set(), [], dryrun=False)
+    assert printed("at_exit", ["plans"], set(), [], dryrun=False)  # all are there, and no hook is called
+    assert not printed("at_exit", ["plans"], set(), [card], dryrun=False)  # they were made, or failed
 
 
 def test_an_error_in_it_stops_nothing(results: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: 1 / 0)
-    for method in ("of_run", "of_plans", "of_dry_run"):
+    for method in ("of_run", "of_plans", "at_exit"):
         getattr(Estimate(results, 2, None), method)()
     run = Estimate(results, 2, workflow(["plans"], set(), dryrun=False, jobs=[]))
     run.of_plans()

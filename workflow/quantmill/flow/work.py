@@ -205,6 +205,8 @@ class Work:
             return 0.0 if job.rule == "list_tensors" else None
         if job.kind == FILES:
             return self.files([job])[0] - _START_SECONDS
+        if job.rule == "list_tensors" and not self.project.config.models[job.model].source.made:
+            return 0.0  # it was read with the workflow, and is noted
         if job.kind == "source":
             return size.bytes / (_FETCH_BYTES if job.rule == "fetch_source" else _READ_BYTES)
         if job.rule in _MEASURES:
