@@ -20,6 +20,7 @@ def test_dry_runs_runs_and_plans_have_the_table(tmp_path: Path) -> None:
     before, _, after = plans.stderr.partition("steps (100%) done")
     assert "to make " not in before
     assert "units in the store" in after.partition("to make ")[2]
+    assert checkout.run("plans").stderr.count("to make ") == 1  # nothing was due
     # A run has it before its first job.
     run = checkout.run("results/tiny/bench/source/speed.json")
     assert run.stderr.index("to make ") < run.stderr.index("speed of source")

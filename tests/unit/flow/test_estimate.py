@@ -122,6 +122,10 @@ def test_a_perplexity_of_the_same_chunks_takes_no_time(results: Targets) -> None
     assert work.seconds(Job("measure_perplexity", "local", "source")) == work.start
 
 
+def test_what_was_read_with_the_workflow_is_not_read_again(results: Targets) -> None:
+    assert work_of(results).seconds(Job("list_tensors", "local")) == Work.start
+
+
 def test_each_rule_has_a_time(results: Targets) -> None:
     work = work_of(results)
     for job in estimate.of_missing(results):
@@ -148,6 +152,7 @@ def test_a_source_that_is_yet_to_be_fetched_gives_no_time(results: Targets) -> N
 def test_earlier_runs_correct_the_figures(results: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three times what is expected; a job that found its work in the store, or a torn note tells nothing."""
     monkeypatch.setattr(Work, "seconds", lambda self, job: 13.0)
+    monkeypatch.setattr(Work, "taken", lambda self, job: 13.0)
     for name, seconds in (("Q8_0", 33.0), ("source", 33.0), ("found", 3.5)):
         benchmark(results, f"kld/{name}.tsv", seconds, 512)
     Path(results.paths.of("local", "benchmarks/kld/torn.tsv")).write_text("s\n", encoding="utf-8")
@@ -159,6 +164,21 @@ def test_earlier_runs_correct_the_figures(results: Targets, monkeypatch: pytest.
     kld, speed = estimate.rows(jobs, work, rates)
     assert kld == ("KL divergence", 1, pytest.approx(33), False, 512 * 2**20, 0)
     assert speed == ("speed", 1, 13.0, True, GIB, 0)
+
+
+def test_a_finished_job_is_judged_by_what_it_evaluated(results: Targets) -> None:
+    """Not by what the config asks for now."""
+    work = work_of(results)
+    job = Job("measure_divergence", "local", "Q8_0")
+    assert work.taken(job) is None  # no report
+    report = Path(results.paths.of("local", "bench/Q8_0/kld.json"))
+    report.parent.mkdir(parents=True)
+    report.write_text('{"chunks": 30, "context": 128}', encoding="utf-8")
+    now = work.seconds(job)
+    then = work.taken(job)
+    assert now is not None
+    assert then is not None
+    assert then - work.start == pytest.approx(10 * (now - work.start))
 
 
 def test_what_took_no_time_tells_nothing_of_large_models(results: Targets) -> None:
@@ -204,11 +224,9 @@ def workflow(targets: list[str], quiet: set[str], *, dryrun: bool, jobs: list[An
     return SimpleNamespace(
         dag=SimpleNamespace(needrun_jobs=lambda exclude_finished: jobs),
         dag_settings=SimpleNamespace(targets=targets),
-        output_settings=SimpleNamespace(
-            quiet={SimpleNamespace(name=name) for name in []}
-            or [SimpleNamespace(name=name) for name in quiet]
-        ),
+        output_settings=SimpleNamespace(quiet=[SimpleNamespace(name=name) for name in quiet]),
         dryrun=dryrun,
+        executor_plugin="local",
     )
 
 
@@ -232,15 +250,17 @@ def test_when_it_is_printed(results: Targets, capsys: pytest.CaptureFixture[str]
     assert printed("of_run", [], set(), [speed], dryrun=False)
     assert not printed("of_run", [], set(), [card], dryrun=False)
     assert not printed("of_run", [], {"ALL"}, [speed], dryrun=False)
-    assert printed("of_dry_run", [], {"RULES"}, [speed], dryrun=True)
-    assert not printed("of_dry_run", [], set(), [speed], dryrun=False)
+    assert printed("at_exit", [], {"RULES"}, [speed], dryrun=True)
+    assert not printed("at_exit", [], set(), [speed], dryrun=False)
     assert printed("of_plans", ["plans"], set(), [], dryrun=False)
     assert not printed("of_plans", ["all"], set(), [], dryrun=False)
+    assert printed("at_exit", ["plans"], set(), [], dryrun=False)  # all are there, and no hook is called
+    assert not printed("at_exit", ["plans"], set(), [card], dryrun=False)  # they were made, or failed
 
 
 def test_an_error_in_it_stops_nothing(results: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: 1 / 0)
-    for method in ("of_run", "of_plans", "of_dry_run"):
+    for method in ("of_run", "of_plans", "at_exit"):
         getattr(Estimate(results, 2, None), method)()
     run = Estimate(results, 2, workflow(["plans"], set(), dryrun=False, jobs=[]))
     run.of_plans()

@@ -29,8 +29,7 @@ in `workflow/quantmill/config/` (`python -m quantmill.config.reference`). Editor
 - In a *path* `~` is the home folder. Braces are refused, since Snakemake reads them as wildcards.
 - A *name* becomes part of file names: letters, digits and `. _ + -`.
 - A second config given by `--configfile` replaces `config.yaml`. The two are not merged. Targets stand
-  before it, as in `snakemake plans --cores all --configfile x.yaml`: Snakemake takes every word behind it as
-  a config.
+  before it, as in `snakemake plans --configfile x.yaml`: Snakemake takes every word behind it as a config.
 """
 
 _PATTERNS: Final = (

@@ -64,8 +64,9 @@ class Likelihoods:
         """Of each request ln p of its continuation (nats), and whether each token was the likeliest."""
         for first in range(0, len(requests), REQUESTS_A_UNIT):
             part = [request.within(self.context) for request in requests[first : first + REQUESTS_A_UNIT]]
+            reused = self._store.reused
             unit = self._store.get_or_make(self._key(part), partial(self._make, part))
-            progress.add(len(part))
+            (progress.add if self._store.reused == reused else progress.reuse)(len(part))
             for value, greedy in np.frombuffer(unit, np.float64).reshape(-1, 2):
                 yield float(value), bool(greedy)
 

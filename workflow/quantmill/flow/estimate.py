@@ -130,7 +130,7 @@ def learn(work: Work) -> Rates:
                 with suppress(OSError, ValueError, KeyError):
                     seconds, bytes_ = _benchmark(path)
                     memory[model, job.kind] = max(bytes_, memory.get((model, job.kind), 0))
-                    expected = work.seconds(job)
+                    expected = work.taken(job)
                     if expected is not None and expected - work.start > _LEAST_SECONDS:
                         ratios[job.kind].append(
                             (max(0.0, seconds - work.start) / (expected - work.start), expected)
@@ -239,7 +239,7 @@ class Estimate:
     def of_run(self) -> None:
         """Print the table of the jobs that are due; nothing where they take no time."""
         with suppress(Exception):
-            jobs = of_dag(self.workflow.dag.needrun_jobs(exclude_finished=False))
+            jobs = of_dag(self._due())
             if any(job.kind != OTHER for job in jobs):
                 self._print(lambda: jobs)
 
@@ -249,11 +249,16 @@ class Estimate:
             if set(self.workflow.dag_settings.targets) == {"plans"}:
                 self._print(lambda: of_missing(self.targets))
 
-    def of_dry_run(self) -> None:
-        """Print the table at the end of a dry run."""
+    def at_exit(self) -> None:
+        """Print what Snakemake has no hook for: the table of a dry run; that of plans that are all there."""
         with suppress(Exception):
             if self.workflow.dryrun:
                 self.of_run()
+            elif self.workflow.executor_plugin is not None and not self._due():
+                self.of_plans()
+
+    def _due(self) -> list[Any]:
+        return list(self.workflow.dag.needrun_jobs(exclude_finished=False))
 
     def _print(self, due: Callable[[], list[Job]]) -> None:
         quiet = {one.name for one in self.workflow.output_settings.quiet or ()}

@@ -78,7 +78,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     os.environ.update(_environment(project))
     memory = partial(memory_of, project.source_files)
     estimate = Estimate(targets, cores, workflow)
-    atexit.register(estimate.of_dry_run)  # Snakemake has no hook for dry runs
+    atexit.register(estimate.at_exit)
     return Flow(
         project,
         inputs,

@@ -69,6 +69,16 @@ _MEASURES: Final = {
     "measure_perplexity": 1.0,
 }
 
+_REPORTS: Final = {
+    "measure_imatrix": "imatrix.json",
+    "measure_moments": "moments.json",
+    "measure_cross": "cross/{}.json",
+    "calibrate_activations": "activations.json",
+    "measure_divergence": "bench/{}/kld.json",
+    "measure_perplexity": "bench/{}/perplexity.json",
+}
+"""Where a finished job says how many chunks it evaluated."""
+
 
 class Job(NamedTuple):
     """A job: its rule, its model, its recipe or row (if any), and the bytes of memory it asks for."""
@@ -108,6 +118,22 @@ class Work:
             size = self.size(job.model)
             work = self._work(job, size) if size is not None or job.kind == "source" else None
             return None if work is None else _START_SECONDS + work
+        return None
+
+    def taken(self, job: Job) -> float | None:
+        """What a finished job was expected to take: of the tokens that its report names, whatever the
+        config says now.
+        """
+        if job.rule not in _MEASURES:
+            return self.seconds(job)
+        with suppress(QuantmillError, OSError, ValueError, KeyError, TypeError):
+            report = json.loads(
+                Path(self.paths.of(job.model, _REPORTS[job.rule].format(job.name))).read_bytes()
+            )
+            size = self.size(job.model)
+            if size is not None and self._chunks(job) is not None:
+                tokens = report["chunks"] * report["context"]
+                return _START_SECONDS + self._tokens(tokens, size) * _MEASURES[job.rule]
         return None
 
     @once
@@ -179,6 +205,8 @@ class Work:
             return 0.0 if job.rule == "list_tensors" else None
         if job.kind == FILES:
             return self.files([job])[0] - _START_SECONDS
+        if job.rule == "list_tensors" and not self.project.config.models[job.model].source.made:
+            return 0.0  # it was read with the workflow, and is noted
         if job.kind == "source":
             return size.bytes / (_FETCH_BYTES if job.rule == "fetch_source" else _READ_BYTES)
         if job.rule in _MEASURES:
