@@ -60,7 +60,7 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     first, and removes what killed writers of `path` have left. A full disk, or a
     folder that cannot be written to, is a QuantmillError that names the file.
     """
-    part = parts.part_of(path)
+    part = parts.new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:
@@ -95,7 +95,7 @@ def building(folder: Path) -> Iterator[Path]:
 
     What stood there before goes only then. What killed writers have left is removed first.
     """
-    part = parts.part_of(folder)
+    part = parts.new(folder)
     try:
         parts.sweep(folder)
         part.mkdir(parents=True)

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from quantmill import parts
 from quantmill.files import part_of
-from quantmill.parts import part_of as part_named
 
 PLACE: Final = struct.Struct("<16s32s16sQQ")
 """A place as a file: magic, sha256 of the payload, pack, offset, size."""
@@ -65,7 +65,7 @@ class Packs:
 
     def can_link(self, folder: Path) -> bool:
         """Whether a file in `folder` can become a pack: on another file system, for one, it cannot."""
-        name = part_named(Path("link")).name
+        name = parts.new(Path("link")).name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("xb"):

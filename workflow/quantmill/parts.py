@@ -24,7 +24,7 @@ YOUNG: Final = 60.0
 _PART: Final = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
-def part_of(path: Path) -> Path:
+def new(path: Path) -> Path:
     """A new name for what is to become `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
