@@ -208,6 +208,17 @@ def test_without_a_device_it_is_refused(tmp_path: Path, settings: dict[str, Any]
     assert (done.returncode, done.stderr.splitlines()) == (1, [line])
 
 
+def test_the_check_of_the_source_refuses_what_its_header_lacks(tmp_path: Path) -> None:
+    """Before any work, and where there is no GPU."""
+    bench = Bench(tmp_path, LLAMA, tensors={"no_such": "CPU"})
+    text = spec.make("check.source", {"model": "m"}, {"model": "s"})
+    words = command("check.source", text, model=LLAMA, name="m", out=tmp_path / "check.json")
+    done = subprocess.run(words, capture_output=True, text=True, env=bench.environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: offload.tensors, tiny-llama.gguf: no_such matches no tensor")
+    assert not (tmp_path / "check.json").exists()
+
+
 def test_a_device_that_vanishes_costs_no_unit(tmp_path: Path) -> None:
     chunks = 40
     with rpc.server() as first:
