@@ -23,7 +23,7 @@ from quantmill.evaluate.problems import read
 from quantmill.evaluate.prompting import Prompter
 from quantmill.evaluate.tasks import Engine, chance, evaluate, rows
 from quantmill.files import read_json, write_json
-from quantmill.measure.score import score_chunk, with_bos
+from quantmill.measure.score import nll, predictions, with_bos
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -220,11 +220,12 @@ def test_answers_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
 def test_likelihoods_are_those_of_the_perplexity(tmp_path: Path) -> None:
     with Evaluator(MODEL, context=128, batch=128, threads=1) as model, ThreadPoolExecutor(1) as pool:
         chunk = with_bos(tokens(128), model.bos)
-        nll = score_chunk(model, chunk, 128, pool)
+        with Log(tmp_path / "log").progress("perplexity", 1, "chunks") as progress:
+            losses = [nll(logits, came, pool) for logits, came in predictions(model, chunk[None], progress)]
     request = Request(chunk[:65], chunk[65:])
     with Likelihoods(MODEL, context=128, threads=1, identity=IDENTITY, store=Store(tmp_path)) as likelihoods:
         value, greedy = likelihoods.one(request)
-        assert value == pytest.approx(-float(nll.sum()), rel=1e-4) and not greedy
+        assert value == pytest.approx(-float(np.concatenate(losses).sum()), rel=1e-4) and not greedy
         # whatever was asked before, the same prefix or another: the same value
         again = likelihoods.one(request)
         likelihoods.one(Request(chunk[:10], chunk[10:20]))

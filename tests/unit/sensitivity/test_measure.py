@@ -19,6 +19,7 @@ from quantmill.formats.ggufio import read_header
 from quantmill.formats.manifest import write_manifest
 from quantmill.formats.types import WRITABLE, tensor_bytes
 from quantmill.model import manifest
+from quantmill.model.digests import Memo
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
 from quantmill.quantize.write import Source
@@ -37,7 +38,7 @@ def source_of(folder: Path, **options) -> Source:
     """A small llama and its manifest."""
     path = write_llama(folder / "m.gguf", **options)
     header = read_header(path)
-    digests, _ = manifest.digests(header, 1, lambda count: None)
+    digests, _ = manifest.digests(header, Memo([]), 1, Log(folder / "log"))
     rows = manifest.rows(header, digests)
     write_manifest(folder / "manifest.tsv", rows)
     return Source(path, folder / "manifest.tsv")

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from quantmill import machine, text
+from quantmill.files import split_lines
 from quantmill.flow.paths import Paths
 from quantmill.flow.targets import Targets
 from quantmill.flow.work import FILES, KINDS, OTHER, Job, Work
@@ -146,7 +147,7 @@ def learn(work: Work) -> Rates:
 
 def _benchmark(path: Path) -> tuple[float, int]:
     """(seconds, most bytes of memory) of a job, of Snakemake's table."""
-    header, row = path.read_text(encoding="utf-8").splitlines()[:2]
+    header, row = split_lines(path.read_text(encoding="utf-8"))[:2]
     values = dict(zip(header.split("\t"), row.split("\t"), strict=True))
     return float(values["s"]), int(float(values["max_rss"]) * 2**20)
 
