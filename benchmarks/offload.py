@@ -54,7 +54,7 @@ def measured(work: Workspace, chunks: int, problems: int) -> dict[str, tuple[Any
         "imatrix": work.imatrix(chunks),
         "divergence of the source from itself": work.divergence(chunks),
         "perplexity": work.perplexity(chunks),
-        "probes": work.sensitivity(2, 1.0),
+        "probes": work.sensitivity(2, 0.1),
         "speed": work.speed(128, 16, 2),
         "HumanEval": work.humaneval(problems, 64),
     }
