@@ -159,9 +159,9 @@ def test_all_models_cost_one_pass_of_the_reference(
     chunks, store = chunks_of("llama", 10), Store(tmp_path)
     measured(source(), source(), chunks, store)
     loaded = []
-    load = divergence.loaded_model
+    load = divergence.loaded_to_score
     monkeypatch.setattr(
-        divergence, "loaded_model", lambda path, **kw: loaded.append(path) or load(path, **kw)
+        divergence, "loaded_to_score", lambda path, *more: loaded.append(path) or load(path, *more)
     )
     once = measured(coarse["llama"], source(), chunks, store)
     assert loaded == [coarse["llama"].path]
@@ -192,9 +192,9 @@ def test_a_lost_unit_of_the_reference_is_made_again(
         data[-9] ^= 1
         path.write_bytes(data)
     loaded = []
-    load = divergence.loaded_model
+    load = divergence.loaded_to_score
     monkeypatch.setattr(
-        divergence, "loaded_model", lambda path, **kw: loaded.append(path) or load(path, **kw)
+        divergence, "loaded_to_score", lambda path, *more: loaded.append(path) or load(path, *more)
     )
     result = measured(coarse["llama"], source(), chunks, store)
     assert loaded == [source().path, coarse["llama"].path]

@@ -80,9 +80,6 @@ class Build(NamedTuple):
         return cls(**build | {"needs": frozenset(build["needs"])})
 
 
-# GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ggml-backend.h.
-_GPU = (1, 2)
-
 _CPUINFO = Path("/proc/cpuinfo")
 
 BUILD: Final = "quantmill.json"  # beside an engine's libraries: its `Build`
@@ -202,25 +199,6 @@ def path(name: str, engine: str) -> Path:
 def load(name: str) -> ctypes.CDLL:
     """The shared library `name` of this process's engine, loaded; its calls release the GIL."""
     return ctypes.CDLL(str(path(name, in_use())))
-
-
-def backend() -> str:
-    """What computes: the GPUs' own descriptions where ggml sees any, else `CPU`."""
-    if in_use() == "ik":
-        return "CPU"  # its package is built for no other
-    ggml = load("ggml")
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype, ggml.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    base = load("ggml-base")
-    base.ggml_backend_dev_type.argtypes = base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
-    base.ggml_backend_dev_description.restype = ctypes.c_char_p
-    devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
-    gpus = [
-        base.ggml_backend_dev_description(d).decode()
-        for d in devices
-        if base.ggml_backend_dev_type(d) in _GPU
-    ]
-    return ", ".join(gpus) or "CPU"
 
 
 def digest(file_sha256: Callable[[Path], str], engine: str = "mainline") -> str:

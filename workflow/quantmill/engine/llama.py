@@ -45,16 +45,12 @@ def place(
 
     QuantmillError where the devices have no room, or are not there.
     """
-    _quiet()
     nowhere = (c.c_void_p * 1)()  # a list of devices that ends with its first entry
     if offload is None:
         loading.devices = c.addressof(nowhere)
         model = load(path, loading)
         return model, _context(path, model, params), None
-    parameters = Parameters(offload, path)
-    parameters.of_model(loading)
-    parameters.of_context(params)
-    parameters.fit(lambda layers: _simulated(path, loading, params, layers))
+    parameters = _fitted(path, loading, params, offload)
     loading.n_gpu_layers = parameters.layers
     listener.buffers.clear()
     model = load(path, loading)
@@ -64,14 +60,19 @@ def place(
 
 def fitting(path: Path, context: int) -> int:
     """How many layers of a model fit on the wanted devices, beside a context of so many tokens."""
-    _quiet()
-    parameters = Parameters(chosen(), path)
     loading, params = native.llama_model_default_params(), native.llama_context_default_params()
     params.n_ctx = context
+    return _fitted(path, loading, params, chosen()).layers
+
+
+def _fitted(path: Path, loading: Any, params: Any, offload: Offload) -> Parameters:
+    """What the run wants, set in llama.cpp's parameters, with the number of layers that fit."""
+    _quiet()
+    parameters = Parameters(offload, path)
     parameters.of_model(loading)
     parameters.of_context(params)
     parameters.fit(lambda layers: _simulated(path, loading, params, layers))
-    return parameters.layers
+    return parameters
 
 
 def _context(path: Path, model: Any, params: Any) -> Any:

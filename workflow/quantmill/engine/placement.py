@@ -22,7 +22,7 @@ from quantmill.formats.devices import Part, Placement
 from quantmill.formats.ggufio import read_header
 from quantmill.offload import Offload
 
-_GPU: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
+_GPU: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU of ggml-backend.h
 _SPARE: Final = 256 << 20
 """Bytes of a device that `auto` leaves free: for its driver's own, and whatever else comes to run there."""
 _CONNECT_SECONDS: Final = 10.0
@@ -220,6 +220,13 @@ def present() -> list[Device]:
     return sorted(found, key=lambda device: not device.name.startswith("RPC"))
 
 
+def backend() -> str:
+    """What computes: the GPUs' own descriptions where ggml sees any, else `CPU`."""
+    if library.in_use() == "ik":
+        return "CPU"  # its package is built for no other
+    return ", ".join(device.description for device in present()) or "CPU"
+
+
 def _chosen(offload: Offload) -> list[Device]:
     there = present()
     if not offload.devices:
@@ -252,7 +259,7 @@ def _buffer_type(name: str, devices: list[Device]) -> int:
 @cache
 def _lib() -> c.CDLL:
     """The library with ggml's list of devices; the functions of its base are found through it too."""
-    lib = c.CDLL(str(library.path("ggml", "mainline")))
+    lib = library.load("ggml")
     base = library.load("ggml-base")
     pointer, text, size = c.c_void_p, c.c_char_p, c.c_size_t
     declared: dict[str, tuple[c.CDLL, Any, list[Any]]] = {

@@ -26,14 +26,14 @@ def serve(endpoint: str, threads: int) -> None:
     """
     pointers = [device.pointer for device in present()] or [_cpu()]
     devices = (c.c_void_p * len(pointers))(*pointers)
-    start = c.CDLL(str(library.path("ggml-rpc", "mainline"))).ggml_backend_rpc_start_server
+    start = library.load("ggml-rpc").ggml_backend_rpc_start_server
     start.restype, start.argtypes = None, [c.c_char_p, c.c_char_p, c.c_size_t, c.c_size_t, c.c_void_p]
     start(endpoint.encode(), None, threads, len(pointers), devices)
     raise QuantmillError("cannot be served", endpoint, "take a free port, and an address of this machine")
 
 
 def _cpu() -> int:
-    by_type = c.CDLL(str(library.path("ggml", "mainline"))).ggml_backend_dev_by_type
+    by_type = library.load("ggml").ggml_backend_dev_by_type
     by_type.restype, by_type.argtypes = c.c_void_p, [c.c_int]
     return int(by_type(_CPU))
 

@@ -42,16 +42,14 @@ from quantmill.measure.placed import note, noted
 from quantmill.measure.reference import Floats, Reference, Values, compare
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
-    batch_for,
     cut,
     groups,
     load_chunks,
+    loaded_to_score,
     predictions,
-    sequences_of,
     unit_key,
     units,
 )
-from quantmill.measure.score import loaded as loaded_model
 from quantmill.measure.score import perplexity as perplexity_of
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
@@ -83,9 +81,7 @@ def measure(
     itself = model.identity == source.identity
 
     def load(path: Path) -> AbstractContextManager[Evaluator]:
-        context = chunks.shape[1]
-        batch, sequences = batch_for(context), sequences_of(context)
-        return loaded_model(path, context=context, batch=batch, threads=threads, sequences=sequences)
+        return loaded_to_score(path, chunks.shape[1], threads)
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))

@@ -22,14 +22,12 @@ from quantmill.formats.settings import Chunks
 from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
-    batch_for,
     groups,
     load_chunks,
-    loaded,
+    loaded_to_score,
     nll,
     perplexity,
     predictions,
-    sequences_of,
     units,
 )
 from quantmill.progress import Log
@@ -52,10 +50,7 @@ def measure(
 
         @cache
         def model() -> Evaluator:
-            batch, sequences = batch_for(context), sequences_of(context)
-            return stack.enter_context(
-                loaded(path, context=context, batch=batch, threads=threads, sequences=sequences)
-            )
+            return stack.enter_context(loaded_to_score(path, context, threads))
 
         def make(part: Tokens, saved: Saved) -> bytes:
             start = time.monotonic()

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -217,10 +217,11 @@ def sequences_of(context: int) -> int:
     return 1 if library.in_use() == "ik" else max(1, chosen().batch // context)
 
 
-def batch_for(context: int) -> int:
-    """The most tokens that are evaluated at once, of chunks of so many."""
+def loaded_to_score(path: Path, context: int, threads: int) -> AbstractContextManager[Evaluator]:
+    """The GGUF with room for chunks of `context` tokens, as many side by side as the run wants."""
     sequences = sequences_of(context)
-    return context * sequences if sequences > 1 else min(chosen().batch or BATCH, context)
+    batch = context * sequences if sequences > 1 else min(chosen().batch or BATCH, context)
+    return loaded(path, context=context, batch=batch, threads=threads, sequences=sequences)
 
 
 def groups(part: Tokens, model: Evaluator) -> Iterator[Tokens]:

@@ -15,6 +15,7 @@ import numpy as np
 from quantmill import command
 from quantmill.engine import library
 from quantmill.engine.evaluator import Evaluator, Tokens
+from quantmill.engine.placement import backend
 from quantmill.formats import settings
 from quantmill.formats.measurements import SPEED, Machine, Rate, Speed
 from quantmill.formats.publication import model_sha256
@@ -107,7 +108,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "prompt": pp,
         "generate": tg,
         "threads": args.threads,
-        "backend": library.backend(),
+        "backend": backend(),
         "machine": machine(),
         "model_sha256": sha256,
         **library.marked(),
