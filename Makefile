@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 PIP := CC=true LDSHARED=true $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet \
 	--require-hashes --no-deps --no-build-isolation --only-binary :all: --no-binary connection-pool,immutables
 
-.PHONY: cards env evals converter check test lint unit unit-newest bench lock clean help
+.PHONY: cards env evals cluster converter check test lint unit unit-newest bench lock clean help
 
 cards: env
 	@$(BIN)/snakemake --cores $(CORES)
@@ -81,6 +81,10 @@ $(VENV)/ready-dev: $(VENV)/ready envs/dev.lock
 evals: $(VENV)/ready
 	@$(PIP) --no-binary rouge-score,sqlitedict,word2number -r envs/evals.lock
 
+# Snakemake's plugins for Slurm and Kubernetes, which the profiles of these names need.
+cluster: $(VENV)/ready
+	@$(PIP) -r envs/cluster.lock
+
 test: lint unit
 
 lint: $(VENV)/ready-dev
@@ -110,7 +114,7 @@ bench: $(VENV)/ready
 UV = ../.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header
 LOCK = cd envs && $(UV) $(UPGRADE) --fork-strategy fewest --generate-hashes --no-emit-index-url --allow-unsafe
 CPU = --index $(CPU_WHEELS) --index-strategy unsafe-best-match
-LOCKS := requirements build dev engine models evals
+LOCKS := requirements build dev engine models evals cluster
 lock:
 	@$(MAKE) --no-print-directory check
 	@rm -rf .cache/lock
@@ -124,6 +128,7 @@ lock:
 		"converter.lock stays as it is: CPU_WHEELS names no index with torch's builds for the CPU")
 	$(LOCK) --no-deps -o models.lock models.in >/dev/null
 	$(LOCK) -c requirements.lock -c build.lock -c dev.lock -o evals.lock evals.in >/dev/null
+	$(LOCK) -c requirements.lock -c build.lock -c dev.lock -o cluster.lock cluster.in >/dev/null
 	@for lock in $(LOCKS) $(if $(CPU_WHEELS),converter); do (cd envs && $(UV) $(if $(CPU_WHEELS),$(CPU)) --no-deps \
 		--format pylock.toml -o ../.cache/lock/pylock.$$lock.toml $$lock.lock >/dev/null) || exit 1; done
 	@.cache/lock/bin/python envs/wheels.py .cache/lock/pylock.*.toml
@@ -137,6 +142,7 @@ With make:
   make env          the environment alone, in .venv (PYTHON=python3.12 for another than the newest,
                     PORTABLE=1 for an engine that runs on all x86-64-v3 or armv8.2 machines)
   make evals        add lm-eval, for bench.tasks
+  make cluster      add Snakemake's plugins for Slurm and Kubernetes, for profiles/slurm and profiles/kubernetes
   make converter    add what converts Hugging Face checkpoints, in .converter (torch for the CPU, 1.2 GB)
   make test         lint, types, tests (JOBS=auto)
   make unit         the tests alone

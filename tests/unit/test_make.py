@@ -108,13 +108,14 @@ def test_conda_environments_have_the_versions_of_the_locks(environment: str, loc
     assert listed <= locked
 
 
-def test_lm_eval_asks_for_no_other_version_than_a_run() -> None:
+@pytest.mark.parametrize("extra", ["evals", "cluster"])
+def test_an_extra_asks_for_no_other_version_than_a_run(extra: str) -> None:
     def pins(name: str) -> dict[str, str]:
         text = (ROOT / "envs" / f"{name}.lock").read_text("utf-8")
         return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
-    expected, others = pins("evals"), pins("requirements") | pins("build") | pins("dev")
-    assert expected["lm-eval"]
+    expected, others = pins(extra), pins("requirements") | pins("build") | pins("dev")
+    assert expected.keys() - others.keys()
     assert {name: others[name] for name in expected.keys() & others} == {
         name: expected[name] for name in expected.keys() & others
     }

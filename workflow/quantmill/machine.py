@@ -27,10 +27,11 @@ class Memory:
 
 
 def cores() -> int:
-    """How many whole cores this process may use, at least 1."""
+    """How many whole cores this process may use, at least 1: of a Slurm job those that it was given."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroups("cpu") if (quota := _quota(folder)) is not None]
-    return max(1, min([allowed, *map(int, quotas)]))
+    given = [int(share)] if (share := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal() else []
+    return max(1, min([allowed, *map(int, quotas), *given]))
 
 
 def memory() -> Memory:

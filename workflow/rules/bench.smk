@@ -20,10 +20,11 @@ rule measure_divergence:
         "<results>/{model}/benchmarks/kld/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.0, 3000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 3000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.kld),
     message:
@@ -75,10 +76,11 @@ rule measure_perplexity:
         "<results>/{model}/benchmarks/perplexity/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.0, 2000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.perplexity),
     message:
@@ -104,9 +106,10 @@ rule measure_speed:
     conda:
         "../../envs/quantmill.yaml"
     # All cores even where fewer would do: nothing else may run beside it.
-    threads: flow.cores
+    threads: resources.cores
     resources:
-        mem_mb=memory(1.0, 2000),
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.speed),
     message:
@@ -132,9 +135,10 @@ rule measure_served:
     conda:
         "../../envs/quantmill.yaml"
     # As with the speed: nothing else may run beside it.
-    threads: flow.cores
+    threads: resources.cores
     resources:
-        mem_mb=memory(1.0, 4000),
+        mem_mb=resources.memory(1.0, 4000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.served),
     message:

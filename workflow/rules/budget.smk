@@ -17,6 +17,7 @@ rule import_sensitivity:
     wildcard_constraints:
         model=pattern(project.with_imported_sensitivity),
     priority: 10
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -47,6 +48,7 @@ rule check_budget:
         model=pattern(set(project.models) - project.with_imported_sensitivity),
         recipe=pattern(project.size_targeted),
     priority: 20
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -78,6 +80,7 @@ rule allocate_recipe:
     wildcard_constraints:
         recipe=pattern(project.size_targeted),
     priority: 10
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:

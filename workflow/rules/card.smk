@@ -36,6 +36,7 @@ rule write_card:
         "<results>/{model}/logs/card.log",
     benchmark:
         "<results>/{model}/benchmarks/card.tsv"
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -69,6 +70,7 @@ rule draw_sensitivity:
         "<results>/{model}/logs/sensitivity-plot.log",
     benchmark:
         "<results>/{model}/benchmarks/sensitivity-plot.tsv"
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:

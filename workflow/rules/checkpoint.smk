@@ -17,10 +17,11 @@ rule calibrate_activations:
         model=pattern(project.converted & project.exports.keys()),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.2, 2000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.2, 2000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.activations),
     message:
@@ -50,9 +51,11 @@ rule export_checkpoint:
         recipe=pattern(project.exported),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: resources.cores
     resources:
         mem_mb=4000,
+        runtime=resources.runtime,
+        disk_mb=resources.disk,
     params:
         spec=spec_of(card_specs.export),
         folder=subpath(output.config, parent=True),
@@ -79,6 +82,7 @@ rule write_checkpoint_card:
     wildcard_constraints:
         model=pattern(project.exports),
         recipe=pattern(project.exported),
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:

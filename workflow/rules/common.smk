@@ -4,7 +4,7 @@ from quantmill.flow.start import begin
 
 flow = begin(workflow, config, ancient)
 project, inputs, targets, specs, card_specs = flow[:5]
-spec_of, memory = flow.spec_of, flow.memory
+spec_of, resources = flow.spec_of, flow.resources
 
 
 pathvars:

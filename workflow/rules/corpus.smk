@@ -20,6 +20,7 @@ rule build_corpus:
         "../../envs/quantmill.yaml"
     resources:
         mem_mb=2000,
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.corpus),
     message:

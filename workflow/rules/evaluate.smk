@@ -15,10 +15,11 @@ rule evaluate_code:
         "<results>/{model}/benchmarks/humaneval/{row}.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.0, 4000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 4000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.humaneval),
     message:
@@ -45,10 +46,11 @@ rule evaluate_tasks:
         "<results>/{model}/benchmarks/tasks/{row}.tsv"
     conda:
         "../../envs/evals.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.0, 4000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 4000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.tasks),
     message:

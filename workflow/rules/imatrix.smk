@@ -19,10 +19,11 @@ rule measure_imatrix:
         model=pattern(set(project.models) - project.with_imported_imatrix),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.2, 2000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.2, 2000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.imatrix),
     message:
@@ -51,10 +52,11 @@ rule import_imatrix:
     wildcard_constraints:
         model=pattern(project.with_imported_imatrix),
     priority: 20
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
-        mem_mb=flow.imatrix_memory,
+        mem_mb=resources.memory(4, 1000, resources.imported),
     params:
         spec=spec_of(specs.imatrix),
     message:
@@ -80,10 +82,11 @@ rule measure_moments:
         "<results>/{model}/benchmarks/moments.tsv"
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.2, 6000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.2, 6000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.moments),
     message:

@@ -9,6 +9,7 @@ rule name_parts:
         "<results>/{model}/logs/parts.log",
     benchmark:
         "<results>/{model}/benchmarks/parts.tsv"
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:

@@ -23,9 +23,11 @@ rule quantize:
         recipe=pattern(project.recipes - project.split),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: resources.cores
     resources:
-        mem_mb=flow.quantize_memory,
+        mem_mb=resources.quantize_memory,
+        runtime=resources.runtime,
+        disk_mb=resources.disk,
     params:
         spec=spec_of(specs.quantized),
     message:
@@ -71,7 +73,9 @@ use rule quantize as quantize_nearest with:
     wildcard_constraints:
         recipe=pattern(project.with_nearest),
     resources:
-        mem_mb=4000,
+        mem_mb=resources.memory(0.05, 1500),
+        runtime=resources.runtime,
+        disk_mb=resources.disk,
     params:
         spec=spec_of(specs.nearest),
     message:
@@ -123,10 +127,11 @@ rule measure_cross:
         recipe=pattern(project.with_cross),
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.evaluation_cores
+    threads: resources.evaluation_cores
     resources:
-        gpu=flow.gpus,
-        mem_mb=memory(1.6, 6000),
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.6, 6000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.cross),
     message:

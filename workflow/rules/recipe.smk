@@ -22,6 +22,7 @@ rule render_recipe:
     wildcard_constraints:
         recipe=pattern(project.recipes - project.size_targeted),
     priority: 10
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -52,6 +53,7 @@ rule plan_types:
     benchmark:
         "<results>/{model}/benchmarks/plans/{recipe}.tsv"
     priority: 10
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -79,6 +81,7 @@ rule tabulate_memory:
         "<results>/{model}/logs/memory.log",
     benchmark:
         "<results>/{model}/benchmarks/memory.tsv"
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:

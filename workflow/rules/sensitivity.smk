@@ -23,9 +23,10 @@ rule measure_sensitivity:
     conda:
         "../../envs/quantmill.yaml"
     # All cores: the probing budget is a time.
-    threads: flow.cores
+    threads: resources.cores
     resources:
-        mem_mb=memory(4.0, 4000),
+        mem_mb=resources.memory(4.0, 4000),
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.sensitivity),
     message:

@@ -11,6 +11,7 @@ rule fetch_source:
         "<results>/{model}/benchmarks/fetch/{file}.tsv"
     wildcard_constraints:
         model=pattern(project.fetched),
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     params:
@@ -40,9 +41,11 @@ rule convert_checkpoint:
     priority: 20
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: resources.cores
     resources:
         mem_mb=8000,
+        runtime=resources.runtime,
+        disk_mb=resources.disk,
     params:
         spec=spec_of(specs.convert),
     message:
@@ -74,6 +77,7 @@ rule check_source:
     benchmark:
         "<results>/{model}/benchmarks/check.tsv"
     priority: 100
+    localrule: True
     conda:
         "../../envs/quantmill.yaml"
     resources:
@@ -102,9 +106,10 @@ rule list_tensors:
     priority: 50
     conda:
         "../../envs/quantmill.yaml"
-    threads: flow.cores
+    threads: resources.cores
     resources:
         mem_mb=1000,
+        runtime=resources.runtime,
     params:
         spec=spec_of(specs.manifest),
     message:

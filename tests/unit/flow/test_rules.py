@@ -10,7 +10,7 @@ import pytest
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
-from quantmill.flow.rules import files, memory_by_rounding, memory_of, of, pattern, refusing, spec_of, stage
+from quantmill.flow.rules import files, of, pattern, refusing, spec_of, stage
 from quantmill.stages import STAGES
 
 WORKFLOW = Path(__file__).parents[3] / "workflow"
@@ -64,18 +64,6 @@ def test_a_pattern_matches_its_names_and_no_other() -> None:
     assert names.fullmatch("a.b") and names.fullmatch("a")
     assert not names.fullmatch("axb")
     assert not re.compile(pattern([])).match("")
-
-
-def test_the_memory_that_a_job_asks_for(tmp_path: Path) -> None:
-    (tmp_path / "one").write_bytes(b"x" * 3_000_000)
-    paths = {"m": [str(tmp_path / "one"), str(tmp_path / "yet to be made")]}
-    assert memory_of(lambda model: paths[model], 1.5, 1000)(WILDCARDS) == 1004
-
-
-def test_feeding_errors_back_asks_for_more_memory() -> None:
-    for fed_back, expected in ((False, 4000), (True, 9000)):
-        ask = memory_by_rounding(lambda model, recipe, it=fed_back: it, 4000, lambda wildcards: 9000)  # type: ignore[misc]
-        assert ask(WILDCARDS) == expected
 
 
 def test_a_stage_gets_what_the_table_says() -> None:

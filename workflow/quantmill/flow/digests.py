@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -90,7 +92,17 @@ class Digests:
         """Identity of an engine's libraries."""
         if self.local:  # other machines may have what this one lacks, and see for themselves
             library.check(name)
-        return library.digest(self.project.memo.sha256, name)
+        digest = library.digest(self.project.memo.sha256, name)
+        variable = f"QUANTMILL_ENGINE_{name.upper()}"
+        if not self.local:  # jobs on other machines have it with their environment
+            os.environ.setdefault(variable, digest)
+        if os.environ.get(variable, digest) != digest:
+            raise QuantmillError(
+                "is another build than that of the machine that the job was submitted from",
+                f"engine {name} on {socket.gethostname()}",
+                "let all nodes use one environment, on a file system that they share",
+            )
+        return digest
 
     def engine_of(self, model: str, row: str) -> str:
         """Identity of the engine that a row's file is made and measured in."""

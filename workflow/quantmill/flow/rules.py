@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantmill import spec
 from quantmill.errors import QuantmillError
 from quantmill.stages import STAGES
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -33,10 +35,10 @@ def of(function: Callable[..., Any]) -> Callable[[Any], Any]:
         with refusing():
             return function(*(getattr(wildcards, name) for name in names))
 
-    return _signed(of_wildcards)
+    return signed(of_wildcards)
 
 
-def _signed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def signed(function: Callable[..., T]) -> Callable[..., T]:
     """The same function of wildcards with its signature at hand, which Snakemake looks up for every job."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return function
@@ -50,7 +52,7 @@ def spec_of(function: Callable[..., str], folder: Path) -> Callable[[Any], str]:
         with refusing():
             return spec.argument(of_wildcards(wildcards), folder)
 
-    return _signed(argument)
+    return signed(argument)
 
 
 def files(function: Callable[[], list[str]]) -> list[str]:
@@ -81,24 +83,3 @@ def stage(name: str, arguments: str) -> str:
     if known.store:
         words.append('--store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"')
     return " ".join(words)
-
-
-def memory_of(source_files: Callable[[str], list[str]], factor: float, more: int) -> Callable[[Any], int]:
-    """The MB that a job asks for: `factor` times the source of its model, and `more`."""
-
-    def megabytes(wildcards: Any) -> int:
-        paths = map(Path, source_files(wildcards.model))
-        return int(sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6) + more
-
-    return _signed(megabytes)
-
-
-def memory_by_rounding(
-    is_fed_back: Callable[[str, str], bool], nearest: int, fed_back: Callable[[Any], int]
-) -> Callable[[Any], int]:
-    """The MB that quantizing asks for: `nearest`, or `fed_back` of the wildcards of a recipe that is so."""
-
-    def megabytes(wildcards: Any) -> int:
-        return fed_back(wildcards) if is_fed_back(wildcards.model, wildcards.recipe) else nearest
-
-    return _signed(megabytes)

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantmill import environment, machine, offload, parts
-from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
+from quantmill import environment, offload, parts
+from quantmill.flow.rules import refusing, spec_of
 
 if TYPE_CHECKING:
     from quantmill.flow.card_specs import CardSpecs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quantmill.flow.inputs import Inputs
     from quantmill.flow.logs import Logs
     from quantmill.flow.project import Project
+    from quantmill.flow.resources import Resources
     from quantmill.flow.specs import Specs
     from quantmill.flow.targets import Targets
 
@@ -37,13 +38,8 @@ class Flow(NamedTuple):
     card_specs: CardSpecs
     logs: Logs
     estimate: Estimate
-    cores: int
-    evaluation_cores: Callable[[Any], int]
-    gpus: Callable[[Any], int]
+    resources: Resources
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
-    memory: Callable[[float, int], Callable[[Any], int]]
-    imatrix_memory: Callable[[Any], int]
-    quantize_memory: Callable[[Any], int]
     sweep: Callable[[], None]
 
 
@@ -63,6 +59,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         from quantmill.flow.logs import Logs
         from quantmill.flow.paths import Paths
         from quantmill.flow.project import Project
+        from quantmill.flow.resources import Resources
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
 
@@ -70,14 +67,15 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
             print(f"warning: {line}", file=sys.stderr)
-    inputs = Inputs(Paths(project), ancient)
+    paths = Paths(project)
+    inputs = Inputs(paths, ancient)
     targets = Targets(inputs)
-    cores = _cores(workflow)
+    resources = Resources(project, paths, workflow)
     models = partial(_requested, workflow, project)  # not known while the workflow is read
-    specs = Specs(Digests(project, local=bool(workflow.local_exec), models=models, threads=cores))
+    local = bool(workflow.local_exec)
+    specs = Specs(Digests(project, local=local, models=models, threads=resources.cores))
     os.environ.update(_environment(project))
-    memory = partial(memory_of, project.source_files)
-    estimate = Estimate(targets, cores, workflow)
+    estimate = Estimate(targets, resources.cores, workflow)
     atexit.register(estimate.at_exit)
     return Flow(
         project,
@@ -87,13 +85,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         CardSpecs(specs, targets),
         Logs(project.results),
         estimate,
-        cores,
-        partial(_evaluation_cores, project, cores, _resource(workflow, "gpu")),
-        partial(_gpus, project),
+        resources,
         partial(spec_of, folder=project.specs),
-        memory,
-        memory_of(lambda model: [project.imported_imatrix(model).file], 4, 1000),
-        memory_by_rounding(project.fed_back, 4000, memory(0.3, 8000)),
         partial(parts.sweep_below, project.results),
     )
 
@@ -138,23 +131,6 @@ def _offload(project: Project) -> dict[str, dict[str, Any]]:
     return {model: wanted for model, wanted in settings.items() if wanted}
 
 
-def _resource(workflow: Any, resource: str) -> int:
-    """What `--resources` of the command line or the profile gives of a resource; 0 where it gives none."""
-    given = workflow.resource_settings.resources
-    return int(given[resource]) if resource in given else 0
-
-
-def _gpus(project: Project, wildcards: Any) -> int:
-    """The devices that a job which evaluates a model takes of Snakemake's resource `gpu`."""
-    return project.given.offload_of(wildcards.model).gpus or 0
-
-
-def _evaluation_cores(project: Project, cores: int, gpus: int, wildcards: Any) -> int:
-    """The cores of such a job: all, or its share where a run has several GPUs and a job takes some."""
-    own = _gpus(project, wildcards)
-    return max(1, cores // max(1, gpus // own)) if own else cores
-
-
 def _requested(workflow: Any, project: Project) -> list[str]:
     """The models that a run is about: all, unless it is to make files of some alone."""
     settings = workflow.dag_settings
@@ -167,18 +143,3 @@ def _requested(workflow: Any, project: Project) -> list[str]:
         for target in settings.targets
     ]
     return [model for model in models if not asked or set() in asked or model in set().union(*asked)]
-
-
-def _cores(workflow: Any) -> int:
-    """The cores that a stage gets: all of them, one native stage at a time.
-
-    A measured speed must not be shared, and the kernels' threads would only
-    fight. Never part of a spec. Snakemake's `all` knows affinity, but no
-    cgroup's quota: on more threads than that ggml's would wait for each other.
-    """
-    given = workflow.resource_settings.cores
-    if not given:  # jobs run on a cluster's nodes
-        return os.cpu_count() or 1
-    cores = min(int(given), machine.cores())
-    workflow.register_resource("_cores", cores)
-    return cores
