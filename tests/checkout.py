@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -60,6 +62,19 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@cache
+def _zygote() -> subprocess.Popen[str]:
+    """The process that runs Snakemake for this one. It ends with it."""
+    paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("zygote.py")],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Checkout:
     """A checkout in `folder`, in which Snakemake is run."""
 
@@ -69,9 +84,8 @@ class Checkout:
     @classmethod
     def build(cls, folder: Path) -> Checkout:
         """Copy the workflow to `folder`, with a tiny model, texts and a config beside it."""
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("workflow", "recipes", "envs"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        for name in ("workflow", "recipes", "envs"):  # with their bytecode, which is soon needed
+            shutil.copytree(ROOT / name, folder / name)
         for name in ("Snakefile", "pyproject.toml"):
             shutil.copy2(ROOT / name, folder)
         (folder / "profiles").symlink_to((ROOT / "profiles").readlink())
@@ -110,13 +124,19 @@ class Checkout:
 
     def snakemake(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever comes of it."""
-        command = [sys.executable, "-m", "snakemake", *arguments]
-        command += [f"--cores={cores}"] if cores else []
+        given = [*arguments, *([f"--cores={cores}"] if cores else [])]
         paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"JOBS": str(self.folder / "jobs.jsonl"), "PYTHONPATH": paths}
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
+        with TemporaryDirectory() as outputs:
+            out, err = Path(outputs) / "stdout", Path(outputs) / "stderr"
+            request = {"arguments": given, "folder": str(self.folder), "environment": environment}
+            zygote = _zygote()
+            assert zygote.stdin is not None and zygote.stdout is not None
+            zygote.stdin.write(json.dumps(request | {"stdout": str(out), "stderr": str(err)}) + "\n")
+            zygote.stdin.flush()
+            code = int(zygote.stdout.readline())
+            texts = out.read_text("utf-8"), err.read_text("utf-8")
+        return subprocess.CompletedProcess(["snakemake", *given], code, *texts)
 
     def run(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to a good end."""

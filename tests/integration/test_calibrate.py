@@ -26,7 +26,7 @@ def measured(name: str, folder: Path, tokens: Tokens = TOKENS) -> tuple[dict[str
     """The largest inputs, and the store that has them."""
     store = Store(folder / "store")
     result = calibrate.measure(
-        DATA / MODELS[name], tokens, identity={"model": name}, threads=2, store=store, log=Log(folder / "log")
+        DATA / MODELS[name], tokens, identity={"model": name}, threads=1, store=store, log=Log(folder / "log")
     )
     return result, store
 

@@ -56,7 +56,7 @@ def source(model: str = "llama") -> Model:
 
 
 def measured(model: Model, of: Model, chunks: np.ndarray, store: Store) -> reference.Values:
-    return divergence.measure(model, of, chunks, threads=2, store=store, log=Log(store.folder / "log"))[0]
+    return divergence.measure(model, of, chunks, threads=1, store=store, log=Log(store.folder / "log"))[0]
 
 
 def printed(model: str) -> dict[str, tuple[float, float]]:
@@ -126,20 +126,20 @@ def test_one_evaluation_gives_both_measures(tmp_path: Path, coarse: dict[str, Mo
     """The perplexity finds its units as it would have made them; fewer chunks share the whole ones."""
     chunks, model = chunks_of("llama", 20), coarse["llama"]
     alone, _ = perplexity.measure(
-        model.path, chunks, identity=model.identity, threads=2, store=Store(tmp_path / "alone"), log=Log()
+        model.path, chunks, identity=model.identity, threads=1, store=Store(tmp_path / "alone"), log=Log()
     )
     store = Store(tmp_path)
     values = measured(model, source(), chunks, store)
     second = Store(tmp_path)
     nll, seconds = perplexity.measure(
-        model.path, chunks, identity=model.identity, threads=2, store=second, log=Log()
+        model.path, chunks, identity=model.identity, threads=1, store=second, log=Log()
     )
     assert (second.made, second.reused) == (0, 3)
     assert seconds > 0
     assert np.array_equal(nll, alone)
     assert np.array_equal(nll.ravel(), values.nll)
     fewer = Store(tmp_path)
-    perplexity.measure(model.path, chunks[:16], identity=model.identity, threads=2, store=fewer, log=Log())
+    perplexity.measure(model.path, chunks[:16], identity=model.identity, threads=1, store=fewer, log=Log())
     assert (fewer.made, fewer.reused) == (0, 2)
 
 
@@ -147,7 +147,7 @@ def test_a_perplexity_measured_first_changes_nothing(tmp_path: Path, coarse: dic
     chunks, model = chunks_of("llama", 4), coarse["llama"]
     alone = measured(model, source(), chunks, Store(tmp_path / "alone"))
     store = Store(tmp_path)
-    perplexity.measure(model.path, chunks, identity=model.identity, threads=2, store=store, log=Log())
+    perplexity.measure(model.path, chunks, identity=model.identity, threads=1, store=store, log=Log())
     after = measured(model, source(), chunks, store)
     assert np.array_equal(after.kld, alone.kld)
     assert np.array_equal(after.nll, alone.nll)

@@ -61,7 +61,7 @@ def test_an_example_can_be_run(checkout: Checkout, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "goal"), RUN)
 def test_an_example_runs(checkout: Checkout, name: str, goal: str | None) -> None:
-    checkout.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=2)
+    checkout.run(*([goal] if goal else []), f"--configfile=examples/{name}.yaml", cores=1)
     example = yaml.safe_load((checkout.folder / "examples" / f"{name}.yaml").read_text("utf-8"))
     ((model, _),) = example["models"].items()
     results = checkout.folder / example["results"] / model
@@ -95,7 +95,7 @@ def test_the_files_of_the_default_config_are_a_ladder(checkout: Checkout) -> Non
         if not isinstance(recipe, BudgetRecipe)
     }
     manifests = [f"results/{model}/model.json" for model in default.models]
-    checkout.run(*plans.values(), *manifests, "--configfile=default.yaml", cores=2)
+    checkout.run(*plans.values(), *manifests, "--configfile=default.yaml", cores=1)
     read = {key: json.loads((checkout.folder / path).read_text("utf-8")) for key, path in plans.items()}
     for model, manifest in zip(default.models, manifests, strict=True):
         source = json.loads((checkout.folder / manifest).read_text("utf-8"))

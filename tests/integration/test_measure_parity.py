@@ -35,7 +35,7 @@ def _chunks(model: str, count: int) -> np.ndarray:
 
 def _imatrix(model: str, chunks: np.ndarray, store: Store) -> formats.Imatrix:
     shard = imatrix.measure(
-        DATA / f"tiny-{model}.gguf", chunks, identity={"model": model}, threads=2, store=store, log=Log()
+        DATA / f"tiny-{model}.gguf", chunks, identity={"model": model}, threads=1, store=store, log=Log()
     )
     names = set(shard.leader)
     return formats.Imatrix("text.txt", len(chunks), CONTEXT, imatrix.entries(shard, names))
@@ -102,7 +102,7 @@ def test_perplexity_is_llama_perplexity_s(tmp_path, model):
         DATA / f"tiny-{model}.gguf",
         _chunks(model, 20),
         identity={},
-        threads=2,
+        threads=1,
         store=Store(tmp_path),
         log=Log(),
     )

@@ -57,7 +57,7 @@ class Bench:
 
     def command(self, stage: str, out: str) -> list[str]:
         folder = self.folder
-        shared = {"model": self.model, "name": "m", "threads": 2, "store": folder / "store"}
+        shared = {"model": self.model, "name": "m", "threads": 1, "store": folder / "store"}
         measured = shared | {"facts": folder / "facts.json", "out": folder / out}
         match stage:
             case "imatrix":

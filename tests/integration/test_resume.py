@@ -34,7 +34,7 @@ def chunks() -> np.ndarray:
 
 def of_imatrix(store: Store) -> list[np.ndarray]:
     shard = imatrix.measure(
-        DATA / "tiny-moe.gguf", chunks(), identity=IDENTITY, threads=2, store=store, log=Log(Path("log"))
+        DATA / "tiny-moe.gguf", chunks(), identity=IDENTITY, threads=1, store=store, log=Log(Path("log"))
     )
     sums = [array for entry in shard.sums.values() for array in (entry.in_sum2, entry.counts)]
     return [*sums, shard.nll]
@@ -42,7 +42,7 @@ def of_imatrix(store: Store) -> list[np.ndarray]:
 
 def of_perplexity(store: Store) -> list[np.ndarray]:
     nll, _ = perplexity.measure(
-        DATA / "tiny-moe.gguf", chunks(), identity=IDENTITY, threads=2, store=store, log=Log(Path("log"))
+        DATA / "tiny-moe.gguf", chunks(), identity=IDENTITY, threads=1, store=store, log=Log(Path("log"))
     )
     return [nll]
 
@@ -53,7 +53,7 @@ def of_divergence(store: Store) -> list[np.ndarray]:
         Model(DATA / "tiny-moe.gguf", IDENTITY),
         Model(DATA / "tiny-moe.gguf", {**IDENTITY, "model": "o"}),
     )
-    values, _ = divergence.measure(model, source, chunks(), threads=2, store=store, log=Log(Path("log")))
+    values, _ = divergence.measure(model, source, chunks(), threads=1, store=store, log=Log(Path("log")))
     return [values.kld, values.nll, values.nll_reference, values.mass, values.whole]
 
 
@@ -96,7 +96,7 @@ def test_progress_moves_within_a_chunk(tmp_path: Path) -> None:
             self.parts.append(amount)
 
     progress = Counting()
-    with Evaluator(DATA / "tiny-llama.gguf", context=CONTEXT, batch=CONTEXT, threads=2) as model:
+    with Evaluator(DATA / "tiny-llama.gguf", context=CONTEXT, batch=CONTEXT, threads=1) as model:
         for group in score.groups(chunks()[:2] % model.vocab_size, model):
             list(score.predictions(model, group, progress))
     assert sum(progress.parts) == 2

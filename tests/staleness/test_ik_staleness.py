@@ -92,7 +92,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with everything built."""
     checkout = Checkout.build(tmp_path_factory.mktemp("built") / "checkout")
     configure(checkout)
-    checkout.run(cores=2)
+    checkout.run(cores=1)
     return checkout
 
 
@@ -129,7 +129,7 @@ def test_what_was_measured_is_of_the_files_own_engine(built: Checkout) -> None:
 def test_a_file_with_error_feedback_is_compared_in_its_own_engine(built: Checkout, tmp_path: Path) -> None:
     checkout = built.copy(tmp_path / "checkout")
     configure(checkout, lambda config: config["recipes"][1].update(rounding="gptq"))
-    checkout.run(cores=2)
+    checkout.run(cores=1)
     paths = (checkout.result(f"{folder}.json") for folder in ("bench/IQ4_KS/kld", "nearest/IQ4_KS.kld"))
     gptq, nearest = (json.loads(path.read_text("utf-8")) for path in paths)
     assert gptq["engine"] == nearest["engine"] == "ik"

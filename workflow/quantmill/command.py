@@ -13,6 +13,7 @@ from typing import Any
 from quantmill import offload, recorder, spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
+from quantmill.shards import Shard
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -27,7 +28,12 @@ sys.excepthook = _one_line
 
 
 def parser(
-    description: str | None, *, threads: bool = False, store: bool = False, evaluates: bool = False
+    description: str | None,
+    *,
+    threads: bool = False,
+    store: bool = False,
+    evaluates: bool = False,
+    shards: bool = False,
 ) -> argparse.ArgumentParser:
     """The arguments that every stage shares, such as `--spec` and `--log`."""
     arguments = argparse.ArgumentParser(description=description)
@@ -45,6 +51,10 @@ def parser(
             "--store", type=Path, required=True, help="folder of the content-addressed store"
         )
         arguments.add_argument("--store-max", type=int, default=50 << 30, help="its size cap in bytes")
+    if shards:
+        arguments.add_argument(
+            "--shard", type=Shard.parse, help="such as 0of4: only put these units into the store"
+        )
     return arguments
 
 

@@ -20,12 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from quantmill import spec, text
 from quantmill.errors import QuantmillError
 from quantmill.files import part_of, write_atomically, writing
+from quantmill.leases import Leases
 from quantmill.packs import PLACE, Packs, Place
 from quantmill.progress import Log
 
@@ -71,6 +73,7 @@ class Store:
         self.max_bytes = max_bytes
         self.made = self.reused = 0
         self._log = log or Log()
+        self.leases = Leases(folder / "leases", self._log.say)
         self._warned: set[str] = set()
         self._mine: set[str] = set()  # keys and packs that this process has used
         self._expected = 0
@@ -180,24 +183,38 @@ class Store:
                 return True
         return False
 
-    def get_or_make(self, key: str, make: Callable[[], Payload]) -> Payload:
-        """The unit's payload; if the store lacks it, make and store it. Safe in several threads."""
-        return self.find_or_make(key, make).payload
+    def get_or_make(self, key: str, make: Callable[[], Payload], *, leased: bool = False) -> Payload:
+        """The unit's payload; if the store lacks it, make and store it. Safe in several threads.
 
-    def find_or_make(self, key: str, make: Callable[[], Payload], *, keep: bool = True) -> Unit:
+        With `leased` no other process makes it meanwhile: for what takes long.
+        """
+        return self.find_or_make(key, make, leased=leased).payload
+
+    def find_or_make(
+        self, key: str, make: Callable[[], Payload], *, keep: bool = True, leased: bool = False
+    ) -> Unit:
         """As `get_or_make`, with what is known of the payload.
 
-        What is made is not stored without `keep`: it comes into a file, which is a `pack`.
+        What is made is not stored without `keep`: it comes into a file, which is a `pack`, and its
+        lease lasts until it is recorded there.
         """
         unit = self.find(key)
+        if unit is None and leased:
+            unit = self.leases.acquire(key, partial(self.find, key))
         if unit is not None:
             with self._lock:
                 self.reused += 1
             return unit
-        payload = make()
-        unit = Unit(key, payload, hashlib.sha256(payload).digest())
+        try:
+            payload = make()
+            unit = Unit(key, payload, hashlib.sha256(payload).digest())
+            if keep:
+                self._put(unit)
+        except BaseException:
+            self.leases.release(key)
+            raise
         if keep:
-            self._put(unit)
+            self.leases.release(key)
         with self._lock:
             self.made += 1
         return unit
@@ -247,10 +264,12 @@ class Store:
                 self._mine |= {unit.key, pack}
             except (OSError, QuantmillError) as error:
                 self._cannot_write(error)
+            self.leases.release(unit.key)
 
         try:
             yield record
         finally:
+            self.leases.release_all()
             with self._lock:
                 self._make_room()
 

@@ -12,6 +12,7 @@ rule measure_divergence:
         corpus=of(inputs.kld_corpus),
         report=of(inputs.kld_report),
         noise_floor=of(inputs.noise_floor),
+        shards=shards.kld,
     output:
         "<results>/{model}/bench/{row}/kld.json",
     log:
@@ -68,6 +69,7 @@ rule measure_perplexity:
         corpus=of(inputs.perplexity_corpus),
         report=of(inputs.perplexity_report),
         divergence=of(inputs.divergence),
+        shards=shards.perplexity,
     output:
         "<results>/{model}/bench/{row}/perplexity.json",
     log:

@@ -2,9 +2,9 @@
 from quantmill.flow.rules import files, of, pattern, stage
 from quantmill.flow.start import begin
 
-flow = begin(workflow, config, ancient)
+flow = begin(workflow, config, ancient, local)
 project, inputs, targets, specs, card_specs = flow[:5]
-spec_of, resources = flow.spec_of, flow.resources
+spec_of, resources, shards = flow.spec_of, flow.resources, flow.shards
 
 
 pathvars:
@@ -17,3 +17,4 @@ wildcard_constraints:
     recipe=pattern(project.recipes),
     row=pattern(project.row_names),
     file=pattern(project.fetched_files),
+    shard=r"\d+of\d+",

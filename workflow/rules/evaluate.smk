@@ -6,6 +6,7 @@ rule evaluate_code:
         model=of(inputs.gguf),
         facts=of(inputs.facts),
         problems=of(inputs.problems),
+        shards=shards.humaneval,
     output:
         report="<results>/{model}/bench/{row}/humaneval.json",
         samples="<results>/{model}/bench/{row}/humaneval.jsonl",

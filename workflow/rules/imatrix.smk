@@ -6,6 +6,7 @@ rule measure_imatrix:
     input:
         model=of(inputs.source),
         corpus=of(inputs.calibration_corpus),
+        shards=shards.imatrix,
         report=of(inputs.calibration_report),
     output:
         gguf="<results>/{model}/imatrix.gguf",
@@ -73,6 +74,7 @@ rule measure_moments:
     input:
         model=of(inputs.source),
         corpus=of(inputs.moments_corpus),
+        shards=shards.moments,
         report=of(inputs.moments_report),
     output:
         "<results>/{model}/moments.json",

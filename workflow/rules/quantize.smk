@@ -12,6 +12,7 @@ rule quantize:
         moments=of(inputs.moments),
         calibration=of(inputs.calibration),
         cross=of(inputs.cross),
+        shards=shards.gguf,
     output:
         gguf="<results>/{model}/gguf/{model}-{recipe}.gguf",
         facts="<results>/{model}/gguf/{model}-{recipe}.json",

@@ -334,6 +334,7 @@ ROWS: Final[dict[str, Row]] = {
     "CorpusSource.rows": Row("corpora.held-out.sources.0.rows", 3, "card corpus kld perplexity"),
     "CorpusSource.weight": Row("corpora.held-out.sources.0.weight", 0.5, "card corpus kld perplexity"),
     "Config.offload": Row("offload", {"gpu_layers": 3}, ""),
+    "Config.shards": Row("shards", 4, ""),
     "Model.offload": Row("models.local.offload", {"gpu_layers": 3}, ""),
     "Offload.gpu_layers": Row("offload.gpu_layers", "auto", ""),
     "Offload.devices": Row("offload.devices", ["CUDA0"], ""),

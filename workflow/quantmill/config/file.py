@@ -80,6 +80,7 @@ class Config(Strict):
     results: FilePath = Field(default="results", description="the folder of all outputs")
     store: Store = Field(default=Store(), description="the store of finished units of work")
     offload: Offload = Field(default=Offload(), description="how models are spread over GPUs")
+    shards: int = Field(default=1, ge=1, le=1000, description="over how many jobs long stages are spread")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -168,13 +168,15 @@ def main(args: argparse.Namespace, log: Log) -> None:
     answers = generated(
         STAGE,
         args.model,
-        prompts,
+        prompts if args.shard is None else args.shard.of(prompts),
         generation,
         identity=identity,
         threads=args.threads,
         store=store,
         log=log,
     )
+    if args.shard is not None:
+        return
     rows = samples(problems, answers, limits, chat=chat, confined=confined, threads=args.threads, log=log)
     written = report(rows, answers, settings_of(config, args.problems.name, confined), sha256)
     if places := noted(store, STAGE, identity):
@@ -187,7 +189,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to evaluate")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--problems", type=Path, required=True, help="the problems (JSONL, or gzipped)")

@@ -109,13 +109,18 @@ def generated(
         return Store.key(stage, VERSIONS[stage], prompt=tokens, **settings, **identity)
 
     keys = [key(prompt) for prompt in prompts]
-    answers: dict[int, Answer] = {}
-    for number, stored in enumerate(map(store.get, keys)):
-        if stored is not None:
-            answers[number] = Answer(number, **json.loads(bytes(stored)))
-    missing = [number for number in range(len(prompts)) if number not in answers]
-    store.reused += len(answers)
-    with log.progress("answers", len(prompts), "problems") as progress:
+    # Whoever asks the same meanwhile waits for these answers.
+    lease = Store.key("answers", 1, of=keys)
+    with (
+        store.leases.holding(lease, lambda: all(map(store.has, keys)) or None),
+        log.progress("answers", len(prompts), "problems") as progress,
+    ):
+        answers: dict[int, Answer] = {}
+        for number, stored in enumerate(map(store.get, keys)):
+            if stored is not None:
+                answers[number] = Answer(number, **json.loads(bytes(stored)))
+        missing = [number for number in range(len(prompts)) if number not in answers]
+        store.reused += len(answers)
         progress.reuse(len(answers))
         if missing:
             context = max(len(prompts[number]) for number in missing) + settings["max_tokens"]

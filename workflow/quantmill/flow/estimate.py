@@ -17,7 +17,7 @@ from quantmill import machine, text
 from quantmill.files import split_lines
 from quantmill.flow.paths import Paths
 from quantmill.flow.targets import Targets
-from quantmill.flow.work import FILES, KINDS, OTHER, Job, Work
+from quantmill.flow.work import FILES, KINDS, OTHER, SHARDS, Job, Work
 from quantmill.measures import MEASURES
 
 _RULES: Final = {
@@ -128,6 +128,8 @@ def learn(work: Work) -> Rates:
         for rule, pattern in _BENCHMARKS.items() if folder.is_dir() else ():
             for path in list(folder.glob(pattern))[:_MOST_BENCHMARKS]:
                 job = Job(rule, model, path.stem if "*" in pattern else "")
+                if (folder / "shards" / pattern.replace("*.tsv", path.stem).removesuffix(".tsv")).is_dir():
+                    continue  # its time is that of its shards
                 with suppress(OSError, ValueError, KeyError):
                     seconds, bytes_ = _benchmark(path)
                     memory[model, job.kind] = max(bytes_, memory.get((model, job.kind), 0))
@@ -164,13 +166,17 @@ def rows(jobs: Sequence[Job], work: Work, rates: Rates) -> list[Row]:
             continue
         disk = 0
         seconds: float | None
+        # What shards take is counted with the job that puts their units together.
+        whole = [job for job in due if job.rule not in SHARDS]
         if kind == FILES:
-            seconds, made = work.files(due)
+            seconds, made = work.files(whole)
             disk = sum(work.file_bytes(job) for job in due if job.rule in ("quantize", "quantize_split"))
         else:
-            known = [one for job in due if (one := work.seconds(job)) is not None]
-            seconds = sum(known) if len(known) == len(due) else None
+            known = [one for job in whole if (one := work.seconds(job)) is not None]
+            seconds = sum(known) if len(known) == len(whole) else None
         start = work.start * len(due)
+        if seconds is not None:
+            seconds += work.start * (len(due) - len(whole))
         if seconds is not None and kind in rates.factors:
             seconds = start + max(0.0, seconds - start) * rates.factors[kind]
         table.append(Row(kind, len(due), seconds, kind not in rates.factors, _memory(due, work, rates), disk))

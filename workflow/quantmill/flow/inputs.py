@@ -8,23 +8,34 @@ Snakemake does not look whether the second's params changed once the first is du
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 from quantmill.flow.paths import Paths
-from quantmill.flow.project import SOURCES
+from quantmill.flow.project import ROOT, SOURCES
 
 Files: TypeAlias = list[str]
 Mark: TypeAlias = Callable[[Files], Files]
 
 
 class Inputs:
-    """The files that jobs read; `ancient` is Snakemake's."""
+    """The files that jobs read; `ancient` and `local` are Snakemake's.
 
-    def __init__(self, paths: Paths, ancient: Mark):
+    What comes with the workflow or a package is local: the environment has it wherever a job runs,
+    while all else may be in a storage.
+    """
+
+    def __init__(self, paths: Paths, ancient: Mark, local: Mark = list):
         self.paths = paths
         self.project = paths.project
-        self.ancient = ancient
+        self._ancient, self._local = ancient, local
+
+    def ancient(self, files: Files) -> Files:
+        """The same files, whose times count for nothing."""
+        installed = [file for file in files if _is_installed(file)]
+        return self._ancient(self._local(installed) + [file for file in files if file not in installed])
 
     # --- the source -----------------------------------------------------------
 
@@ -265,3 +276,8 @@ class Inputs:
     def gguf_reports(self, model: str) -> Files:
         """Their reports."""
         return [self.paths.facts(model, recipe) for recipe in self.project.config.recipes_of(model)]
+
+
+def _is_installed(file: str) -> bool:
+    path = Path(file).absolute()
+    return path.is_relative_to(sys.prefix) or path.is_relative_to(ROOT / "recipes")

@@ -1,9 +1,9 @@
 """What the jobs ask of a machine or a cluster: threads, memory, run time, disk, GPUs.
 
 On this machine the threads are its cores. A job on a cluster's node asks for those of
-Snakemake's `--max-threads`, and there takes what the node gives it. Memory and run time are
-those of earlier runs where there are any, else they follow from the sizes; both grow
-where a job is tried again. Nothing of this is in a spec.
+Snakemake's `--max-threads`, and there takes what the node gives it. Memory and run time
+follow from the sizes and from earlier runs, and grow where a job is tried again. Nothing of
+this is in a spec.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Resources:
     def memory(
         self, factor: float, more: int, files: Callable[[str], Iterable[str | Path]] | None = None
     ) -> Callable[..., int]:
-        """The MB that a job asks for: what an earlier one of its kind had, else `factor` times `files`
-        of its model (by default the source) and `more`.
+        """The MB that a job asks for: `factor` times `files` of its model (by default the source) and `more`;
+        if an earlier one of its kind had more, then that.
         """
         given = files or self.project.source_files
 
@@ -65,7 +65,7 @@ class Resources:
             had = self.rates().memory.get((wildcards.model, Job(rulename, wildcards.model).kind))
             paths = map(Path, given(wildcards.model))
             size = sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6 + more
-            return grown(had * _SPARE_MEMORY / 1e6 + 200 if had else size, attempt)
+            return grown(max(size, (had or 0) * _SPARE_MEMORY / 1e6), attempt)
 
         return signed(megabytes)
 

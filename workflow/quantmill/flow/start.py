@@ -20,10 +20,11 @@ from quantmill.flow.rules import refusing, spec_of
 if TYPE_CHECKING:
     from quantmill.flow.card_specs import CardSpecs
     from quantmill.flow.estimate import Estimate
-    from quantmill.flow.inputs import Inputs
+    from quantmill.flow.inputs import Inputs, Mark
     from quantmill.flow.logs import Logs
     from quantmill.flow.project import Project
     from quantmill.flow.resources import Resources
+    from quantmill.flow.shards import Shards
     from quantmill.flow.specs import Specs
     from quantmill.flow.targets import Targets
 
@@ -39,12 +40,13 @@ class Flow(NamedTuple):
     logs: Logs
     estimate: Estimate
     resources: Resources
+    shards: Shards
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     sweep: Callable[[], None]
 
 
-def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], list[str]]) -> Flow:
-    """Check the config and the environment; `workflow`, `config` and `ancient` are Snakemake's.
+def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> Flow:
+    """Check the config and the environment; all arguments are Snakemake's.
 
     Bad input ends the run with one line.
     """
@@ -60,6 +62,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         from quantmill.flow.paths import Paths
         from quantmill.flow.project import Project
         from quantmill.flow.resources import Resources
+        from quantmill.flow.shards import Shards
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
 
@@ -68,12 +71,12 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
             print(f"warning: {line}", file=sys.stderr)
     paths = Paths(project)
-    inputs = Inputs(paths, ancient)
+    inputs = Inputs(paths, ancient, local)
     targets = Targets(inputs)
     resources = Resources(project, paths, workflow)
     models = partial(_requested, workflow, project)  # not known while the workflow is read
-    local = bool(workflow.local_exec)
-    specs = Specs(Digests(project, local=local, models=models, threads=resources.cores))
+    here = bool(workflow.local_exec)
+    specs = Specs(Digests(project, local=here, models=models, threads=resources.cores))
     os.environ.update(_environment(project))
     estimate = Estimate(targets, resources.cores, workflow)
     atexit.register(estimate.at_exit)
@@ -86,6 +89,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         Logs(project.results),
         estimate,
         resources,
+        Shards(inputs),
         partial(spec_of, folder=project.specs),
         partial(parts.sweep_below, project.results),
     )

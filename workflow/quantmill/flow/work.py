@@ -23,6 +23,16 @@ from quantmill.quantize import costs
 FILES: Final = "files"
 OTHER: Final = "plans, cards and the like"
 
+SHARDS: Final = {
+    "shard_imatrix": "measure_imatrix",
+    "shard_moments": "measure_moments",
+    "shard_quantize": "quantize",
+    "shard_divergence": "measure_divergence",
+    "shard_perplexity": "measure_perplexity",
+    "shard_code": "evaluate_code",
+}
+"""The rules that do a part of another's work."""
+
 KINDS: Final[dict[str, str]] = {
     "fetch_source": "source",
     "convert_checkpoint": "source",
@@ -91,7 +101,7 @@ class Job(NamedTuple):
     @property
     def kind(self) -> str:
         """What it is called."""
-        return KINDS.get(self.rule, OTHER)
+        return KINDS.get(SHARDS.get(self.rule, self.rule), OTHER)
 
 
 class Size(NamedTuple):
@@ -114,6 +124,10 @@ class Work:
 
     def seconds(self, job: Job) -> float | None:
         """What a job takes, its start included."""
+        if job.rule in SHARDS:
+            whole = self.seconds(job._replace(rule=SHARDS[job.rule]))
+            parts = self.project.config.shards
+            return None if whole is None else _START_SECONDS + (whole - _START_SECONDS) / parts
         with suppress(QuantmillError):
             size = self.size(job.model)
             work = self._work(job, size) if size is not None or job.kind == "source" else None

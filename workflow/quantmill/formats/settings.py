@@ -14,6 +14,9 @@ from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
 
+CHUNKS_A_UNIT: Final = 8
+"""Chunks of a unit of the store, for those stages that evaluate some."""
+
 
 class Empty(TypedDict):
     """A stage without settings."""

@@ -47,6 +47,7 @@ from quantmill.measure.score import (
     load_chunks,
     loaded_to_score,
     predictions,
+    shared,
     unit_key,
     units,
 )
@@ -144,8 +145,8 @@ def _references(
     log.say("the store lacks some of the source's predictions: they are made first")
     total = sum(map(len, missing.values()))
     with load(source.path) as model, log.progress("predictions of the source", total, "chunks") as progress:
-        for key, part in missing.items():
-            saved = Saved(store, key)
+
+        def make(part: Tokens, saved: Saved) -> bytes:
             done, state = saved.load()
             progress.reuse(done)
             pieces = reference.from_bytes(state[0]) if done else []
@@ -154,8 +155,11 @@ def _references(
                     pieces.append(_stored(logits, targets, pool, source.path))
                 done += len(group)
                 saved.save(done, partial(_state, pieces))
-            payloads[key] = reference.to_bytes(pieces)
-            store.put(key, payloads[key])
+            return reference.to_bytes(pieces)
+
+        for key, part in missing.items():
+            saved = Saved(store, key)
+            payloads[key] = store.get_or_make(key, partial(make, part, saved), leased=True)
             saved.finished()
     return payloads
 
@@ -282,7 +286,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     model = Model(args.model, {"engine": engine, "model": ours})
     source = Model(args.reference, {"engine": engine, "model": theirs})
     store = Store(args.store, args.store_max, log)
-    values, seconds = measure(model, source, chunks, threads=args.threads, store=store, log=log)
+    mine = shared(chunks, args.shard)
+    values, seconds = measure(model, source, mine, threads=args.threads, store=store, log=log)
+    if args.shard is not None:
+        return
     written = cast(
         Divergence,
         {
@@ -312,7 +319,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--reference", type=Path, required=True, help="the GGUF to compare it with")

@@ -23,14 +23,13 @@ from quantmill.formats import ggufio
 from quantmill.formats import imatrix as formats
 from quantmill.formats.imatrix import LEAST_ROWS
 from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
-from quantmill.formats.settings import Chunks
+from quantmill.formats.settings import CHUNKS_A_UNIT, Chunks
 from quantmill.imatrix import coverage
 from quantmill.measure.collect import Collector, Sums
 from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
     BATCH,
-    CHUNKS_A_UNIT,
     batch_of,
     counted,
     groups,
@@ -39,6 +38,7 @@ from quantmill.measure.score import (
     observed,
     parts,
     perplexity,
+    shared,
     with_bos,
 )
 from quantmill.progress import Log, Progress
@@ -222,13 +222,15 @@ def main(args: argparse.Namespace, log: Log) -> None:
     store = Store(args.store, args.store_max, log)
     shard = measure(
         args.model,
-        chunks,
+        shared(chunks, args.shard),
         identity=identity,
         threads=args.threads,
         store=store,
         log=log,
         sampled=kind.predicts,
     )
+    if args.shard is not None:
+        return
     measured = entries(shard, {tensor.name for tensor in header.tensors})
     broken = [name for name, entry in measured.items() if not np.isfinite(entry.in_sum2).all()]
     if broken:
@@ -263,7 +265,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--gguf", type=Path, required=True, help="imatrix.gguf")

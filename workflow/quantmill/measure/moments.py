@@ -154,10 +154,11 @@ def main(args: argparse.Namespace, log: Log) -> None:
     identity: Identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = Store(args.store, args.store_max, log)
     inputs = scan(args.model, chunks, args.threads)
-    moments = Moments(
-        args.model, chunks, inputs, identity=identity, store=store, threads=args.threads, log=log
-    )
+    mine = inputs if args.shard is None else args.shard.of(inputs)
+    moments = Moments(args.model, chunks, mine, identity=identity, store=store, threads=args.threads, log=log)
     moments.measure()
+    if args.shard is not None:
+        return
     report = report_of(moments, header, config, identity)
     MOMENTS.write(args.report, report)
     log.warn(report["warnings"])
@@ -168,7 +169,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")
     arguments.add_argument("--report", type=Path, required=True, help="moments.json")

@@ -125,6 +125,7 @@ class Passes(ABC, Generic[U]):
             unit = self.store.get(self._key(one))
             if unit is None:
                 made = self._pass(self.inputs.index(one))
+                unit = None if one.name in made else self.store.get(self._key(one))
         return self.unit.from_bytes(unit) if unit is not None else made[one.name]
 
     def counts(self, one: Input) -> list[int]:
@@ -155,11 +156,21 @@ class Passes(ABC, Generic[U]):
         return unit_key(self.stage, self.chunks, self.identity_of(one))
 
     def _pass(self, first: int) -> dict[str, U]:
-        """Measure an input, and as many of those missing after it as the memory holds."""
+        """Measure an input, and as many of those missing after it as the memory holds; none where another
+        process does so meanwhile.
+        """
         missing = [one for one in self.inputs[first:] if self.store.get(self._key(one)) is None]
         inputs = self._that_fit(missing, machine.memory())
-        start = time.monotonic()
         key = unit_key(self.stage, self.chunks, {"pass": " ".join(map(self._key, inputs))})
+        with self.store.leases.holding(key, partial(self._has, inputs)) as found:
+            return {} if found else self._evaluated(inputs, key)
+
+    def _has(self, inputs: Sequence[Input]) -> bool | None:
+        """True where the store has them all."""
+        return all(self.store.has(self._key(one)) for one in inputs) or None
+
+    def _evaluated(self, inputs: list[Input], key: str) -> dict[str, U]:
+        start = time.monotonic()
         with (
             ThreadPoolExecutor(self.threads) as pool,
             self._log.progress(self.words, len(self.chunks), "chunks") as progress,

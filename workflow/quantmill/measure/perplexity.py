@@ -28,6 +28,7 @@ from quantmill.measure.score import (
     nll,
     perplexity,
     predictions,
+    shared,
     units,
 )
 from quantmill.progress import Log
@@ -105,10 +106,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
     sha256 = model_sha256(args.facts)
     identity = {"engine": args.spec["engine"], "model": sha256}
     store = Store(args.store, args.store_max, log)
-    nll, seconds = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
+    mine = shared(chunks, args.shard)
+    nll, seconds = measure(args.model, mine, identity=identity, threads=args.threads, store=store, log=log)
     if not np.isfinite(nll).all():
         cure = "the file is damaged, or its types are too small for it"
         raise QuantmillError("gives perplexities that are not finite", args.model, cure)
+    if args.shard is not None:
+        return
     written = report(config, nll, seconds, sha256)
     if places := noted(store, STAGE, identity):
         written["devices"] = places
@@ -118,7 +122,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the GGUF to measure")
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--corpus", type=Path, required=True, help="token chunks (parquet)")

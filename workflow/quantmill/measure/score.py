@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
@@ -25,20 +25,18 @@ from quantmill.engine import library, loader
 from quantmill.engine.evaluator import Evaluator, Tokens
 from quantmill.errors import QuantmillError
 from quantmill.formats.chunks import read_chunks
-from quantmill.formats.settings import Chunks
+from quantmill.formats.settings import CHUNKS_A_UNIT, Chunks
 from quantmill.measure.saved import Saved
 from quantmill.measure.without_mtp import evaluable
 from quantmill.offload import chosen
 from quantmill.progress import Log, Progress
+from quantmill.shards import Shard
 from quantmill.stages import VERSIONS
 from quantmill.store import Identity, Store
 
 if TYPE_CHECKING:  # whichever engine is imported is the one that the process uses
     from quantmill.engine import mainline
     from quantmill.engine.mainline import Observer
-
-# Chunks of a unit of the store: what a killed run repeats at most.
-CHUNKS_A_UNIT = 8
 
 _ROWS_A_BLOCK = 32
 BATCH: Final = 512
@@ -132,11 +130,24 @@ def units(
     """
     store.expect(unit_key(stage, part, identity) for part in cut(chunks))
     for part in cut(chunks):
-        reused, key = store.reused, unit_key(stage, part, identity)
+        key = unit_key(stage, part, identity)
         saved = Saved(store, key)
-        yield store.get_or_make(key, partial(make, part, saved))
+        begun = False
+
+        def begin(part: Tokens = part, saved: Saved = saved) -> bytes:
+            nonlocal begun
+            begun = True
+            return make(part, saved)
+
+        yield store.get_or_make(key, begin, leased=True)
         saved.finished()
-        progress.reuse((store.reused - reused) * len(part))
+        if not begun:
+            progress.reuse(len(part))
+
+
+def shared(chunks: Tokens, shard: Shard | None) -> Tokens:
+    """The chunks [n, context] of a shard's units: cut alike, they are the same units as of all chunks."""
+    return chunks if shard is None else np.concatenate([chunks[:0], *shard.of(cut(chunks))])
 
 
 def cut(chunks: Tokens) -> list[Tokens]:

@@ -31,6 +31,9 @@ _UNITS = 2
 # Tensors in hand at once: while one is converted, another is read or stored.
 _KEEPERS = 3
 
+# A smaller tensor takes less time than it takes to tell other processes of it.
+_LEASED_BYTES = 4 << 20
+
 # The quantizers of these types take no notice of importance (ggml-quants.c of either
 # engine), so that their tensors outlive a new imatrix.
 _INDIFFERENT = frozenset({"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q8_KV"})
@@ -140,7 +143,8 @@ class Quantizer:
 
     def _find_or_make(self, task: Task, source: Bytes) -> Unit:
         make = partial(self._make, task, source)
-        return self.store.find_or_make(task.key(self.engine), make, keep=self._keep)
+        leased = source.size >= _LEASED_BYTES
+        return self.store.find_or_make(task.key(self.engine), make, keep=self._keep, leased=leased)
 
     def _make(self, task: Task, source: Bytes) -> memoryview:
         if task.together:

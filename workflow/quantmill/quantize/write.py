@@ -173,6 +173,28 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[U
         yield ahead.popleft()[1]()
 
 
+def prepare(
+    todo: list[Task],
+    source: Source,
+    engine: str,
+    store: Store,
+    threads: int,
+    moments: Moments | None,
+    cross: Known | None,
+    log: Log,
+) -> None:
+    """Put tensors into the store alone, for a file that another job writes."""
+    store.expect(task.key(engine) for task in todo)
+    total = sum(source.tensors[task.name].bytes for task in todo if task.name in source.tensors)
+    with (
+        Quantizer(engine, store, threads, moments, cross) as quantizer,
+        log.progress("quantize", total, BYTES) as progress,
+    ):
+        for task, _ in zip(todo, pieces(todo, source, quantizer), strict=True):
+            progress.add(source.tensors[task.name].bytes if task.name in source.tensors else 0)
+    log.say(f"{len(todo)} tensors; {store.made} units made, {store.reused} reused")
+
+
 def expect(todo: list[Task], rows: list[PlanRow], engine: str, store: Store, *, linked: bool) -> None:
     """Tell the store of the units that are going to be used; it keeps those alone that no file holds.
 
@@ -305,6 +327,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
         for task in todo
         if moments is not None and task.moments is not None
     }
+    if args.shard is not None:
+        of_shard = args.shard.of([task for task in todo if task.type != task.source_type])
+        prepare(of_shard, source, spec["engine"], store, args.threads, moments, cross, log)
+        return
     refuse_if_short(args.gguf, plan["file_bytes"], rows, of_moments)
     sizes = [ggufio.padded(row.bytes) for row in rows]
     work = costs.of_tasks(zip(todo, sizes, strict=True), spec["engine"], store, args.threads)
@@ -338,7 +364,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
 
 
 if __name__ == "__main__":
-    arguments = command.parser(__doc__, threads=True, store=True)
+    arguments = command.parser(__doc__, threads=True, store=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan's table")

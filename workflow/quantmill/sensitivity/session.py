@@ -116,7 +116,7 @@ class Session:
 
     def _unit(self, kind: str, make: Callable[[], ProbeResult], **more: Any) -> ProbeResult:
         unit = self._quantizer.store.get_or_make(
-            self._key(kind, **more), lambda: json.dumps(asdict(make())).encode()
+            self._key(kind, **more), lambda: json.dumps(asdict(make())).encode(), leased=True
         )
         return ProbeResult(**json.loads(bytes(unit)))
 
