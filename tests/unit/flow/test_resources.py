@@ -28,11 +28,11 @@ SOURCE, RECIPE = Wildcards(model="local", row="source"), Wildcards(model="local"
 
 
 def workflow(*, cores: int | None = 2, most: int | None = None, local: bool = True, gpu: int = 0) -> Any:
-    settings = SimpleNamespace(cores=cores, max_threads=most, resources={"gpu": gpu} if gpu else {})
-    noted: dict[str, int] = {}
-    return SimpleNamespace(
-        resource_settings=settings, local_exec=local, register_resource=noted.__setitem__, noted=noted
+    settings = SimpleNamespace(
+        cores=cores, nodes=None if local else 20, max_threads=most, resources={"gpu": gpu} if gpu else {}
     )
+    noted: dict[str, int] = {}
+    return SimpleNamespace(resource_settings=settings, register_resource=noted.__setitem__, noted=noted)
 
 
 @pytest.fixture

@@ -120,11 +120,18 @@ def cores_of(workflow: Any) -> int:
     would wait for each other.
     """
     given = workflow.resource_settings.cores
-    if not given or not workflow.local_exec:  # jobs run on a cluster's nodes, whatever this machine has
+    if not given or runs_elsewhere(workflow):  # whatever this machine has
         return int(workflow.resource_settings.max_threads or NODE_THREADS)
     cores = min(int(given), machine.cores())
     workflow.register_resource("_cores", cores)
     return cores
+
+
+def runs_elsewhere(workflow: Any) -> bool:
+    """Whether jobs run on other machines: only then a number of jobs is not one of cores. Which executor
+    it is Snakemake does not say while it reads the workflow.
+    """
+    return workflow.resource_settings.nodes is not None
 
 
 def _resource(workflow: Any, resource: str) -> int:

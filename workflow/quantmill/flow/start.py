@@ -42,6 +42,7 @@ class Flow(NamedTuple):
     resources: Resources
     shards: Shards
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
+    refuse_orphans: Callable[[], None]
     sweep: Callable[[], None]
 
 
@@ -61,7 +62,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         from quantmill.flow.logs import Logs
         from quantmill.flow.paths import Paths
         from quantmill.flow.project import Project
-        from quantmill.flow.resources import Resources
+        from quantmill.flow.resources import Resources, runs_elsewhere
         from quantmill.flow.shards import Shards
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
@@ -75,7 +76,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     targets = Targets(inputs)
     resources = Resources(project, paths, workflow)
     models = partial(_requested, workflow, project)  # not known while the workflow is read
-    here = bool(workflow.local_exec)
+    here = not runs_elsewhere(workflow)
     specs = Specs(Digests(project, local=here, models=models, threads=resources.cores))
     os.environ.update(_environment(project))
     estimate = Estimate(targets, resources.cores, workflow)
@@ -91,8 +92,17 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         resources,
         Shards(inputs),
         partial(spec_of, folder=project.specs),
+        partial(_refuse_orphans, workflow),
         partial(parts.sweep_below, project.results),
     )
+
+
+def _refuse_orphans(workflow: Any) -> None:
+    """End a run beside which jobs of a former one would write."""
+    from quantmill.flow import orphans
+
+    with refusing():
+        orphans.refuse(workflow)
 
 
 def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:
