@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantmill import environment, machine, offload, parts
+from quantmill.errors import QuantmillError
 from quantmill.flow.rules import memory_by_rounding, memory_of, refusing, spec_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
 
-        confirmed = _confirmed(workflow, config)
+        confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
             print(f"warning: {line}", file=sys.stderr)
@@ -74,7 +75,10 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
     targets = Targets(inputs)
     cores = _cores(workflow)
     models = partial(_requested, workflow, project)  # not known while the workflow is read
-    specs = Specs(Digests(project, local=bool(workflow.local_exec), models=models, threads=cores))
+    digests = Digests(project, local=bool(workflow.local_exec), models=models, threads=cores)
+    with refusing():
+        digests.check_keys()
+    specs = Specs(digests)
     os.environ.update(_environment(project))
     memory = partial(memory_of, project.source_files)
     estimate = Estimate(targets, cores, workflow)
@@ -84,7 +88,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Callable[[list[str]], 
         inputs,
         targets,
         specs,
-        CardSpecs(specs, targets),
+        CardSpecs(specs, targets, verify=verify),
         Logs(project.results),
         estimate,
         cores,
@@ -108,6 +112,18 @@ def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:
         return False
     config.pop("confirm", None)
     return str(given["confirm"]).lower() in ("yes", "true")
+
+
+def _verify(workflow: Any, config: dict[str, Any]) -> str | None:
+    """What `--config verify=all` or `verify=sample` says to `verify`; None where it is not given."""
+    given = workflow.config_settings.config
+    if "verify" not in given:
+        return None
+    config.pop("verify", None)
+    mode = str(given["verify"])
+    if mode not in ("all", "sample"):
+        raise QuantmillError(f"{mode} is neither all nor sample", "--config verify", "give it one of them")
+    return mode
 
 
 def _environment(project: Project) -> dict[str, str]:

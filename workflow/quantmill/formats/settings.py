@@ -283,6 +283,68 @@ class Card(TypedDict):
     rounding: NotRequired[
         Annotated[dict[str, bool], "the recipes of gptq; whether each is compared with nearest"]
     ]
+    verified: NotRequired[Annotated[bool, "whether verify.json is read"]]
+    signed: NotRequired[Annotated[bool, "whether there is a lock.json.sig"]]
+
+
+class HubFile(TypedDict):
+    """A file of a Hugging Face repository."""
+
+    repo: str
+    revision: Annotated[str, "the commit"]
+    file: str
+
+
+class LockedCheckpoint(TypedDict):
+    """A checkpoint that was converted."""
+
+    name: Annotated[str, "of its folder"]
+    files: Annotated[dict[str, str], "sha256 of each"]
+    to: Annotated[str, "the type in the config: auto, f16 or bf16"]
+    pre_tokenizer: str | None
+    converter: Annotated[str, "digest of the converter's pins"]
+
+
+class LockedText(CorpusSource):
+    """A file of a corpus."""
+
+    sha256: str
+
+
+class LockedCorpus(TypedDict):
+    """A corpus."""
+
+    seed: int
+    context: Annotated[int, "tokens of a chunk"]
+    chunks: int
+    sources: list[LockedText]
+
+
+class Lock(TypedDict):
+    """`proof.lock`."""
+
+    model: str
+    recipes: dict[str, Quantize]
+    hub: HubFile | None
+    checkpoint: LockedCheckpoint | None
+    corpora: dict[str, LockedCorpus]
+    imatrix: ImatrixFile | None
+    imported: Annotated[str | None, "sha256 of the imatrix that was given"]
+    engines: Annotated[dict[str, str], "digest of each"]
+    parts: Annotated[bool, "whether there is a parts.json"]
+    quantmill: Annotated[str, "its version"]
+
+
+class Verify(TypedDict):
+    """`proof.verify`."""
+
+    models: Annotated[dict[str, Literal["all", "sample"]], "how each is verified"]
+
+
+class Sign(TypedDict):
+    """`proof.sign`."""
+
+    key: Annotated[str, "fingerprint"]
 
 
 class PublishedModel(TypedDict):
@@ -295,6 +357,7 @@ class PublishedModel(TypedDict):
     overwrite: bool
     split: int
     recipes: list[str]
+    signed: Annotated[bool, "whether there is a lock.json.sig"]
     measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
 
 
@@ -335,6 +398,9 @@ OF_STAGE: Final[dict[str, Any]] = {
     "card.checkpoint": CheckpointCard,
     "card.write": Card,
     "publish.split": Split,
+    "proof.lock": Lock,
+    "proof.verify": Verify,
+    "proof.sign": Sign,
     "publish.upload": Upload,
 }
 """The type of each stage's settings."""

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import part_of
 from quantmill.formats import ggufio, output, types
-from quantmill.formats.allocation import PLAN
+from quantmill.formats.allocation import PLAN, Plan
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
@@ -274,10 +275,26 @@ def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str
         ) from None
 
 
-def main(args: argparse.Namespace, log: Log) -> None:
-    """The stage `quantize.write`."""
-    spec, plan = args.spec, PLAN.read(args.report)
-    settings: Quantize = spec["config"]
+class Work(NamedTuple):
+    """A plan that is ready to be executed: its rows, each as a task, and the metadata of the file.
+
+    `moments` and `cross` are there where weights are rounded with them.
+    """
+
+    plan: Plan
+    rows: list[PlanRow]
+    source: Source
+    todo: list[Task]
+    kv: dict[str, ggufio.Value]
+    moments: Moments | None
+    cross: Known | None
+
+
+def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -> Work:
+    """What the files of a command line ask for; their engine is that of this process from here
+    on. `store` has the moments. QuantmillError where one is not of the others.
+    """
+    plan = PLAN.read(args.report)
     engine = settings.get("engine", "mainline")
     if plan["engine"] != engine:
         raise QuantmillError(
@@ -292,12 +309,21 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
-    store = Store(args.store, args.store_max, log)
     moments = asked_for(args, settings.get("rounding"), source.header, store, log)
     cross = Known(args.cross, store) if settings.get("rounding") == "gptaq" else None
     todo = tasks(rows, source, imatrix, engine, moments, cross)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
+    return Work(plan, rows, source, todo, kv, moments, cross)
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `quantize.write`."""
+    spec = args.spec
+    settings: Quantize = spec["config"]
+    engine = settings.get("engine", "mainline")
+    store = Store(args.store, args.store_max, log)
+    plan, rows, source, todo, kv, moments, cross = read(args, settings, store, log)
     of_moments = {
         task.name: memory_of(
             moments.input_of(task.name), args.threads, crossed=cross is not None and task.name in cross
