@@ -32,6 +32,7 @@ from quantmill.formats.source import MODEL
 from quantmill.model.digests import Memo
 from quantmill.progress import Log
 from quantmill.proof import attest
+from quantmill.recipe.presets import PRESETS
 from quantmill.spec import digest, file_sha256
 from quantmill.stages import STAGES
 
@@ -151,7 +152,7 @@ def moments_of(results: Path, recipe: str, settings: Quantize) -> MomentsOfRecip
 def _preset(plan: Plan, settings: Quantize) -> str | None:
     """The preset by which llama-quantize makes the same file; None where it has none."""
     own = plan["rules"] or settings.keys() & {"engine", "split", "rounding"}
-    return None if own else plan["base"].upper()
+    return plan["base"] if plan["base"] in PRESETS and not own else None
 
 
 def engine_of(name: str, expected: str) -> LockedEngine:

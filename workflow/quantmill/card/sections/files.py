@@ -16,7 +16,7 @@ def verified(view: View) -> str:
         return ""
     files = report["files"]
     engines = sorted({file["engine"][:12] for file in files})
-    by = f"with {text.plural(len(engines), 'engine')} {', '.join(engines)}"
+    by = f"by the engine{'s' if engines[1:] else ''} {' and '.join(map(text.code, engines))}"
     if report["mode"] == "all":
         return f"{len(files)} of {len(files)} files were made again from `lock.json`, bit for bit, {by}."
     compared, tensors = (sum(file[key] for file in files) for key in ("compared", "tensors"))
