@@ -113,7 +113,7 @@ def test_what_is_rounded_by_gptaq_is_first_rounded_by_gptq(
         *("cross local plain", "gptq local plain", "quantized local plain", "kld local plain"),
         *("perplexity local plain", "speed local plain", "plan local plain", "memory local", "card local"),
         *("humaneval local plain", "served local plain", "tasks local plain", "nearest local plain"),
-        *("nearest_kld local plain", "parts local"),
+        *("nearest_kld local plain", "parts local", "lock local"),
     } & set(ours)
 
 
@@ -141,6 +141,7 @@ def test_a_recipe_of_gptq_leaves_the_specs_of_all_others_and_quantizes_nearest_a
     assert {name for name in changed if not name.endswith(" plain")} == {
         "card local",
         "memory local",
+        "lock local",
         "parts local",
     }
     ours, nearest = (
@@ -230,6 +231,8 @@ def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> Non
         "bench/Q8_0/humaneval.json",
         "bench/source/humaneval.jsonl",
         "bench/Q8_0/humaneval.jsonl",
+        "lock.json",
+        "statements",
         "card/README.md",
         "card/index.html",
         "card/withheld.json",
