@@ -1,4 +1,4 @@
-"""The statements, held against what the readers of ggufpacker demand: quoted, so that it need not be there."""
+"""The statements, held against what ggufpacker demands: quoted here, so that it need not be there."""
 
 from __future__ import annotations
 
