@@ -19,6 +19,7 @@ from quantmill.flow.project import ROOT
 from quantmill.flow.specs import Specs
 from quantmill.flow.targets import Targets
 from quantmill.formats import settings as typed
+from quantmill.formats.source import LockedCheckpoint
 from quantmill.measures import MEASURES
 from quantmill.spec import digest
 
@@ -206,7 +207,7 @@ class CardSpecs:
         }
         return spec.make("proof.lock", settings, made_from)
 
-    def _checkpoint(self, model: str) -> typed.LockedCheckpoint:
+    def _checkpoint(self, model: str) -> LockedCheckpoint:
         source = self.project.checkpoints[model]
         return {
             "name": Path(source.checkpoint).resolve().name,

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Final, Literal, TypedDict
 
 from quantmill.formats.publication import Part
 from quantmill.formats.report import Report
-from quantmill.formats.settings import HubFile, ImatrixFile, LockedCheckpoint, LockedCorpus, Quantize
+from quantmill.formats.settings import ImatrixFile, LockedCorpus, Quantize
+from quantmill.formats.source import HubFile, LockedCheckpoint
 
 LOCK_FORMAT: Final = 1
 

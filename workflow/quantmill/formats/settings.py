@@ -11,6 +11,8 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.source import HubFile, LockedCheckpoint
+
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
 
@@ -285,24 +287,6 @@ class Card(TypedDict):
     ]
     verified: NotRequired[Annotated[bool, "whether verify.json is read"]]
     signed: NotRequired[Annotated[bool, "whether there is a lock.json.sig"]]
-
-
-class HubFile(TypedDict):
-    """A file of a Hugging Face repository."""
-
-    repo: str
-    revision: Annotated[str, "the commit"]
-    file: str
-
-
-class LockedCheckpoint(TypedDict):
-    """A checkpoint that was converted."""
-
-    name: Annotated[str, "of its folder"]
-    files: Annotated[dict[str, str], "sha256 of each"]
-    to: Annotated[str, "the type in the config: auto, f16 or bf16"]
-    pre_tokenizer: str | None
-    converter: Annotated[str, "digest of the converter's pins"]
 
 
 class LockedText(CorpusSource):
