@@ -227,6 +227,18 @@ def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: H
     assert b"plots/bits.svg" in hub.repositories[REPO]["SHA256SUMS"]
 
 
+def test_the_proof_of_this_lock_goes_along_and_of_no_other(publisher: Publisher, hub: Hub) -> None:
+    report = {"mode": "all", "files": [], "lock": "of another"}
+    publisher.write("verify.json", json.dumps(report).encode())
+    publisher.write("lock.json.sig", b"of a config that signed")
+    assert publisher.publish(confirm=False).keys() == ALL
+    sha256 = hashlib.sha256((publisher.results / "lock.json").read_bytes()).hexdigest()
+    publisher.write("verify.json", json.dumps(report | {"lock": sha256}).encode())
+    publisher.write("statements/tiny.gguf.conversion.json", b"{}")
+    more = {"verify.json", "lock.json.sig", "tiny.gguf.conversion.json"}
+    assert publisher.publish(confirm=False, signed=True).keys() == ALL | more
+
+
 def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None:
     withheld = {
         "recipe": "Q8_0",
@@ -243,7 +255,7 @@ def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None
     publisher.write("card/withheld.json", json.dumps(report).encode())
     publisher.publish(include=["measurements"])
     left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
-    left.add("withheld.json")
+    left |= {"withheld.json", "lock.json", "tiny-Q4_K_M.gguf.derivation.json"}
     assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
 
 
