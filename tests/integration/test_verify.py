@@ -233,3 +233,33 @@ def test_a_key_that_is_none_is_refused_before_work(checkout: Checkout) -> None:
     assert refused.returncode == 1
     cure = "name an ssh key: ssh-keygen -t ed25519 makes one"
     assert refused.stderr.splitlines()[-1] == f"error: config.yaml: publish.sign: no such file no key; {cure}"
+
+
+def test_error_feedback_and_the_other_engine_are_verified_or_the_reason_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("ik_llama_cpp")
+    recipes = [
+        {"name": "fed", "template": "preset", "base": "Q4_K_M", "rounding": "gptq"},
+        {"name": "both", "template": "preset", "base": "Q4_K_M", "rounding": "gptaq"},
+        {"name": "scaled", "template": "preset", "base": "nvfp4"},
+        {"name": "ik", "template": "custom", "engine": "ik", "base": "iq4_k", "rules": []},
+    ]
+    checkout = Checkout.build(tmp_path / "checkout")
+    checkout.configure(lambda config: config.update(LEAN, recipes=recipes))
+    checkout.run("results/tiny/lock.json", cores=2)
+    same = {"both": 21, "fed": 21, "ik": 21, "scaled": 36}
+    good = [
+        f"tiny: tiny-{name}.gguf: {count} tensors made again, bit for bit the same"
+        for name, count in same.items()
+    ]
+    assert sorted(lines(checkout.run("verify", cores=2).stdout)) == good
+    # second moments that the store has lost are measured again, cross moments are not
+    shutil.rmtree(checkout.folder / "results" / ".store" / "units")
+    done = checkout.snakemake("verify", cores=2)
+    assert done.returncode == 1
+    both, *others = sorted(lines(done.stdout))
+    assert others == good[1:]
+    assert both.startswith("tiny: tiny-both.gguf: not verified: blk.")
+    assert both.endswith(
+        ": results/tiny/cross/both.json: the store has lost its cross moments; delete it to have it made again, "
+        "and give the store more room"
+    )

@@ -193,7 +193,10 @@ class CardSpecs:
             "corpora": {name: _locked(corpus) for name, corpus in corpora.items()},
             "imatrix": specs.imatrix_facts(model),
             "imported": imatrix and self.digests.file(imatrix),
-            "engines": {name: self.digests.engine(name) for name in sorted({*self._engines(model).values()})},
+            "engines": {
+                name: self.digests.engine(name)
+                for name in sorted({"mainline", *self._engines(model).values()})
+            },
             "parts": config.repository_of(model) is not None,
             "quantmill": own_version(),
         }
