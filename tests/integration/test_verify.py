@@ -260,6 +260,6 @@ def test_error_feedback_and_the_other_engine_are_verified_or_the_reason_is_said(
     assert others == good[1:]
     assert both.startswith("tiny: tiny-both.gguf: not verified: blk.")
     assert both.endswith(
-        ": results/tiny/cross/both.json: the store has lost its cross moments; delete it to have it made again, "
-        "and give the store more room"
+        ": results/tiny/cross/both.json: the store has lost its cross moments; delete it to have it made "
+        "again, and give the store more room"
     )
