@@ -40,6 +40,7 @@ def test_a_lean_config_ends_with_a_card(checkout: Checkout, monkeypatch: pytest.
         "gguf/tiny-Q8_0.json",
         "lock.json",
         "statements/tiny-Q8_0.gguf.derivation.json",
+        "statements/.snakemake_timestamp",
         "card/README.md",
         "card/index.html",
         "card/withheld.json",

@@ -68,7 +68,7 @@ rule verify:
         mem_mb=8000,
     params:
         spec=spec_of(card_specs.verify),
-        results=str(project.results),
+        results=of(inputs.results),
         sources=files(targets.sources),
     message:
         "making the files again from their locks"
@@ -93,7 +93,7 @@ use rule verify as verify_files with:
         mem_mb=memory(0.3, 8000),
     params:
         spec=spec_of(card_specs.verified),
-        results=str(project.results),
+        results=subpath(output[0], ancestor=2),
         sources=of(inputs.first),
     message:
         "{wildcards.model}: making its files again from the lock"

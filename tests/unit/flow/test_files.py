@@ -18,6 +18,7 @@ from quantmill.flow.specs import Specs
 from quantmill.flow.targets import Targets
 
 Flow = Callable[[Project], Any]
+MFP4 = {"name": "nvfp4", "template": "mfp4", "scheme": "W4A16"}
 
 
 def plain(files: Any) -> list[str]:
@@ -306,6 +307,14 @@ def test_the_command_line_says_how_it_is_verified(make: Callable[..., Project]) 
     assert (asked["local"], asked["hub"]) == ("sample", "all")
     said = json.loads(CardSpecs(specs, targets, verify="all").verify())["config"]["models"]
     assert set(said.values()) == {"all"}
+    exported = Project({"models": {"x": {"source": {"checkpoint": "checkpoint"}}}, "recipes": [MFP4]})
+    specs = Specs(Digests(exported))
+    targets = Targets(Inputs(Paths(exported), lambda files: files))
+    with pytest.raises(QuantmillError) as error:
+        CardSpecs(specs, targets).verify()
+    assert str(error.value) == (
+        "--config: no model has a recipe that makes a GGUF; there is nothing to verify"
+    )
 
 
 def test_a_key_that_is_none_is_refused(make: Callable[..., Project]) -> None:

@@ -227,7 +227,10 @@ class CardSpecs:
         return spec.make("proof.verify", settings, {"lock": digest(self.lock(model))})
 
     def verify(self) -> str:
-        """Of all models, whenever it is asked for."""
+        """Of all models, whenever it is asked for. QuantmillError where there is nothing to verify."""
+        if not self.project.with_recipes:
+            what = "no model has a recipe that makes a GGUF"
+            raise QuantmillError(what, self.project.file, "there is nothing to verify")
         models = {
             model: self._verify or self.config.publish_of(model).verify or "all"
             for model in self.project.with_recipes

@@ -34,6 +34,10 @@ class Inputs:
         made = self.project.config.models[model].source.made
         return [*self.ancient(files), *(f"{file}.json" for file in files if made)]
 
+    def results(self) -> str:
+        """The folder with the results of all models."""
+        return str(self.project.results)
+
     def first(self, model: str) -> str:
         """The source's first file, by which it is opened."""
         return self.project.source_files(model)[0]
