@@ -161,6 +161,7 @@ With snakemake, once the environment is active (. .venv/bin/activate):
     checkpoints     the exported NVFP4 checkpoints
     imatrices       the importance matrices
     sensitivities   the sensitivity of each tensor
+    verify          make the files again from lock.json and compare (--config verify=sample: some tensors)
     publish         list what would be uploaded; with --config confirm=yes upload it
 
 With python:

@@ -1,6 +1,7 @@
 """`snakemake publish` over a tiny model and a hub on loopback; a source that is fetched from that hub."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ LEAN: dict[str, Any] = {"imatrix": None, "sensitivity": None, "bench": {}, "reci
 FILES = {
     "README.md",
     "SHA256SUMS",
+    "lock.json",
+    "tiny-Q8_0.gguf.derivation.json",
     "plans/Q8_0.tsv",
     "plots/bits.svg",
     "recipes/Q8_0.yaml",
@@ -60,12 +63,17 @@ def test_a_fetched_source_is_quantized_and_published(tmp_path: Path, hub: Hub) -
     checkout.configure(lambda config: config.update(LEAN, models={"tiny": model}, publish=publish))
     checkout.run("publish", "--config", "confirm=yes")
     held = hub.repositories["me/tiny-GGUF"]
-    parts = {path for path in held if path.startswith("tiny-Q8_0/")}
+    parts = {path for path in held if path.startswith("tiny-Q8_0/") and path.endswith(".gguf")}
     assert len(parts) == 2
     card = held["README.md"].decode()
     for path in parts:  # under the very names that the card gives
         assert f"`{path}`" in card
         assert f"{hashlib.sha256(held[path]).hexdigest()}  {path}" in card
+        statement = json.loads(held[f"{path}.derivation.json"])
+        assert statement["subject"][0]["digest"]["sha256"] == hashlib.sha256(held[path]).hexdigest()
+        base = statement["predicate"]["baseModel"]
+        assert base["uri"] == f"pkg:huggingface/you/original@{'0' * 40}"
+        assert base["digest"]["sha256"] == hashlib.sha256(source).hexdigest()
 
 
 def test_what_publishing_refuses_before_any_work(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def test_a_lean_config_ends_with_a_card(checkout: Checkout, monkeypatch: pytest.
         "memory.json",
         "gguf/tiny-Q8_0.gguf",
         "gguf/tiny-Q8_0.json",
+        "lock.json",
+        "statements/tiny-Q8_0.gguf.derivation.json",
+        "statements/.snakemake_timestamp",
         "card/README.md",
         "card/index.html",
         "card/withheld.json",
@@ -154,6 +157,7 @@ def test_a_second_config_replaces_the_first(checkout: Checkout) -> None:
         "plan_types Q8_0",
         "tabulate_memory",
         "quantize Q8_0",
+        "write_lock",
         CARD,
     }
     assert "results/tiny" not in checkout.run("-n", "--configfile=other.yaml").stdout

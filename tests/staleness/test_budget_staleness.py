@@ -14,7 +14,8 @@ from quantmill.formats.ggufio import read_header
 from quantmill.formats.types import known
 
 MEMORY = {"tabulate_memory"}
-FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY
+LOCK = {"write_lock"}
+FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY | LOCK
 CARD = {"write_card"}
 IMPORTED = {"import_sensitivity", "draw_sensitivity"}
 Change = Callable[[Checkout], None]
@@ -56,7 +57,8 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "another curve": (lambda h: h.edit("group0.csv", "q4_K,", "q4_K,1"), IMPORTED | FIT | CARD),
     "the other recipe": (
         with_(lambda config: config["recipes"].__setitem__(0, {"name": "Q8_0", "base": "Q6_K"})),
-        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"} | MEMORY | CARD,
+        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"}
+        | (MEMORY | LOCK | CARD),
     ),
     "the version of the allocation": (
         lambda h: h.raise_version("budget.allocate"),

@@ -14,7 +14,8 @@ LISTED = {"list_tensors"}
 MEMORY = {"tabulate_memory"}
 PLANS = {"plan_types Q8_0", "plan_types mix"} | MEMORY
 RECIPES = {"render_recipe Q8_0", "render_recipe mix"} | PLANS
-QUANTS = {"quantize Q8_0", "quantize mix"}
+LOCK = {"write_lock"}
+QUANTS = {"quantize Q8_0", "quantize mix"} | LOCK
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 TUNING = {"build_corpus tuning"}
 SENSITIVITY = {"measure_sensitivity", "draw_sensitivity"}
@@ -31,6 +32,7 @@ MIX = {
     "plan_types mix",
     "tabulate_memory",
     "quantize mix",
+    "write_lock",
     "measure_divergence mix",
     "measure_perplexity mix",
     "measure_speed mix",
@@ -133,10 +135,10 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
-    "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | CARD),
+    "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | LOCK | CARD),
     "a split recipe": (
         recipe(split={"max": "1 MB"}),
-        {"quantize_split mix"} | MIX_MEASURED | CARD,
+        {"quantize_split mix"} | MIX_MEASURED | LOCK | CARD,
     ),
     "the version of the memory tables": (
         lambda h: h.raise_version("model.memory"),
@@ -209,7 +211,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a sentence of the card": (section("models", "tiny", "card", about="Another."), CARD),
     "a text of the card in a file": (text_in_a_file, CARD),
     "another model's figures": (figures_of_another, CARD),
-    "where it is published": (section(publish={"repo": "me/{model}"}), {"name_parts"} | CARD),
+    "where it is published": (section(publish={"repo": "me/{model}"}), {"name_parts"} | LOCK | CARD),
     "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),
@@ -232,7 +234,9 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "a deleted GGUF": (
         delete("gguf/tiny-mix.gguf"),
-        {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"} | CARD,
+        {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
+        | LOCK
+        | CARD,
     ),
     "a deleted imatrix": (
         delete("imatrix.dat"),
@@ -245,6 +249,8 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         {"measure_divergence mix", "measure_perplexity mix"} | CARD,
     ),
     "the floor deleted": (delete("bench/source/kld.json"), KLDS | PERPLEXITIES | CARD),
+    "a deleted lock": (delete("lock.json"), LOCK),
+    "a lock that is verified for the card": (section(publish={"verify": "all"}), {"verify_files"} | CARD),
     "a deleted plot": (delete("card/plots/size.svg"), CARD),
     "the store's cap": (section(store={"path": "results/.store", "max": "1 GiB"}), set()),
 }

@@ -31,11 +31,12 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"corpus", "engine", "formats", "measure"},
     "checkpoint": {"engine", "formats", "measure", "nvfp4"},
     "publish": {"formats", "quantize"},
+    "proof": {"engine", "formats", "model", "quantize", "recipe"},
     "judge": {"formats"},
     "card": {"formats", "judge"},
     "flow": {
         *("budget", "card", "check", "config", "engine", "evaluate"),
-        *("formats", "judge", "model", "quantize", "recipe"),
+        *("formats", "judge", "model", "proof", "quantize", "recipe"),
     },
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantmill import progress
-from quantmill.progress import Work
+from quantmill.progress import Log, Work
 
 
 def test_lines_go_to_the_log_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -210,3 +210,9 @@ def test_a_terminal_shows_a_bar(
         time.sleep(0.02)
         bar.add(3)
     assert "imatrix: 3 of 4 chunks" in capsys.readouterr().err
+
+
+def test_a_log_goes_on_where_another_process_stopped(tmp_path: Path) -> None:
+    Log(tmp_path / "log").say("one")
+    Log(tmp_path / "log", more=True).say("two")
+    assert (tmp_path / "log").read_text("utf-8") == "one\ntwo\n"

@@ -116,10 +116,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """JSON for people and machines: sorted keys, an indent of 1, no NaN."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and machines: sorted keys, an indent of 1, no NaN."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    """Write JSON as `json_text`."""
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:

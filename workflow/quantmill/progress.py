@@ -25,11 +25,11 @@ _BELIEF: Final = 0.03  # a kind's own rate counts as much as that of all once th
 
 
 class Log:
-    """Lines for a log file; they go to stderr where there is none."""
+    """Lines for a log file, with `more` after what it has; they go to stderr where there is none."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, more: bool = False) -> None:
         self.path = path
-        if path is not None:
+        if path is not None and not more:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("", encoding="utf-8")
 

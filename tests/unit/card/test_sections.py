@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quantmill.card.sections import contents, recipes, speed, summary
-from quantmill.files import read_json, write_json
+from quantmill.card.sections import contents, files, recipes, speed, summary
+from quantmill.card.view import view
+from quantmill.files import read_json, write_json, write_text
+from quantmill.formats.proof import VERIFIED, Verified
 from quantmill.judge.results import read
+from quantmill.spec import file_sha256
+from reports import complete
 
 Tree = tuple[Path, dict[str, Any]]
 
@@ -51,3 +55,27 @@ def test_speeds_of_two_settings_are_told_apart(tree: Tree) -> None:
     assert len(speed.machines(read(folder, config))) == 1
     edit(folder / "bench" / "Q8_0" / "speed.json", threads=4)
     assert [names for _, names in speed.machines(read(folder, config))][1] == ["Q8_0"]
+
+
+def test_verified_is_said_of_the_lock_that_is_there_and_where_nothing_differs(tree: Tree) -> None:
+    folder, config = tree
+    write_text(folder / "lock.json", "{}")
+    file = {"engine": "e" * 64, "tensors": 9, "compared": 9}
+
+    def said(*given: dict[str, Any], lock: str = "", **settings: Any) -> str:
+        report = {"lock": lock or file_sha256(folder / "lock.json"), "mode": "all"} | settings
+        VERIFIED.write(folder / "verify.json", complete(Verified, report | {"files": list(given)}))
+        asked: Any = config | {"verified": True}
+        return files.verified(view(read(folder, asked), asked))
+
+    by = "by the engine `eeeeeeeeeeee`."
+    assert said(file, file) == f"2 of 2 files were made again from `lock.json`, bit for bit, {by}"
+    sample = said(file | {"compared": 4}, mode="sample")
+    what = "A sample, 4 of 9 tensors of 1 file, was made again from `lock.json`"
+    assert sample == f"{what}, bit for bit, {by}"
+    other = said(file, file | {"engine": "f" * 64})
+    assert other.endswith("by the engines `eeeeeeeeeeee` and `ffffffffffff`.")
+    assert said(file, lock="another") == ""
+    assert said(file, file | {"refused": "the store has lost it"}) == ""
+    assert said(file, file | {"differences": [{"tensor": "x", "type": "q4_K", "cause": "y"}]}) == ""
+    assert files.verified(view(read(folder, config), config)) == ""

@@ -395,6 +395,8 @@ def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) ->
         "`recipes/`, `plans/`",
         "`bench/`",
         "`logs/`",
+        "`lock.json`",
+        "`*.derivation.json`",
         "`SHA256SUMS`",
     }
 

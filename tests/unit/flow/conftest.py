@@ -138,6 +138,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other-lines.txt").write_text("attn_v=q6_K", encoding="utf-8")
     (folder / "figures.csv").write_text("file,gb,kld\nQ4,0.01,0.05\n", encoding="utf-8")
     (folder / "other.csv").write_text("file,gb,kld\nQ4,0.01,0.06\n", encoding="utf-8")
+    (folder / "key.pub").write_text(
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDayCZXjUuXDDPU9nj8BF8/apwKMylNtMFtwej7Yj2k3 test\n",
+        encoding="utf-8",
+    )
     (folder / "words.md").write_text("Words.", encoding="utf-8")
     for name in ("tasks", "other-tasks"):
         (folder / name).mkdir()
@@ -244,6 +248,11 @@ def specs_of(project: Project) -> dict[str, str]:
         if config.recipes_of(model):
             note(specs, "memory", model)
             note(cards, "card", model)
+            note(cards, "lock", model)
+            if config.publish_of(model).verify:
+                note(cards, "verified", model)
+            if config.publish_of(model).sign:
+                note(cards, "signature", model)
         if config.repository_of(model):
             note(cards, "parts", model)
     for model in project.fetched:
@@ -258,4 +267,5 @@ def specs_of(project: Project) -> dict[str, str]:
             note(specs, "activations", model)
     if project.published:
         note(cards, "publish")
+    note(cards, "verify")
     return texts

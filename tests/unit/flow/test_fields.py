@@ -32,9 +32,9 @@ class Row(NamedTuple):
 
 
 BENCH: Final = "kld perplexity speed served humaneval tasks"
-FILES: Final = f"quantized parts card {BENCH}"
+FILES: Final = f"quantized parts lock card {BENCH}"
 PLANS: Final = f"plan memory {FILES}"
-ALONE: Final = "plan memory quantized card"  # of a model that is neither measured nor published
+ALONE: Final = "plan memory quantized lock card"  # of a model that is neither measured nor published
 SOURCE: Final = "source manifest check"
 FED_BACK: Final = [("recipes.0.rounding", "gptq")]
 FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
@@ -51,7 +51,7 @@ ROWS: Final[dict[str, Row]] = {
             "bench": {},
             "publish": {},
         },
-        "+card +check +manifest +memory +plan +quantized +rendered +source",
+        "verify +card +check +lock +manifest +memory +plan +quantized +rendered +source",
     ),
     "Config.corpora": Row(
         "corpora.held-out",
@@ -93,7 +93,7 @@ ROWS: Final[dict[str, Row]] = {
     "Model.recipes": Row(
         "models.local.recipes",
         ["Q8_0"],
-        "card memory parts publish +allocated +feasibility +plan +quantized +rendered +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +rendered +BENCH",
     ),
     "Model.imatrix": Row(
         "models.local.imatrix",
@@ -186,7 +186,9 @@ ROWS: Final[dict[str, Row]] = {
         [("models.local.card.same_size", [{"name": "Other", "csv": "figures.csv", "source": "there"}])],
     ),
     "BudgetRecipe.name": Row(
-        "recipes.3.name", "other", "card memory parts publish +allocated +feasibility +plan +quantized +BENCH"
+        "recipes.3.name",
+        "other",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +BENCH",
     ),
     "BudgetRecipe.template": Row(
         "recipes.3",
@@ -226,7 +228,7 @@ ROWS: Final[dict[str, Row]] = {
     "MemoryBudget.reserve": Row("recipes.4.memory.reserve", "1 KiB", "allocated feasibility PLANS"),
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
-        "recipes.0.name", "other", "card memory parts publish +plan +quantized +rendered +BENCH"
+        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +rendered +BENCH"
     ),
     "Recipe.template": Row("recipes.0.template", "own", "rendered PLANS"),
     "Recipe.importance": Row("recipes.1.importance", {"imatrix": 1.0}, "rendered PLANS"),
@@ -320,10 +322,12 @@ ROWS: Final[dict[str, Row]] = {
     "Publish.repo": Row("publish.repo", "you/{model}", "card publish"),
     "Publish.private": Row("publish.private", True, "publish"),
     "Publish.revision": Row("publish.revision", "new", "publish"),
-    "Publish.split": Row("publish.split", "1 GB", "card parts publish"),
+    "Publish.split": Row("publish.split", "1 GB", "card lock parts publish"),
     "Publish.include": Row("publish.include", ["logs"], "card publish"),
     "Publish.withhold": Row("publish.withhold", "dominated", "card"),
     "Publish.overwrite": Row("publish.overwrite", True, "publish"),
+    "Publish.sign": Row("publish.sign", "key.pub", "card publish +signature"),
+    "Publish.verify": Row("publish.verify", "sample", "card verify +verified"),
     "Corpus.seed": Row("corpora.held-out.seed", 2, "card corpus kld perplexity"),
     "Corpus.sources": Row(
         "corpora.held-out.sources", [{"name": "one", "path": "one.txt"}], "card corpus kld perplexity"

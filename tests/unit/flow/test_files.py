@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from quantmill.errors import QuantmillError
+from quantmill.flow.card_specs import CardSpecs
+from quantmill.flow.digests import Digests
+from quantmill.flow.inputs import Inputs
+from quantmill.flow.paths import Paths
 from quantmill.flow.project import Project
+from quantmill.flow.specs import Specs
+from quantmill.flow.targets import Targets
 
 Flow = Callable[[Project], Any]
+MFP4 = {"name": "nvfp4", "template": "mfp4", "scheme": "W4A16"}
 
 
 def plain(files: Any) -> list[str]:
@@ -113,7 +120,7 @@ def test_what_is_rounded_by_gptaq_is_first_rounded_by_gptq(
         *("cross local plain", "gptq local plain", "quantized local plain", "kld local plain"),
         *("perplexity local plain", "speed local plain", "plan local plain", "memory local", "card local"),
         *("humaneval local plain", "served local plain", "tasks local plain", "nearest local plain"),
-        *("nearest_kld local plain", "parts local"),
+        *("nearest_kld local plain", "parts local", "lock local"),
     } & set(ours)
 
 
@@ -141,6 +148,7 @@ def test_a_recipe_of_gptq_leaves_the_specs_of_all_others_and_quantizes_nearest_a
     assert {name for name in changed if not name.endswith(" plain")} == {
         "card local",
         "memory local",
+        "lock local",
         "parts local",
     }
     ours, nearest = (
@@ -230,6 +238,8 @@ def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> Non
         "bench/Q8_0/humaneval.json",
         "bench/source/humaneval.jsonl",
         "bench/Q8_0/humaneval.jsonl",
+        "lock.json",
+        "statements",
         "card/README.md",
         "card/index.html",
         "card/withheld.json",
@@ -267,3 +277,50 @@ def test_what_generates_needs_llama_cpp(make: Callable[..., Project], flow: Flow
 def test_publishing_needs_a_repository(make: Callable[..., Project], flow: Flow) -> None:
     with pytest.raises(QuantmillError, match="no repository to publish in; add publish: "):
         flow(make(("publish", {})))[3].publish()
+
+
+def test_a_lock_has_the_corpora_that_files_are_made_with(make: Callable[..., Project], flow: Flow) -> None:
+    targets = flow(make())[1]
+    assert targets.locked_corpora("local") == ["calibration", "tuning"]  # types are chosen by sensitivity
+    assert targets.locked_corpora("hub") == targets.locked_corpora("imported") == []
+    plain_recipe = flow(make(("models.local.recipes", ["Q8_0"])))[1]
+    assert plain_recipe.locked_corpora("local") == ["calibration"]
+    assert not [file for file in plain_recipe.locked("local") if "bench" in file or "held-out" in file]
+
+
+def test_proof_is_what_the_config_asks_for(make: Callable[..., Project], flow: Flow) -> None:
+    assert flow(make())[1].proof("local") == ["results/local/lock.json", "results/local/statements"]
+    targets = flow(make(("publish.sign", "key.pub"), ("publish.verify", "all")))[1]
+    assert [file.rpartition("/")[2] for file in targets.proof("local")] == [
+        *("lock.json", "statements", "lock.json.sig", "verify.json"),
+    ]
+    assert targets.verified("hub") == []  # it has a publish of its own
+    assert len(targets.sources()) == len(targets.project.with_recipes)
+    assert "results/hub/lock.json" in targets.verify()
+
+
+def test_the_command_line_says_how_it_is_verified(make: Callable[..., Project]) -> None:
+    project = make(("models.local.publish", {"verify": "sample"}))
+    specs = Specs(Digests(project))
+    targets = Targets(Inputs(Paths(project), lambda files: files))
+    asked = json.loads(CardSpecs(specs, targets).verify())["config"]["models"]
+    assert (asked["local"], asked["hub"]) == ("sample", "all")
+    said = json.loads(CardSpecs(specs, targets, verify="all").verify())["config"]["models"]
+    assert set(said.values()) == {"all"}
+    exported = Project({"models": {"x": {"source": {"checkpoint": "checkpoint"}}}, "recipes": [MFP4]})
+    specs = Specs(Digests(exported))
+    targets = Targets(Inputs(Paths(exported), lambda files: files))
+    with pytest.raises(QuantmillError) as error:
+        CardSpecs(specs, targets).verify()
+    assert str(error.value) == (
+        "--config: no model has a recipe that makes a GGUF; there is nothing to verify"
+    )
+
+
+def test_a_key_that_is_none_is_refused(make: Callable[..., Project]) -> None:
+    for changes, place in (
+        ((("publish.sign", "gone"),), "publish.sign"),
+        ((("models.hub.publish", {"sign": "gone"}),), "models.hub.publish.sign"),
+    ):
+        with pytest.raises(QuantmillError, match=rf"^--config: {place}: no such file gone; name an ssh key"):
+            Digests(make(*changes)).check_keys()

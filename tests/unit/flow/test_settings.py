@@ -16,6 +16,7 @@ from quantmill.stages import STAGES, key
 TYPES = {key(stage): kind for stage, kind in settings.OF_STAGE.items()}
 CHANGES: list[list[tuple[str, object]]] = [
     [],
+    [("publish.sign", "key.pub"), ("publish.verify", "sample")],
     [("recipes.3.size", None), ("recipes.3.bpw", 5.5)],
     [("split", {"max": "1 MB"}), ("recipes.3.pin", [{"match": "attn_v", "type": "q8_0"}])],
     [

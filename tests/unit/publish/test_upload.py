@@ -19,10 +19,12 @@ from huggingface_hub import constants
 from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
+from quantmill.formats.proof import LOCK, Lock
 from quantmill.progress import Log
 from quantmill.publish import split as splitting
 from quantmill.publish.upload import main
 from quantmill.spec import canonical
+from reports import complete
 
 # What the hub's client says of the library that it stands on.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -53,6 +55,7 @@ class Publisher:
         self.write("card/plots/bits.svg", b"<svg/>")
         self.write("card/plots/left-over.svg", b"<svg/>")
         self.write("imatrix.gguf", b"imatrix" * 100)
+        self.lock()
         self.write("bench/Q8_0/kld.json", b"{}")
         self.write("bench/Q8_0/speed.json", b"of an older config")
 
@@ -74,6 +77,16 @@ class Publisher:
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
         return sha256
 
+    def lock(self) -> None:
+        """A lock of the files, and a statement of each."""
+        files = {name: f"tiny-{name}.gguf" for name in ("Q8_0", "Q4_K_M")}
+        recipes = {
+            name: {"published": [{"file": file, "bytes": 1, "sha256": "0"}]} for name, file in files.items()
+        }
+        LOCK.write(self.results / "lock.json", complete(Lock, {"recipes": recipes}))
+        for file in files.values():
+            self.write(f"statements/{file}.derivation.json", b"{}")
+
     def spec(self, confirm: bool, **settings: Any) -> dict[str, Any]:
         model = {
             "repo": REPO,
@@ -83,6 +96,7 @@ class Publisher:
             "overwrite": False,
             "split": 50 * 10**9,
             "recipes": ["Q8_0", "Q4_K_M"],
+            "signed": False,
             "measured": ["bench/Q8_0/kld.json"],
         }
         return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
@@ -170,6 +184,9 @@ ALL = {
     "Modelfile.Q4_K_M",
     "tiny-Q8_0.gguf",
     "tiny-Q4_K_M.gguf",
+    "lock.json",
+    "tiny-Q4_K_M.gguf.derivation.json",
+    "tiny-Q8_0.gguf.derivation.json",
     "imatrix.gguf",
     "recipes/Q8_0.yaml",
     "recipes/Q4_K_M.yaml",
@@ -210,6 +227,18 @@ def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: H
     assert b"plots/bits.svg" in hub.repositories[REPO]["SHA256SUMS"]
 
 
+def test_the_proof_of_this_lock_goes_along_and_of_no_other(publisher: Publisher, hub: Hub) -> None:
+    report = {"mode": "all", "files": [], "lock": "of another"}
+    publisher.write("verify.json", json.dumps(report).encode())
+    publisher.write("lock.json.sig", b"of a config that signed")
+    assert publisher.publish(confirm=False).keys() == ALL
+    sha256 = hashlib.sha256((publisher.results / "lock.json").read_bytes()).hexdigest()
+    publisher.write("verify.json", json.dumps(report | {"lock": sha256}).encode())
+    publisher.write("statements/tiny.gguf.conversion.json", b"{}")
+    more = {"verify.json", "lock.json.sig", "tiny.gguf.conversion.json"}
+    assert publisher.publish(confirm=False, signed=True).keys() == ALL | more
+
+
 def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None:
     withheld = {
         "recipe": "Q8_0",
@@ -226,7 +255,7 @@ def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None
     publisher.write("card/withheld.json", json.dumps(report).encode())
     publisher.publish(include=["measurements"])
     left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
-    left.add("withheld.json")
+    left |= {"withheld.json", "lock.json", "tiny-Q4_K_M.gguf.derivation.json"}
     assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
 
 

@@ -127,6 +127,14 @@ class Publish(Strict):
     overwrite: bool = Field(
         default=False, description="replace files with these names that quantmill did not upload"
     )
+    sign: FilePath | None = Field(
+        default=None, description="an ssh key to sign lock.json with; its .pub where an agent has the key"
+    )
+    verify: Literal["all", "sample"] | None = Field(
+        default=None,
+        description="the files are made again from lock.json before the card is written, all tensors or a "
+        "sample of each, and the card says so; `snakemake verify` does it at any time",
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Publish:

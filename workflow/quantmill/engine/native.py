@@ -22,7 +22,7 @@ from quantmill.errors import QuantmillError
 _SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("feedback.cpp", "sums.cpp"))
 _INCLUDED: Final = (Path(__file__).with_name("entries.h"),)
 _NAME: Final = _SOURCES[0].name  # what an error names
-_FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+FLAGS: Final = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _COMPILERS: Final = ("c++", "g++", "clang++")
 
 
@@ -32,13 +32,18 @@ def load() -> c.CDLL:
     return c.CDLL(str(built()))
 
 
+def sources_sha256() -> str:
+    """sha256 (hex) of the kernel's sources, joined."""
+    texts = b"".join(file.read_bytes() for file in (*_SOURCES, *_INCLUDED))
+    return hashlib.sha256(texts).hexdigest()
+
+
 def built() -> Path:
     """The kernel's library, built into the environment if it is missing.
 
     QuantmillError where the environment cannot be written, or there is no working compiler.
     """
-    texts = b"".join(file.read_bytes() for file in (*_SOURCES, *_INCLUDED))
-    path = Path(sys.prefix) / "lib" / f"quantmill-{hashlib.sha256(texts).hexdigest()[:16]}.so"
+    path = Path(sys.prefix) / "lib" / f"quantmill-{sources_sha256()[:16]}.so"
     if path.exists():
         return path
     compiler = (
@@ -49,7 +54,7 @@ def built() -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [*compiler, *_FLAGS, "-o", str(made), *map(str, _SOURCES)]
+            command = [*compiler, *FLAGS, "-o", str(made), *map(str, _SOURCES)]
             done = subprocess.run(
                 command, capture_output=True, encoding="utf-8", errors="replace", check=False
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from importlib.metadata import version
@@ -11,11 +12,14 @@ from typing import Any, Final
 from quantmill import spec
 from quantmill.card import template
 from quantmill.config.card import ComparedModel
+from quantmill.config.source import HubSource
 from quantmill.errors import QuantmillError
 from quantmill.flow.once import once
 from quantmill.flow.project import ROOT
 from quantmill.flow.specs import Specs
 from quantmill.flow.targets import Targets
+from quantmill.formats import settings as typed
+from quantmill.formats.source import LockedCheckpoint
 from quantmill.measures import MEASURES
 from quantmill.spec import digest
 
@@ -40,14 +44,18 @@ CARD_FIELDS: Final = frozenset(
 
 
 class CardSpecs:
-    """The specs of cards; `specs` has all that they are written from, `targets` which files that are."""
+    """The specs of cards; `specs` has all that they are written from, `targets` which files that are.
 
-    def __init__(self, specs: Specs, targets: Targets):
+    `verify` is what the command line says of how `snakemake verify` does it.
+    """
+
+    def __init__(self, specs: Specs, targets: Targets, *, verify: str | None = None):
         self.specs = specs
         self.targets = targets
         self.project = specs.project
         self.config = specs.config
         self.digests = specs.digests
+        self._verify = verify
 
     @once
     def card(self, model: str) -> str:
@@ -101,6 +109,11 @@ class CardSpecs:
         if repository:
             settings["parts"] = True
             made_from["parts"] = digest(self.parts(model))
+        if published.sign:
+            settings["signed"] = True
+        if published.verify:
+            settings["verified"] = True
+            made_from["verified"] = digest(self.verified(model))
         return spec.make("card.write", settings, made_from)
 
     def _measurements(self, model: str) -> dict[str, list[str]]:
@@ -161,6 +174,76 @@ class CardSpecs:
         settings = {"model": model, "recipes": recipes, "split": split}
         return spec.make("publish.split", settings, {"quants": self._quants(model)})
 
+    # --- proof ----------------------------------------------------------------
+
+    @once
+    def lock(self, model: str) -> str:
+        specs, config, source = self.specs, self.config, self.config.models[model].source
+        recipes = list(config.recipes_of(model))
+        corpora = {name: json.loads(specs.corpus(model, name)) for name in self.targets.locked_corpora(model)}
+        imported = model in self.project.with_imported_imatrix
+        imatrix = self.project.imported_imatrix(model).file if imported else None
+        settings: typed.Lock = {
+            "model": model,
+            "recipes": {name: json.loads(specs.quantized(model, name))["config"] for name in recipes},
+            "hub": {"repo": source.hf, "revision": source.revision, "file": source.file}
+            if isinstance(source, HubSource)
+            else None,
+            "checkpoint": self._checkpoint(model) if source.converted else None,
+            "corpora": {name: _locked(corpus) for name, corpus in corpora.items()},
+            "imatrix": specs.imatrix_facts(model),
+            "imported": imatrix and self.digests.file(imatrix),
+            "engines": {
+                name: self.digests.engine(name)
+                for name in sorted({"mainline", *self._engines(model).values()})
+            },
+            "parts": config.repository_of(model) is not None,
+            "quantmill": own_version(),
+        }
+        made_from = {
+            "source": specs.source(model),
+            "manifest": digest(specs.manifest(model)),
+            "corpora": [digest(specs.corpus(model, name)) for name in corpora],
+            "imatrix": [digest(specs.imatrix(model)) for _ in [config.imatrix_of(model)] if _],
+            "quants": self._quants(model),
+            "parts": [digest(self.parts(model))] if settings["parts"] else [],
+        }
+        return spec.make("proof.lock", settings, made_from)
+
+    def _checkpoint(self, model: str) -> LockedCheckpoint:
+        source = self.project.checkpoints[model]
+        return {
+            "name": Path(source.checkpoint).resolve().name,
+            "files": {path.name: self.digests.file(str(path)) for path in source.checkpoint_files},
+            "to": source.to,
+            "pre_tokenizer": source.pre_tokenizer,
+            "converter": self.digests.converter(),
+        }
+
+    @once
+    def verified(self, model: str) -> str:
+        """Of a model whose card says so."""
+        settings = {"models": {model: self.config.publish_of(model).verify}}
+        return spec.make("proof.verify", settings, {"lock": digest(self.lock(model))})
+
+    def verify(self) -> str:
+        """Of all models, whenever it is asked for. QuantmillError where there is nothing to verify."""
+        if not self.project.with_recipes:
+            what = "no model has a recipe that makes a GGUF"
+            raise QuantmillError(what, self.project.file, "there is nothing to verify")
+        models = {
+            model: self._verify or self.config.publish_of(model).verify or "all"
+            for model in self.project.with_recipes
+        }
+        return spec.make("proof.verify", {"models": models}, {})
+
+    @once
+    def signature(self, model: str) -> str:
+        settings = {"key": self.digests.key(model)}
+        return spec.make("proof.sign", settings, {"lock": digest(self.lock(model))})
+
+    # --- the repository -------------------------------------------------------
+
     def publish(self) -> str:
         published = self.project.published
         if not published:
@@ -176,6 +259,7 @@ class CardSpecs:
             "repo": self.config.repository_of(model),
             "split": publish.split_bytes,
             "recipes": list(self.config.recipes_of(model)),
+            "signed": publish.sign is not None,
             "measured": [os.path.relpath(path, folder) for path in measured],
         }
 
@@ -202,6 +286,18 @@ class CardSpecs:
             "export": digest(self.export(model, recipe)),
         }
         return spec.make("card.checkpoint", settings, made_from)
+
+
+def _locked(corpus: dict[str, Any]) -> typed.LockedCorpus:
+    """A corpus as a lock has it, of its spec: each file by its digest."""
+    settings: typed.Corpus = corpus["config"]
+    files = zip(settings["sources"], corpus["from"]["files"], strict=True)
+    return {
+        "seed": settings["seed"],
+        "context": settings["context"],
+        "chunks": settings["chunks"],
+        "sources": [{**source, "sha256": sha256} for source, sha256 in files],
+    }
 
 
 def own_version() -> str:

@@ -14,6 +14,7 @@ from quantmill.errors import QuantmillError
 from quantmill.flow.once import once
 from quantmill.flow.project import ROOT, Project
 from quantmill.progress import Log
+from quantmill.proof import sign
 
 _REPORTED_ABOVE = 10**9  # bytes: hashing them takes longer than a second
 
@@ -80,6 +81,18 @@ class Digests:
         for path in files:
             check_input(path, self.project.file, self.project.results)
         self.project.memo.read(files, self.threads, Log(), report_above=_REPORTED_ABOVE)
+
+    @once
+    def key(self, model: str) -> str | None:
+        """The fingerprint of the key that the model's lock is signed with; QuantmillError for none."""
+        key, own = self.project.config.publish_of(model).sign, self.project.config.models[model].publish
+        where = f"{self.project.file}: {f'models.{model}.' if own else ''}publish.sign"
+        return None if key is None else sign.fingerprint(Path(key), where)
+
+    def check_keys(self) -> None:
+        """QuantmillError where a key to sign with is none, before any work."""
+        for model in self.project.with_recipes:
+            self.key(model)
 
     @once
     def converter(self) -> str:

@@ -45,6 +45,18 @@ class Inputs:
         made = self.project.config.models[model].source.made
         return [*self.ancient(files), *(f"{file}.json" for file in files if made)]
 
+    def results(self) -> str:
+        """The folder with the results of all models."""
+        return str(self.project.results)
+
+    def first(self, model: str) -> str:
+        """The source's first file, by which it is opened."""
+        return self.project.source_files(model)[0]
+
+    def key(self, model: str) -> str | None:
+        """The user's key, where the lock is signed."""
+        return self.project.config.publish_of(model).sign
+
     def checkpoint_config(self, model: str) -> Files:
         """The checkpoint's config.json, by which its folder is known."""
         folder = self.project.checkpoints[model].checkpoint

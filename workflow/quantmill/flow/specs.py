@@ -146,7 +146,7 @@ class Specs:
         return [digest(self.imatrix(model))] if self.config.imatrix_of(model) else []
 
     @once
-    def _imatrix_facts(self, model: str) -> typed.ImatrixFile | None:
+    def imatrix_facts(self, model: str) -> typed.ImatrixFile | None:
         """What a GGUF says of the imatrix that it was made with."""
         section = self.config.imatrix_of(model)
         if isinstance(section, Chunks):
@@ -187,7 +187,7 @@ class Specs:
     def _allocation_settings(self, model: str, recipe: str) -> Settings:
         """What decides the types of a size-targeted recipe."""
         chosen = self.project.allocated(model, recipe)
-        settings = chosen.settings | {"imatrix": self._imatrix_facts(model)}
+        settings = chosen.settings | {"imatrix": self.imatrix_facts(model)}
         if self.project.fed_back(model, recipe):
             settings |= _FED_BACK  # the types that may be chosen are the same for gptaq
         candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
@@ -221,7 +221,7 @@ class Specs:
         targeted = self.project.recipe(model, recipe).size_targeted
         written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
         made_from = {"model": self.source(model), "recipe": digest(written)}
-        plan: typed.Plan = {"recipe": recipe, "imatrix": self._imatrix_facts(model)}
+        plan: typed.Plan = {"recipe": recipe, "imatrix": self.imatrix_facts(model)}
         settings = plan | self._rounding(model, recipe)
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
@@ -277,7 +277,7 @@ class Specs:
             "plan": digest(self.plan(model, recipe)),
             "imatrix": self._imatrices(model),
         }
-        return self._with_engine(model, recipe, {"imatrix": self._imatrix_facts(model)}), made_from
+        return self._with_engine(model, recipe, {"imatrix": self.imatrix_facts(model)}), made_from
 
     def _with_engine(self, model: str, row: str, settings: Settings) -> Settings:
         """The settings of a stage that runs in a row's engine; it is named where it is not mainline."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantmill import environment, offload, parts
+from quantmill.errors import QuantmillError
 from quantmill.flow.rules import refusing, spec_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
 
-        confirmed = _confirmed(workflow, config)
+        confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
             print(f"warning: {line}", file=sys.stderr)
@@ -77,7 +78,10 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     resources = Resources(project, paths, workflow)
     models = partial(_requested, workflow, project)  # not known while the workflow is read
     here = not runs_elsewhere(workflow)
-    specs = Specs(Digests(project, local=here, models=models, threads=resources.cores))
+    digests = Digests(project, local=here, models=models, threads=resources.cores)
+    with refusing():
+        digests.check_keys()
+    specs = Specs(digests)
     os.environ.update(_environment(project))
     estimate = Estimate(targets, resources.cores, workflow)
     atexit.register(estimate.at_exit)
@@ -86,7 +90,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         inputs,
         targets,
         specs,
-        CardSpecs(specs, targets),
+        CardSpecs(specs, targets, verify=verify),
         Logs(project.results),
         estimate,
         resources,
@@ -115,6 +119,18 @@ def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:
         return False
     config.pop("confirm", None)
     return str(given["confirm"]).lower() in ("yes", "true")
+
+
+def _verify(workflow: Any, config: dict[str, Any]) -> str | None:
+    """What `--config verify=all` or `verify=sample` says to `verify`; None where it is not given."""
+    given = workflow.config_settings.config
+    if "verify" not in given:
+        return None
+    config.pop("verify", None)
+    mode = str(given["verify"])
+    if mode not in ("all", "sample"):
+        raise QuantmillError(f"{mode} is neither all nor sample", "--config verify", "give it one of them")
+    return mode
 
 
 def _environment(project: Project) -> dict[str, str]:

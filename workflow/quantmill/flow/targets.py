@@ -50,6 +50,14 @@ class Targets:
         """All results of the models that are put into a repository."""
         return [file for model in self.project.published for file in self.results(model)]
 
+    def verify(self) -> Files:
+        """What `verify` reads, of all models."""
+        return self._every(self.verified_with)
+
+    def sources(self) -> Files:
+        """The first file of the source of each model that `verify` is about."""
+        return [self.project.source_files(model)[0] for model in self.project.with_recipes]
+
     def _every(self, files_of: Callable[[str], Files]) -> Files:
         return [file for model in self.project.with_recipes for file in files_of(model)]
 
@@ -132,8 +140,71 @@ class Targets:
             *self.measured(model),
             *self.nearest(model),
             *self.paths.samples(model),
+            *self.proof(model),
         ]
         return [*dict.fromkeys(files), *self.card(model)]
+
+    def locked_corpora(self, model: str) -> list[str]:
+        """The corpora that the model's files are made with: of the imatrix, of the second moments, and of the
+        sensitivity where types are chosen by it.
+        """
+        config, recipes = self.project.config, self.project.config.recipes_of(model)
+        chosen = any(
+            recipe.size_targeted or "sensitivity" in self.project.rendered(model, name).weights
+            for name, recipe in recipes.items()
+        )
+        used = (
+            config.calibration_of(model),
+            config.moments_of(model),
+            config.probes_of(model) if chosen else None,
+        )
+        return list(dict.fromkeys(chunks.corpus for chunks in used if chunks is not None))
+
+    @once
+    def locked(self, model: str) -> Files:
+        """What a lock is made of: reports and tables; the imatrix and the corpora, which it digests."""
+        paths, recipes = self.paths, list(self.project.config.recipes_of(model))
+        corpora = self.locked_corpora(model)
+        plans = [f"plans/{recipe}.{kind}" for recipe in recipes for kind in ("tsv", "json")]
+        source = self.project.source_files(model)
+        return [
+            *(paths.of(model, name) for name in ("manifest.tsv", "model.json")),
+            *(self.inputs.source(model) if len(source) > 1 else []),
+            *paths.corpora(model, corpora, "json"),
+            *self.inputs.ancient(paths.corpora(model, corpora, "parquet")),
+            *self.inputs.imatrix(model),
+            *self.inputs.imatrix_report(model),
+            *paths.moments(model),
+            *(file for recipe in recipes for file in self.inputs.cross(model, recipe)),
+            *(paths.of(model, f"recipes/{recipe}.yaml") for recipe in recipes),
+            *(paths.of(model, name) for name in plans),
+            *self.inputs.gguf_reports(model),
+            *([paths.of(model, "parts.json")] if self.project.config.repository_of(model) else []),
+        ]
+
+    def verified_with(self, model: str) -> Files:
+        """What the model's files are made of again, and the files."""
+        corpora = [chunks.corpus for chunks in [self.project.config.moments_of(model)] if chunks]
+        return [
+            self.paths.of(model, "lock.json"),
+            *self.inputs.source(model),
+            *(self.paths.of(model, name) for name in ("manifest.tsv", "model.json")),
+            *self.inputs.ancient(self.paths.corpora(model, corpora, "parquet")),
+            *self.inputs.ggufs(model),
+        ]
+
+    def verified(self, model: str) -> Files:
+        """What came of making the model's files again, where its card says so."""
+        asked = self.project.config.publish_of(model).verify
+        return [self.paths.of(model, "verify.json")] if asked else []
+
+    def proof(self, model: str) -> Files:
+        """The lock, the statements, and what else of it the config asks for."""
+        signed = ["lock.json.sig"] if self.project.config.publish_of(model).sign else []
+        return [
+            *(self.paths.of(model, name) for name in ("lock.json", "statements", *signed)),
+            *self.verified(model),
+        ]
 
     def exported(self, model: str) -> Files:
         """The exports of a checkpoint: of each folder the files that all have, and its report; what was

@@ -14,6 +14,7 @@ from quantmill.formats import (
     importance,
     measurements,
     moments,
+    proof,
     publication,
     source,
 )
@@ -45,6 +46,8 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     importance.ACTIVATIONS,
     publication.CHECKPOINT,
     publication.PARTS,
+    proof.LOCK,
+    proof.VERIFIED,
 )
 """All JSON files between stages, in the order of the flow."""
 

@@ -11,6 +11,8 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.source import HubFile, LockedCheckpoint
+
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
 
@@ -286,6 +288,50 @@ class Card(TypedDict):
     rounding: NotRequired[
         Annotated[dict[str, bool], "the recipes of gptq; whether each is compared with nearest"]
     ]
+    verified: NotRequired[Annotated[bool, "whether verify.json is read"]]
+    signed: NotRequired[Annotated[bool, "whether there is a lock.json.sig"]]
+
+
+class LockedText(CorpusSource):
+    """A file of a corpus."""
+
+    sha256: str
+
+
+class LockedCorpus(TypedDict):
+    """A corpus."""
+
+    seed: int
+    context: Annotated[int, "tokens of a chunk"]
+    chunks: int
+    sources: list[LockedText]
+
+
+class Lock(TypedDict):
+    """`proof.lock`."""
+
+    model: str
+    recipes: dict[str, Quantize]
+    hub: HubFile | None
+    checkpoint: LockedCheckpoint | None
+    corpora: dict[str, LockedCorpus]
+    imatrix: ImatrixFile | None
+    imported: Annotated[str | None, "sha256 of the imatrix that was given"]
+    engines: Annotated[dict[str, str], "digest of each"]
+    parts: Annotated[bool, "whether there is a parts.json"]
+    quantmill: Annotated[str, "its version"]
+
+
+class Verify(TypedDict):
+    """`proof.verify`."""
+
+    models: Annotated[dict[str, Literal["all", "sample"]], "how each is verified"]
+
+
+class Sign(TypedDict):
+    """`proof.sign`."""
+
+    key: Annotated[str, "fingerprint"]
 
 
 class PublishedModel(TypedDict):
@@ -298,6 +344,7 @@ class PublishedModel(TypedDict):
     overwrite: bool
     split: int
     recipes: list[str]
+    signed: Annotated[bool, "whether there is a lock.json.sig"]
     measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
 
 
@@ -338,6 +385,9 @@ OF_STAGE: Final[dict[str, Any]] = {
     "card.checkpoint": CheckpointCard,
     "card.write": Card,
     "publish.split": Split,
+    "proof.lock": Lock,
+    "proof.verify": Verify,
+    "proof.sign": Sign,
     "publish.upload": Upload,
 }
 """The type of each stage's settings."""

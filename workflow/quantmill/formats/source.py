@@ -28,6 +28,24 @@ class Converted(TypedDict):
     types: Annotated[dict[str, int], "tensors of each type of the GGUF"]
 
 
+class HubFile(TypedDict):
+    """A file of a Hugging Face repository."""
+
+    repo: str
+    revision: Annotated[str, "the commit"]
+    file: str
+
+
+class LockedCheckpoint(TypedDict):
+    """A checkpoint that was converted."""
+
+    name: Annotated[str, "of its folder"]
+    files: Annotated[dict[str, str], "sha256 of each"]
+    to: Annotated[str, "the type in the config: auto, f16 or bf16"]
+    pre_tokenizer: str | None
+    converter: Annotated[str, "digest of the converter's pins"]
+
+
 class Check(TypedDict):
     """What kind of model the source is."""
 

@@ -23,6 +23,7 @@ from quantmill.formats.manifest import ManifestRow, read_manifest_rows
 from quantmill.formats.measurements import OF_MEASURE, Divergence
 from quantmill.formats.moments import MOMENTS, Moments
 from quantmill.formats.plan import read_plan
+from quantmill.formats.proof import VERIFIED, Verified
 from quantmill.formats.publication import FACTS, PARTS, Facts
 from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
 from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
@@ -32,6 +33,7 @@ from quantmill.judge.quant import DECODER, Measurements, Quant
 from quantmill.judge.rounding import Rounded, rounded
 from quantmill.judge.scores import scores_of
 from quantmill.measures import MAINLINE, MEASURES, SOURCE
+from quantmill.spec import file_sha256
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Results:
     `quants` stand largest first. `source` are the source's own measurements,
     `scores` its scores by evaluation. `check` is check.json. `validity_warnings`
     say why a measure or a task is not valid, by its name. `withheld` are files
-    that are not offered. `moments` is moments.json, where any file is of gptq.
+    that are not offered. `moments` is moments.json, where any file is of gptq,
+    `verified` verify.json, where the card is to say so.
     """
 
     facts: Model
@@ -57,6 +60,7 @@ class Results:
     scores: dict[str, compare.Score] = field(default_factory=dict)
     withheld: list[Quant] = field(default_factory=list)
     moments: Moments | None = None
+    verified: Verified | None = None
 
     @cached_property
     def size_targeted(self) -> list[SizeTargeted]:
@@ -174,7 +178,14 @@ def read(folder: Path, config: settings.Card) -> Results:
         validity_warnings=validity_warnings,
         scores=scores_of(source["humaneval"], source["tasks"], samples),
         moments=moments,
+        verified=_verified(folder) if config.get("verified") else None,
     )
+
+
+def _verified(folder: Path) -> Verified | None:
+    """verify.json, where it is about the lock that is there."""
+    report = VERIFIED.read(folder / "verify.json")
+    return report if report["lock"] == file_sha256(folder / "lock.json") else None
 
 
 def _quant(

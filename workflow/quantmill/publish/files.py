@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from quantmill.errors import QuantmillError
 from quantmill.files import split_lines
 from quantmill.formats import publication
+from quantmill.formats.proof import LOCK, VERIFIED
 from quantmill.spec import file_sha256
 
 SUMS: Final = "SHA256SUMS"
@@ -54,21 +55,28 @@ class Item(NamedTuple):
 
 
 def items_of(
-    results: Path, model: str, recipes: Iterable[str], include: Collection[str], measured: Iterable[str] = ()
+    results: Path,
+    model: str,
+    recipes: Iterable[str],
+    include: Collection[str],
+    measured: Iterable[str] = (),
+    *,
+    signed: bool = False,
 ) -> list[Item]:
     """The files of one model, `recipes` being those that are not withheld; by path.
 
     `measured` are the measurements that the card is written from, below `results`: what an older
-    config left there is none of them.
+    config left there is none of them. `signed`: the lock is.
 
     The card and what it shows go to the root, as they lie in `card/`; beside
-    them the GGUFs, and whatever `include` names. QuantmillError where a file is
+    them the GGUFs, the lock and the statements, and whatever `include` names. QuantmillError where a file is
     missing or is not the one that its facts describe.
     """
     named = list(recipes)
     items = [
         *_card(results / "card", named),
         *(item for recipe in named for item in _quant(results / "gguf", f"{model}-{recipe}.json")),
+        *(_item(path, file) for path, file in _proof(results, named, signed)),
         *(_item(path, file) for path, file in _beside(results, named, include, measured)),
     ]
     return sorted(items, key=lambda item: item.path)
@@ -115,6 +123,23 @@ def _quant(folder: Path, facts: str) -> Iterator[Item]:
             what = f"has {path.stat().st_size:,} bytes, not {part['bytes']:,}"
             raise QuantmillError(what, path, "delete it to have it made again")
         yield Item(part["file"], path, part["bytes"], part["sha256"])
+
+
+def _proof(results: Path, recipes: list[str], signed: bool) -> Iterator[tuple[str, Path]]:
+    """The lock and its signature, what came of verifying it, and a statement beside each file."""
+    path = results / "lock.json"
+    lock = LOCK.read(path)
+    yield path.name, path
+    verified = results / "verify.json"
+    if signed:
+        yield "lock.json.sig", results / "lock.json.sig"
+    if verified.exists() and VERIFIED.read(verified)["lock"] == file_sha256(path):
+        yield verified.name, verified
+    files = [part["file"] for recipe in recipes for part in lock["recipes"][recipe]["published"]]
+    for name in [f"{file}.derivation.json" for file in files]:
+        yield name, results / "statements" / name
+    for file in sorted((results / "statements").glob("*.conversion.json")):
+        yield file.name, file
 
 
 def _beside(

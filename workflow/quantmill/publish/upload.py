@@ -42,7 +42,8 @@ def prepared(model: str, settings: PublishedModel, results: Path, confirmed: boo
     """
     withheld = withheld_in(results)
     recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    items = items_of(results, model, recipes, settings["include"], settings["measured"])
+    include, measured, signed = settings["include"], settings["measured"], settings["signed"]
+    items = items_of(results, model, recipes, include, measured, signed=signed)
     items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
     repository = Repository(settings["repo"], settings["revision"])
     try:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import part_of
 from quantmill.formats import ggufio, output, types
-from quantmill.formats.allocation import PLAN
+from quantmill.formats.allocation import PLAN, Plan
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
@@ -38,6 +39,7 @@ from quantmill.quantize.feedback import memory_of
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
 from quantmill.quantize.stream import not_recorded, write, write_parts
+from quantmill.shards import Shard
 from quantmill.store import Payload, Store, Unit
 
 # Tensors are begun ahead of the one being written while their sources are
@@ -173,28 +175,6 @@ def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[U
         yield ahead.popleft()[1]()
 
 
-def prepare(
-    todo: list[Task],
-    source: Source,
-    engine: str,
-    store: Store,
-    threads: int,
-    moments: Moments | None,
-    cross: Known | None,
-    log: Log,
-) -> None:
-    """Put tensors into the store alone, for a file that another job writes."""
-    store.expect(task.key(engine) for task in todo)
-    total = sum(source.tensors[task.name].bytes for task in todo if task.name in source.tensors)
-    with (
-        Quantizer(engine, store, threads, moments, cross) as quantizer,
-        log.progress("quantize", total, BYTES) as progress,
-    ):
-        for task, _ in zip(todo, pieces(todo, source, quantizer), strict=True):
-            progress.add(source.tensors[task.name].bytes if task.name in source.tensors else 0)
-    log.say(f"{len(todo)} tensors; {store.made} units made, {store.reused} reused")
-
-
 def expect(todo: list[Task], rows: list[PlanRow], engine: str, store: Store, *, linked: bool) -> None:
     """Tell the store of the units that are going to be used; it keeps those alone that no file holds.
 
@@ -296,10 +276,26 @@ def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str
         ) from None
 
 
-def main(args: argparse.Namespace, log: Log) -> None:
-    """The stage `quantize.write`."""
-    spec, plan = args.spec, PLAN.read(args.report)
-    settings: Quantize = spec["config"]
+class Work(NamedTuple):
+    """A plan that is ready to be executed: its rows, each as a task, and the metadata of the file.
+
+    `moments` and `cross` are there where weights are rounded with them.
+    """
+
+    plan: Plan
+    rows: list[PlanRow]
+    source: Source
+    todo: list[Task]
+    kv: dict[str, ggufio.Value]
+    moments: Moments | None
+    cross: Known | None
+
+
+def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -> Work:
+    """What the files of a command line ask for; their engine is that of this process from here
+    on. `store` has the moments. QuantmillError where one is not of the others.
+    """
+    plan = PLAN.read(args.report)
     engine = settings.get("engine", "mainline")
     if plan["engine"] != engine:
         raise QuantmillError(
@@ -314,12 +310,39 @@ def main(args: argparse.Namespace, log: Log) -> None:
     imatrix = read_gguf(args.imatrix) if args.imatrix is not None and plan["imatrix"] else None
     if imatrix is not None and engine == "ik":
         imatrix = as_legacy(imatrix.made_up())
-    store = Store(args.store, args.store_max, log)
     moments = asked_for(args, settings.get("rounding"), source.header, store, log)
     cross = Known(args.cross, store) if settings.get("rounding") == "gptaq" else None
     todo = tasks(rows, source, imatrix, engine, moments, cross)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
+    return Work(plan, rows, source, todo, kv, moments, cross)
+
+
+def prepare(work: Work, shard: Shard, engine: str, store: Store, threads: int, log: Log) -> None:
+    """Put a shard's tensors into the store, for the file that another job writes."""
+    todo = shard.of([task for task in work.todo if task.type != task.source_type])
+    store.expect(task.key(engine) for task in todo)
+    sizes = [len(work.source.data(task.name)) for task in todo]
+    with (
+        Quantizer(engine, store, threads, work.moments, work.cross) as quantizer,
+        log.progress("quantize", sum(sizes), BYTES) as progress,
+    ):
+        for _, size in zip(pieces(todo, work.source, quantizer), sizes, strict=True):
+            progress.add(size)
+    log.say(f"{len(todo)} tensors; {store.made} units made, {store.reused} reused")
+
+
+def main(args: argparse.Namespace, log: Log) -> None:
+    """The stage `quantize.write`."""
+    spec = args.spec
+    settings: Quantize = spec["config"]
+    engine = settings.get("engine", "mainline")
+    store = Store(args.store, args.store_max, log)
+    work = read(args, settings, store, log)
+    if args.shard is not None:
+        prepare(work, args.shard, spec["engine"], store, args.threads, log)
+        return
+    plan, rows, source, todo, kv, moments, cross = work
     of_moments = {
         task.name: memory_of(
             moments.input_of(task.name), args.threads, crossed=cross is not None and task.name in cross
@@ -327,13 +350,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         for task in todo
         if moments is not None and task.moments is not None
     }
-    if args.shard is not None:
-        of_shard = args.shard.of([task for task in todo if task.type != task.source_type])
-        prepare(of_shard, source, spec["engine"], store, args.threads, moments, cross, log)
-        return
     refuse_if_short(args.gguf, plan["file_bytes"], rows, of_moments)
     sizes = [ggufio.padded(row.bytes) for row in rows]
-    work = costs.of_tasks(zip(todo, sizes, strict=True), spec["engine"], store, args.threads)
+    weights = costs.of_tasks(zip(todo, sizes, strict=True), spec["engine"], store, args.threads)
     most = settings.get("split")
     how = how_tried(source.header, engine)
     answers = kind_of(source.header).answers if how == "answered" else ""
@@ -344,7 +363,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
         store.reserving(args.gguf.parent, plan["file_bytes"]) as written,
-        log.progress("quantize", sum(sizes), BYTES, work) as progress,
+        log.progress("quantize", sum(sizes), BYTES, weights) as progress,
     ):
         tensors = counted(pieces(todo, source, quantizer), written)
         tried = partial(

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantmill import text
 from quantmill.card.view import View
+from quantmill.formats.proof import is_identical
+
+
+def verified(view: View) -> str:
+    """What was made again from the lock and was the same, in words; empty where nothing was verified."""
+    report = view.shown.verified
+    if report is None or not all(map(is_identical, report["files"])):
+        return ""
+    files = report["files"]
+    engines = sorted({file["engine"][:12] for file in files})
+    by = f"by the engine{'s' if engines[1:] else ''} {' and '.join(map(text.code, engines))}"
+    if report["mode"] == "all":
+        return f"{len(files)} of {len(files)} files were made again from `lock.json`, bit for bit, {by}."
+    compared, tensors = (sum(file[key] for file in files) for key in ("compared", "tensors"))
+    return (
+        f"A sample, {compared} of {tensors} tensors of {text.plural(len(files), 'file')}, was made again "
+        f"from `lock.json`, bit for bit, {by}."
+    )
 
 
 def build(view: View) -> dict[str, Any]:
@@ -17,4 +36,6 @@ def build(view: View) -> dict[str, Any]:
         "modelfiles": bool(view.in_ollama),
         "plots": view.plots,
         "repo": view.repo,
+        "signed": view.config.get("signed", False),
+        "verified": verified(view),
     }
