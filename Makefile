@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 PIP := CC=true LDSHARED=true $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet \
 	--require-hashes --no-deps --no-build-isolation --only-binary :all: --no-binary connection-pool,immutables
 
-.PHONY: cards env evals cluster converter check test lint unit unit-newest bench lock clean help
+.PHONY: cards env evals cluster converter check test lint unit unit-newest test-cluster bench lock clean help
 
 cards: env
 	@$(BIN)/snakemake --cores $(CORES)
@@ -105,6 +105,10 @@ unit-newest: .venv/ready
 	if [ "$$new" = "$$old" ]; then echo "no newer Python than $$old is here; the unit tests ran in that one alone"; \
 	else $(MAKE) --no-print-directory unit VENV=.venv-newest TESTS=tests/unit; fi
 
+# On a Slurm of two nodes on this machine, where Debian's packages are: slurmctld slurmd slurm-client munge.
+test-cluster: $(VENV)/ready-dev cluster
+	$(BIN)/pytest -n0 tests/cluster
+
 bench: $(VENV)/ready
 	@$(BIN)/python benchmarks/run.py --repeat $(REPEAT) $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL))
 
@@ -147,6 +151,7 @@ With make:
   make test         lint, types, tests (JOBS=auto)
   make unit         the tests alone
   make unit-newest  tests/unit again, in the newest Python that is here
+  make test-cluster a run through profiles/slurm and its faults, on a Slurm of two nodes that it starts (as root)
   make lint         ruff, mypy, snakefmt, snakemake --lint
   make bench        measure against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)
   make lock         resolve envs/*.in to envs/*.lock anew (UPGRADE= keeps the versions that are locked)

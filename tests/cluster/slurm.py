@@ -101,7 +101,7 @@ class Cluster:
         for node in NODES:
             self.up(node)
         deadline = time.monotonic() + 30
-        while self.output("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split().count("n2") < 2:
+        while set(self.output("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) != set(NODES):
             assert time.monotonic() < deadline, self.output("sinfo", "-N", "-l")
             time.sleep(0.2)
 
