@@ -33,10 +33,9 @@ from typing import Any, Final, NoReturn
 
 import jinja2
 import jinja2.meta
-import yaml
 from jinja2.sandbox import SandboxedEnvironment
 
-from quantmill import command
+from quantmill import command, yamlio
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_text
 from quantmill.formats.ggufio import Header
@@ -106,11 +105,11 @@ def facts(header: Header) -> dict[str, Any]:
     return {
         "model": {
             "architecture": arch,
-            "name": header.value("general.name", ""),
+            "name": header.text("general.name") or "",
             "layers": layers,
-            "experts": header.value(f"{arch}.expert_count", 0),
-            "experts_used": header.value(f"{arch}.expert_used_count", 0),
-            "embedding_length": header.value(f"{arch}.embedding_length", 0),
+            "experts": header.number(f"{arch}.expert_count"),
+            "experts_used": header.number(f"{arch}.expert_used_count"),
+            "embedding_length": header.number(f"{arch}.embedding_length"),
             "gqa": _gqa(header),
             "full_attention": layers_of(*_FULL_ATTENTION),
             "evaluated": evaluated,
@@ -133,8 +132,8 @@ def main_layers(header: Header) -> list[int]:
 
 def _gqa(header: Header) -> int:
     """llama.cpp's n_gqa, on which its mixtures depend: heads per key head in the first layer."""
-    counts = (header.value(f"{header.architecture}.attention.head_count{x}", 0) for x in ("", "_kv"))
-    heads, keys = (count[0] if isinstance(count, list) else count for count in counts)
+    counts = (header.numbers(f"{header.architecture}.attention.head_count{x}") for x in ("", "_kv"))
+    heads, keys = ((count or [0])[0] if isinstance(count, list) else count for count in counts)
     return heads // (keys or heads) if heads else 0
 
 
@@ -183,7 +182,7 @@ def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None
     environment.filters["tojson"] = _json
     try:
         text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
-        engine = yaml.safe_load(text)
+        engine = yamlio.load(text, where)
     except Exception as error:
         cure = "write `engine: mainline` or `engine: ik` as they stand here"
         raise QuantmillError(f"its engine does not follow from its line `{line[0]}`", where, cure) from error
