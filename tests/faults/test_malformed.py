@@ -1,0 +1,122 @@
+"""Malformed files are refused in one line: what is wrong, where, and the cure. None hangs or takes gigabytes.
+
+`python tests/fuzz.py` gives the same readers any number of inputs; these are kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuzz import SlowError, limited, line_of, malformed
+from quantmill import yamlio
+from quantmill.errors import QuantmillError
+from readers import READERS
+
+KEPT: dict[str, tuple[int, ...]] = {
+    "gguf": (0, 3, 5, 6, 8, 9, 10, 12, 14, 15),
+    "model": (0, 1, 2, 3, 5, 6, 7, 8, 9, 10),
+    "clone": (0, 1, 2, 3, 5, 6, 7, 8, 9, 10),
+    "imatrix.gguf": (0, 1, 2, 4, 5, 6, 7, 8, 9, 10),
+    "imatrix.dat": (0, 18, 20, 23, 34, 35, 49, 50, 61, 118),
+    "recipe": (1, 2, 3, 4, 5, 6, 8, 10, 11, 12),
+    "config": (0, 1, 2, 3, 4, 5, 6, 7, 10, 11),
+    "chats": (),
+    "parquet": (0, 1, 3, 4, 13, 31, 48, 82, 113, 118),
+    "text": (),
+    "chunks": (0, 77),
+    "safetensors": (0, 4, 5, 8, 13, 97),
+    "index": (0, 2, 5, 7, 28, 91),
+    "hf-config": (2, 7, 16, 21, 22, 35),
+    "plan": (0, 2, 6, 7, 14, 18, 64, 79),
+    "sensitivity": (0, 1, 2, 7, 10, 11, 18, 30),
+    "manifest": (0, 1, 2, 6, 10, 11, 33),
+    "facts": (0, 2, 4, 7, 9, 10, 11, 16, 21, 22),
+    "results.csv": (0, 1, 2, 3, 4, 6, 14, 32, 37, 41),
+    "curve.csv": (0, 1, 2, 3, 4, 8, 10, 14, 25, 41),
+    "figures.csv": (0, 2, 3, 4, 6, 9, 14, 31, 32, 36),
+    "scores": (0, 2, 4, 5, 7, 9, 10, 11, 16, 22),
+    "report": (0, 1, 2, 7, 8, 9, 11, 12, 14, 16),
+    "problems": (0, 3, 25, 28, 32, 55, 61),
+    "problems.gz": (0,),
+    "regex": (0, 5, 7, 8, 11, 16, 21, 22, 25, 27),
+    "tensor-types": (0, 1, 2, 3, 6, 7, 9, 12, 14, 25),
+    "custom-q": (0, 1, 2, 3, 6, 7, 9, 12, 14, 19),
+}
+"""By reader, the seeds of inputs that it refuses, each in other words where there are so many."""
+
+
+def test_so_many_are_kept() -> None:
+    assert KEPT.keys() == READERS.keys()
+    assert sum(map(len, KEPT.values())) >= 200
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_sound_is_read(tmp_path: Path, name: str) -> None:
+    reader = READERS[name]
+    reader.prepare(tmp_path)
+    for sample in reader.samples():
+        assert line_of(reader, tmp_path, sample) is None
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_malformed_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    reader = READERS[name]
+    reader.prepare(tmp_path)
+    for seed in KEPT[name]:
+        line = line_of(reader, tmp_path, malformed(reader, seed))
+        assert line is not None, seed
+        assert str(tmp_path) in line or reader.file in line, line
+        assert "; " in line or name == "config", line  # pydantic's own words say what must be
+
+
+@pytest.mark.parametrize("name", ["chats", "text"])
+def test_rows_are_broken_and_never_the_run(tmp_path: Path, name: str) -> None:
+    for seed in range(40):
+        assert line_of(READERS[name], tmp_path, malformed(READERS[name], seed)) is None
+
+
+def test_a_hang_would_be_seen() -> None:
+    with pytest.raises(SlowError), limited(0.1):
+        while True:
+            pass
+
+
+def test_much_memory_would_be_seen() -> None:
+    with pytest.raises(MemoryError), limited():
+        bytearray(3 << 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]", "x.yaml: an alias stands within what it stands for, or makes it too deep; write out"),
+        ("[" * 20_000, "x.yaml: no valid YAML in line 1 (nested more than 100 deep); put it right"),
+        ("- " * 5000, "x.yaml: no valid YAML in line 1 (nested more than 100 deep); put it right"),
+        ("a: 2001-99-99", "x.yaml: no valid YAML (month must be in 1..12); put it right, or in quotes"),
+        ("a: !!int x", "x.yaml: no valid YAML (invalid literal for int() with base 10: 'x'); put it right"),
+        ("a: 1\nb: 2\na: 3", "x.yaml: line 3: a is there twice; rename or remove one"),
+        ("? [a]\n: 1", "x.yaml: line 1: a key is a list or a mapping; keys are words"),
+        (
+            'a: "\\ud800"',
+            "x.yaml: line 1: half a letter (a lone surrogate), which no UTF-8 can hold; remove it",
+        ),
+        ("a: !!python/object/apply:os.system [ls]", "x.yaml: no valid YAML in line 1 (could not determine a"),
+    ],
+)
+def test_unsound_yaml(text: str, message: str) -> None:
+    with pytest.raises(QuantmillError) as caught, limited():
+        yamlio.load(text, "x.yaml")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_billion_laughs() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 12)]
+    with (
+        pytest.raises(QuantmillError, match=r"^x: its aliases stand for more than 100,000 values; write out"),
+        limited(),
+    ):
+        yamlio.load("\n".join(lines), "x")
+    assert yamlio.load("a: &a [1, 2]\nb: *a", "x") == {"a": [1, 2], "b": [1, 2]}
