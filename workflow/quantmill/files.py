@@ -176,6 +176,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return table
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file: a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def split_lines(text: str) -> list[str]:
     """The lines of `text`, without their ends.
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantmill.errors import QuantmillError
-from quantmill.files import part_of, read_mapping
+from quantmill.files import is_file, part_of, read_mapping
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -112,14 +112,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file: a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 class Checkpoint:
     """The tensors of a folder: of one file, or of the shards that its index names."""
 
@@ -135,7 +127,7 @@ class Checkpoint:
                 raise QuantmillError("has no weight_map", folder / INDEX, _CURE)
             shards = sorted(set(placed.values()))
         for shard in shards:
-            if Path(shard).name != shard or not _is_file(folder / shard):
+            if Path(shard).name != shard or not is_file(folder / shard):
                 by = f"named by {INDEX}" if placed else "and no index"
                 raise QuantmillError(f"no {shard}, {by}", folder, "fetch the missing file")
         self.tensors = {tensor.name: tensor for shard in shards for tensor in read_header(folder / shard)}

@@ -36,6 +36,7 @@ import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from quantmill import command, yamlio
+from quantmill.bounded import SmallNumbers, bounded
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_text
 from quantmill.formats.ggufio import Header
@@ -54,6 +55,13 @@ _FROM_FIELDS: Final = {
     "importance": _RANKED,
     "imported": ("a file to import", "give the recipe `file` and `form`"),
 }
+
+
+_LOOPS: Final = "look for loops and products in it"
+
+
+class _Sandbox(SmallNumbers, SandboxedEnvironment):
+    """In which templates are rendered."""
 
 
 class _RefusedError(Exception):
@@ -145,14 +153,17 @@ def render(template: str, parameters: Mapping[str, Any], variables: Mapping[str,
     that is missing or that the template does not take, and where the result is
     no recipe.
     """
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["tojson"] = _json
     try:
         names = jinja2.meta.find_undeclared_variables(environment.parse(template))
         for name in sorted(_FROM_FIELDS.keys() & names - variables.keys()):
             raise QuantmillError(f"the template needs {_FROM_FIELDS[name][0]}", where, _FROM_FIELDS[name][1])
         _check_parameters(parameters, names - variables.keys() - environment.globals.keys(), where)
-        text = environment.from_string(template).render({**parameters, **variables})
+        with bounded("the template", where, _LOOPS):
+            text = environment.from_string(template).render({**parameters, **variables})
+    except MemoryError:
+        raise QuantmillError("the template takes more than a GiB of memory", where, _LOOPS) from None
     except jinja2.TemplateSyntaxError as error:
         raise QuantmillError(f"template error in line {error.lineno} ({error.message})", where) from None
     except _RefusedError as error:
@@ -178,10 +189,11 @@ def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None
     line = re.search(r"^engine:(.*)$", template, re.MULTILINE)
     if line is None:
         return "mainline"
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment = _Sandbox(undefined=jinja2.StrictUndefined)
     environment.filters["tojson"] = _json
     try:
-        text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
+        with bounded("its line `engine:`", where, _LOOPS):
+            text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
         engine = yamlio.load(text, where)
     except Exception as error:
         cure = "write `engine: mainline` or `engine: ik` as they stand here"

@@ -22,6 +22,7 @@ from typing import Any, Final
 import yaml
 
 from quantmill import yamlio
+from quantmill.bounded import bounded
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header
 from quantmill.formats.types import TYPES, named, writable
@@ -175,7 +176,8 @@ def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: o
             raise QuantmillError(
                 f"the model has no layer {beyond[0]}", here, f"its layers are 0 to {layers - 1}"
             )
-        matched = rule.matching(names, known)
+        with bounded(f"`{rule.match}`", here, "write it without repeats of repeats, such as (a+)+"):
+            matched = rule.matching(names, known)
         changeable = [name for name in matched if name in quantizable]
         free = [name for name in changeable if name not in decided]
         if not free and not rule.optional:
