@@ -74,8 +74,7 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         if durable:
             parts.sweep(path)
         with part.open("xb") as file:
-            if durable:
-                parts.hold(file.fileno())
+            parts.hold(file.fileno())
             yield file
             file.flush()
             if durable:
