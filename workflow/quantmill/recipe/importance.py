@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from math import fsum, inf, isfinite
+from math import fsum, isfinite
 from pathlib import Path
+from sys import float_info
 from typing import Final
 
 import numpy as np
@@ -53,7 +54,9 @@ def from_json(path: Path, layers: Sequence[int]) -> dict[int, float]:
         raise QuantmillError("no scores of layers", path, 'it takes {"0": 1.5, "1": 0.2, ...}')
     scores = {}
     for key, value in scores_of_file.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < inf
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
+        )
         if not _LAYER.fullmatch(str(key)) or not number:
             raise QuantmillError(f"{key}: {value!r} is no layer's score", path, 'such as "0": 1.5')
         scores[int(key)] = float(value)
