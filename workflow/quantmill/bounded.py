@@ -67,6 +67,6 @@ class SmallNumbers:
 def _mapped() -> int | None:
     """The bytes of address space that this process has; None where the system does not tell."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
