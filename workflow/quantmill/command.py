@@ -75,8 +75,7 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
         main(args, log)
     except QuantmillError as error:
         print(f"error: {error}", file=sys.stderr)
-        if log.path is not None:
-            log.say(f"error: {error}")
+        log.keep(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,6 +30,11 @@ SNIFFED: Final = 1 << 20
 """The first bytes of a text that give its encoding."""
 _NULS_OF_TEXT: Final = 0.01
 """The largest share of NUL bytes in what may be text of one byte a letter: of UTF-16 they are far more."""
+
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+"""In JSON, what may be half a letter."""
+
+_MAKE_AGAIN: Final = "delete it to have it made again"
 
 # Up to here reading is as fast as mapping, and each map holds an open file.
 _MAPPED_ABOVE = 1 << 20
@@ -66,8 +74,7 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         if durable:
             parts.sweep(path)
         with part.open("xb") as file:
-            if durable:
-                parts.hold(file.fileno())
+            parts.hold(file.fileno())
             yield file
             file.flush()
             if durable:
@@ -128,11 +135,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a QuantmillError that names it."""
+    text = read_user_text(path, cure=None)
     try:
-        return json.loads(read_user_text(path, cure=None))
-    except ValueError as error:
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # half a letter, which no UTF-8 can hold, is no text to be passed on
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         cure = "correct it, or delete it to have it made again"
         raise QuantmillError(f"no valid JSON ({error})", path, cure) from None
+    return value
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The same of a file that holds a mapping."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise QuantmillError("is no JSON object", path, "give the file that its name promises")
+    return value
 
 
 def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
@@ -142,16 +161,30 @@ def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read a tab-separated table with one header line, a dict a row."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise QuantmillError("no such file", path) from None
+    """Read a tab-separated table with one header line, a dict a row. QuantmillError where it is none."""
+    text = read_user_text(path, cure=None)
     if not text:
-        raise QuantmillError("an empty table", path, "delete it to have it made again")
+        raise QuantmillError("an empty table", path, _MAKE_AGAIN)
     header, *rows = split_lines(text)
     columns = header.split("\t")
-    return [dict(zip(columns, row.split("\t"), strict=True)) for row in rows]
+    if len(set(columns)) < len(columns):
+        raise QuantmillError("has two columns of one name", path, _MAKE_AGAIN)
+    table = []
+    for number, row in enumerate(rows, start=2):
+        cells = row.split("\t")
+        if len(cells) != len(columns):
+            what = f"has {len(cells)} cells in line {number}, and {len(columns)} columns"
+            raise QuantmillError(what, path, _MAKE_AGAIN)
+        table.append(dict(zip(columns, cells, strict=True)))
+    return table
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file: a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def split_lines(text: str) -> list[str]:
@@ -161,6 +194,17 @@ def split_lines(text: str) -> list[str]:
     feeds and the like may stand in the JSON or in the cell that a line holds.
     """
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def read_csv(path: Path, cure: str | None = "check the path") -> list[list[str]]:
+    """The rows of a user's table of comma-separated values, empty lines left out."""
+    text = read_user_text(path, cure)
+    rows = csv.reader(StringIO(text, newline=""))
+    try:
+        return [row for row in rows if row]
+    except csv.Error as error:
+        where = f"{path}: line {rows.line_num}"
+        raise QuantmillError(f"no comma-separated values ({error})", where, "put it right") from None
 
 
 def text_encoding(start: bytes, path: object) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,21 +25,33 @@ _BELIEF: Final = 0.03  # a kind's own rate counts as much as that of all once th
 
 
 class Log:
-    """Lines for a log file, with `more` after what it has; they go to stderr where there is none."""
+    """Lines for a log file, with `more` after what it has; they go to stderr where there is none, or its
+    disk is full.
+    """
 
     def __init__(self, path: Path | None = None, *, more: bool = False) -> None:
         self.path = path
         if path is not None and not more:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("", encoding="utf-8")
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("", encoding="utf-8")
 
     def say(self, line: str) -> None:
         """Add one line."""
-        if self.path is None:
+        if not self.keep(line):
             print(line, file=sys.stderr, flush=True)
-        else:
-            with self.path.open("a", encoding="utf-8") as file:
+
+    def keep(self, line: str) -> bool:
+        """Add one line to the file alone; whether there is one that could be written."""
+        if self.path is not None:
+            with (
+                suppress(OSError),
+                self.path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+            ):
                 file.write(line + "\n")
+                file.flush()
+                return True
+        return False
 
     def warn(self, warnings: Iterable[str]) -> None:
         """Add a line for each."""

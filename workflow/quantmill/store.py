@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from quantmill import spec, text
+from quantmill import parts, spec, text
 from quantmill.errors import QuantmillError
 from quantmill.files import part_of, write_atomically, writing
 from quantmill.leases import Leases
@@ -359,7 +359,7 @@ class Store:
                     if not entry.name.startswith("."):
                         kind = places if stat.st_size == PLACE.size else units
                         kind.append(_Entry(stat.st_mtime_ns, stat.st_size, entry.name, entry.path))
-                    elif time.time() - stat.st_mtime > 3600:
+                    elif time.time() - stat.st_mtime > 3600 and not parts.is_held(Path(entry.path)):
                         os.unlink(entry.path)
         return units, places
 

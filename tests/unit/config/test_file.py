@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from quantmill.config import file as config
-from quantmill.config.refusal import check_duplicates, check_input
+from quantmill.config.refusal import check_input, check_yaml
 from quantmill.config.source import exports, of_ggufs
 from quantmill.errors import QuantmillError
 
@@ -316,9 +316,9 @@ def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("models:\n  a: {source: {path: x.gguf}}\n  b: {}\n  a: {}\n", encoding="utf-8")
     with pytest.raises(QuantmillError, match=r"config.yaml: line 4: a is there twice; rename or remove one"):
-        check_duplicates(path)
+        check_yaml(path)
     path.write_text("models:\n  a: {}\n  b: {a: {a: 1}}\n", encoding="utf-8")
-    check_duplicates(path)
+    check_yaml(path)
 
 
 def test_a_preset_alone_is_a_recipe() -> None:
@@ -523,7 +523,7 @@ def test_the_shipped_config_is_right_and_names_its_schema() -> None:
     text = (ROOT / "config.yaml").read_text("utf-8")
     assert text.startswith("# yaml-language-server: $schema=docs/config.schema.json\n")
     config.parse(yaml.safe_load(text))
-    check_duplicates(ROOT / "config.yaml")
+    check_yaml(ROOT / "config.yaml")
 
 
 def test_the_schema_is_in_step() -> None:

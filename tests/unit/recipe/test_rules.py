@@ -78,7 +78,7 @@ def test_a_base_is_a_preset_or_exactly_a_type(base: str, name: str, file_type: i
         ("base: IQ4_K", "base IQ4_K is a type of engine ik"),
         ("engine: ik\nbase: iq4_k\nrules: [{role: output, type: nvfp4}]", ".*engine ik lacks the type nvfp4"),
         ("base: Q8_0\nimatrix: maybe", "field imatrix: unknown value maybe"),
-        ("base: Q8_0\nbase: Q6_K", "no valid YAML in line 1 .base is given twice"),
+        ("base: Q8_0\nbase: Q6_K", "line 2: base is there twice; rename or remove one"),
         ("base: Q8_0\nrule: []", "unknown field rule; did you mean rules"),
         ("base: 3", "field base is 3; it takes text"),
         ("base: Q8_0\nrules: {}", "field rules is {}; it takes a list"),

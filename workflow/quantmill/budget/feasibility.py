@@ -166,7 +166,7 @@ def _budget(budget: Budget, header: Header, parameters: int) -> tuple[int, Memor
 
 
 def _warnings(header: Header, room: MemoryRoom | None) -> list[str]:
-    trained = int(header.value(f"{header.architecture}.context_length", 0))
+    trained = header.number(f"{header.architecture}.context_length")
     if room is None or not 0 < trained < room["context"]:
         return []
     return [f"room is left for {room['context']:,} tokens of context; the model was trained for {trained:,}"]

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from quantmill import command, signals
+from quantmill.checkpoint.export import layers_of
 from quantmill.checkpoint.safetensors import Checkpoint
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json
+from quantmill.files import read_mapping
 from quantmill.formats.ggufio import Header, read_header
 from quantmill.formats.settings import Convert
 from quantmill.formats.source import CONVERTED, Converted
@@ -43,8 +44,7 @@ _RAISED = re.compile(r"(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt))(?:: (.*))
 
 def has_drafts(source: Checkpoint, config: dict[str, Any]) -> bool:
     """Whether it has layers for multi-token prediction: named so, or beyond the number of its layers."""
-    text = config.get("text_config", config)
-    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    layers = layers_of(config)
     matches = (match for match in map(_DRAFT.search, source.tensors) if match)
     return any(
         match["layer"] is None or (layers is not None and int(match["layer"]) >= layers) for match in matches
@@ -132,7 +132,7 @@ def report(source: Checkpoint, config: dict[str, Any], header: Header, to: str) 
 def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.convert`."""
     settings: Convert = args.spec["config"]
-    source, config = Checkpoint(args.source), dict(read_json(args.source / "config.json"))
+    source, config = Checkpoint(args.source), read_mapping(args.source / "config.json")
     python, llama = converter_of(args.converter)
     expected = sum(2 * t.bytes // _WIDTHS.get(t.dtype, 1) for t in source.tensors.values())
     args.gguf.parent.mkdir(parents=True, exist_ok=True)

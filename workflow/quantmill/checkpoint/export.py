@@ -25,7 +25,7 @@ from quantmill.checkpoint.forms import CONFIG, FORMS, QUANT_CONFIG, Form
 from quantmill.checkpoint.modules import Part, find, inputs_of, unchanged_modules
 from quantmill.checkpoint.safetensors import INDEX, Checkpoint, Tensor, Writer
 from quantmill.errors import QuantmillError
-from quantmill.files import building, read_json, write_json
+from quantmill.files import building, read_mapping, write_json
 from quantmill.formats.importance import ACTIVATIONS
 from quantmill.formats.publication import CHECKPOINT, Calibration, ErrorSpread, OfDtype, QuantizedWeight
 from quantmill.formats.publication import Checkpoint as CheckpointReport
@@ -42,16 +42,17 @@ _NOT_CARRIED = {CONFIG, QUANT_CONFIG, INDEX, "pytorch_model.bin.index.json", "RE
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The source's config.json; QuantmillError where it says that the weights are quantized already."""
-    config = dict(read_json(folder / CONFIG))
+    config = read_mapping(folder / CONFIG)
     if "quantization_config" in config or (folder / QUANT_CONFIG).exists():
         raise QuantmillError("is quantized already", folder, "take the checkpoint in BF16 or F16")
     return config
 
 
 def layers_of(config: dict[str, Any]) -> int | None:
-    """The number of layers, of a model with vision those of its language model."""
+    """The number of layers, of a model with vision those of its language model; None where there is none."""
     text = config.get("text_config", config)
-    return text.get("num_hidden_layers") if isinstance(text, dict) else None
+    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    return layers if type(layers) is int else None
 
 
 def carried(folder: Path) -> list[Path]:

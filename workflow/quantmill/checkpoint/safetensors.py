@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantmill.errors import QuantmillError
-from quantmill.files import part_of, read_json
+from quantmill.files import is_file, part_of, read_mapping
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -108,6 +108,10 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, data: int) -> Tensor:
     return tensor
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 class Checkpoint:
     """The tensors of a folder: of one file, or of the shards that its index names."""
 
@@ -117,14 +121,13 @@ class Checkpoint:
         shards = [SINGLE]
         placed: dict[str, str] = {}
         if (folder / INDEX).exists():
-            self.index = read_json(folder / INDEX)
-            try:
-                placed = dict(self.index["weight_map"])
-                shards = sorted(set(placed.values()))
-            except (KeyError, TypeError, ValueError):
-                raise QuantmillError("has no weight_map", folder / INDEX, _CURE) from None
+            self.index = read_mapping(folder / INDEX)
+            placed = self.index.get("weight_map", {})
+            if not placed or not isinstance(placed, dict) or not all(map(_is_text, placed.values())):
+                raise QuantmillError("has no weight_map", folder / INDEX, _CURE)
+            shards = sorted(set(placed.values()))
         for shard in shards:
-            if Path(shard).name != shard or not (folder / shard).is_file():
+            if Path(shard).name != shard or not is_file(folder / shard):
                 by = f"named by {INDEX}" if placed else "and no index"
                 raise QuantmillError(f"no {shard}, {by}", folder, "fetch the missing file")
         self.tensors = {tensor.name: tensor for shard in shards for tensor in read_header(folder / shard)}

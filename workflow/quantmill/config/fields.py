@@ -32,6 +32,7 @@ _INSIDE = r"^[^/{}\x00-\x1f][^{}\x00-\x1f]*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _PUBLISHED = r"^[\w.-]+/([\w.-]|\{model\})+$"
 _COMMIT = r"^[0-9a-f]{40}$"
+_LONGEST_NAME = 255 - len(".00000000.part")  # bytes that a file system takes, beside a writer's own
 _SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
 HINTS = {
     _NAME: "names become file names: letters, digits and . _ + - between them",
@@ -48,6 +49,10 @@ HINTS = {
 
 def expand(path: str) -> str:
     """`path` with `~` as the home folder; absolute where it would look like a command's option."""
+    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+        raise refuse(
+            "long_name", f"a name in {path[:40]}... is longer than {_LONGEST_NAME} bytes; shorten it"
+        )
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8" and not path.isascii():
         text = f"{path} cannot be named in the locale's {encoding}; export PYTHONUTF8=1"
@@ -62,13 +67,21 @@ def expand(path: str) -> str:
         raise refuse("no_home", text) from None
 
 
+def inside(path: str) -> str:
+    """A path that stays in its folder, and whose parts a file can have as names."""
+    if any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+        text = f"{path[:80]} is no path within a folder; give one without . and .., of names of up to"
+        raise refuse("not_inside", f"{text} {_LONGEST_NAME} bytes")
+    return path
+
+
 Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1)]
 Package = Annotated[str, StringConstraints(pattern=_PACKAGE)]
 FilePath = Annotated[str, StringConstraints(pattern=_FILE), AfterValidator(expand)]
 GgufPath = Annotated[str, StringConstraints(pattern=_GGUF), AfterValidator(expand)]
-GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE)]
+GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE), AfterValidator(inside)]
 Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
 PublishedRepository = Annotated[str, StringConstraints(pattern=_PUBLISHED)]
 Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]

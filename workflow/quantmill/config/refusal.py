@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from quantmill import yamlio
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text
 from quantmill.text import duration
@@ -62,24 +62,9 @@ def explain(error: ValidationError, file: str, hints: dict[str, str]) -> Quantmi
     return QuantmillError(what, where)
 
 
-def check_duplicates(path: Path) -> None:
-    """Refuse a mapping that names a key twice: YAML itself would silently keep the last."""
-    try:
-        root = yaml.compose(read_user_text(path), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise QuantmillError(f"no valid YAML ({error})", path, "put it right") from None
-    nodes = [root] if root is not None else []
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value]
-            for number, (key, value) in enumerate(node.value):
-                if key.value in keys[:number]:
-                    where = f"{path}: line {key.start_mark.line + 1}"
-                    raise QuantmillError(f"{key.value} is there twice", where, "rename or remove one")
-                nodes.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            nodes.extend(node.value)
+def check_yaml(path: Path) -> None:
+    """Refuse unsound YAML: of a key that a mapping names twice, YAML itself would silently keep the last."""
+    yamlio.load(read_user_text(path), path)
 
 
 def check_file(path: Path, where: str) -> None:

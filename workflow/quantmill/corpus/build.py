@@ -263,7 +263,7 @@ def _renderer(model: Path, vocabulary: Vocabulary) -> Render:
 
     @cache
     def template() -> ChatTemplate:
-        text = read_header(model, data=False).value("tokenizer.chat_template")
+        text = read_header(model, data=False).text("tokenizer.chat_template")
         if text is None:
             raise QuantmillError(
                 "has no chat template, and a source has chat rows", model, "choose a column of plain text"

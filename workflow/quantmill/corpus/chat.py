@@ -8,7 +8,9 @@ import re
 from functools import cached_property
 from typing import Any, Final
 
+from quantmill.bounded import SmallNumbers, bounded
 from quantmill.corpus.messages import BrokenRowError, Messages, Tools
+from quantmill.errors import QuantmillError
 
 # What `strftime_now` calls now: a corpus must not change with the day it is built on.
 # The date is the one that Llama 3's template itself falls back on.
@@ -16,6 +18,7 @@ _TODAY = datetime.datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 _PROBE: Final = "quantmill-probe"
 _QUESTION: Final[Messages] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+_BOUNDED: Final = "the chat template", "a row", "choose a column of plain text"
 _REASON_CHARACTERS: Final = 120
 
 
@@ -34,17 +37,19 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        class Sandbox(SmallNumbers, ImmutableSandboxedEnvironment):
+            """With the arithmetic of small numbers."""
+
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _TODAY.strftime}
         self._special = {"bos_token": bos, "eos_token": eos}
         try:
             # `{% generation %}` marks the assistant's part for training; here it is a block like any.
-            self._template = environment.from_string(_GENERATION.sub(_plain_block, template))
-        except TemplateError as error:
-            raise ValueError(str(error)) from None
+            with bounded(*_BOUNDED):
+                self._template = environment.from_string(_GENERATION.sub(_plain_block, template))
+        except (TemplateError, MemoryError, RecursionError) as error:
+            raise ValueError(str(error) or type(error).__name__) from None
 
     def render(
         self, messages: Messages, tools: Tools | None = None, *, answer: bool = False, **variables: Any
@@ -72,7 +77,10 @@ class ChatTemplate:
         given = {"tools": tools, "documents": None} | variables
         given |= {"messages": messages, "add_generation_prompt": answer}
         try:
-            return self._template.render(**given, **self._special)
+            with bounded(*_BOUNDED):
+                return self._template.render(**given, **self._special)
+        except QuantmillError:  # a row that takes so long is not the last
+            raise
         except Exception as error:  # a template may raise anything over a row it was not made for
             why = " ".join(str(error).split())[:_REASON_CHARACTERS]
             raise BrokenRowError(f"refused by the chat template ({why})") from None

@@ -59,8 +59,11 @@ def open_source(path: Path, column: str | None = None) -> Source:
     if path.suffix != ".parquet":
         raise QuantmillError("neither .parquet nor .txt", path, "convert it, or give it its right name")
     with _parquet(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-    kinds = {field.name: kind for field in schema if (kind := _kind(field.type)) is not None}
+        try:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            kinds = {field.name: kind for field in schema if (kind := _kind(field.type)) is not None}
+        except ValueError as error:  # a column whose name is no UTF-8
+            raise _damaged(path, error) from None
     chosen = column or _guess(kinds)
     if chosen not in kinds:
         what = f"no column {column}" if column else "no column that is plainly the text or the chats"
@@ -89,11 +92,11 @@ def read_rows(source: Source) -> Iterator[object]:
     with _parquet(source.path) as file:
         batches = file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
         while (batch := _next(batches, source.path)) is not None:
-            values = _values(batch.column(source.column))
+            values = _read_values(batch, source.column, source.path)
             if source.tools is None:
                 yield from values
             else:
-                yield from map(Conversation, values, _values(batch.column(source.tools)))
+                yield from map(Conversation, values, _read_values(batch, source.tools, source.path))
 
 
 def _text_rows(path: Path, encoding: str) -> Iterator[str]:
@@ -126,7 +129,7 @@ def _parquet(path: Path) -> Any:
     try:
         # With a read buffer a column chunk is decoded page by page; without, it is read whole.
         return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
 
 
@@ -135,7 +138,7 @@ def _next(batches: Iterator[Any], path: Path) -> Any:
 
     try:
         return next(batches, None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
 
 
@@ -174,6 +177,15 @@ def _guess(kinds: dict[str, str]) -> str | None:
     others = [name for name in kinds if name != TOOLS]
     chats = [name for name in others if kinds[name] == "messages"]
     return next((names[0] for names in (named[:1], others, chats) if len(names) == 1), None)
+
+
+def _read_values(batch: pa.RecordBatch, column: str, path: Path) -> list[object]:
+    import pyarrow as pa
+
+    try:
+        return list(_values(batch.column(column)))
+    except pa.ArrowException as error:  # such as an index into a dictionary that has no such entry
+        raise _damaged(path, error) from None
 
 
 def _values(column: pa.Array) -> Iterator[object]:

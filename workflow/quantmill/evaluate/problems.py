@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def read(path: Path, limit: int | None = None) -> list[Problem]:
         text = decode_user_text(gzip.decompress(data) if path.suffix == ".gz" else data, path)
     except FileNotFoundError:
         raise QuantmillError("no such file", path, "check the path") from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise QuantmillError(f"cannot be read ({error})", path, "give JSON lines, or those gzipped") from None
     for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
@@ -55,12 +56,14 @@ def read(path: Path, limit: int | None = None) -> list[Problem]:
         where = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QuantmillError(f"no JSON ({error})", where, "put it right") from None
         for field in required:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 cure = f"a problem has {', '.join(required)}, all of them text"
                 raise QuantmillError(f"no field {field}", where, cure)
+        if not row["entry_point"].isidentifier():
+            raise QuantmillError(f"entry_point is {row['entry_point']!r}", where, "give the function's name")
         if row["task_id"] in problems:
             raise QuantmillError(f"{row['task_id']} is there twice", where, "remove one")
         problems[row["task_id"]] = Problem(**{field: row[field] for field in required})

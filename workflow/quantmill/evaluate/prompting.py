@@ -49,7 +49,7 @@ class Prompter:
         self._template = None
         if not chat:
             return
-        text = read_header(path, data=False).value("tokenizer.chat_template")
+        text = read_header(path, data=False).text("tokenizer.chat_template")
         if text is None:
             raise QuantmillError("has no chat template", path, _CURE)
         try:

@@ -14,7 +14,7 @@ from quantmill.config.bench import HumanEval, Probes, Served, Speed, Tasks
 from quantmill.config.card import Card
 from quantmill.config.corpora import Chunks, ImportedImatrix
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe
-from quantmill.config.refusal import check_duplicates
+from quantmill.config.refusal import check_yaml
 from quantmill.config.source import checkpoints, exports, of_ggufs
 from quantmill.errors import QuantmillError
 from quantmill.evaluate import problems
@@ -50,7 +50,7 @@ class Project:
         files = [os.path.relpath(file) for file in files]
         self.file = " + ".join(files) or "--config"
         for file in files:
-            check_duplicates(Path(file))
+            check_yaml(Path(file))
         self.confirmed = confirmed
         # The user's own templates come before the workflow's.
         self.templates = [Path("recipes"), ROOT / "recipes"]

@@ -47,6 +47,17 @@ class Flow(NamedTuple):
     sweep: Callable[[], None]
 
 
+def check_config(file: str) -> None:
+    """Refuse a config file that is no sound YAML in one line, before Snakemake reads it in its own way."""
+    with refusing():
+        environment.check_python_path(os.getenv("PYTHONPATH", ""))
+
+        from quantmill.config.refusal import check_yaml
+
+        if Path(file).exists():
+            check_yaml(Path(file))
+
+
 def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> Flow:
     """Check the config and the environment; all arguments are Snakemake's.
 

@@ -158,8 +158,8 @@ class Work:
             return None
         header = read_header(files[0], data=False)
         arch = header.architecture
-        experts = header.value(f"{arch}.expert_count", 0)
-        share = header.value(f"{arch}.expert_used_count", 0) / experts if experts else 1.0
+        experts = header.number(f"{arch}.expert_count")
+        share = header.number(f"{arch}.expert_used_count") / experts if experts else 1.0
         active = sum(one.elements * (share if "_exps" in one.name else 1.0) for one in header.tensors)
         active -= sum(one.elements for one in header.tensors if one.name == "token_embd.weight")
         tied = all(one.name != "output.weight" for one in header.tensors)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -79,13 +80,13 @@ def read_chunks(path: Path, first: int, count: int) -> tuple[Tokens, list[str]]:
 
 def row_digests(path: Path) -> set[int]:
     """The digests of all rows that a corpus holds text of."""
-    with _open(path) as file:
+    with _opened(path) as file:
         column = file.read(columns=["rows"]).column("rows")
         return set(column.combine_chunks().flatten().to_pylist())
 
 
 def _read_in_process(path: Path, first: int, count: int) -> tuple[Tokens, list[str]]:
-    with _open(path) as file:
+    with _opened(path) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         starts = ends - [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         groups = np.flatnonzero((ends > first) & (starts < first + count)).tolist()
@@ -98,19 +99,21 @@ def _read_in_process(path: Path, first: int, count: int) -> tuple[Tokens, list[s
         return flat.astype(np.int32, copy=False).reshape(len(domains), -1), domains
 
 
-def _open(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, while the block reads it. QuantmillError where it turns out to be damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise QuantmillError("no such corpus", path, "build it first")
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError):
+        with pq.ParquetFile(path) as file:
+            if not {"domain", "tokens", "rows"} <= set(file.schema_arrow.names):
+                raise QuantmillError("no corpus of token chunks", path, "give one that corpus.build made")
+            yield file
+    except (pa.ArrowException, OSError, ValueError, AttributeError):  # or lists that are none
         raise QuantmillError("no whole parquet file", path, "delete it to have it made again") from None
-    if not {"domain", "tokens", "rows"} <= set(file.schema_arrow.names):
-        raise QuantmillError("no corpus of token chunks", path, "give one that corpus.build made")
-    return file
 
 
 def _child(arguments: list[Any]) -> None:

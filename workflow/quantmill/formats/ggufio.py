@@ -30,6 +30,7 @@ U32, STRING, ARRAY = 4, 8, 9
 
 _OF_EITHER_ENGINE: Final = BY_ID | {kind.id: kind for kind in IK_TYPES.values()}
 _SCALARS: Final = dict(zip((*range(8), 10, 11, 12), [f"<{code}" for code in "BbHhIif?Qqd"], strict=True))
+_ANEW: Final = "the file is damaged: download it again, or convert the model anew"
 _MAX_NAME = 64
 _MAX_DIMENSIONS = 4
 _LEAST_KV_BYTES = 8 + 1 + 4 + 1
@@ -70,20 +71,47 @@ class Header:
         """The key's value as plain Python (arrays as lists), decoded anew at each call."""
         return decode(self.kv[key]) if key in self.kv else default
 
+    def text(self, key: str) -> str | None:
+        """The key's value, a string; None where the file has none. QuantmillError for another type."""
+        value = self.value(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise self._refused(key, "text")
+
+    def number(self, key: str, default: int = 0) -> int:
+        """The same of a whole number of 0 or more."""
+        value = self.value(key, default)
+        if type(value) is int and value >= 0:
+            return value
+        raise self._refused(key, "a whole number of 0 or more")
+
+    def numbers(self, key: str, default: int = 0) -> int | list[int]:
+        """The same of one for all layers, or one for each."""
+        value = self.value(key)
+        if not isinstance(value, list):
+            return self.number(key, default)
+        if all(isinstance(one, int) and one >= 0 for one in value):
+            return value
+        raise self._refused(key, "a list of whole numbers of 0 or more")
+
+    def _refused(self, key: str, expected: str) -> QuantmillError:
+        what = f"{key} of the metadata is {repr(self.value(key))[:40]}, not {expected}"
+        return QuantmillError(what, self.path, _ANEW)
+
     @property
     def architecture(self) -> str:
         """`general.architecture`, e.g. `qwen35moe`; empty where the file has none."""
-        return str(self.value("general.architecture", ""))
+        return self.text("general.architecture") or ""
 
     @property
     def layers(self) -> int:
         """`{architecture}.block_count`, 0 where the file has none."""
-        return int(self.value(f"{self.architecture}.block_count", 0))
+        return self.number(f"{self.architecture}.block_count")
 
     @property
     def evaluated(self) -> int:
         """The layers that are evaluated: without those of multi-token prediction (MTP), which come last."""
-        return self.layers - int(self.value(f"{self.architecture}.nextn_predict_layers", 0))
+        return self.layers - self.number(f"{self.architecture}.nextn_predict_layers")
 
     @property
     def has_mtp(self) -> bool:
@@ -100,7 +128,7 @@ def read_header(path: Path, *, data: bool = True) -> Header:
     """
     kv, tensors, alignment, held = _read_file(path, 0, data)
     header = Header(path, (path,), tuple(tensors), kv, alignment, held)
-    count = header.value("split.count", 1)
+    count = header.number("split.count", 1)
     if count == 1:
         return header
     shards = _shard_paths(path, header, count)
@@ -116,7 +144,7 @@ def read_header(path: Path, *, data: bool = True) -> Header:
             raise QuantmillError(f"is not shard {number + 1} of {count}", shard, "download it again")
         tensors += more
     _refuse_duplicates(path, [tensor.name for tensor in tensors])
-    expected = header.value("split.tensors.count", len(tensors))
+    expected = header.number("split.tensors.count", len(tensors))
     if expected != len(tensors):
         what = f"the shards hold {len(tensors)} tensors, not {expected}"
         raise QuantmillError(what, path, "download them again")

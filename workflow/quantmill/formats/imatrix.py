@@ -226,8 +226,10 @@ def _gguf_header(path: Path) -> ggufio.Header:
 def _origin(header: ggufio.Header) -> tuple[str, int, int]:
     """The first dataset (llama-quantize names no other), the chunks and the tokens of a chunk."""
     datasets = header.value("imatrix.datasets") or [""]
-    chunks, context = (int(header.value(f"imatrix.chunk_{key}", 0)) for key in ("count", "size"))
-    return str(datasets[0]), chunks, context
+    if not isinstance(datasets, list) or not isinstance(datasets[0], str):
+        raise QuantmillError("imatrix.datasets is no list of names", header.path, "make the file again")
+    chunks, context = (header.number(f"imatrix.chunk_{key}") for key in ("count", "size"))
+    return datasets[0], chunks, context
 
 
 def read_gguf(path: Path) -> Imatrix:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -84,6 +85,8 @@ def fault(value: Any, hint: Any, where: str = "") -> str:
         return _first_fault(value, list, where, args[0])
     if origin is dict:
         return _first_fault(value, dict, where, args[1])
+    if isinstance(value, float) and not isfinite(value):  # which JSON has no word for
+        return _is(value, where, "a finite number")
     plain = hint in (float, int) and isinstance(value, int | float) and not isinstance(value, bool)
     if (plain and (hint is float or isinstance(value, int))) or (hint is NoneType and value is None):
         return ""
@@ -125,7 +128,7 @@ def _fault_of_fields(value: Any, hint: Any, where: str) -> str:
         return f"unknown field {_below(where, min(unknown))}"
     plain = _plain_types(hint)
     for name, item in value.items():
-        if type(item) in plain[name]:
+        if type(item) in plain[name] and (type(item) is not float or isfinite(item)):
             continue
         if text := fault(item, known[name], _below(where, name)):
             return text

@@ -93,6 +93,14 @@ def read_competitor(path: Path) -> list[Entry]:
 def read_csv(path: Path) -> list[Entry]:
     """Published figures. QuantmillError for unknown or missing columns, and for what is no number."""
     rows = csv.DictReader(StringIO(read_user_text(path), newline=""))
+    try:
+        return _entries(rows, path)
+    except csv.Error as error:
+        what = f"no comma-separated values ({error})"
+        raise QuantmillError(what, f"{path}: line {rows.line_num}", "put it right") from None
+
+
+def _entries(rows: csv.DictReader[str], path: Path) -> list[Entry]:
     columns = rows.fieldnames or []
     known = ("file", *UNITS, *FIGURES)
     if unknown := [column for column in columns if column not in known]:
@@ -109,11 +117,14 @@ def read_csv(path: Path) -> list[Entry]:
             raise QuantmillError(f"not {len(columns)} columns", where, "give each row as many as the header")
         score, kld = (_number(row.get(figure) or "", figure, where) for figure in FIGURES)
         bytes_ = _number(row[units[0]], units[0], where)
+        size = (bytes_ or 0) * UNITS[units[0]]
         if not bytes_:
             raise QuantmillError(f"{units[0]} is missing", where, "give the file's size")
+        if not 1 <= size < 1 << 63:
+            raise QuantmillError(f"{units[0]} is {bytes_:g}", where, "give the size of a file")
         if score is not None and score > 1:
             raise QuantmillError(f"humaneval is {score:g}", where, "give a share, such as 0.62 for 62 %")
-        entry = Entry(row["file"], round(bytes_ * UNITS[units[0]]), None, kld)
+        entry = Entry(row["file"], round(size), None, kld)
         if score is not None:
             entry = Entry(entry.name, entry.bytes, compare.Score(score, score, score, "as published"), kld)
         entries.append(entry)

@@ -12,13 +12,13 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
-from quantmill.files import read_json, read_table
+from quantmill.files import read_mapping, read_table
 from quantmill.formats.ggufio import (
     ARRAY,
     Header,
@@ -42,6 +42,7 @@ _PARTS: Final = 100  # llama.cpp holds them all open
 _U16, _I32, _F32, _BOOL = 2, 5, 6, 7
 _FLOATS: Final = (_F32, 12)  # and f64
 _FILLER: Final = "quantmill.filler"
+_MOST_FILLER: Final = 1 << 30
 
 
 def read_source(path: Path) -> Header:
@@ -62,21 +63,24 @@ def read_manifest(path: Path, facts: Path) -> Header:
     `{architecture}.`: what llama.cpp's mixtures depend on. QuantmillError where one
     of those is missing, for llama.cpp would guess it and get other sizes.
     """
-    description = read_json(facts)
-    if not isinstance(description, dict) or not isinstance(description.get("architecture"), str):
+    description = read_mapping(facts)
+    if not isinstance(description.get("architecture"), str):
         raise QuantmillError("does not say the architecture", facts, "it is a manifest's model.json")
     arch, given = description["architecture"], description.get("hyperparameters")
     if not isinstance(given, dict):
         raise QuantmillError("has no hyperparameters", facts, f"give block_count and the like of {arch}")
     kv = {"general.architecture": encode_string(arch)}
-    if description.get("name"):
-        kv["general.name"] = encode_string(description["name"])
+    name, filler = description.get("name") or "", description.get("metadata_bytes", 0)
+    if not isinstance(name, str) or type(filler) is not int or filler > _MOST_FILLER:
+        raise QuantmillError("its name or metadata_bytes is none", facts, "it is a manifest's model.json")
+    if name:
+        kv["general.name"] = encode_string(name)
     kv |= {f"{arch}.{key}": _value(value, f"{facts}: hyperparameters.{key}") for key, value in given.items()}
     tensors = _listed(path)
     _check(given, [tensor.name for tensor in tensors], facts)
     plain = len(serialize(kv, _rows(tensors))) + len(_FILLER) + 20
-    if int(description.get("metadata_bytes", 0)) > plain:  # the vocabulary's bytes, in number
-        kv[_FILLER] = encode_string("." * (int(description["metadata_bytes"]) - plain))
+    if filler > plain:  # the vocabulary's bytes, in number
+        kv[_FILLER] = encode_string("." * (filler - plain))
     return Header(path, (path,), tuple(tensors), kv, data="none")
 
 
@@ -169,6 +173,8 @@ def _listed(path: Path) -> list[Tensor]:
             while len(sizes) > 1 and sizes[-1] == 1:
                 sizes.pop()
             kind = known(named(row["type"]) or row["type"])
+            if min(sizes) < 1 or math.prod(sizes) >= 1 << 63:
+                raise ValueError(f"the absurd shape {tuple(sizes)}")
             size = tensor_bytes(kind.name, sizes)
             tensors.append(Tensor(row["name"], kind.name, kind.id, tuple(sizes), size, 0, 0))
         except (KeyError, ValueError, QuantmillError) as error:
@@ -197,6 +203,12 @@ def _check(given: Mapping[str, Any], names: list[str], facts: Path) -> None:
 
 def _value(value: Any, where: str) -> Value:
     """A JSON value as llama.cpp reads it: u32, f32, string, bool, or an array of i32, f32 or bool."""
+    with suppress(struct.error, OverflowError):  # too large a number
+        return _encoded(value)
+    raise QuantmillError(f"{value!r} is no value of a hyperparameter", where, "give a number, text or a list")
+
+
+def _encoded(value: Any) -> Value:
     match value:
         case bool():
             return _BOOL, struct.pack("<?", value)
@@ -211,4 +223,4 @@ def _value(value: Any, where: str) -> Value:
             if type(first) in kinds:
                 kind, code = kinds[type(first)]
                 return ARRAY, struct.pack(f"<IQ{len(value)}{code}", kind, len(value), *value)
-    raise QuantmillError(f"{value!r} is no value of a hyperparameter", where, "give a number, text or a list")
+    raise OverflowError

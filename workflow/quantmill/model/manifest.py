@@ -54,13 +54,13 @@ def facts(header: Header, files: list[str], size: int) -> Model:
     arch = header.architecture
     quantized = sorted({t.type for t in header.tensors if len(t.shape) > 1 and is_quantized(t.type)})
     return {
-        "name": header.value("general.name"),
+        "name": header.text("general.name"),
         "architecture": arch,
         "layers": header.layers,
-        "context_length": header.value(f"{arch}.context_length"),
-        "embedding_length": header.value(f"{arch}.embedding_length"),
-        "experts": header.value(f"{arch}.expert_count", 0),
-        "experts_used": header.value(f"{arch}.expert_used_count", 0),
+        "context_length": _optional(header, f"{arch}.context_length"),
+        "embedding_length": _optional(header, f"{arch}.embedding_length"),
+        "experts": header.number(f"{arch}.expert_count"),
+        "experts_used": header.number(f"{arch}.expert_used_count"),
         "parameters": sum(t.elements for t in header.tensors),
         "tensors": len(header.tensors),
         "bytes": size,
@@ -68,12 +68,16 @@ def facts(header: Header, files: list[str], size: int) -> Model:
         "types": dict(sorted(Counter(t.type for t in header.tensors).items())),
         "quantized": bool(quantized),
         "quantized_types": quantized,
-        "tokenizer": header.value("tokenizer.ggml.model"),
-        "chat_template": header.value("tokenizer.chat_template"),
-        "licence": header.value("general.license"),
+        "tokenizer": header.text("tokenizer.ggml.model"),
+        "chat_template": header.text("tokenizer.chat_template"),
+        "licence": header.text("general.license"),
         "metadata_bytes": header.tensors[0].offset if header.tensors else size,
         "hyperparameters": hyperparameters(header),
     }
+
+
+def _optional(header: Header, key: str) -> int | None:
+    return header.number(key) if key in header.kv else None
 
 
 def main(args: argparse.Namespace, log: Log) -> None:

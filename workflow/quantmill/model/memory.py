@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from quantmill import command
 from quantmill.devices import CACHES as TABLE_CACHES
@@ -58,6 +58,7 @@ _PATTERNS: Final = {
 }
 _WINDOWS: Final = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128, "smallthinker": 4096, "llama4": 8192}
 _ATTENTION: Final = frozenset(("attn_k", "attn_v", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b"))
+_PATTERN: Final = "attention.sliding_window_pattern"
 _STATE: Final = ("ssm_", "shortconv.", "time_mix_")
 
 
@@ -90,7 +91,7 @@ def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | N
     left out, and its own is taken where none is left.
     """
     small = _for_caches(header)
-    own = int(_value(header, "context_length", 0)) or CONTEXTS[-1]
+    own = _number(header, "context_length") or CONTEXTS[-1]
     lengths = sorted({context for context in contexts or CONTEXTS if context <= own}) or [own]
     taken = {(context, kind): needs(small, context, kind) for context in lengths for kind in TABLE_CACHES}
     total = cache(lambda kind, context: needs(small, context, kind).total)
@@ -150,14 +151,12 @@ def kv_bytes(header: Header, context: int, cache: str = "f16") -> int:
     window = _window(header)
     in_window = _padded(min(cells, window + min(UBATCH, cells)))
     kind = known(cache)
-    mla = bool(
-        _value(header, "attention.key_length_mla", 0) and _value(header, "attention.value_length_mla", 0)
-    )
+    mla = bool(_number(header, "attention.key_length_mla") and _number(header, "attention.value_length_mla"))
     total = 0
     for layer in _attention_layers(header):
         sliding = window > 0 and _slides(header, layer)
         keys, values = _head_lengths(header, sliding)
-        heads = int(_of_layer(header, "attention.head_count_kv", layer, _heads(header, layer)))
+        heads = _of_layer(header, "attention.head_count_kv", layer, _heads(header, layer))
         elements = heads * (keys if mla else keys + values) * (in_window if sliding else cells)
         total += elements * kind.block_bytes // kind.block_elements
     return total
@@ -165,15 +164,15 @@ def kv_bytes(header: Header, context: int, cache: str = "f16") -> int:
 
 def state_bytes(header: Header) -> int:
     """Bytes of the recurrent states of one sequence, F32; 0 for a model that has none."""
-    width = int(_value(header, "embedding_length", 0))
-    kernel = int(_value(header, "ssm.conv_kernel", 0))
-    inner, state = int(_value(header, "ssm.inner_size", 0)), int(_value(header, "ssm.state_size", 0))
-    groups = int(_value(header, "ssm.group_count", 0))
-    if head := int(_value(header, "wkv.head_size", 0)):
-        each = int(_value(header, "token_shift_count", 2)) * width + width * head
-    elif short := int(_value(header, "shortconv.l_cache", 0)):
+    width = _number(header, "embedding_length")
+    kernel = _number(header, "ssm.conv_kernel")
+    inner, state = _number(header, "ssm.inner_size"), _number(header, "ssm.state_size")
+    groups = _number(header, "ssm.group_count")
+    if head := _number(header, "wkv.head_size"):
+        each = _number(header, "token_shift_count", 2) * width + width * head
+    elif short := _number(header, "shortconv.l_cache"):
         each = width * (short - 1)
-    elif head := int(_value(header, "kda.head_dim", 0)):
+    elif head := _number(header, "kda.head_dim"):
         heads = _heads(header, 0)
         each = 3 * (max(kernel, 4) - 1) * heads * head + head * head * heads
     else:
@@ -190,11 +189,11 @@ def compute_bytes(header: Header, context: int) -> int:
     CPU, which a test holds within a tenth.
     """
     tokens = min(UBATCH, _padded(context))
-    width = int(_value(header, "embedding_length", 0))
+    width = _number(header, "embedding_length")
     vocabulary = _vocabulary(header)
     wide = _feed_forward(header)
-    inner, state = int(_value(header, "ssm.inner_size", 0)), int(_value(header, "ssm.state_size", 0))
-    mixed = inner + 2 * int(_value(header, "ssm.group_count", 0)) * state if _state_layers(header) else 0
+    inner, state = _number(header, "ssm.inner_size"), _number(header, "ssm.state_size")
+    mixed = inner + 2 * _number(header, "ssm.group_count") * state if _state_layers(header) else 0
     at_output = 4 * tokens * (vocabulary + 2 * width)
     in_layer = 2 * tokens * _padded(context) + 4 * tokens * (4 * width + 3 * wide)
     in_recurrent = 4 * tokens * (6 * mixed + 2 * width)
@@ -203,9 +202,9 @@ def compute_bytes(header: Header, context: int) -> int:
 
 def _feed_forward(header: Header) -> int:
     """The widest feed-forward that a token passes: the dense one, or its experts' together."""
-    dense = max(_list(_value(header, "feed_forward_length", 0)), default=0)
-    experts = max(_list(_value(header, "expert_used_count", 0)), default=0)
-    each = max(_list(_value(header, "expert_feed_forward_length", 0)), default=0)
+    dense = max(_list(header, "feed_forward_length"), default=0)
+    experts = max(_list(header, "expert_used_count"), default=0)
+    each = max(_list(header, "expert_feed_forward_length"), default=0)
     return max(dense, experts * (each or dense) if experts else 0)
 
 
@@ -226,7 +225,7 @@ def _roles(header: Header) -> dict[int, set[str]]:
 
 def _attention_layers(header: Header) -> list[int]:
     """The layers that have a cache of their own: some share that of an earlier one."""
-    first = header.layers - int(_value(header, "attention.shared_kv_layers", 0))
+    first = header.layers - _number(header, "attention.shared_kv_layers")
     first = 20 if header.architecture == "gemma3n" else first
     return [
         layer
@@ -245,55 +244,66 @@ def _recurrent(roles: set[str]) -> bool:
 
 def _head_lengths(header: Header, sliding: bool) -> tuple[int, int]:
     """Length of a head's keys, and of its values."""
-    usual = int(_value(header, "embedding_length", 0)) // max(_heads(header, 0), 1)
+    usual = _number(header, "embedding_length") // max(_heads(header, 0), 1)
     lengths = []
     for what in ("key_length", "value_length"):
-        length = int(_value(header, f"attention.{what}", usual))
-        lengths.append(int(_value(header, f"attention.{what}_swa", length)) if sliding else length)
+        length = _number(header, f"attention.{what}", usual)
+        lengths.append(_number(header, f"attention.{what}_swa", length) if sliding else length)
     return lengths[0], lengths[1]
 
 
 def _window(header: Header) -> int:
     """Tokens of the sliding window, 0 where all layers see all of the context."""
     architecture = header.architecture
-    given = _value(header, "attention.sliding_window", None)
+    given = _number(header, "attention.sliding_window", -1)
     if architecture == "phi3" or given == 0:  # llama.cpp leaves Phi's windows out
         return 0
     if architecture == "llama4":
         return _WINDOWS[architecture]
-    slides = architecture in _PATTERNS or _value(header, "attention.sliding_window_pattern", None) is not None
-    if not slides:
+    if architecture not in _PATTERNS and not _has(header, _PATTERN):
         return 0
-    return int(given or _WINDOWS.get(architecture, 0))
+    return given if given > 0 else _WINDOWS.get(architecture, 0)
 
 
 def _slides(header: Header, layer: int) -> bool:
     """Whether the layer sees the window alone."""
-    pattern = _value(header, "attention.sliding_window_pattern", _PATTERNS.get(header.architecture, 1))
+    pattern: int | list[int] = _PATTERNS.get(header.architecture, 1)
+    if _has(header, _PATTERN):
+        pattern = header.numbers(f"{header.architecture}.{_PATTERN}")
     if isinstance(pattern, list):
         return layer < len(pattern) and bool(pattern[layer])
-    period = abs(int(pattern))
+    period = abs(pattern)
     if _PATTERNS.get(header.architecture, 1) < 0:
         return layer % period != 0
     return period == 0 or layer % period < period - 1
 
 
 def _heads(header: Header, layer: int) -> int:
-    return int(_of_layer(header, "attention.head_count", layer, 0))
+    return _of_layer(header, "attention.head_count", layer, 0)
 
 
-def _of_layer(header: Header, key: str, layer: int, default: int) -> Any:
-    """A value of a layer: some models give one for all."""
-    value = _value(header, key, default)
-    return value[layer] if isinstance(value, list) else value
+def _of_layer(header: Header, key: str, layer: int, default: int) -> int:
+    """A value of a layer: some models give one for all. QuantmillError where the list ends before it."""
+    value = header.numbers(f"{header.architecture}.{key}", default)
+    if not isinstance(value, list):
+        return value
+    if layer >= len(value):
+        what = f"{header.architecture}.{key} of the metadata has {len(value)} values, none for layer {layer}"
+        raise QuantmillError(what, header.path, "the file is damaged, download it again")
+    return value[layer]
 
 
-def _value(header: Header, key: str, default: Any) -> Any:
-    return header.value(f"{header.architecture}.{key}", default)
+def _number(header: Header, key: str, default: int = 0) -> int:
+    return header.number(f"{header.architecture}.{key}") if _has(header, key) else default
 
 
-def _list(value: Any) -> list[int]:
-    return [int(one) for one in value] if isinstance(value, list) else [int(value)]
+def _list(header: Header, key: str) -> list[int]:
+    value = header.numbers(f"{header.architecture}.{key}")
+    return value if isinstance(value, list) else [value]
+
+
+def _has(header: Header, key: str) -> bool:
+    return f"{header.architecture}.{key}" in header.kv
 
 
 def _padded(cells: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from quantmill.errors import QuantmillError
-from quantmill.files import split_lines
+from quantmill.files import is_file, split_lines
 from quantmill.formats import publication
 from quantmill.formats.proof import LOCK, VERIFIED
 from quantmill.spec import file_sha256
@@ -119,6 +119,9 @@ def _quant(folder: Path, facts: str) -> Iterator[Item]:
     described = publication.FACTS.read(folder / facts)
     for part in publication.files_of(described):
         path = folder / part["file"]
+        if Path(part["file"]).is_absolute() or ".." in Path(part["file"]).parts or not is_file(path):
+            what = f"names {part['file']}, which is no file beside it"
+            raise QuantmillError(what, folder / facts, "delete it to have both made again")
         if path.stat().st_size != part["bytes"]:
             what = f"has {path.stat().st_size:,} bytes, not {part['bytes']:,}"
             raise QuantmillError(what, path, "delete it to have it made again")

@@ -65,7 +65,7 @@ def split_items(items: Iterable[Item], parts: Parts, most: int) -> list[Item]:
 def _parts(path: Path, most: int) -> Iterator[tuple[str, ByteRange]]:
     """The parts by name. What `split` counts is the tensors alone: the longest header goes off before."""
     header = read_header(path)
-    if header.value("split.count", 1) > 1:
+    if header.number("split.count", 1) > 1:
         raise QuantmillError(f"a part of a model, and larger than {most:,} bytes", path, _CURE)
     rows = [PlanRow(t.name, "", -1, t.shape, t.type, t.type, t.bytes, "") for t in header.tensors]
     room = most - len(split.header(header.kv, rows)) - _SPLIT_KEYS

@@ -14,9 +14,12 @@ experts by the sum of all counts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import fsum, isfinite
 from pathlib import Path
+from sys import float_info
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +30,8 @@ from quantmill.formats.sensitivity import SensitivityRow
 from quantmill.model.roles import layer_of
 
 Scores = Mapping[int, float]
+
+_LAYER: Final = re.compile("[0-9]{1,9}")
 
 
 def from_imatrix(imatrix: Imatrix, layers: Sequence[int], where: object) -> dict[int, float]:
@@ -49,8 +54,10 @@ def from_json(path: Path, layers: Sequence[int]) -> dict[int, float]:
         raise QuantmillError("no scores of layers", path, 'it takes {"0": 1.5, "1": 0.2, ...}')
     scores = {}
     for key, value in scores_of_file.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-        if not str(key).isdecimal() or not number:
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
+        )
+        if not _LAYER.fullmatch(str(key)) or not number:
             raise QuantmillError(f"{key}: {value!r} is no layer's score", path, 'such as "0": 1.5')
         scores[int(key)] = float(value)
     beyond = sorted(set(scores) - set(layers))

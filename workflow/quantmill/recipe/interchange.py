@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from quantmill import command
+from quantmill.bounded import bounded
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, split_lines, write_text
 from quantmill.formats.ggufio import Header, read_header
@@ -114,7 +115,8 @@ def of_lines(lines: Sequence[tuple[str, str]], header: Header, where: object) ->
         if not (pattern and separator) or kind is None:
             what = f"unknown type {type_name}" if pattern and separator else f"{line} is no pattern=type"
             raise QuantmillError(what, here, r"such as ^blk\.0\.ffn_down\.weight$=q6_K")
-        matches = _matches(pattern, shapes, here)
+        with bounded(f"`{pattern}`", here, "write it without repeats of repeats, such as (a+)+"):
+            matches = _matches(pattern, shapes, here)
         if not matches:
             raise QuantmillError(f"{pattern} matches no tensor", here, "remove it; is it of another model?")
         free = [name for name in matches if name not in decided]

@@ -33,10 +33,10 @@ from typing import Any, Final, NoReturn
 
 import jinja2
 import jinja2.meta
-import yaml
 from jinja2.sandbox import SandboxedEnvironment
 
-from quantmill import command
+from quantmill import command, yamlio
+from quantmill.bounded import SmallNumbers, bounded
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text, write_text
 from quantmill.formats.ggufio import Header
@@ -55,6 +55,13 @@ _FROM_FIELDS: Final = {
     "importance": _RANKED,
     "imported": ("a file to import", "give the recipe `file` and `form`"),
 }
+
+
+_LOOPS: Final = "look for loops and products in it"
+
+
+class _Sandbox(SmallNumbers, SandboxedEnvironment):
+    """In which templates are rendered."""
 
 
 class _RefusedError(Exception):
@@ -106,11 +113,11 @@ def facts(header: Header) -> dict[str, Any]:
     return {
         "model": {
             "architecture": arch,
-            "name": header.value("general.name", ""),
+            "name": header.text("general.name") or "",
             "layers": layers,
-            "experts": header.value(f"{arch}.expert_count", 0),
-            "experts_used": header.value(f"{arch}.expert_used_count", 0),
-            "embedding_length": header.value(f"{arch}.embedding_length", 0),
+            "experts": header.number(f"{arch}.expert_count"),
+            "experts_used": header.number(f"{arch}.expert_used_count"),
+            "embedding_length": header.number(f"{arch}.embedding_length"),
             "gqa": _gqa(header),
             "full_attention": layers_of(*_FULL_ATTENTION),
             "evaluated": evaluated,
@@ -133,8 +140,8 @@ def main_layers(header: Header) -> list[int]:
 
 def _gqa(header: Header) -> int:
     """llama.cpp's n_gqa, on which its mixtures depend: heads per key head in the first layer."""
-    counts = (header.value(f"{header.architecture}.attention.head_count{x}", 0) for x in ("", "_kv"))
-    heads, keys = (count[0] if isinstance(count, list) else count for count in counts)
+    counts = (header.numbers(f"{header.architecture}.attention.head_count{x}") for x in ("", "_kv"))
+    heads, keys = ((count or [0])[0] if isinstance(count, list) else count for count in counts)
     return heads // (keys or heads) if heads else 0
 
 
@@ -146,14 +153,17 @@ def render(template: str, parameters: Mapping[str, Any], variables: Mapping[str,
     that is missing or that the template does not take, and where the result is
     no recipe.
     """
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["tojson"] = _json
     try:
         names = jinja2.meta.find_undeclared_variables(environment.parse(template))
         for name in sorted(_FROM_FIELDS.keys() & names - variables.keys()):
             raise QuantmillError(f"the template needs {_FROM_FIELDS[name][0]}", where, _FROM_FIELDS[name][1])
         _check_parameters(parameters, names - variables.keys() - environment.globals.keys(), where)
-        text = environment.from_string(template).render({**parameters, **variables})
+        with bounded("the template", where, _LOOPS):
+            text = environment.from_string(template).render({**parameters, **variables})
+    except MemoryError:
+        raise QuantmillError("the template takes more than a GiB of memory", where, _LOOPS) from None
     except jinja2.TemplateSyntaxError as error:
         raise QuantmillError(f"template error in line {error.lineno} ({error.message})", where) from None
     except _RefusedError as error:
@@ -179,11 +189,12 @@ def engine_of(template: str, parameters: Mapping[str, Any], imported: str | None
     line = re.search(r"^engine:(.*)$", template, re.MULTILINE)
     if line is None:
         return "mainline"
-    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment = _Sandbox(undefined=jinja2.StrictUndefined)
     environment.filters["tojson"] = _json
     try:
-        text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
-        engine = yaml.safe_load(text)
+        with bounded("its line `engine:`", where, _LOOPS):
+            text = environment.from_string(line[1]).render({**parameters, "imported": {"engine": imported}})
+        engine = yamlio.load(text, where)
     except Exception as error:
         cure = "write `engine: mainline` or `engine: ik` as they stand here"
         raise QuantmillError(f"its engine does not follow from its line `{line[0]}`", where, cure) from error

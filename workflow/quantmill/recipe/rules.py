@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import yaml
 
+from quantmill import yamlio
+from quantmill.bounded import bounded
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header
 from quantmill.formats.types import TYPES, named, writable
@@ -110,14 +112,7 @@ def parse(text: str, where: object) -> Recipe:
     QuantmillError, with the field's path, for unknown fields, types and roles,
     wrong kinds of values, broken regular expressions, rules without a condition.
     """
-    try:
-        fields = yaml.load(text, Loader=_Strict)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise QuantmillError(
-            f"no valid YAML{line} ({getattr(error, 'problem', None) or error})", where
-        ) from None
+    fields = yamlio.load(text, where)
     if not isinstance(fields, dict):
         raise QuantmillError("no recipe", where, "it takes the fields " + ", ".join(_RECIPE_FIELDS))
     fields = {key: [] if key == "rules" and value is None else value for key, value in fields.items()}
@@ -181,7 +176,8 @@ def assign(recipe: Recipe, header: Header, quantizable: frozenset[str], where: o
             raise QuantmillError(
                 f"the model has no layer {beyond[0]}", here, f"its layers are 0 to {layers - 1}"
             )
-        matched = rule.matching(names, known)
+        with bounded(f"`{rule.match}`", here, "write it without repeats of repeats, such as (a+)+"):
+            matched = rule.matching(names, known)
         changeable = [name for name in matched if name in quantizable]
         free = [name for name in changeable if name not in decided]
         if not free and not rule.optional:
@@ -303,19 +299,3 @@ def _dump_rules(rules: list[dict[str, Any]]) -> str:
         return "rules: []\n"
     style: dict[str, Any] = {"default_flow_style": True, "width": 10**6, "allow_unicode": True}
     return "rules:\n" + "".join(f"  - {yaml.safe_dump(rule, sort_keys=False, **style)}" for rule in rules)
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML in which no key is given twice."""
-
-
-def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
-    pairs = loader.construct_pairs(node, deep=True)
-    keys = [str(key) for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
-    return dict(zip(keys, (value for _, value in pairs), strict=True))
-
-
-_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -11,18 +11,16 @@ at the type, divided by the curve's value at the type of the measurement.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import read_user_text
+from quantmill.files import read_csv
 from quantmill.formats.allocation import SENSITIVITY, ImportedSensitivity
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow, write_sensitivity
@@ -83,7 +81,8 @@ def convert(
     measured = {}
     for label, values in results.items():
         if not curve.get(label) and not points.get(named(label) or ""):
-            raise QuantmillError(f"the curve has no value for {label}, at which the tensors were measured")
+            what = f"the curve has no value for {label}, at which the tensors were measured"
+            raise QuantmillError(what, cure="add it to the curve")
         reference = curve.get(label) or points[named(label) or ""]
         measured[label] = (reference, _complete(tensors, values, label, warnings))
     rows = []
@@ -124,7 +123,7 @@ def _points(curve: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         warnings.append(f"the curve is zero at {_some(free, 'type', 'types')} that cannot be: left out")
     points = {kind: of[kind] for kind in sorted(of, key=lambda k: (known(k).bits, k)) if of[kind] > 0}
     if not points:
-        raise QuantmillError("the curve has no type that an engine could write")
+        raise QuantmillError("the curve has no type that an engine could write", cure="give another curve")
     worse = []
     for kind, value in points.items():
         better = [k for k, v in points.items() if v < value and known(k).bits < known(kind).bits]
@@ -142,7 +141,8 @@ def _complete(
     """A value for every tensor; the median of its role, or of all, where it was not measured."""
     measured = {t.name: v for t in tensors if (v := values.get(t.name, UNMEASURED)) != UNMEASURED}
     if not measured:
-        raise QuantmillError(f"the row {label} has no value of any tensor of the model")
+        what = f"the row {label} has no value of any tensor of the model"
+        raise QuantmillError(what, cure="remove it; is it of another model?")
     absent = [tensor.name for tensor in tensors if tensor.name not in values]
     skipped = [tensor.name for tensor in tensors if values.get(tensor.name) == UNMEASURED]
     for names, why in ((absent, "no column for"), (skipped, "404, not measured, for")):
@@ -180,8 +180,7 @@ def _some(names: Sequence[str], one: str, many: str) -> str:
 
 def _read(path: Path) -> list[list[str]]:
     """The cells of a table whose first column is `QTYPE`. All rows have the same length."""
-    text = read_user_text(path, "check sensitivity.import and sensitivity.curve")
-    lines = [line for line in csv.reader(StringIO(text, newline="")) if line]
+    lines = read_csv(path, "check sensitivity.import and sensitivity.curve")
     if len(lines) < 2 or lines[0][0].strip().lower() != "qtype" or len(lines[0]) < 2:
         raise QuantmillError(
             "no table of sensitivities",
@@ -190,7 +189,8 @@ def _read(path: Path) -> list[list[str]]:
         )
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(lines[0]):
-            raise QuantmillError(f"row {number} has {len(line)} cells, not {len(lines[0])}", path)
+            what = f"row {number} has {len(line)} cells, not {len(lines[0])}"
+            raise QuantmillError(what, path, "give each row as many as the first")
     twice = [line[0] for line in lines if [other[0] for other in lines].count(line[0]) > 1]
     if twice:
         raise QuantmillError(f"the row {twice[0]} is there twice", path, "remove one")

@@ -108,7 +108,7 @@ def context_for(workloads: list[settings.Workload], model: Path) -> int:
     longest = max(workloads, key=lambda workload: workload["prompt"] + workload["generate"])
     tokens = longest["prompt"] + longest["generate"]
     header = read_header(model)
-    limit = header.value(f"{header.architecture}.context_length", tokens)
+    limit = header.number(f"{header.architecture}.context_length", tokens)
     if tokens > limit:
         raise QuantmillError(
             f"{tokens:,} tokens, the model's context is {limit:,}",
