@@ -151,7 +151,7 @@ With make:
   make test         lint, types, tests (JOBS=auto)
   make unit         the tests alone
   make unit-newest  tests/unit again, in the newest Python that is here
-  make test-cluster a run through profiles/slurm and its faults, on a Slurm of two nodes that it starts (as root)
+  make test-cluster  a run through profiles/slurm and its faults, on a Slurm of two nodes that it starts (as root)
   make lint         ruff, mypy, snakefmt, snakemake --lint
   make bench        measure against llama.cpp's own tools (ROWS=imatrix,quantize REPEAT=5 MODEL=x-F16.gguf)
   make lock         resolve envs/*.in to envs/*.lock anew (UPGRADE= keeps the versions that are locked)

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantmill.card.sections import contents, files, recipes, speed, summary
 from quantmill.card.view import view
+from quantmill.card.write import card
 from quantmill.files import read_json, write_json, write_text
 from quantmill.formats.proof import VERIFIED, Verified
 from quantmill.judge.results import read
@@ -55,6 +56,11 @@ def test_speeds_of_two_settings_are_told_apart(tree: Tree) -> None:
     assert len(speed.machines(read(folder, config))) == 1
     edit(folder / "bench" / "Q8_0" / "speed.json", threads=4)
     assert [names for _, names in speed.machines(read(folder, config))][1] == ["Q8_0"]
+    built = speed.build(view(read(folder, config), config))
+    assert built is not None and built["source_mark"] == 1
+    # Each has the number of its setting; a ratio to a rate of another says nothing.
+    assert {name: (mark, comparable) for name, _, mark, comparable in built["rows"]}["Q8_0"] == (2, False)
+    assert "| `Q8_0` (2) |" in card(view(read(folder, config), config))
 
 
 def test_verified_is_said_of_the_lock_that_is_there_and_where_nothing_differs(tree: Tree) -> None:

@@ -157,6 +157,8 @@ class Machine(TypedDict):
     cpu: str
     cores: int
     memory_bytes: int
+    host: NotRequired[Annotated[str, "its name: a node of a cluster"]]
+    load: NotRequired[Annotated[list[float], "the load average of a minute, before and after"]]
 
 
 class Speed(Placed):

@@ -74,8 +74,8 @@ def rates(
     return {"tokens": count, "mean": fmean(samples), "sd": spread, "samples": samples}
 
 
-def machine() -> Machine:
-    """The machine's processor, cores available and memory in bytes."""
+def machine(load: float) -> Machine:
+    """The machine's name, processor, cores available and memory in bytes; `load` is what it was before."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -86,7 +86,13 @@ def machine() -> Machine:
         ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory}
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "host": platform.node(),
+        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+    }
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -96,6 +102,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     library.use(config.get("engine", "mainline"))
     prompt, generate, repetitions = config["prompt"], config["generate"], config["repetitions"]
     context = max(prompt, generate)
+    load = os.getloadavg()[0]
     with (
         loaded(args.model, context=context, batch=min(_BATCH, context), threads=args.threads) as model,
         log.progress("speed", 2 * repetitions, "runs") as progress,
@@ -109,7 +116,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "generate": tg,
         "threads": args.threads,
         "backend": backend(),
-        "machine": machine(),
+        "machine": machine(load),
         "model_sha256": sha256,
         **library.marked(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         offload=offload.chosen(),
         fitting=partial(fitting, args.model, context),
     )
+    load = os.getloadavg()[0]
     log.say(f"{version}: started; it may be silent for {args.patience:g} s")
     with (
         Vocabulary(args.model) as vocabulary,
@@ -149,7 +151,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "workloads": rows,
         "gpu": watch.report(),
         "threads": args.threads,
-        "machine": machine(),
+        "machine": machine(load),
         "model_sha256": sha256,
     }
     SERVED.write(args.out, report)

@@ -17,11 +17,19 @@ def build(view: View) -> dict[str, Any] | None:
     source = view.measured.source["speed"]
     if source is None:
         return None
+    settings = machines(view.measured)
+    marks = {name: number for number, (_, names) in enumerate(settings, start=1) for name in names}
+    rows = [
+        (quant.name, speed, marks[quant.name], marks[quant.name] == marks[SOURCE])
+        for quant in view.measured.quants
+        if (speed := quant.measured["speed"])
+    ]
     return {
         "source": source,
+        "source_mark": marks[SOURCE],
         "places": places(view.measured, "speed"),
-        "machines": machines(view.measured),
-        "rows": [(quant.name, speed) for quant in view.measured.quants if (speed := quant.measured["speed"])],
+        "machines": settings,
+        "rows": rows,
     }
 
 
