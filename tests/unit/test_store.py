@@ -367,3 +367,20 @@ def test_any_number_of_small_units_is_held_at_once(tmp_path: Path) -> None:
         store.put(key, key.encode())
     with limits.few_files():
         assert [bytes(unit or b"").decode() for unit in [store.get(key) for key in keys]] == keys
+
+
+def test_units_of_other_stores_are_used_and_left_as_they_are(tmp_path: Path) -> None:
+    key = Store.key("test", 1, unit="shared")
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    Store(shared).put(key, b"made elsewhere")
+    [unit] = [path for path in (shared / "units").rglob("*") if path.is_file()]
+    os.utime(unit, (1000, 1000))
+    store = Store(own, others=[tmp_path / "none", shared])
+    assert store.has(key)
+    assert store.get_or_make(key, lambda: b"made here") == b"made elsewhere"
+    assert (store.made, store.reused) == (0, 1)
+    assert unit.stat().st_mtime == 1000
+    unit.write_bytes(b"damaged")
+    assert store.get_or_make(key, lambda: b"made here") == b"made here"
+    assert unit.read_bytes() == b"damaged"
+    assert bytes(Store(own).get(key) or b"") == b"made here"

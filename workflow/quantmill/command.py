@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from quantmill import offload, recorder, spec
 from quantmill.errors import QuantmillError
 from quantmill.progress import Log
 from quantmill.shards import Shard
+from quantmill.store import Store
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -51,6 +53,9 @@ def parser(
             "--store", type=Path, required=True, help="folder of the content-addressed store"
         )
         arguments.add_argument("--store-max", type=int, default=50 << 30, help="its size cap in bytes")
+        arguments.add_argument(
+            "--store-read", type=json.loads, default=[], help="JSON list of stores to read besides"
+        )
     if shards:
         arguments.add_argument(
             "--shard", type=Shard.parse, help="such as 0of4: only put these units into the store"
@@ -79,6 +84,11 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace, 
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def store(args: argparse.Namespace, log: Log) -> Store:
+    """The store of a stage's command line."""
+    return Store(args.store, args.store_max, log, others=map(Path, args.store_read))
 
 
 def doing(text: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from quantmill import parts
-from quantmill.files import part_of
+from quantmill.files import part_of, write_atomically
 
 PLACE: Final = struct.Struct("<16s32s16sQQ")
 """A place as a file: magic, sha256 of the payload, pack, offset, size."""
@@ -110,7 +110,7 @@ class Packs:
 
     def held(self) -> Iterator[Held]:
         """All packs; what is left of one that was never whole is removed after an hour."""
-        for folder in _listed(self.folder):
+        for folder in listed(self.folder):
             try:
                 data, used = self._data(folder.name).stat(), (Path(folder) / "used").stat()
                 yield Held(used.st_mtime_ns, 0 if data.st_nlink > 1 else data.st_size, folder.name)
@@ -139,7 +139,19 @@ class Packs:
         return self.folder / pack / "data"
 
 
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
+def write_place(path: Path, place: Place) -> None:
+    """Write a place; over another one in its file. A file that replaces another is flushed at once by some
+    file systems, which takes longer than reading the unit; what a crash tears is detected.
+    """
+    with suppress(OSError), path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_size == PLACE.size:
+            file.write(place.to_bytes())
+            return
+    write_atomically(path, place.to_bytes(), durable=False)
+
+
+def listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing where it is none, or closed to this user."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -26,9 +26,9 @@ from typing import Any, Final, NamedTuple
 
 from quantmill import parts, spec, text
 from quantmill.errors import QuantmillError
-from quantmill.files import part_of, write_atomically, writing
+from quantmill.files import part_of, writing
 from quantmill.leases import Leases
-from quantmill.packs import PLACE, Packs, Place
+from quantmill.packs import PLACE, Packs, Place, listed, write_place
 from quantmill.progress import Log
 
 Identity = dict[str, str | int | bool]
@@ -63,10 +63,13 @@ class Store:
     """Units of work under `folder`, at most `max_bytes` of them.
 
     `made` and `reused` count the units of this process; `log` (default: stderr)
-    is warned, once for each reason, where units cannot be kept.
+    is warned, once for each reason, where units cannot be kept. What it lacks is looked
+    for in `others`, stores in which nothing is written.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = 50 << 30, log: Log | None = None) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int = 50 << 30, log: Log | None = None, others: Iterable[Path] = ()
+    ) -> None:
         self.folder = folder
         self.units = folder / "units"
         self.packs = Packs(folder / "packs")
@@ -82,6 +85,7 @@ class Store:
         self._room = max_bytes // 100
         self._full = False
         self._lock = threading.Lock()
+        self._others = [Store(other, 0, log) for other in others]
 
     @staticmethod
     def key(kind: str, version: int, **determined_by: Any) -> str:
@@ -101,16 +105,37 @@ class Store:
         """As `get`, with what is known of the payload."""
         path = self._path(key)
         try:
-            data = part_of(path)
+            found = self._read(key)
         except OSError:
-            return None
+            return self._elsewhere(key)
+        if found is None:  # damaged: it is made again
+            with suppress(OSError):  # another user's
+                path.unlink()
+            return self._elsewhere(key)
+        unit, pack = found
+        with suppress(OSError):
+            os.utime(path)
+        if pack:
+            self._use(pack)
+        self._mine.add(key)
+        return unit
+
+    def _elsewhere(self, key: str) -> Unit | None:
+        """The unit in another store, which is left as it is."""
+        for other in self._others:
+            with suppress(OSError):
+                if (found := other._read(key)) is not None:
+                    return found[0]._replace(placed=False)
+        return None
+
+    def _read(self, key: str) -> tuple[Unit, str] | None:
+        """A unit as it stands here and the pack that it is in, if any; None where it is damaged. OSError
+        where it cannot be read.
+        """
+        data = part_of(self._path(key))
         place = Place.parse(data)
         unit = self._whole(key, data) if place is None else self._placed(key, place)
-        with suppress(OSError):  # another user's
-            os.utime(path) if unit is not None else path.unlink()
-        if unit is not None:
-            self._mine.add(key)
-        return unit
+        return None if unit is None else (unit, "" if place is None else place.pack)
 
     def _whole(self, key: str, data: memoryview) -> Unit | None:
         payload = data[_HEAD:]
@@ -125,7 +150,6 @@ class Store:
             return None
         if hashlib.sha256(payload).digest() != place.sha256:
             return None
-        self._use(place.pack)
         return Unit(key, payload, place.sha256, self.packs.shared(place.pack))
 
     def _use(self, pack: str) -> None:
@@ -148,7 +172,7 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Whether there is such a unit: cheap, and not verified."""
-        return self._path(key).is_file()
+        return any(store._path(key).is_file() for store in (self, *self._others))
 
     def put(self, key: str, payload: Payload) -> None:
         """Keep a payload under its key, where the store can be written and its cap has room."""
@@ -260,7 +284,7 @@ class Store:
             try:
                 pack = pack or self.packs.add(file)
                 place = Place(unit.sha256, pack, offset, len(unit.payload))
-                write_atomically(self._path(unit.key), place.to_bytes(), durable=False)
+                write_place(self._path(unit.key), place)
                 self._mine |= {unit.key, pack}
             except (OSError, QuantmillError) as error:
                 self._cannot_write(error)
@@ -352,8 +376,8 @@ class Store:
         """The units, and what has the size of a place; temporary files of an hour ago are removed."""
         units: list[_Entry] = []
         places: list[_Entry] = []
-        for folder in _listed(self.units):
-            for entry in _listed(folder):
+        for folder in listed(self.units):
+            for entry in listed(folder):
                 with suppress(OSError):  # gone, or another user's
                     stat = entry.stat()
                     if not entry.name.startswith("."):
@@ -362,12 +386,3 @@ class Store:
                     elif time.time() - stat.st_mtime > 3600 and not parts.is_held(Path(entry.path)):
                         os.unlink(entry.path)
         return units, places
-
-
-def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing where it is none, or closed to this user."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError:
-        return []

@@ -351,6 +351,7 @@ ROWS: Final[dict[str, Row]] = {
     "Offload.rpc": Row("offload.rpc", ["gpu-box:50052"], ""),
     "Store.path": Row("store.path", "a store", ""),
     "Store.max": Row("store.max", "1 GiB", ""),
+    "Store.read": Row("store.read", ["shared"], ""),
 }
 
 

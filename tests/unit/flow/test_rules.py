@@ -71,7 +71,9 @@ def test_a_stage_gets_what_the_table_says() -> None:
         "exec python -m quantmill measure.speed --spec {params.spec:q} --model {input:q} --log {log:q}"
         " --memory {resources.mem_mb} --threads {threads} --name {wildcards.model:q}"
     )
-    store = ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"'
+    store = (
+        ' --store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX" --store-read "$QUANTMILL_STORE_READ"'
+    )
     for name, known in STAGES.items():
         command = stage(name, "--x")
         assert ("--memory {resources.mem_mb}" in command) == known.memory

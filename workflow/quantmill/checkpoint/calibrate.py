@@ -107,7 +107,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config: Chunks = args.spec["config"]
     chunks = load_chunks(args.corpus, config)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     activations = measure(args.model, chunks, identity=identity, threads=args.threads, store=store, log=log)
     ACTIVATIONS.write(
         args.activations,

@@ -16,6 +16,10 @@ class Store(Strict):
         description="above it the least recently used units go; what is in the results' files does not count",
     )
 
+    read: list[FilePath] = Field(
+        default=[], description="other stores, whose units are used and in which nothing is written"
+    )
+
     @property
     def max_bytes(self) -> int:
         """The size cap in bytes."""

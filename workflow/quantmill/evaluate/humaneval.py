@@ -31,7 +31,6 @@ from quantmill.formats.measurements import HUMANEVAL, HumanEval, HumanEvalSettin
 from quantmill.formats.publication import model_sha256
 from quantmill.measure.placed import noted
 from quantmill.progress import Log
-from quantmill.store import Store
 
 STAGE: Final = "evaluate.humaneval"
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
@@ -158,7 +157,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if trained is not None and most > trained:
         what = f"{most} tokens of prompt and answer pass the model's context of {trained}"
         raise QuantmillError(what, "bench.humaneval.max_tokens", f"lower it by {most - trained}")
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     identity = {"engine": args.spec["engine"], "model": sha256}
     generation: Generation = {
         "max_tokens": config["max_tokens"],

@@ -82,4 +82,5 @@ def stage(name: str, arguments: str) -> str:
         words.append("--name {wildcards.model:q}")
     if known.store:
         words.append('--store "$QUANTMILL_STORE" --store-max "$QUANTMILL_STORE_MAX"')
+        words.append('--store-read "$QUANTMILL_STORE_READ"')
     return " ".join(words)

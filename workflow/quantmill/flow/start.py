@@ -161,6 +161,9 @@ def _environment(project: Project) -> dict[str, str]:
         "QUANTMILL_CONVERTER": os.getenv("QUANTMILL_CONVERTER") or str(ROOT / ".converter"),
         offload.VARIABLE: json.dumps(_offload(project)),
         "QUANTMILL_STORE_MAX": str(project.config.store.max_bytes),
+        "QUANTMILL_STORE_READ": json.dumps(
+            [str(Path(path).absolute()) for path in project.config.store.read]
+        ),
         "QUANTMILL_EVALUATIONS": json.dumps({"file": project.file, "models": project.unchecked}),
     }
 

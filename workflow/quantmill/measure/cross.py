@@ -199,7 +199,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     read = MOMENTS.read(args.moments)
     identity: Identity = {"engine": read["engine"], "model": read["model"]}
     every = listed(read, args.moments, chunks, ggufio.read_header(args.model), identity)
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     header = ggufio.read_header(args.quantized)
     chunks = chunks[: max(1, TOKENS // config["context"])]
     cross = Cross(

@@ -285,7 +285,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     ours, theirs = model_sha256(args.facts), model_sha256(args.reference_facts)
     model = Model(args.model, {"engine": engine, "model": ours})
     source = Model(args.reference, {"engine": engine, "model": theirs})
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     mine = shared(chunks, args.shard)
     values, seconds = measure(model, source, mine, threads=args.threads, store=store, log=log)
     if args.shard is not None:

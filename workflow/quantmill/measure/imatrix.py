@@ -219,7 +219,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         what = f"is {kind.words}, of which no importance matrix can be collected"
         raise QuantmillError(what, args.model, "leave imatrix out for it")
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     shard = measure(
         args.model,
         shared(chunks, args.shard),

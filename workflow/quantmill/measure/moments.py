@@ -152,7 +152,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         what = f"is {kind.words}, of which no second moments can be measured"
         raise QuantmillError(what, args.model, "use `rounding: nearest` for it")
     identity: Identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     inputs = scan(args.model, chunks, args.threads)
     mine = inputs if args.shard is None else args.shard.of(inputs)
     moments = Moments(args.model, chunks, mine, identity=identity, store=store, threads=args.threads, log=log)

@@ -105,7 +105,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     chunks = load_chunks(args.corpus, config)
     sha256 = model_sha256(args.facts)
     identity = {"engine": args.spec["engine"], "model": sha256}
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     mine = shared(chunks, args.shard)
     nll, seconds = measure(args.model, mine, identity=identity, threads=args.threads, store=store, log=log)
     if not np.isfinite(nll).all():

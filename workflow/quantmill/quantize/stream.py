@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -45,7 +47,10 @@ def write(
     with writing(path) as file:
         with recording(Path(file.name)) as record:
             size, sha256 = _stream(file, header, tensors, progress, record)
-        tried(Path(file.name))
+        with ThreadPoolExecutor(1) as pool:  # it is written to the disk while it is tried
+            flushed = pool.submit(os.fsync, file.fileno())
+            tried(Path(file.name))
+            flushed.result()
     return size, sha256
 
 

@@ -337,7 +337,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     spec = args.spec
     settings: Quantize = spec["config"]
     engine = settings.get("engine", "mainline")
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     work = read(args, settings, store, log)
     if args.shard is not None:
         prepare(work, args.shard, spec["engine"], store, args.threads, log)

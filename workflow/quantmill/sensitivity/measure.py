@@ -28,7 +28,6 @@ from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.errors import Error, added, error
 from quantmill.sensitivity.session import ProbeResult, Session
 from quantmill.stages import VERSIONS
-from quantmill.store import Store
 
 _BATCHES: Final = 20  # of probes; the model is fitted again after each batch
 
@@ -192,7 +191,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     source = Source(args.model, args.manifest)
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
     mixture = presets.mixture(source.header, presets.resolve("Q8_0"), imatrix=imatrix is not None)
-    store = Store(args.store, args.store_max, log)
+    store = command.store(args, log)
     moments = asked_for(args, config.get("rounding"), source.header, store, log)
     todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix, moments)
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
