@@ -122,6 +122,11 @@ def figures_of_another(checkout: Checkout) -> None:
     section("models", "tiny", "card", same_size=[rival])(checkout)
 
 
+def spread(config: dict[str, Any]) -> None:
+    """Three shards, of which quantizing makes use: these corpora are of a unit each."""
+    config["shards"] = 3
+
+
 # A test's own engine: the stages still load the real one, the specs name another.
 OTHER_ENGINE = append(
     "workflow/quantmill/engine/library.py",
@@ -132,6 +137,7 @@ TEMPLATE = "\n{# another sentence #}\n"
 
 CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "nothing": (lambda checkout: None, set()),
+    "over how many jobs it is spread": (lambda checkout: checkout.configure(spread), set()),
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),

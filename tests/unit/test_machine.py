@@ -118,3 +118,15 @@ def test_more_than_the_machine_has_is_no_limit_and_what_others_take_is_gone(tree
     tree.write("cg/memory.max", str(100 * GIB))
     tree.write("cg/a/memory.max", str(60 * GIB))
     assert machine.memory() == machine.Memory(60 * GIB, 40 * GIB, "its cgroup")
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("/data/store", True), ("/home/me", False), ("/data2", False)]
+)
+def test_which_file_systems_are_on_a_network(
+    folder: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [("/", "ext4"), ("/data", "nfs4")]
+    found = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: found)
+    assert machine.on_network(Path(folder)) is expected

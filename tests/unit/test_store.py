@@ -1,5 +1,6 @@
 """The content-addressed store: found again, checked, capped, shared."""
 
+import mmap
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import limits
+from quantmill import machine
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -384,3 +386,15 @@ def test_units_of_other_stores_are_used_and_left_as_they_are(tmp_path: Path) -> 
     assert store.get_or_make(key, lambda: b"made here") == b"made here"
     assert unit.read_bytes() == b"damaged"
     assert bytes(Store(own).get(key) or b"") == b"made here"
+
+
+def test_on_a_network_nothing_is_mapped_that_another_machine_may_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, large = Store.key("test", 1, unit="large"), bytes(3 << 20)
+    Store(tmp_path).put(key, large)
+    here = Store(tmp_path).get(key)
+    monkeypatch.setattr(machine, "on_network", lambda folder: True)
+    there = Store(tmp_path).get(key)
+    assert here is not None and there is not None and here == there == large
+    assert isinstance(here.obj, mmap.mmap) and isinstance(there.obj, bytes)

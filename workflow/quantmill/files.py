@@ -40,10 +40,11 @@ _MAKE_AGAIN: Final = "delete it to have it made again"
 _MAPPED_ABOVE = 1 << 20
 
 
-def part_of(path: Path, offset: int = 0, size: int | None = None) -> memoryview:
+def part_of(path: Path, offset: int = 0, size: int | None = None, *, mapped: bool = True) -> memoryview:
     """`size` bytes of a file from `offset`, or all that follow: few are read, many are mapped and not copied.
 
-    A small part holds no file open, so that there may be any number of them. An
+    A small part holds no file open, so that there may be any number of them. Without `mapped`
+    all is read: of a file that another machine may delete, a mapped part is lost. An
     OSError is the caller's; a file that ends too early is a QuantmillError.
     """
     with path.open("rb") as file:
@@ -51,12 +52,12 @@ def part_of(path: Path, offset: int = 0, size: int | None = None) -> memoryview:
         size = rest if size is None else size
         if size > rest:
             raise QuantmillError("has become shorter since its header was read", path, "start again")
-        if size <= _MAPPED_ABOVE:
+        if size <= _MAPPED_ABOVE or not mapped:
             file.seek(offset)
             return memoryview(file.read(size))
         before = offset % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_READ, offset=offset - before)
-        return memoryview(mapped)[before:]
+        pages = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_READ, offset=offset - before)
+        return memoryview(pages)[before:]
 
 
 @contextmanager

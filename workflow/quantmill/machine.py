@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_NETWORK: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.glusterfs"}
+)
+"""File systems on which a file may go while it is open here."""
+
 _PROC: Final = Path("/proc/self")
 _FILE_CACHE: Final = ("active_file", "inactive_file")
 
@@ -46,6 +51,17 @@ def memory() -> Memory:
             left = min(machine.available, max(0, limit - _used(folder)))
             least = Memory(min(limit, least.total), min(left, least.available), "its cgroup")
     return least
+
+
+def on_network(folder: Path) -> bool:
+    """Whether a folder is on a file system that other machines write to."""
+    with suppress(OSError):
+        lines = (_PROC / "mountinfo").read_text(encoding="utf-8").splitlines()
+        mounts = [line.split() for line in lines]
+        kinds = {Path(fields[4]): fields[fields.index("-") + 1] for fields in mounts}
+        path = folder.absolute()
+        return next((kinds[mount] for mount in (path, *path.parents) if mount in kinds), "") in _NETWORK
+    return False
 
 
 def _cgroups(controller: str) -> Iterator[Path]:

@@ -16,10 +16,11 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from quantmill import parts
+from quantmill import machine, parts
 from quantmill.files import part_of, write_atomically
 
 PLACE: Final = struct.Struct("<16s32s16sQQ")
@@ -63,6 +64,11 @@ class Packs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @cached_property
+    def mapped(self) -> bool:
+        """Whether what is there may be mapped: on a network, another machine may delete it meanwhile."""
+        return not machine.on_network(self.folder)
+
     def can_link(self, folder: Path) -> bool:
         """Whether a file in `folder` can become a pack: on another file system, for one, it cannot."""
         name = parts.new(Path("link")).name
@@ -95,7 +101,7 @@ class Packs:
 
         An OSError, or the QuantmillError of a file that became shorter, is the caller's.
         """
-        return part_of(self._data(place.pack), place.offset, place.size)
+        return part_of(self._data(place.pack), place.offset, place.size, mapped=self.mapped)
 
     def shared(self, pack: str) -> bool:
         """Whether the file has another name, so that the pack takes no room."""

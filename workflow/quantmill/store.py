@@ -132,7 +132,7 @@ class Store:
         """A unit as it stands here and the pack that it is in, if any; None where it is damaged. OSError
         where it cannot be read.
         """
-        data = part_of(self._path(key))
+        data = part_of(self._path(key), mapped=self.packs.mapped)
         place = Place.parse(data)
         unit = self._whole(key, data) if place is None else self._placed(key, place)
         return None if unit is None else (unit, "" if place is None else place.pack)
