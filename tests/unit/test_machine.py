@@ -124,9 +124,16 @@ def test_more_than_the_machine_has_is_no_limit_and_what_others_take_is_gone(tree
     ("folder", "expected"), [("/data/store", True), ("/home/me", False), ("/data2", False)]
 )
 def test_which_file_systems_are_on_a_network(
-    folder: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    folder: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mounts = [("/", "ext4"), ("/data", "nfs4")]
-    found = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts]
-    monkeypatch.setattr("psutil.disk_partitions", lambda all: found)
+    mounts = "1 0 8:1 / / rw - ext4 /dev/vda rw\n2 1 0:5 /x /data rw shared:1 - nfs4 server:/x rw\n"
+    (tmp_path / "mountinfo").write_text(mounts, encoding="utf-8")
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
     assert machine.on_network(Path(folder)) is expected
+
+
+def test_without_a_list_of_mounts_nothing_is_on_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    assert not machine.on_network(tmp_path)
