@@ -29,10 +29,12 @@ class Bench:
         folder.mkdir(exist_ok=True)
         self.environment = os.environ | {offload.VARIABLE: json.dumps({"m": settings} if settings else {})}
         write_json(folder / "facts.json", {"sha256": f"of {model.name}"})
-        with Vocabulary(model) as vocabulary, writing(folder / "c.parquet") as file:
+        with Vocabulary(model) as vocabulary:
             tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
-            rows = tokens[: chunks * CONTEXT].reshape(chunks, CONTEXT)
-            write_chunks(file, [Chunk("text", row, []) for row in rows])
+        for name, count in (("c", chunks), ("c2", 2)):
+            with writing(folder / f"{name}.parquet") as file:
+                rows = tokens[: count * CONTEXT].reshape(count, CONTEXT)
+                write_chunks(file, [Chunk("text", row, []) for row in rows])
 
     def command(self, stage: str, out: str) -> list[str]:
         folder = self.folder
@@ -84,17 +86,13 @@ class Bench:
 
     def shard(self, stage: str, shard: str) -> None:
         """A shard of a stage: it writes units alone."""
+        words = self.command(stage, "none.json")
         before = set(self.folder.iterdir())
-        self.finish([*self.command(stage, "none.json"), "--shard", shard])
+        self.finish([*words, "--shard", shard])
         assert {path.name for path in set(self.folder.iterdir()) - before} <= {"store"}
 
     def measure(self, stage: str) -> dict[str, Any]:
         """The report of a stage."""
-        if stage == "sensitivity":
-            with writing(self.folder / "c2.parquet") as file, Vocabulary(self.model) as vocabulary:
-                tokens = vocabulary.tokenize((DATA / "text.txt").read_text("utf-8"))
-                rows = tokens[: 2 * CONTEXT].reshape(2, CONTEXT)
-                write_chunks(file, [Chunk("text", row, []) for row in rows])
         self.finish(self.command(stage, f"{stage}.json"))
         return self.read(f"{stage}.json")
 

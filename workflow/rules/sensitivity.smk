@@ -11,6 +11,7 @@ rule measure_sensitivity:
         corpus_report=of(inputs.tuning_report),
         moments=of(inputs.probe_moments),
         calibration=of(inputs.probe_calibration),
+        shards=shards.sensitivity,
     output:
         table="<results>/{model}/sensitivity.tsv",
         report="<results>/{model}/sensitivity.json",

@@ -63,6 +63,43 @@ rule shard_moments:
         )
 
 
+rule shard_sensitivity:
+    input:
+        model=of(inputs.source),
+        manifest="<results>/{model}/manifest.tsv",
+        imatrix=of(inputs.imatrix),
+        imatrix_report=of(inputs.imatrix_report),
+        corpus=of(inputs.tuning_corpus),
+        corpus_report=of(inputs.tuning_report),
+        moments=of(inputs.probe_moments),
+        calibration=of(inputs.probe_calibration),
+    output:
+        temp(touch("<results>/{model}/shards/sensitivity/{shard}")),
+    log:
+        "<results>/{model}/logs/shards/sensitivity/{shard}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/shards/sensitivity/{shard}.tsv"
+    wildcard_constraints:
+        model=pattern(set(project.models) - project.with_imported_sensitivity),
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.cores
+    resources:
+        mem_mb=resources.memory(4.0, 4000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.sensitivity),
+    message:
+        "{wildcards.model}: sensitivity, {wildcards.shard}"
+    shell:
+        stage(
+            "sensitivity.measure",
+            "--model {input.model[0]:q} --manifest {input.manifest:q} --imatrix {input.imatrix:q}"
+            " --corpus {input.corpus:q} --moments {input.moments:q} --calibration {input.calibration:q}"
+            " --out {output:q} --report {output:q} --shard {wildcards.shard}",
+        )
+
+
 rule shard_quantize:
     input:
         model=of(inputs.source),

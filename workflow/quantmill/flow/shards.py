@@ -30,6 +30,10 @@ class Shards:
         """Of the second moments: of some inputs each."""
         return self._files("moments", wildcards, self.project.config.shards)
 
+    def sensitivity(self, wildcards: Any) -> list[str]:
+        """Of the sensitivity: of some errors each, and of the probes that come first in any case."""
+        return self._files("sensitivity", wildcards, self.project.config.shards)
+
     def gguf(self, wildcards: Any) -> list[str]:
         """Of a quantized file: of some tensors each."""
         return self._files(f"gguf/{wildcards.recipe}", wildcards, self.project.config.shards)

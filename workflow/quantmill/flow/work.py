@@ -26,6 +26,7 @@ OTHER: Final = "plans, cards and the like"
 SHARDS: Final = {
     "shard_imatrix": "measure_imatrix",
     "shard_moments": "measure_moments",
+    "shard_sensitivity": "measure_sensitivity",
     "shard_quantize": "quantize",
     "shard_divergence": "measure_divergence",
     "shard_perplexity": "measure_perplexity",

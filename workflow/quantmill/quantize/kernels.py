@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ _UNITS = 2
 _KEEPERS = 3
 
 # A smaller tensor takes less time than it takes to tell other processes of it.
-_LEASED_BYTES = 4 << 20
+LEASED_BYTES: Final = 4 << 20
 
 # The quantizers of these types take no notice of importance (ggml-quants.c of either
 # engine), so that their tensors outlive a new imatrix.
@@ -143,7 +143,7 @@ class Quantizer:
 
     def _find_or_make(self, task: Task, source: Bytes) -> Unit:
         make = partial(self._make, task, source)
-        leased = source.size >= _LEASED_BYTES
+        leased = source.size >= LEASED_BYTES
         return self.store.find_or_make(task.key(self.engine), make, keep=self._keep, leased=leased)
 
     def _make(self, task: Task, source: Bytes) -> memoryview:

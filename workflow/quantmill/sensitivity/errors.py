@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from quantmill.engine.ggml import Bytes, Conversion
 from quantmill.engine.graph import MatMul
 from quantmill.formats.types import is_quantized, known, row_bytes
-from quantmill.quantize.kernels import Quantizer
+from quantmill.quantize.kernels import LEASED_BYTES, Quantizer
 from quantmill.sensitivity.candidates import Choice
 from quantmill.store import Store
 
@@ -78,7 +78,9 @@ def error(choice: Choice, source: Bytes, quantizer: Quantizer, pool: Executor, v
     def make() -> bytes:
         return json.dumps(_measure(choice, source, quantizer, pool)).encode()
 
-    return Error(*json.loads(bytes(quantizer.store.get_or_make(key, make))))
+    return Error(
+        *json.loads(bytes(quantizer.store.get_or_make(key, make, leased=choice.row.bytes >= LEASED_BYTES)))
+    )
 
 
 def sample(shape: tuple[int, ...], name: str) -> NDArray[np.int64] | None:

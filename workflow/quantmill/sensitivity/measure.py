@@ -27,6 +27,7 @@ from quantmill.sensitivity import order, predict
 from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.errors import Error, added, error
 from quantmill.sensitivity.session import ProbeResult, Session
+from quantmill.shards import Shard
 from quantmill.stages import VERSIONS
 
 _BATCHES: Final = 20  # of probes; the model is fitted again after each batch
@@ -112,6 +113,23 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
             count = max(1, len(todo) // _BATCHES)
             batch = list(order.following(table, predict.fit(table, kld, se), kld, left, count))
     return probed
+
+
+def probe_share(
+    session: Session, todo: Sequence[Choice], table: predict.Table, shard: Shard, seconds: float, log: Log
+) -> None:
+    """Probe a shard of the first batch, whose order depends on no result, for as long as `seconds` allow."""
+    used = session.used()
+    left = np.array([choice.name in used and not choice.unchanged for choice in todo])
+    mine = shard.of(order.first(table, left).tolist())
+    spent = 0.0
+    with log.progress("probes", len(mine), "probes") as progress:
+        for i in mine:
+            if spent > seconds:
+                break
+            result = session.probe(todo[i])
+            spent += result.seconds + result.quantize
+            progress.add(1)
 
 
 def make_rows(
@@ -210,8 +228,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
         ) as session,
     ):
         before = session.noise_floor()  # a model that does not fit the memory is refused before any work
+        if args.shard is not None:
+            error_table(args.shard.of(todo), source, quantizer, pool, log)
         errors = error_table(todo, source, quantizer, pool, log)
         table = table_of(todo, errors)
+        if args.shard is not None:
+            probe_share(session, todo, table, args.shard, config["minutes"] * 60, log)
+            return
         probed = probe(session, todo, table, config["minutes"] * 60, log)
         after = session.noise_floor([todo[i] for i in probed.results])
         used, expanded = session.used(), session.expansion.needed
@@ -259,7 +282,7 @@ def _some(names: Sequence[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True)
+    arguments = command.parser(__doc__, threads=True, store=True, evaluates=True, shards=True)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF (its first shard)")
     arguments.add_argument("--manifest", type=Path, required=True, help="manifest.tsv of the source")
     arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, where there is one")
