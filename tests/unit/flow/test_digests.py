@@ -1,5 +1,6 @@
 """The digests of sources: read side by side when the first is asked for, and reported where it takes long."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from quantmill.engine import library
+from quantmill.errors import QuantmillError
 from quantmill.flow import digests
 from quantmill.flow.digests import Digests
 from quantmill.flow.project import Project
@@ -89,3 +92,19 @@ def test_the_models_of_a_run(targets: list[str], jobs: list[str], expected: list
     settings = SimpleNamespace(targets=targets, target_jobs=jobs)
     project: Any = SimpleNamespace(given=SimpleNamespace(models=["local", "hub"]), results=Path("results"))
     assert _requested(SimpleNamespace(dag_settings=settings), project) == expected
+
+
+def test_a_node_with_another_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QUANTMILL_ENGINE_MAINLINE", raising=False)
+    project: Any = SimpleNamespace(memo=SimpleNamespace(sha256=lambda path: f"of {path.name}"))
+    submitted = Digests(project, local=False).engine()  # Snakemake's environment reaches its jobs
+    assert Digests(project, local=False).engine() == submitted
+    monkeypatch.setattr(library, "check", lambda name: None)
+    assert Digests(project).engine() == submitted
+    project.memo.sha256 = lambda path: f"another {path.name}"
+    with pytest.raises(QuantmillError) as error:
+        Digests(project).engine()
+    assert str(error.value) == (
+        f"engine mainline on {socket.gethostname()}: is another build than that of the machine that the job was "
+        "submitted from; let all nodes use one environment, on a file system that they share"
+    )
