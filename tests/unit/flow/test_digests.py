@@ -105,6 +105,6 @@ def test_a_node_with_another_engine_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(QuantmillError) as error:
         Digests(project).engine()
     assert str(error.value) == (
-        f"engine mainline on {socket.gethostname()}: is another build than that of the machine that the job was "
-        "submitted from; let all nodes use one environment, on a file system that they share"
+        f"engine mainline on {socket.gethostname()}: is another build than that of the machine that "
+        "the job was submitted from; let all nodes use one environment, on a file system that they share"
     )
