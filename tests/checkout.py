@@ -62,13 +62,29 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+
+
+def _at_start() -> dict[str, str]:
+    """The variables that an interpreter reads when it starts."""
+    names = ("PYTHON", "LC_", "LANG")
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
+
+@cache
+def _zygote_s() -> dict[str, str]:
+    """Those with which the process was started that runs Snakemake."""
+    _zygote()
+    return _at_start()
+
+
 @cache
 def _zygote() -> subprocess.Popen[str]:
     """The process that runs Snakemake for this one. It ends with it."""
-    paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, Path(__file__).with_name("zygote.py")],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": _python_path()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -125,8 +141,12 @@ class Checkout:
     def snakemake(self, *arguments: str, cores: int | None = 1) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, whatever comes of it."""
         given = [*arguments, *([f"--cores={cores}"] if cores else [])]
-        paths = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"JOBS": str(self.folder / "jobs.jsonl"), "PYTHONPATH": paths}
+        environment = os.environ | {"JOBS": str(self.folder / "jobs.jsonl"), "PYTHONPATH": _python_path()}
+        if _at_start() != _zygote_s():
+            command = [sys.executable, "-m", "snakemake", *given]
+            return subprocess.run(
+                command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+            )
         with TemporaryDirectory() as outputs:
             out, err = Path(outputs) / "stdout", Path(outputs) / "stderr"
             request = {"arguments": given, "folder": str(self.folder), "environment": environment}

@@ -389,7 +389,9 @@ def test_a_failing_stage_says_why_in_one_line_and_leaves_nothing(checkout: Check
 
 def test_all_cores_are_those_of_the_cgroup(checkout: Checkout) -> None:
     checkout.edit(
-        "workflow/quantmill/machine.py", "return max(1, min([allowed, *map(int, quotas)]))", "return 2"
+        "workflow/quantmill/machine.py",
+        "return max(1, min([allowed, *map(int, quotas), *given]))",
+        "return 2",
     )
     commands = checkout.run("-n", "--printshellcmds", cores=64).stdout
     assert set(re.findall(r"--threads (\d+)", commands)) == {"2"}

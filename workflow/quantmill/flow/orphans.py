@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.errors import QuantmillError
+from quantmill.files import split_lines
 
 
 def refuse(workflow: Any) -> None:
@@ -30,8 +31,10 @@ def queued(folder: Path) -> list[str]:
     """The numbers of this user's jobs that Snakemake submitted from `folder` and that run or wait."""
     command = ["squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%t|%Z|%k"]
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        rows = [line.split("|", 3) for line in done.stdout.splitlines()]
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
+        )
+        rows = [line.split("|", 3) for line in split_lines(done.stdout)]
         return [
             row[0]
             for row in rows

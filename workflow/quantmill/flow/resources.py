@@ -97,7 +97,11 @@ class Resources:
         """The MB that a job writes: the file of a recipe, else as much as the source."""
         job = self._job(wildcards, rulename)
         size = self.work.size(job.model)
-        written = self.work.file_bytes(job) if job.name else size.bytes if size is not None else 0
+        if size is None and job.model in self.project.checkpoints:
+            files = self.project.checkpoints[job.model].checkpoint_files
+            written = sum(file.stat().st_size for file in files if file.exists())
+        else:
+            written = self.work.file_bytes(job) if job.name else size.bytes if size is not None else 0
         return max(1000, ceil(written / 1e6))
 
     def _job(self, wildcards: Any, rulename: str) -> Job:

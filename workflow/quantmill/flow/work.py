@@ -153,7 +153,9 @@ class Work:
 
     @once
     def size(self, model: str) -> Size | None:
-        """The size of a source; None while it is to be made."""
+        """The size of a source; None while it is to be made, and for a checkpoint that no GGUF is made of."""
+        if model not in self.project.config.models:
+            return None
         files = list(map(Path, self.project.source_files(model)))
         if not all(file.exists() for file in files) or files[0].suffix != ".gguf":
             return None

@@ -12,7 +12,7 @@ from typing import Final
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.files import write_atomically
+from quantmill.files import split_lines, write_atomically
 from quantmill.formats.settings import Sign
 from quantmill.progress import Log
 
@@ -39,7 +39,7 @@ def signature(file: Path, key: Path) -> bytes:
         done = _run(["-Y", "sign", "-n", NAMESPACE, "-f", str(key.absolute()), str(copy)], key)
         made = copy.with_name(f"{copy.name}.sig")
         if done.returncode != 0 or not made.is_file():
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            last = (split_lines(done.stderr.strip()) or ["no reason given"])[-1]
             what = f"cannot sign ({last})"
             raise QuantmillError(what, key, "if it has a passphrase: ssh-add it, and name its .pub")
         return made.read_bytes()
