@@ -133,12 +133,12 @@ def test_a_python_path_with_other_packages_is_refused(
     checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = checkout.folder / "theirs"
-    (theirs / "pyarrow").mkdir(parents=True)
-    (theirs / "pyarrow" / "__init__.py").touch()
+    (theirs / "gguf").mkdir(parents=True)
+    (theirs / "gguf" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(theirs))
     refused = checkout.snakemake("-n")
     assert refused.returncode == 1
-    line = f"error: PYTHONPATH: {theirs} holds a pyarrow of its own"
+    line = f"error: PYTHONPATH: {theirs} holds a gguf of its own"
     assert any(said.startswith(line) for said in refused.stderr.splitlines())
 
 
