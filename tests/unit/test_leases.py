@@ -155,3 +155,10 @@ def test_a_unit_that_fails_gives_its_lease_up(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no"):
         store.get_or_make("a" * 64, fail, leased=True)
     assert list((tmp_path / "leases").iterdir()) == []
+
+
+def test_what_killed_owners_left_goes_when_room_is_made(tmp_path: Path) -> None:
+    old = owner(tmp_path / "leases", "old", 1, "elsewhere", age=4000)
+    young = owner(tmp_path / "leases", "young", 1, "elsewhere", age=1000)
+    Store(tmp_path, 1000).put("a" * 64, bytes(500))
+    assert young.exists() and not old.exists()

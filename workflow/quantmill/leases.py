@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 TOUCHED_EVERY: Final = 5.0  # seconds
 EXPIRES_AFTER: Final = 30.0
+_LEFT_AFTER: Final = 3600.0
 _LOOKS_EVERY: Final = 0.5
 _PATIENCE: Final = 10.0
 """Seconds for which an owner of leases waits for another: both may need what the other has."""
@@ -90,6 +91,14 @@ class Leases:
         """Give up all."""
         for key in list(self._held):
             self.release(key)
+
+    def sweep(self) -> None:
+        """Remove what killed owners have left, and nobody has needed for an hour."""
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(OSError):  # gone, or another user's
+                    if time.time() - entry.stat().st_mtime > _LEFT_AFTER:
+                        os.unlink(entry.path)
 
     def _make(self, key: str) -> bool:
         """Make a lease; False where another has it."""

@@ -319,6 +319,7 @@ class Store:
         Packs that no unit is in go first. What this process has used stays. Where the rest is not
         enough, no more is kept, and the folder is not walked again.
         """
+        self.leases.sweep()
         units, places = self._entries()
         packs = [_Entry(pack.used, pack.bytes, pack.pack) for pack in self.packs.held()]
         total = sum(entry.bytes for entry in (*units, *places, *packs))
