@@ -110,7 +110,8 @@ def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.Monkey
         assert 0.9 * configured["prompt"] <= workload["prompt_tokens"] <= configured["prompt"]
         # the server waits 50 ms before its first token, 5 ms before each of the others
         assert 0 < workload["prefill"]["mean"] < configured["prompt"] / 0.05
-        assert 0 < workload["decode"]["mean"] < 1 / 0.005
+        # (a piece that reaches this process late shortens the time to the next)
+        assert 0 < workload["decode"]["mean"] < 2 / 0.005
         assert len(workload["decode"]["samples"]) == 2
     requests = [
         json.loads(line) for line in (tmp_path / "notes" / "requests").read_text("utf-8").splitlines()
