@@ -40,7 +40,6 @@ class Leases:
         self._say = say
         self._held: set[str] = set()
         self._lock = threading.Lock()
-        self._ended = threading.Event()
         self._keeper: threading.Thread | None = None
 
     def acquire(self, key: str, find: Callable[[], T | None]) -> T | None:
@@ -124,7 +123,8 @@ class Leases:
 
     def _keep(self) -> None:
         """Touch what is held, for as long as this process lives."""
-        while not self._ended.wait(TOUCHED_EVERY):
+        while True:
+            time.sleep(TOUCHED_EVERY)
             with self._lock:
                 held = list(self._held)
             for key in held:

@@ -217,8 +217,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     config: settings.Tasks = args.spec["config"]
     sha256 = model_sha256(args.facts)
     log.path = log.path and log.path.resolve()
-    model, out = args.model.resolve(), args.out.resolve()
-    store = Store(args.store.resolve(), args.store_max, log)
+    model, out, args.store = args.model.resolve(), args.out.resolve(), args.store.resolve()
+    store = command.store(args, log)
     identity = {"engine": args.spec["engine"], "model": sha256}
     context = min(config["context"], trained_context(model) or config["context"])
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.errors import QuantmillError
@@ -88,7 +89,7 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
     that was killed continues with the rest of its time, and a run on the same
     store gives the same result. QuantmillError where there is no time for one probe.
     """
-    used = session.used()
+    left = _to_probe(session, todo)
     pace = session.noise_floor().seconds
     if pace > seconds:
         raise QuantmillError(
@@ -96,7 +97,6 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
             cure="raise `sensitivity.minutes`, or ask for fewer chunks",
         )
     probed = Probed({})
-    left = np.array([choice.name in used and not choice.unchanged for choice in todo])
     batch = list(order.first(table, left))
     with log.progress("probes", min(int(left.sum()), int(seconds / pace)), "probes") as progress:
         while batch:
@@ -119,8 +119,7 @@ def probe_share(
     session: Session, todo: Sequence[Choice], table: predict.Table, shard: Shard, seconds: float, log: Log
 ) -> None:
     """Probe a shard of the first batch, whose order depends on no result, for as long as `seconds` allow."""
-    used = session.used()
-    left = np.array([choice.name in used and not choice.unchanged for choice in todo])
+    left = _to_probe(session, todo)
     mine = shard.of(order.first(table, left).tolist())
     spent = 0.0
     with log.progress("probes", len(mine), "probes") as progress:
@@ -130,6 +129,12 @@ def probe_share(
             result = session.probe(todo[i])
             spent += result.seconds + result.quantize
             progress.add(1)
+
+
+def _to_probe(session: Session, todo: Sequence[Choice]) -> NDArray[np.bool_]:
+    """Which choices can be probed and change anything [choices]."""
+    used = session.used()
+    return np.array([choice.name in used and not choice.unchanged for choice in todo])
 
 
 def make_rows(
