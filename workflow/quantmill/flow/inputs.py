@@ -31,10 +31,15 @@ class Inputs:
         self.paths = paths
         self.project = paths.project
         self._ancient, self._local = ancient, local
+        # Of every input of every job it is asked whether it is installed: by its first letters alone.
+        here = ("recipes/",) if Path.cwd() == ROOT else ()
+        self._installed = (f"{sys.prefix}/", f"{ROOT / 'recipes'}/", *here)
 
     def ancient(self, files: Files) -> Files:
         """The same files, whose times count for nothing."""
-        installed = [file for file in files if _is_installed(file)]
+        installed = [file for file in files if file.startswith(self._installed)]
+        if not installed:
+            return self._ancient(files)
         return self._ancient(self._local(installed) + [file for file in files if file not in installed])
 
     # --- the source -----------------------------------------------------------
@@ -288,8 +293,3 @@ class Inputs:
     def gguf_reports(self, model: str) -> Files:
         """Their reports."""
         return [self.paths.facts(model, recipe) for recipe in self.project.config.recipes_of(model)]
-
-
-def _is_installed(file: str) -> bool:
-    path = Path(file).absolute()
-    return path.is_relative_to(sys.prefix) or path.is_relative_to(ROOT / "recipes")
