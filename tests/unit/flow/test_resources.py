@@ -35,6 +35,11 @@ def workflow(*, cores: int | None = 2, most: int | None = None, local: bool = Tr
     return SimpleNamespace(resource_settings=settings, register_resource=noted.__setitem__, noted=noted)
 
 
+def asked(resource: Callable[..., int] | None) -> Callable[..., int]:
+    assert resource is not None
+    return resource
+
+
 @pytest.fixture
 def project(make: Callable[..., Project]) -> Project:
     return make()
@@ -42,7 +47,7 @@ def project(make: Callable[..., Project]) -> Project:
 
 @pytest.fixture
 def resources(project: Project, monkeypatch: pytest.MonkeyPatch) -> Resources:
-    made = Resources(project, Paths(project), workflow())
+    made = Resources(project, Paths(project), workflow(local=False))
     monkeypatch.setattr(Resources, "rates", lambda self: Rates({}, {}))
     return made
 
@@ -101,23 +106,28 @@ def test_feeding_errors_back_asks_for_more_memory(
 
 
 def test_time_follows_from_the_work(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.runtime(SOURCE, 1, "measure_divergence") == 10
-    assert resources.runtime(SOURCE, 3, "measure_divergence") == 20
+    ask = asked(resources.runtime)
+    assert ask(SOURCE, 1, "measure_divergence") == 10
+    assert ask(SOURCE, 3, "measure_divergence") == 20
     monkeypatch.setattr(resources.work, "seconds", lambda job: 3600.0)
-    assert resources.runtime(SOURCE, 1, "measure_divergence") == 180
+    assert ask(SOURCE, 1, "measure_divergence") == 180
     monkeypatch.setattr(Resources, "rates", lambda self: Rates({"KL divergence": 2.0}, {}))
-    assert resources.runtime(SOURCE, 1, "measure_divergence") == 360
+    assert ask(SOURCE, 1, "measure_divergence") == 360
 
 
 def test_time_of_what_is_not_known_yet(resources: Resources) -> None:
     wildcards = Wildcards(model="hub", row="source")
-    assert resources.runtime(wildcards, 1, "measure_divergence") == 240
+    assert asked(resources.runtime)(wildcards, 1, "measure_divergence") == 240
 
 
 def test_disk_is_the_file_or_the_source(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resources.disk(RECIPE, "quantize") == 1000
     monkeypatch.setattr(resources.work, "file_bytes", lambda job: 5_500_000_001)
     assert resources.disk(RECIPE, "quantize") == 5501
+
+
+def test_nothing_ends_a_job_here(project: Project) -> None:
+    assert Resources(project, Paths(project), workflow()).runtime is None
 
 
 def test_gpus_share_the_cores(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

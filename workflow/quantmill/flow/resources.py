@@ -9,6 +9,7 @@ this is in a spec.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,7 @@ class Resources:
     def __init__(self, project: Project, paths: Paths, workflow: Any):
         self.project = project
         self.cores = cores_of(workflow)
+        self._elsewhere = runs_elsewhere(workflow)
         self._gpus = _resource(workflow, "gpu")
         self.work = Work(paths, self.cores)
 
@@ -61,11 +63,14 @@ class Resources:
         """
         given = files or self.project.source_files
 
+        @cache
+        def of_files(model: str) -> float:
+            paths = map(Path, given(model))
+            return sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6 + more
+
         def megabytes(wildcards: Any, attempt: int, rulename: str) -> int:
             had = self.rates().memory.get((wildcards.model, Job(rulename, wildcards.model).kind))
-            paths = map(Path, given(wildcards.model))
-            size = sum(path.stat().st_size for path in paths if path.exists()) * factor / 1e6 + more
-            return grown(max(size, (had or 0) * _SPARE_MEMORY / 1e6), attempt)
+            return grown(max(of_files(wildcards.model), (had or 0) * _SPARE_MEMORY / 1e6), attempt)
 
         return signed(megabytes)
 
@@ -84,8 +89,12 @@ class Resources:
         """The file that an importance matrix is imported from."""
         return [Path(self.project.imported_imatrix(model).file)]
 
-    def runtime(self, wildcards: Any, attempt: int, rulename: str) -> int:
-        """The minutes after which a cluster may end a job."""
+    @property
+    def runtime(self) -> Callable[..., int] | None:
+        """The minutes after which a cluster may end a job; here nothing ends one, and nobody asks."""
+        return self._minutes if self._elsewhere else None
+
+    def _minutes(self, wildcards: Any, attempt: int, rulename: str) -> int:
         job = self._job(wildcards, rulename)
         seconds = self.work.seconds(job)
         if seconds is None:
