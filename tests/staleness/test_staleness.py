@@ -371,3 +371,20 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     assert checkout.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
     checkout.run("plans")
     assert checkout.due("plans") == set()
+
+
+def test_why_names_the_change_and_runs_nothing(built: Checkout, tmp_path: Path) -> None:
+    checkout = built.copy(tmp_path / "checkout")
+    assert checkout.run("why").stdout == "nothing is stale\n"
+    checkout.configure(lambda config: config["imatrix"].update(chunks=3))
+    before = {path: path.stat().st_mtime_ns for path in checkout.made()}
+    for dry in ([], ["--dry-run"]):
+        lines = checkout.run("why", "results/tiny/gguf/tiny-mix.gguf", *dry).stdout.splitlines()
+        assert "results/tiny/imatrix.gguf:" in lines
+        assert lines[lines.index("results/tiny/imatrix.gguf:") + 1] == "  chunks is 3, it was 4"
+        assert "results/tiny/gguf/tiny-Q8_0.gguf:" not in lines
+    assert {path: path.stat().st_mtime_ns for path in checkout.made()} == before
+    assert "chunks is 3, it was 4" not in checkout.run("-n").stdout
+    wrong = checkout.snakemake("why", "results/nothing")
+    assert wrong.returncode == 1
+    assert wrong.stdout == ""

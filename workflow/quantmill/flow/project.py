@@ -337,11 +337,7 @@ class Project:
 
     def template(self, model: str, recipe: str) -> str:
         """The file of a recipe's template."""
-        return self._template(self.rendered(model, recipe).template)
-
-    @once
-    def _template(self, name: str) -> str:
-        return str(user.template_file(name, self.templates))
+        return str(user.template_file(self.rendered(model, recipe).template, self.templates))
 
     def rounding(self, model: str, recipe: str) -> str:
         """How a recipe's weights are rounded: `nearest`, `gptq` or `gptaq`."""
@@ -379,15 +375,14 @@ class Project:
         recipe = self.rendered(model, row)
         imported = interchange.engine_of(Path(recipe.file), str(recipe.form)) if recipe.file else None
         template = self.template(model, row)
-        return render.engine_of(self._text(template), recipe.parameters, imported, template)
-
-    @once
-    def _text(self, template: str) -> str:
-        return render.read_template(Path(template))
+        return render.engine_of(render.read_template(Path(template)), recipe.parameters, imported, template)
 
     @once
     def source_rows(self, model: str) -> list[str]:
-        """The rows that are the source itself: one in each engine of the model's files, to compare those with."""
+        """The rows that are the source itself, one for each engine of the model's files.
+
+        A file's divergence from the source in its own engine is that of its weights alone.
+        """
         used = {"mainline", *(self.engine_of(model, recipe) for recipe in self.config.recipes_of(model))}
         return [row for row, engine in SOURCES.items() if engine in used]
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quantmill.flow.shards import Shards
     from quantmill.flow.specs import Specs
     from quantmill.flow.targets import Targets
+    from quantmill.flow.why import Why
 
 
 class Flow(NamedTuple):
@@ -42,6 +43,7 @@ class Flow(NamedTuple):
     estimate: Estimate
     resources: Resources
     shards: Shards
+    why: Why
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     refuse_orphans: Callable[[], None]
     sweep: Callable[[], None]
@@ -78,6 +80,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         from quantmill.flow.shards import Shards
         from quantmill.flow.specs import Specs
         from quantmill.flow.targets import Targets
+        from quantmill.flow.why import Why
 
         confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
@@ -95,7 +98,9 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     specs = Specs(digests)
     os.environ.update(_environment(project))
     estimate = Estimate(targets, resources.cores, workflow)
+    why = Why(workflow, project.specs, targets.all)
     atexit.register(estimate.at_exit)
+    atexit.register(why.at_exit)
     return Flow(
         project,
         inputs,
@@ -106,6 +111,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         estimate,
         resources,
         Shards(inputs),
+        why,
         partial(spec_of, folder=project.specs),
         partial(_refuse_orphans, workflow),
         partial(parts.sweep_below, project.results),
