@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import json
 import os
 import runpy
+import shlex
+import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from checkout import Checkout
 from quantmill import files, spec
 from quantmill.progress import Log
 from quantmill.store import Store
@@ -38,7 +43,8 @@ class Disk:
         really_open, sync, make = io.open, os.fsync, os.mkdir
 
         def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-            if not set(mode) & set("wax+"):
+            pipe = isinstance(file, int) and stat.S_ISFIFO(os.fstat(file).st_mode)
+            if pipe or not set(mode) & set("wax+"):
                 return really_open(file, mode, *more, **named)
             self.take()
             return _File(really_open(file, mode, *more, **named), self)
@@ -154,6 +160,118 @@ def test_a_full_disk_at_every_write_of_a_stage(
     assert room > 2
     assert run(folder, 10**9)[0] == 0
     assert held(folder) == expected
+
+
+_AT_MOST = 3
+"""How many writes of a job are tried; by hand, `WRITES=1000 pytest tests/faults/test_full_disk.py`."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A whole run of a tiny model, from the check to the card."""
+    checkout = Checkout.build(tmp_path_factory.mktemp("built") / "a")
+    kld = {"kld": {"corpus": "held-out", "chunks": 2, "context": 128}}
+    bench = kld | {"perplexity": kld["kld"], "speed": {"prompt": 16, "generate": 4, "repetitions": 2}}
+    fed = {"name": "fed", "template": "preset", "base": "Q4_K_S", "rounding": "gptq"}
+    checkout.configure(lambda config: config.update(bench=bench, recipes=[fed]))
+    checkout.run()
+    return checkout
+
+
+def _jobs(rule: str) -> list[tuple[str, list[Path]]]:
+    """The command and the outputs of each job of a rule, from Snakemake's records in this folder."""
+    outputs: dict[str, list[Path]] = {}
+    for path in Path(".snakemake", "metadata").rglob("*"):
+        if path.is_file() and (record := json.loads(path.read_bytes()))["rule"] == rule:
+            output = base64.urlsafe_b64decode(path.name).decode()
+            outputs.setdefault(record["shellcmd"], []).append(Path(output))
+    return sorted(outputs.items())
+
+
+def _content(path: Path) -> Any:
+    """What must be the same in every run: in a report all but the seconds that something took."""
+    if path.is_dir():
+        return {file.name: _content(file) for file in path.iterdir() if not file.name.startswith(".")}
+    return _plain(json.loads(path.read_bytes())) if path.suffix == ".json" else path.read_bytes()
+
+
+def _plain(value: Any) -> Any:
+    timed = ("seconds", "overhead", "speed", "tokens_per_second", "load", "runs")
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if not any(one in key for one in timed)}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "check_source",
+        "measure_imatrix",
+        "measure_moments",
+        "plan_types",
+        "tabulate_memory",
+        "quantize",
+        "measure_divergence",
+        "measure_perplexity",
+        "write_lock",
+        "write_card",
+    ],
+)
+def test_a_full_disk_in_a_job(
+    built: Checkout,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The job's own command, with nothing in the store, at writes from its first to its last."""
+    shutil.copytree(built.folder, tmp_path / "a", symlinks=True)
+    monkeypatch.chdir(tmp_path / "a")
+    command, outputs = _jobs(rule)[0]
+    expected = {path: _content(path) for path in outputs}
+    monkeypatch.setenv("QUANTMILL_STORE_MAX", str(1 << 30))
+    monkeypatch.setenv("QUANTMILL_STORE_READ", "[]")
+    monkeypatch.setenv("QUANTMILL_EVALUATIONS", '{"file": "config.yaml", "models": {}}')
+
+    def run(room: int) -> tuple[int, int]:
+        """The exit code, and how much was written."""
+        for path in outputs:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        monkeypatch.setenv("QUANTMILL_STORE", str(tmp_path / f"store-{room}"))
+        words = [os.path.expandvars(word) for word in shlex.split(command)]
+        stage = words[words.index("quantmill") + 1]
+        disk = Disk(room)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [stage, *words[words.index(stage) + 1 :]])
+            patch.delitem(sys.modules, f"quantmill.{stage}", raising=False)
+            disk.fill(patch)
+            try:
+                runpy.run_module(f"quantmill.{stage}", run_name="__main__")
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return code, disk.used
+
+    code, used = run(10**9)
+    assert code == 0
+    assert {path: _content(path) for path in outputs} == expected
+    capsys.readouterr()
+    step = max(1, used // int(os.getenv("WRITES", str(_AT_MOST))))
+    refused = 0
+    for room in {*range(0, used, step), used - 1}:
+        code, _ = run(room)
+        printed = capsys.readouterr().err
+        there = {path: _content(path) for path in outputs if path.exists()}
+        assert there == {path: expected[path] for path in there}, room
+        assert "Traceback" not in printed, (room, printed)
+        errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert len(errors) == (code != 0), (room, printed)
+        assert all("No space left on device" in line and "; " in line for line in errors)
+        assert code != 0 or there.keys() == expected.keys()
+        refused += code != 0
+    assert refused
+    assert run(10**9)[0] == 0
+    assert {path: _content(path) for path in outputs} == expected
 
 
 def test_a_full_disk_at_every_write_of_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
