@@ -55,6 +55,7 @@ $(VENV)/ready: envs/build.lock envs/requirements.lock envs/engine.lock envs/mode
 	@$(PIP) -r envs/requirements.lock -r envs/models.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --no-index \
 		--no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q workflow/quantmill
 	@$(BIN)/python envs/engine.py $(KIND)
 	@$(BIN)/python -m quantmill.engine.native
 	@echo $(KIND) >$@
@@ -166,6 +167,7 @@ With snakemake, once the environment is active (. .venv/bin/activate):
     checkpoints     the exported NVFP4 checkpoints
     imatrices       the importance matrices
     sensitivities   the sensitivity of each tensor
+    why             why results are stale, and nothing run; of one file with its name after it
     verify          make the files again from lock.json and compare (--config verify=sample: some tensors)
     publish         list what would be uploaded; with --config confirm=yes upload it
 

@@ -42,6 +42,8 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "tiers-tiny": (rows.tiers, "tiny"),
     "nothing": (scheduling.nothing, "tiny"),
     "dry": (scheduling.dry, "tiny"),
+    "parse": (scheduling.parse, "tiny"),
+    "verify": (scheduling.verify, "main"),
     "card": (cards.of_30, "tiny"),
     "3b": (large.of_3b, "main"),
     "plan-27b": (planning.of_27b, "tiny"),

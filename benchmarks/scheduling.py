@@ -1,4 +1,4 @@
-"""What Snakemake itself costs: a run with nothing to do, and a dry run of many models and recipes."""
+"""What Snakemake costs: reading the workflow, a run with nothing to do, a dry run; and a verification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pairs import run
+from pairs import compare, run
 from rows import FULL_SWEEP, SEVEN_TIERS, Bench, Row
 from stages import ROOT, Tier
 
@@ -47,7 +47,46 @@ def dry(bench: Bench) -> Iterable[Row]:
     for _ in range(bench.repeat):
         done = run(_snakemake(folder, "--cores", "all", "--dry-run", "--quiet", "rules"))
         taken.append(done.seconds)
-    yield _row(f"a dry run of {MODELS} models by {RECIPES} recipes", taken, 20)
+    yield _row(f"a dry run of {MODELS} models by {RECIPES} recipes", taken, 15)
+
+
+def parse(bench: Bench) -> Iterable[Row]:
+    """Reading the workflow for one model, beyond what Snakemake takes for an empty one."""
+    folder = bench.work.path("nothing/config.yaml").parent
+    _write_config(folder, {"tiny": bench.work.model}, SEVEN_TIERS)
+    empty = folder / "Snakefile"
+    empty.touch()
+    taken = []
+    for _ in range(bench.repeat):
+        whole = run(_snakemake(folder, "--list-rules")).seconds
+        start = run([sys.executable, "-m", "snakemake", "--snakefile", empty, "--list-rules"]).seconds
+        taken.append(whole - start)
+    yield _row("the workflow read, one model", taken, 1.5)
+
+
+def verify(bench: Bench) -> Iterable[Row]:
+    """A file made again from its lock and compared, against quantizing it; both as Snakemake notes them."""
+    folder = bench.work.path("verify/config.yaml").parent
+    name = "model"
+    _write_config(folder, {name: bench.work.model}, [Tier("Q4_K_M", "Q4_K_M")])
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config |= {"bench": {}, "publish": {"verify": "all"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    results = folder / "results" / name
+
+    def seconds(job: str) -> float:
+        header, row = (results / "benchmarks" / f"{job}.tsv").read_text(encoding="utf-8").splitlines()[:2]
+        return float(row.split("\t")[header.split("\t").index("s")])
+
+    pairs = []
+    for _ in range(bench.repeat):
+        shutil.rmtree(folder / "results", ignore_errors=True)
+        run(_snakemake(folder, "--cores", "all", f"results/{name}/verify.json"))
+        pairs.append(({"seconds": seconds("verify")}, {"seconds": seconds("gguf/Q4_K_M")}))
+    found = compare(pairs, "seconds")
+    ratio = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+    ours, theirs = f"{found.ours:.3g} s", f"{found.theirs:.3g} s (quantizing)"
+    yield Row("verify of one file, Q4_K_M", ours, theirs, ratio, "≤ 1.2", found.ratio <= 1.2)
 
 
 def _write_config(folder: Path, models: dict[str, Path], tiers: list[Tier]) -> None:
