@@ -120,10 +120,12 @@ def dominated(groups: Iterable[Group]) -> list[formats.Dominated]:
 
 
 def size_targeted(
-    header: Header, table: Sequence[SensitivityRow], spec: Allocate
+    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
 ) -> tuple[rules.Recipe, formats.Allocation]:
-    """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it."""
-    task = feasibility.problem(header, table, spec)
+    """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it, `grids` the
+    manifest whose grids are kept.
+    """
+    task = feasibility.problem(header, table, spec, grids)
     allocation = allocate(task.groups, task.fixed, task.budget, f"recipe {spec['recipe']}", task.memory)
     types = {**allocation.types, **task.pinned}
     report = _report(allocation, task, table, spec)
@@ -225,7 +227,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     table = read_sensitivity(args.sensitivity)
-    recipe, report = size_targeted(read_source(args.model), table, args.spec["config"])
+    recipe, report = size_targeted(read_source(args.model), table, args.spec["config"], args.grids)
     write_text(args.out, rules.dump(recipe))
     formats.ALLOCATION.write(args.report, report)
     size, limit = exact(report["file_bytes"]), exact(report["budget"]["bytes"])
@@ -240,6 +242,7 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--sensitivity", type=Path, required=True, help="sensitivity.tsv")
+    arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     arguments.add_argument("--report", type=Path, required=True, help="the allocation in numbers, JSON")
     command.run(arguments, main)

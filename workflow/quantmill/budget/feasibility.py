@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill import command, text
@@ -30,7 +30,7 @@ from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
 from quantmill.progress import Log
-from quantmill.recipe import plan, presets, rules
+from quantmill.recipe import keep, plan, presets, rules
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ class Problem:
     warnings: list[str]
 
 
-def problem(header: Header, table: Sequence[SensitivityRow], spec: Allocate) -> Problem:
-    """What is to be chosen in a model; `spec` as the specs of the stages have it.
+def problem(
+    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
+) -> Problem:
+    """What is to be chosen in a model; `spec` as the specs of the stages have it, `grids` the manifest whose
+    grids are kept.
 
     QuantmillError for whatever is wrong with the recipe's fields.
     """
     where = f"recipe {spec['recipe']}"
     settings = parse_settings(spec, where)
+    settings = replace(settings, kept=keep.kept(header, grids, settings.engine, where).types)
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), spec["use_imatrix"], ())
     imatrix = plan.use_imatrix(plain, spec["imatrix"] is not None, where)
     mixture = presets.mixture(header, plain.base, imatrix=imatrix)
@@ -176,7 +180,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Refuse a recipe that cannot be met with the types that will be measured."""
     spec: Allocate = args.spec["config"]
     header = read_source(args.model)
-    task = problem(header, header_table(header, spec["measured"]), spec)
+    task = problem(header, header_table(header, spec["measured"]), spec, args.grids)
     check(task.groups, task.fixed, task.budget, task.where, task.memory)
     smallest, largest = size_range(task.groups, task.fixed)
     report: Feasibility = {
@@ -194,5 +198,6 @@ def main(args: argparse.Namespace, log: Log) -> None:
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--out", type=Path, required=True, help="the range of sizes, JSON")
     command.run(arguments, main)

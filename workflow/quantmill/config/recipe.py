@@ -18,7 +18,11 @@ _BUDGETS = ("size", "bpw", "memory")
 _EXPORTS = ("modelopt", "compressed-tensors")
 Form = Literal["regex", "tensor-types", "custom-q", "gguf", "modelopt", "compressed-tensors"]
 Rounding = Literal["nearest", "gptq", "gptaq"]
+Keep = Literal["grid"]
 _ROUNDING = "nearest, gptq or gptaq, how its weights are rounded; default: `rounding` of the config"
+_KEEP = (
+    "grid: tensors whose values in the source lie on the grid of a type get that type, and keep these values"
+)
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 
 
@@ -109,6 +113,7 @@ class Recipe(Strict):
         description="of rounding gptq and gptaq: recommend it only if it is on no domain significantly worse "
         "than the same types rounded to nearest",
     )
+    keep: Keep | None = Field(default=None, description=_KEEP)
 
     @model_validator(mode="after")
     def _file_and_form(self) -> Recipe:
@@ -232,6 +237,7 @@ class BudgetRecipe(Strict):
     )
     split: Split | None = Field(default=None, description=_SPLIT)
     rounding: Rounding | None = Field(default=None, description=_ROUNDING)
+    keep: Keep | None = Field(default=None, description=f"{_KEEP}, at no loss where the types are chosen")
 
     @model_validator(mode="after")
     def _consistent(self) -> BudgetRecipe:

@@ -109,7 +109,9 @@ class Allocation(TypedDict):
     damage: Annotated[str, "the objective: kld or error"]
     predicted_kld: Annotated[float | None, "nats: the sum over all tensors; null where not known"]
     predicted_se: Annotated[float | None, "its standard error: those of the tensors added in squares"]
-    how: Annotated[dict[str, int], "tensors whose sensitivity is measured, predicted, imported"]
+    how: Annotated[
+        dict[str, int], "tensors whose sensitivity is measured, predicted, imported, or 0 as they are kept"
+    ]
     objective: Annotated[float, "the sum that was minimized"]
     bound: Annotated[float, "the optimum is not below it"]
     gap: Annotated[float, "between the two, relative"]
@@ -200,6 +202,7 @@ class Plan(TypedDict):
     file_type: Annotated[int, "llama.cpp's number"]
     imatrix: Annotated[bool, "whether it is used"]
     rounding: NotRequired[FileRounding]
+    kept: NotRequired[Annotated[dict[str, int], "tensors without loss of each type, with keep: grid"]]
     tensors: int
     parameters: Annotated[int, "without per-tensor scales of nvfp4"]
     file_bytes: Annotated[int, "exact"]

@@ -16,6 +16,8 @@ from quantmill.formats.source import HubFile, LockedCheckpoint
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
 
+Keep = Annotated[Literal["grid"], "absent: what lies on a grid is rounded like all else"]
+
 CHUNKS_A_UNIT: Final = 8
 """Chunks of a unit of the store, for those stages that evaluate some."""
 
@@ -110,6 +112,7 @@ class Plan(TypedDict):
     recipe: str
     imatrix: ImatrixFile | None
     rounding: NotRequired[FileRounding]
+    keep: NotRequired[Keep]
 
 
 class MemoryBudget(TypedDict):
@@ -149,6 +152,7 @@ class Allocate(TypedDict):
     imatrix: ImatrixFile | None
     measured: NotRequired[list[str]]
     rounding: NotRequired[Rounding]
+    keep: NotRequired[Keep]
 
 
 class Memory(TypedDict):
@@ -164,6 +168,7 @@ class Quantize(TypedDict):
     engine: NotRequired[str]
     split: NotRequired[int]
     rounding: NotRequired[FileRounding]
+    keep: NotRequired[Keep]
 
 
 class Speed(TypedDict):
