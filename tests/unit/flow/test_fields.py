@@ -227,6 +227,21 @@ ROWS: Final[dict[str, Row]] = {
     "MemoryBudget.context": Row("recipes.4.memory.context", 64, "allocated feasibility PLANS"),
     "MemoryBudget.cache": Row("recipes.4.memory.cache", "q8_0", "allocated feasibility PLANS"),
     "MemoryBudget.reserve": Row("recipes.4.memory.reserve", "1 KiB", "allocated feasibility PLANS"),
+    **{
+        f"PoolsBudget.{field}": Row(
+            f"recipes.4.memory.{field}",
+            value,
+            "allocated feasibility PLANS",
+            [("recipes.4.memory", {"gpu": "8 MiB", "cpu": "8 MiB", "context": 128})],
+        )
+        for field, value in (
+            ("gpu", "9 MiB"),
+            ("cpu", "9 MiB"),
+            ("context", 64),
+            ("cache", "q8_0"),
+            ("reserve", "1 KiB"),
+        )
+    },
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
         "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +rendered +BENCH"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantmill import command
-from quantmill.budget import feasibility, knapsack, merge
+from quantmill.budget import feasibility, knapsack, merge, pools
 from quantmill.budget.candidates import Choice, Group, Settings
 from quantmill.budget.feasibility import Problem, exact
 from quantmill.files import write_text
@@ -73,8 +73,13 @@ def allocate(
         [[choice.cost for choice in group.choices] for group in groups],
         budget - fixed,
     )
-    chosen = tuple(group.choices[pick] for group, pick in zip(groups, solution.picks, strict=True))
-    return Allocation(tuple(groups), chosen, fixed, solution)
+    return chosen(groups, fixed, solution)
+
+
+def chosen(groups: Sequence[Group], fixed: int, solution: knapsack.Solution) -> Allocation:
+    """The choices of a solution."""
+    choices = tuple(group.choices[pick] for group, pick in zip(groups, solution.picks, strict=True))
+    return Allocation(tuple(groups), choices, fixed, solution)
 
 
 def recipe_of(
@@ -126,9 +131,15 @@ def size_targeted(
     manifest whose grids are kept.
     """
     task = feasibility.problem(header, table, spec, grids)
-    allocation = allocate(task.groups, task.fixed, task.budget, f"recipe {spec['recipe']}", task.memory)
+    if task.pools is None:
+        allocation = allocate(task.groups, task.fixed, task.budget, task.where, task.memory)
+    else:
+        on_cpu, solution = pools.solve(task.groups, task.pools, task.where)
+        allocation = chosen(task.groups, task.fixed, solution)
     types = {**allocation.types, **task.pinned}
     report = _report(allocation, task, table, spec)
+    if task.pools is not None:
+        report["pools"] = pools.report(task.groups, allocation.choices, task.pools, on_cpu)
     recipe = recipe_of(types, task.quantizable, task.pins.rules, task.settings, spec["use_imatrix"])
     return recipe, report
 

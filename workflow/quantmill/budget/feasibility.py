@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill import command, text
+from quantmill.budget import pools
 from quantmill.budget.candidates import (
     Group,
     Settings,
@@ -22,10 +23,11 @@ from quantmill.budget.candidates import (
 )
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import FEASIBILITY, Feasibility, MemoryRoom
+from quantmill.formats.budgets import Budget
 from quantmill.formats.ggufio import Header, padded
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow
-from quantmill.formats.settings import Allocate, Budget
+from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
@@ -41,7 +43,8 @@ class Problem:
     that come first, `pinned` the types of the tensors that they decide, `groups`
     all other quantizable tensors. `fixed` are the bytes of the file that are not
     chosen, with its `metadata`. `budget` are the bytes that the file may have at
-    most; `memory` says how a memory is spent (None for another budget).
+    most; `memory` says how a memory is spent, `pools` what two memories have (None
+    for another budget).
     """
 
     where: str
@@ -56,6 +59,14 @@ class Problem:
     budget: int
     memory: MemoryRoom | None
     warnings: list[str]
+    pools: pools.Room | None = None
+
+    def check(self) -> None:
+        """QuantmillError for a budget that cannot be met, with what can."""
+        if self.pools is None:
+            check(self.groups, self.fixed, self.budget, self.where, self.memory)
+        else:
+            pools.check(self.groups, self.pools, self.where)
 
 
 def problem(
@@ -85,22 +96,36 @@ def problem(
     fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
 
     parameters = sum(row.elements for row in whole.rows)
-    budget, room = _budget(spec["budget"], header, parameters)
     free = [row for row in quantizable if row.name not in pinned]
     important = plan.with_importance(header, [row.name for row in free], imatrix)
+    groups = make_groups(free, table, settings, important, where)
+    two = None
+    if "pools" in spec["budget"]:
+        rest = [row for row in whole.rows if row.name not in mixture.quantizable]
+        rest += [
+            replace(row, type=pinned[row.name], bytes=tensor_bytes(pinned[row.name], row.shape))
+            for row in quantizable
+            if row.name in pinned
+        ]
+        two = pools.room_of(header, spec["budget"]["pools"], rest, groups, where)
+        budget, room, context = two.most + metadata, None, two.budget["context"]
+    else:
+        budget, room = _budget(spec["budget"], header, parameters)
+        context = 0 if room is None else room["context"]
     return Problem(
         where=where,
         settings=settings,
         quantizable=quantizable,
         pins=pins,
         pinned=pinned,
-        groups=make_groups(free, table, settings, important, where),
+        groups=groups,
         parameters=parameters,
         metadata=metadata,
         fixed=fixed,
         budget=budget,
         memory=room,
-        warnings=_warnings(header, room),
+        warnings=_warnings(header, context),
+        pools=two,
     )
 
 
@@ -169,11 +194,11 @@ def _budget(budget: Budget, header: Header, parameters: int) -> tuple[int, Memor
     return room["file"], room
 
 
-def _warnings(header: Header, room: MemoryRoom | None) -> list[str]:
+def _warnings(header: Header, context: int) -> list[str]:
     trained = header.number(f"{header.architecture}.context_length")
-    if room is None or not 0 < trained < room["context"]:
+    if not 0 < trained < context:
         return []
-    return [f"room is left for {room['context']:,} tokens of context; the model was trained for {trained:,}"]
+    return [f"room is left for {context:,} tokens of context; the model was trained for {trained:,}"]
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
@@ -181,7 +206,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     spec: Allocate = args.spec["config"]
     header = read_source(args.model)
     task = problem(header, header_table(header, spec["measured"]), spec, args.grids)
-    check(task.groups, task.fixed, task.budget, task.where, task.memory)
+    task.check()
     smallest, largest = size_range(task.groups, task.fixed)
     report: Feasibility = {
         "recipe": spec["recipe"],

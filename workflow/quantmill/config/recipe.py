@@ -185,17 +185,37 @@ Sensitivity = Annotated[
 ]
 
 
+Cache = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+
 class MemoryBudget(Strict):
     """A device's memory. The file gets what the context and the computation leave."""
 
     total: Size = Field(description="the device's memory")
     context: Count = Field(description="tokens of the context")
-    cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
-        default="f16", description="type of the KV cache"
-    )
+    cache: Cache = Field(default="f16", description="type of the KV cache")
     reserve: Size = Field(
         default=f"{RESERVE // GIB} GiB", description="memory that stays free for other uses"
     )
+
+
+class PoolsBudget(Strict):
+    """A GPU's memory and the CPU's beside it, for a mixture of experts: those that the GPU has no room for
+    are on the CPU.
+    """
+
+    gpu: Size = Field(description="the GPU's memory")
+    cpu: Size = Field(description="the memory beside it")
+    context: Count = Field(description="tokens of the context")
+    cache: Cache = Field(default="f16", description="type of the KV cache")
+    reserve: Size = Field(
+        default=f"{RESERVE // GIB} GiB", description="of each of them, what stays free for other uses"
+    )
+
+
+def _kind_of_memory(given: Any) -> str:
+    two = isinstance(given, PoolsBudget) or (isinstance(given, dict) and {"gpu", "cpu"} & given.keys())
+    return "<two>" if two else "<one>"
 
 
 class BudgetRecipe(Strict):
@@ -207,7 +227,13 @@ class BudgetRecipe(Strict):
     template: Literal["budget"] = Field(description="budget: the types are computed, not rendered")
     size: Size | None = Field(default=None, description="of the whole file, at most")
     bpw: Positive | None = Field(default=None, description="bits per weight of the whole file, at most")
-    memory: MemoryBudget | None = Field(default=None, description="of the device that the file runs on")
+    memory: (
+        Annotated[
+            Annotated[MemoryBudget, Tag("<one>")] | Annotated[PoolsBudget, Tag("<two>")],
+            Discriminator(_kind_of_memory),
+        ]
+        | None
+    ) = Field(default=None, description="of the device that the file runs on, or of a GPU and a CPU")
     types: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None, description="the candidate types; default: all types of the sensitivities"
     )
@@ -257,13 +283,16 @@ class BudgetRecipe(Strict):
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The budget in bytes: `{"size": n}`, `{"bpw": x}` or `{"memory": {...}}`."""
+        """The budget in bytes: `{"size": n}`, `{"bpw": x}`, `{"memory": {...}}` or `{"pools": {...}}`."""
         if self.size is not None:
             return {"size": size_bytes(self.size)}
         if self.memory is None:
             return {"bpw": self.bpw}
-        sizes = {"total": size_bytes(self.memory.total), "reserve": size_bytes(self.memory.reserve)}
-        return {"memory": self.memory.model_dump() | sizes}
+        two = isinstance(self.memory, PoolsBudget)
+        given = self.memory.model_dump()
+        sizes = {key: size_bytes(given[key]) for key in (("gpu", "cpu") if two else ("total",))}
+        sizes["reserve"] = size_bytes(self.memory.reserve)
+        return {"pools" if two else "memory": given | sizes}
 
     @property
     def settings(self) -> dict[str, Any]:

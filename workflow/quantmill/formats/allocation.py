@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Final, NotRequired, TypedDict
 
+from quantmill.formats.budgets import Budget
 from quantmill.formats.report import Report
-from quantmill.formats.settings import Budget, FileRounding
+from quantmill.formats.settings import FileRounding
 
 
 class NoiseFloor(TypedDict):
@@ -80,6 +81,30 @@ class MemoryRoom(TypedDict):
     file: int
 
 
+class PoolUse(TypedDict):
+    """What a memory is used for; bytes."""
+
+    total: int
+    weights: Annotated[int, "all but experts"]
+    experts: int
+    cache: Annotated[int, "with recurrent states"]
+    compute: Annotated[int, "an estimate"]
+    reserve: int
+
+
+class Pools(TypedDict):
+    """What is where of a file for two memories."""
+
+    gpu: PoolUse
+    cpu: PoolUse
+    context: Annotated[int, "tokens"]
+    cache_type: str
+    layers: Annotated[int, "that have experts"]
+    on_cpu: Annotated[list[int], "the layers whose experts are on the CPU"]
+    flags: Annotated[list[str], "of llama.cpp's programs"]
+    override: Annotated[str, "the value of `-ot` in place of `--n-cpu-moe`; empty: no experts on the CPU"]
+
+
 class Dominated(TypedDict):
     """A type that no budget takes for some tensors: another is no larger and costs no more."""
 
@@ -101,6 +126,7 @@ class Allocation(TypedDict):
     recipe: str
     budget: AllocatedBudget
     memory: MemoryRoom | None
+    pools: NotRequired[Annotated[Pools, "of a budget of two memories"]]
     file_bytes: int
     metadata_bytes: int
     bpw: float

@@ -11,6 +11,7 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.budgets import Budget
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -113,23 +114,6 @@ class Plan(TypedDict):
     imatrix: ImatrixFile | None
     rounding: NotRequired[FileRounding]
     keep: NotRequired[Keep]
-
-
-class MemoryBudget(TypedDict):
-    """A device's memory."""
-
-    total: Annotated[int, "bytes"]
-    reserve: Annotated[int, "bytes left free"]
-    context: Annotated[int, "tokens"]
-    cache: Annotated[str, "the type of the KV cache"]
-
-
-class Budget(TypedDict, total=False):
-    """One of the three."""
-
-    size: Annotated[int, "bytes of the file"]
-    bpw: Annotated[float, "bits per weight of the file"]
-    memory: MemoryBudget
 
 
 class Allocate(TypedDict):
