@@ -250,8 +250,13 @@ def _value(value: Any) -> Value:
     return 9, struct.pack(f"<IQ{len(value)}i", 5, len(value), *value)
 
 
-def sensitivities(header: Path, folder: Path) -> None:
+KINDS = ("iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0")
+MAINLINE = ("iq2_s", "iq3_s", "iq3_xxs", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
+
+
+def sensitivities(header: Path, folder: Path, kinds: tuple[str, ...] = KINDS) -> None:
     """kld_results.csv and group0.csv of a model, made up: what a tensor loses goes by its role alone."""
+    folder.mkdir(exist_ok=True)
     worth = {"token_embd": 0.5, "output": 4.0, "attn_v": 3.0, "attn_k": 2.0, "ffn_down": 2.0, "ssm_out": 2.0}
     weights = [
         t
@@ -260,8 +265,7 @@ def sensitivities(header: Path, folder: Path) -> None:
     ]
     names = ",".join(tensor.name for tensor in weights)
     values = ",".join(f"{1e-4 * worth.get(role_of(tensor.name), 1.0):.6f}" for tensor in weights)
-    (folder / "kld_results.csv").write_text(f"QTYPE,{names}\niq3_k,{values}\n", encoding="utf-8")
-    kinds = ("iq3_kt", "iq3_k", "iq4_kt", "iq4_ks", "iq4_k", "iq5_k", "iq6_k", "q6_K", "q8_0")
+    (folder / "kld_results.csv").write_text(f"QTYPE,{names}\n{kinds[1]},{values}\n", encoding="utf-8")
     points = "".join(f"{kind},{4 ** (3 - known(kind).bits):.6f}\n" for kind in kinds)
     (folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
 
@@ -271,10 +275,11 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     dense = qwen35(folder / "qwen3.6-27b.gguf")
     qwen35(folder / "qwen3.6-27b-mtp-q8_0.gguf", mtp=True, source="q8_0")
-    qwen35moe(folder / "qwen3.5-35b-a3b.gguf")
+    experts = qwen35moe(folder / "qwen3.5-35b-a3b.gguf")
     gemma4(folder / "gemma-4-98e.gguf")
     huge(folder / "2.4t.gguf")
     sensitivities(dense, folder)
+    sensitivities(experts, folder / "qwen3.5-35b-a3b", MAINLINE)
     (folder / "layer-scores.json").write_text(
         json.dumps([30 - layer for layer in range(30)]) + "\n", encoding="utf-8"
     )

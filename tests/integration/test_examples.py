@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import grids
 import headers
 from checkout import ROOT, Checkout
 from quantmill.config import file as config
@@ -29,6 +30,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     for folder in ("examples", "tests/data"):
         shutil.copytree(ROOT / folder, checkout.folder / folder)
     headers.main(checkout.folder / "results" / "headers")
+    grids.write(checkout.folder / "results" / "grids" / "tiny-qat.gguf")
     return checkout
 
 

@@ -50,6 +50,11 @@ def swapped(checkout: Checkout) -> None:
 CASES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (with_(lambda config: None), set()),
     "another budget": (fit(bpw=5.5), FIT | CARD),
+    "the grid of the source kept": (fit(keep="grid"), FIT | CARD),
+    "a budget of two memories": (
+        fit(bpw=None, memory={"gpu": "8 MiB", "cpu": "8 MiB", "context": 128}),
+        FIT | CARD,
+    ),
     "other candidate types": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
     "a pin": (fit(pin=[{"role": "output", "type": "q8_0"}]), FIT | CARD),
     "the acceptance test": (fit(acceptance_test=False), CARD),

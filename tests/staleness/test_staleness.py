@@ -142,6 +142,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
+    "the grid of the source kept": (recipe(keep="grid"), MIX - {"render_recipe mix"} | CARD),
     "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | LOCK | CARD),
     "a split recipe": (
         recipe(split={"max": "1 MB"}),

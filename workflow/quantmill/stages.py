@@ -253,7 +253,7 @@ _STAGES: Final = (
     ),
     Stage(
         "card.write",
-        version=8,
+        version=9,
         what="write the model card",
         reads="all of the above but the GGUFs; other models' results or CSV",
         writes="card/README.md, card/index.html, card/Modelfile.<recipe>, card/withheld.json, "

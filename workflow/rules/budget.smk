@@ -38,6 +38,7 @@ rule import_sensitivity:
 rule check_budget:
     input:
         model=of(inputs.source),
+        grids=of(inputs.grids),
     output:
         "<results>/{model}/reach/{recipe}.json",
     log:
@@ -60,7 +61,7 @@ rule check_budget:
     shell:
         stage(
             "budget.feasibility",
-            "--model {input.model[0]:q} --out {output:q}",
+            "--model {input.model[0]:q} --grids {input.grids:q} --out {output:q}",
         )
 
 
@@ -68,6 +69,7 @@ rule allocate_recipe:
     input:
         model=of(inputs.source),
         feasibility=of(inputs.feasibility),
+        grids=of(inputs.grids),
         sensitivity=ancient("<results>/{model}/sensitivity.tsv"),
         report="<results>/{model}/sensitivity.json",
     output:
@@ -92,6 +94,7 @@ rule allocate_recipe:
     shell:
         stage(
             "budget.allocate",
-            "--model {input.model[0]:q} --sensitivity {input.sensitivity:q} --out {output.recipe:q}"
+            "--model {input.model[0]:q} --sensitivity {input.sensitivity:q} --grids {input.grids:q}"
+            " --out {output.recipe:q}"
             " --report {output.report:q}",
         )

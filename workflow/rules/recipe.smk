@@ -45,6 +45,7 @@ rule plan_types:
         model=of(inputs.source),
         recipe="<results>/{model}/recipes/{recipe}.yaml",
         allocation=of(inputs.allocation),
+        grids=of(inputs.grids),
     output:
         plan="<results>/{model}/plans/{recipe}.tsv",
         report="<results>/{model}/plans/{recipe}.json",
@@ -66,6 +67,7 @@ rule plan_types:
         stage(
             "recipe.plan",
             "--model {input.model[0]:q} --recipe {input.recipe:q} --allocation {input.allocation:q}"
+            " --grids {input.grids:q}"
             " --plan {output.plan:q} --report {output.report:q}",
         )
 

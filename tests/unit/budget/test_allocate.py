@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from quantmill.budget.allocate import size_targeted
 from quantmill.errors import QuantmillError
 from quantmill.formats import types as known_types
 from quantmill.formats.ggufio import Header
+from quantmill.formats.manifest import ManifestRow, write_manifest
 from quantmill.model import memory
 from quantmill.recipe import plan, presets, rules
 
@@ -308,3 +310,31 @@ def test_a_type_of_ik_without_a_grid_is_refused_and_one_with_it_is_not(config: C
         candidates.check(spec | {"types": ["iq3_k", "iq2_kt"]}, "fit")
     with pytest.raises(QuantmillError, match=r"^fit\.pin\[1\]: iq4_kss has no grid to which errors can be "):
         candidates.check(spec | {"pin": pins}, "fit")
+
+
+def test_a_grid_that_is_kept_costs_nothing(llama: Header, config: Config, tmp_path: Path) -> None:
+    """It is chosen at any budget that has room for it, though no sensitivity is of its type."""
+    table, on_grid = sensitivity_of(llama), {"blk.0.ffn_down.weight", "blk.1.ffn_up.weight"}
+    manifest = [ManifestRow(t.name, "", 0, t.shape, t.type, t.bytes, "ab") for t in llama.tensors]
+    write_manifest(tmp_path / "manifest.tsv", manifest, dict.fromkeys(on_grid, "q4_0"))
+    spec = config({"bpw": 6.0}, harmonize=[], keep="grid")
+    recipe, report = size_targeted(llama, table, spec, tmp_path / "manifest.tsv")
+    types, _ = planned(llama, recipe, spec)
+    assert {name for name, kind in types.items() if kind == "q4_0"} == on_grid
+    assert report["how"]["kept"] == 2 and {types[name] for name in on_grid} == {"q4_0"}
+    _, without = size_targeted(llama, table, config({"bpw": 6.0}, harmonize=[]))
+    assert report["objective"] < without["objective"]
+    costs = [row.kld for row in table if types[row.name] == row.type]
+    assert report["objective"] == pytest.approx(sum(costs))
+
+
+def test_a_grid_may_be_left_where_the_budget_is_too_small(
+    llama: Header, config: Config, tmp_path: Path
+) -> None:
+    manifest = [ManifestRow(t.name, "", 0, t.shape, t.type, t.bytes, "ab") for t in llama.tensors]
+    names = [row.name for row in sensitivity_of(llama)]
+    write_manifest(tmp_path / "manifest.tsv", manifest, dict.fromkeys(names, "q4_0"))
+    spec = config({"bpw": 4.0}, keep="grid")
+    recipe, report = size_targeted(llama, sensitivity_of(llama), spec, tmp_path / "manifest.tsv")
+    kinds = set(planned(llama, recipe, spec)[0].values())
+    assert "q4_0" in kinds and kinds - {"q4_0"} and report["file_bytes"] <= report["budget"]["bytes"]

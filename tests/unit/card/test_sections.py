@@ -51,6 +51,18 @@ def test_every_stages_warnings_are_shown_once(tree: Tree) -> None:
     ]
 
 
+def test_values_on_a_grid_are_said_with_the_files_that_keep_them(tree: Tree) -> None:
+    folder, config = tree
+    assert "Values on a grid" not in card(view(read(folder, config), config))
+    edit(folder / "model.json", grids={"q4_0": 16})
+    written = card(view(read(folder, config), config))
+    assert "| Values on a grid | 16 tensors on that of q4_0: no file keeps them |" in written
+    assert "quantized before, and stored as floats |" in written
+    edit(folder / "plans" / "Q8_0.json", kept={"q4_0": 14, "mxfp4": 1})
+    written = card(view(read(folder, config), config))
+    assert "| Values on a grid | 16 tensors on that of q4_0: kept without loss in `Q8_0` (15) |" in written
+
+
 def test_speeds_of_two_settings_are_told_apart(tree: Tree) -> None:
     folder, config = tree
     assert len(speed.machines(read(folder, config))) == 1

@@ -54,12 +54,16 @@ def budget(recipe: dict[str, Any]) -> dict[str, Any]:
     return result.budget
 
 
-def test_the_three_kinds_of_budget_in_bytes() -> None:
+def test_the_kinds_of_budget_in_bytes() -> None:
     assert budget({"size": "12.92 GiB"}) == {"size": int(12.92 * GIB)}
     assert budget({"size": "123 B"}) == {"size": 123}
     assert budget({"bpw": 4}) == {"bpw": 4}
     assert budget({"memory": {"total": "16 GiB", "context": 4096}}) == {
         "memory": {"total": 16 * GIB, "context": 4096, "cache": "f16", "reserve": GIB}
+    }
+    two = {"gpu": "16 GiB", "cpu": "48 GiB", "context": 32768, "cache": "q8_0"}
+    assert budget({"memory": two}) == {
+        "pools": {"gpu": 16 * GIB, "cpu": 48 * GIB, "context": 32768, "cache": "q8_0", "reserve": GIB}
     }
 
 
@@ -96,6 +100,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"bpw": 4, "harmonize": [["a", "b"], ["c", "b"]]}, "recipes[1].harmonize[1]: each entry has two"),
     ({"memory": {"total": "1 GiB"}}, "recipes[1].memory.context: missing field; add it"),
     ({"memory": {"total": "1 GiB", "context": 9, "cache": "q4_K"}}, "recipes[1].memory.cache: input"),
+    ({"memory": {"gpu": "1 GiB", "context": 9}}, "recipes[1].memory.cpu: missing field; add it"),
+    (
+        {"memory": {"gpu": "1 GiB", "cpu": "1 GiB", "total": "2 GiB", "context": 9}},
+        "recipes[1].memory.total: unknown field",
+    ),
+    ({"bpw": 4, "keep": "grids"}, "recipes[1].keep: input should be 'grid'"),
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
     ({"bpw": 4, "objective": "error"}, "recipes[1].objective: kld is all that an imported sensitivity knows"),
     ({"bpw": 4, "objective": "ppl"}, "recipes[1].objective: input should be 'kld' or 'error'"),

@@ -222,10 +222,26 @@ ROWS: Final[dict[str, Row]] = {
         "allocated feasibility sensitivity sensitivity_plot PLANS +moments +nearest +nearest_kld",
         [("recipes", ["Q8_0", {"name": "sized", "template": "budget", "size": "1 MB"}])],
     ),
+    "BudgetRecipe.keep": Row("recipes.3.keep", "grid", "allocated feasibility PLANS"),
     "MemoryBudget.total": Row("recipes.4.memory.total", "8 MiB", "allocated feasibility PLANS"),
     "MemoryBudget.context": Row("recipes.4.memory.context", 64, "allocated feasibility PLANS"),
     "MemoryBudget.cache": Row("recipes.4.memory.cache", "q8_0", "allocated feasibility PLANS"),
     "MemoryBudget.reserve": Row("recipes.4.memory.reserve", "1 KiB", "allocated feasibility PLANS"),
+    **{
+        f"PoolsBudget.{field}": Row(
+            f"recipes.4.memory.{field}",
+            value,
+            "allocated feasibility PLANS",
+            [("recipes.4.memory", {"gpu": "8 MiB", "cpu": "8 MiB", "context": 128})],
+        )
+        for field, value in (
+            ("gpu", "9 MiB"),
+            ("cpu", "9 MiB"),
+            ("context", 64),
+            ("cache", "q8_0"),
+            ("reserve", "1 KiB"),
+        )
+    },
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
         "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +rendered +BENCH"
@@ -240,6 +256,7 @@ ROWS: Final[dict[str, Row]] = {
         "recipes.0.rounding", "gptaq", "PLANS +cross +gptq +moments +nearest +nearest_kld"
     ),
     "Recipe.acceptance_test": Row("recipes.0.acceptance_test", False, "card +nearest +nearest_kld", FED_BACK),
+    "Recipe.keep": Row("recipes.0.keep", "grid", "PLANS"),
     "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "rendered PLANS"),
     "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "rendered PLANS"),
     "Importance.scores": Row("recipes.1.importance.scores", None, "rendered PLANS"),

@@ -310,3 +310,48 @@ def test_tensors_without_layers_fill_their_row_and_noise_has_the_least_colour(
     widths = [patch.get_width() for patch in axes.patches]
     assert widths.count(4) == 1 and widths.count(1) == 8
     assert len({tuple(patch.get_facecolor()) for patch in axes.patches}) == 2
+
+
+def test_a_file_for_two_memories_has_the_command_and_what_is_where(
+    targeted: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, config = targeted
+    size = read_json(folder / "gguf" / "tiny-fit.json")["bytes"]
+    gpu = {
+        "weights": 100 << 20,
+        "experts": 200 << 20,
+        "cache": 5 << 20,
+        "compute": 7 << 20,
+        "reserve": 1 << 30,
+    }
+    pools = {
+        "gpu": gpu | {"total": 2 << 30},
+        "cpu": gpu | {"total": 4 << 30, "experts": 300 << 20, "cache": 0},
+        "context": 4096,
+        "cache_type": "f16",
+        "layers": 40,
+        "on_cpu": [0, 1],
+        "flags": ["-ngl", "99", "-c", "4096", "--n-cpu-moe", "2"],
+        "override": r"blk\.(0|1)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU",
+    }
+    budget = {"pools": {"gpu": 2 << 30, "cpu": 4 << 30, "context": 4096}, "bytes": size + 999}
+    write_json(
+        folder / "recipes" / "fit.json", complete(Allocation, report(size, budget=budget, pools=pools))
+    )
+    card = write.render(read(folder, config), config)
+    for text in (
+        "| `fit` | 2.00 GiB of GPU and 4.00 GiB of CPU memory, 4,096 tokens of context |",
+        "4,096 tokens of context, with the experts of 2 of 40 layers on the CPU:",
+        "llama-server -m tiny-fit.gguf -ngl 99 -c 4096 --n-cpu-moe 2\n```",
+        r"`--n-cpu-moe` is short for `-ot 'blk\.(0|1)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU'`.",
+        "| Use of the memory | GPU | CPU |\n|:--|--:|--:|\n| weights but experts | 100.0 MiB | 100.0 MiB |\n"
+        "| experts | 200.0 MiB | 300.0 MiB |\n| cache and states | 5.0 MiB | 0.0 KiB |",
+        "| of | 2.00 GiB | 4.00 GiB |",
+    ):
+        assert text in card, text
+    pools |= {"on_cpu": [], "override": "", "flags": ["-ngl", "99", "-c", "4096"]}
+    write_json(
+        folder / "recipes" / "fit.json", complete(Allocation, report(size, budget=budget, pools=pools))
+    )
+    card = write.render(read(folder, config), config)
+    assert "4,096 tokens of context, with all experts on the GPU:" in card and "is short for" not in card

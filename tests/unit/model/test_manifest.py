@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import grids
 import models
 from commands import command
 from quantmill.files import read_json, read_table
 from quantmill.formats.ggufio import read_header
+from quantmill.formats.manifest import COLUMNS, read_grids
 from quantmill.model import manifest
 from quantmill.model.digests import Memo
 from quantmill.progress import Log
@@ -35,6 +37,23 @@ def test_every_tensor_and_the_file_are_hashed(tmp_path: Path, threads: int) -> N
     facts = read_json(tmp_path / "model.json")
     assert facts["sha256"] == hashlib.sha256(content).hexdigest()
     assert facts["bytes"] == len(content)
+
+
+def test_grids_are_said_where_there_are_some(tmp_path: Path) -> None:
+    assert run(grids.write(tmp_path / "qat.gguf"), tmp_path, 2).returncode == 0
+    said = "16 of its matrices lie on the grid of q4_0: `keep: grid` in a recipe keeps them"
+    assert said in (tmp_path / "log").read_text("utf-8")
+    assert set(read_grids(tmp_path / "manifest.tsv").values()) == {"q4_0"}
+    assert read_json(tmp_path / "model.json")["grids"] == {"q4_0": 16}
+    rows = read_table(tmp_path / "manifest.tsv")
+    assert {row["grid"] for row in rows if row["ne1"] == "1"} == {""}
+
+
+def test_of_an_ordinary_source_the_manifest_says_nothing_of_grids(tmp_path: Path) -> None:
+    assert run(MOE, tmp_path, 2).returncode == 0
+    head = (tmp_path / "manifest.tsv").read_text("utf-8").splitlines()[0]
+    assert head.split("\t") == COLUMNS and read_grids(tmp_path / "manifest.tsv") == {}
+    assert "grids" not in read_json(tmp_path / "model.json")
 
 
 def test_a_row_and_the_facts() -> None:

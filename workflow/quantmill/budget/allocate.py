@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantmill import command
-from quantmill.budget import feasibility, knapsack, merge
+from quantmill.budget import feasibility, knapsack, merge, pools
 from quantmill.budget.candidates import Choice, Group, Settings
 from quantmill.budget.feasibility import Problem, exact
 from quantmill.files import write_text
@@ -73,8 +73,13 @@ def allocate(
         [[choice.cost for choice in group.choices] for group in groups],
         budget - fixed,
     )
-    chosen = tuple(group.choices[pick] for group, pick in zip(groups, solution.picks, strict=True))
-    return Allocation(tuple(groups), chosen, fixed, solution)
+    return chosen(groups, fixed, solution)
+
+
+def chosen(groups: Sequence[Group], fixed: int, solution: knapsack.Solution) -> Allocation:
+    """The choices of a solution."""
+    choices = tuple(group.choices[pick] for group, pick in zip(groups, solution.picks, strict=True))
+    return Allocation(tuple(groups), choices, fixed, solution)
 
 
 def recipe_of(
@@ -120,13 +125,21 @@ def dominated(groups: Iterable[Group]) -> list[formats.Dominated]:
 
 
 def size_targeted(
-    header: Header, table: Sequence[SensitivityRow], spec: Allocate
+    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
 ) -> tuple[rules.Recipe, formats.Allocation]:
-    """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it."""
-    task = feasibility.problem(header, table, spec)
-    allocation = allocate(task.groups, task.fixed, task.budget, f"recipe {spec['recipe']}", task.memory)
+    """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it, `grids` the
+    manifest whose grids are kept.
+    """
+    task = feasibility.problem(header, table, spec, grids)
+    if task.pools is None:
+        allocation = allocate(task.groups, task.fixed, task.budget, task.where, task.memory)
+    else:
+        on_cpu, solution = pools.solve(task.groups, task.pools, task.where)
+        allocation = chosen(task.groups, task.fixed, solution)
     types = {**allocation.types, **task.pinned}
     report = _report(allocation, task, table, spec)
+    if task.pools is not None:
+        report["pools"] = pools.report(task.groups, allocation.choices, task.pools, on_cpu)
     recipe = recipe_of(types, task.quantizable, task.pins.rules, task.settings, spec["use_imatrix"])
     return recipe, report
 
@@ -225,7 +238,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     table = read_sensitivity(args.sensitivity)
-    recipe, report = size_targeted(read_source(args.model), table, args.spec["config"])
+    recipe, report = size_targeted(read_source(args.model), table, args.spec["config"], args.grids)
     write_text(args.out, rules.dump(recipe))
     formats.ALLOCATION.write(args.report, report)
     size, limit = exact(report["file_bytes"]), exact(report["budget"]["bytes"])
@@ -240,6 +253,7 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--sensitivity", type=Path, required=True, help="sensitivity.tsv")
+    arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     arguments.add_argument("--report", type=Path, required=True, help="the allocation in numbers, JSON")
     command.run(arguments, main)

@@ -53,7 +53,8 @@ class Settings:
     `types` are the candidate types; empty for all types of the table of
     sensitivities. `at_least` and `at_most` limit the type of a role, by bits
     per weight. `objective` is what is added up: kld or error. `fed_back`: the file
-    is rounded with error feedback, to which not all types lend themselves.
+    is rounded with error feedback, to which not all types lend themselves. `kept` are the
+    types of tensors that lie on their grids, at no cost.
     """
 
     types: tuple[str, ...] = ()
@@ -63,6 +64,7 @@ class Settings:
     engine: str = "mainline"
     objective: str = "kld"
     fed_back: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def takes(self) -> frozenset[str]:
@@ -187,6 +189,8 @@ def make_groups(
     def row_of(tensor: Tensor, kind: str) -> SensitivityRow | None:
         """The row of a tensor at the type that it really gets; None where its cost is not known."""
         real = fallback(kind, tensor.shape[0], settings.engine)
+        if settings.kept.get(tensor.name) == real:
+            return _kept_row(tensor, real)
         row = rows.get((tensor.name, real)) or rows.get((tensor.name, kind))
         return None if row is None or isnan(settings.cost(row)) else row
 
@@ -194,15 +198,29 @@ def make_groups(
         if all(row_of(tensor, kind) is None for tensor in tensors):
             cure = "leave it out, or add it to the types of the sensitivity"
             raise QuantmillError(f"the type {kind} has no sensitivities", f"{where}.types", cure)
-    names = {name for name, _ in rows}
+    names = {name for name, _ in rows} | settings.kept.keys()
     for tensor in tensors:
         if tensor.name not in names:
             cure = "give it a type under pin, or measure it"
             raise QuantmillError(f"{tensor.name} has no sensitivity", where, cure)
     return [
-        Group(group, _choices(group, types, row_of, settings, imatrix, where))
+        Group(group, _choices(group, _with_kept(types, group, settings), row_of, settings, imatrix, where))
         for group in _grouped(tensors, settings.harmonize)
     ]
+
+
+def _kept_row(tensor: Tensor, kind: str) -> SensitivityRow:
+    """That a tensor loses nothing at a type."""
+    size = tensor_bytes(kind, tensor.shape)
+    return SensitivityRow(
+        *(tensor.name, tensor.role, tensor.layer, tensor.shape, kind, size), 0.0, 0.0, 0.0, 0.0, "kept"
+    )
+
+
+def _with_kept(types: Sequence[str], tensors: Iterable[Tensor], settings: Settings) -> list[str]:
+    """The candidate types, and those at which one of the tensors loses nothing."""
+    own = {settings.kept[tensor.name] for tensor in tensors if tensor.name in settings.kept}
+    return sorted({*types, *own}, key=_by_bits)
 
 
 def _grouped(tensors: Iterable[Tensor], harmonize: Sequence[Sequence[str]]) -> list[tuple[Tensor, ...]]:

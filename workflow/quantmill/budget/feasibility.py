@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill import command, text
+from quantmill.budget import pools
 from quantmill.budget.candidates import (
     Group,
     Settings,
@@ -22,15 +23,16 @@ from quantmill.budget.candidates import (
 )
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import FEASIBILITY, Feasibility, MemoryRoom
+from quantmill.formats.budgets import Budget
 from quantmill.formats.ggufio import Header, padded
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.sensitivity import SensitivityRow
-from quantmill.formats.settings import Allocate, Budget
+from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
 from quantmill.progress import Log
-from quantmill.recipe import plan, presets, rules
+from quantmill.recipe import keep, plan, presets, rules
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Problem:
     that come first, `pinned` the types of the tensors that they decide, `groups`
     all other quantizable tensors. `fixed` are the bytes of the file that are not
     chosen, with its `metadata`. `budget` are the bytes that the file may have at
-    most; `memory` says how a memory is spent (None for another budget).
+    most; `memory` says how a memory is spent, `pools` what two memories have (None
+    for another budget).
     """
 
     where: str
@@ -56,15 +59,27 @@ class Problem:
     budget: int
     memory: MemoryRoom | None
     warnings: list[str]
+    pools: pools.Room | None = None
+
+    def check(self) -> None:
+        """QuantmillError for a budget that cannot be met, with what can."""
+        if self.pools is None:
+            check(self.groups, self.fixed, self.budget, self.where, self.memory)
+        else:
+            pools.check(self.groups, self.pools, self.where)
 
 
-def problem(header: Header, table: Sequence[SensitivityRow], spec: Allocate) -> Problem:
-    """What is to be chosen in a model; `spec` as the specs of the stages have it.
+def problem(
+    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
+) -> Problem:
+    """What is to be chosen in a model; `spec` as the specs of the stages have it, `grids` the manifest whose
+    grids are kept.
 
     QuantmillError for whatever is wrong with the recipe's fields.
     """
     where = f"recipe {spec['recipe']}"
     settings = parse_settings(spec, where)
+    settings = replace(settings, kept=keep.kept(header, grids, settings.engine, where).types)
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), spec["use_imatrix"], ())
     imatrix = plan.use_imatrix(plain, spec["imatrix"] is not None, where)
     mixture = presets.mixture(header, plain.base, imatrix=imatrix)
@@ -81,22 +96,36 @@ def problem(header: Header, table: Sequence[SensitivityRow], spec: Allocate) -> 
     fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
 
     parameters = sum(row.elements for row in whole.rows)
-    budget, room = _budget(spec["budget"], header, parameters)
     free = [row for row in quantizable if row.name not in pinned]
     important = plan.with_importance(header, [row.name for row in free], imatrix)
+    groups = make_groups(free, table, settings, important, where)
+    two = None
+    if "pools" in spec["budget"]:
+        rest = [row for row in whole.rows if row.name not in mixture.quantizable]
+        rest += [
+            replace(row, type=pinned[row.name], bytes=tensor_bytes(pinned[row.name], row.shape))
+            for row in quantizable
+            if row.name in pinned
+        ]
+        two = pools.room_of(header, spec["budget"]["pools"], rest, groups, where)
+        budget, room, context = two.most + metadata, None, two.budget["context"]
+    else:
+        budget, room = _budget(spec["budget"], header, parameters)
+        context = 0 if room is None else room["context"]
     return Problem(
         where=where,
         settings=settings,
         quantizable=quantizable,
         pins=pins,
         pinned=pinned,
-        groups=make_groups(free, table, settings, important, where),
+        groups=groups,
         parameters=parameters,
         metadata=metadata,
         fixed=fixed,
         budget=budget,
         memory=room,
-        warnings=_warnings(header, room),
+        warnings=_warnings(header, context),
+        pools=two,
     )
 
 
@@ -165,19 +194,19 @@ def _budget(budget: Budget, header: Header, parameters: int) -> tuple[int, Memor
     return room["file"], room
 
 
-def _warnings(header: Header, room: MemoryRoom | None) -> list[str]:
+def _warnings(header: Header, context: int) -> list[str]:
     trained = header.number(f"{header.architecture}.context_length")
-    if room is None or not 0 < trained < room["context"]:
+    if not 0 < trained < context:
         return []
-    return [f"room is left for {room['context']:,} tokens of context; the model was trained for {trained:,}"]
+    return [f"room is left for {context:,} tokens of context; the model was trained for {trained:,}"]
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Refuse a recipe that cannot be met with the types that will be measured."""
     spec: Allocate = args.spec["config"]
     header = read_source(args.model)
-    task = problem(header, header_table(header, spec["measured"]), spec)
-    check(task.groups, task.fixed, task.budget, task.where, task.memory)
+    task = problem(header, header_table(header, spec["measured"]), spec, args.grids)
+    task.check()
     smallest, largest = size_range(task.groups, task.fixed)
     report: Feasibility = {
         "recipe": spec["recipe"],
@@ -194,5 +223,6 @@ def main(args: argparse.Namespace, log: Log) -> None:
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
+    arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--out", type=Path, required=True, help="the range of sizes, JSON")
     command.run(arguments, main)

@@ -22,6 +22,7 @@ from typing import Any
 from quantmill import command, signals
 from quantmill.checkpoint.export import layers_of
 from quantmill.checkpoint.safetensors import Checkpoint
+from quantmill.checkpoint.stored import refuse_raw
 from quantmill.errors import QuantmillError
 from quantmill.files import read_mapping
 from quantmill.formats.ggufio import Header, read_header
@@ -133,6 +134,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `checkpoint.convert`."""
     settings: Convert = args.spec["config"]
     source, config = Checkpoint(args.source), read_mapping(args.source / "config.json")
+    refuse_raw(source, config)
     python, llama = converter_of(args.converter)
     expected = sum(2 * t.bytes // _WIDTHS.get(t.dtype, 1) for t in source.tensors.values())
     args.gguf.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,11 @@ _BUDGETS = ("size", "bpw", "memory")
 _EXPORTS = ("modelopt", "compressed-tensors")
 Form = Literal["regex", "tensor-types", "custom-q", "gguf", "modelopt", "compressed-tensors"]
 Rounding = Literal["nearest", "gptq", "gptaq"]
+Keep = Literal["grid"]
 _ROUNDING = "nearest, gptq or gptaq, how its weights are rounded; default: `rounding` of the config"
+_KEEP = (
+    "grid: tensors whose values in the source lie on the grid of a type get that type, and keep these values"
+)
 _RULE = "a rule of the recipe language, such as {role: output, type: q6_K}"
 
 
@@ -109,6 +113,7 @@ class Recipe(Strict):
         description="of rounding gptq and gptaq: recommend it only if it is on no domain significantly worse "
         "than the same types rounded to nearest",
     )
+    keep: Keep | None = Field(default=None, description=_KEEP)
 
     @model_validator(mode="after")
     def _file_and_form(self) -> Recipe:
@@ -180,17 +185,37 @@ Sensitivity = Annotated[
 ]
 
 
+Cache = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+
 class MemoryBudget(Strict):
     """A device's memory. The file gets what the context and the computation leave."""
 
     total: Size = Field(description="the device's memory")
     context: Count = Field(description="tokens of the context")
-    cache: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
-        default="f16", description="type of the KV cache"
-    )
+    cache: Cache = Field(default="f16", description="type of the KV cache")
     reserve: Size = Field(
         default=f"{RESERVE // GIB} GiB", description="memory that stays free for other uses"
     )
+
+
+class PoolsBudget(Strict):
+    """A GPU's memory and the CPU's beside it, for a mixture of experts: those that the GPU has no room for
+    are on the CPU.
+    """
+
+    gpu: Size = Field(description="the GPU's memory")
+    cpu: Size = Field(description="the memory beside it")
+    context: Count = Field(description="tokens of the context")
+    cache: Cache = Field(default="f16", description="type of the KV cache")
+    reserve: Size = Field(
+        default=f"{RESERVE // GIB} GiB", description="of each of them, what stays free for other uses"
+    )
+
+
+def _kind_of_memory(given: Any) -> str:
+    two = isinstance(given, PoolsBudget) or (isinstance(given, dict) and {"gpu", "cpu"} & given.keys())
+    return "<two>" if two else "<one>"
 
 
 class BudgetRecipe(Strict):
@@ -202,7 +227,13 @@ class BudgetRecipe(Strict):
     template: Literal["budget"] = Field(description="budget: the types are computed, not rendered")
     size: Size | None = Field(default=None, description="of the whole file, at most")
     bpw: Positive | None = Field(default=None, description="bits per weight of the whole file, at most")
-    memory: MemoryBudget | None = Field(default=None, description="of the device that the file runs on")
+    memory: (
+        Annotated[
+            Annotated[MemoryBudget, Tag("<one>")] | Annotated[PoolsBudget, Tag("<two>")],
+            Discriminator(_kind_of_memory),
+        ]
+        | None
+    ) = Field(default=None, description="of the device that the file runs on, or of a GPU and a CPU")
     types: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None, description="the candidate types; default: all types of the sensitivities"
     )
@@ -232,6 +263,7 @@ class BudgetRecipe(Strict):
     )
     split: Split | None = Field(default=None, description=_SPLIT)
     rounding: Rounding | None = Field(default=None, description=_ROUNDING)
+    keep: Keep | None = Field(default=None, description=f"{_KEEP}, at no loss where the types are chosen")
 
     @model_validator(mode="after")
     def _consistent(self) -> BudgetRecipe:
@@ -251,13 +283,16 @@ class BudgetRecipe(Strict):
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The budget in bytes: `{"size": n}`, `{"bpw": x}` or `{"memory": {...}}`."""
+        """The budget in bytes: `{"size": n}`, `{"bpw": x}`, `{"memory": {...}}` or `{"pools": {...}}`."""
         if self.size is not None:
             return {"size": size_bytes(self.size)}
         if self.memory is None:
             return {"bpw": self.bpw}
-        sizes = {"total": size_bytes(self.memory.total), "reserve": size_bytes(self.memory.reserve)}
-        return {"memory": self.memory.model_dump() | sizes}
+        two = isinstance(self.memory, PoolsBudget)
+        given = self.memory.model_dump()
+        sizes = {key: size_bytes(given[key]) for key in (("gpu", "cpu") if two else ("total",))}
+        sizes["reserve"] = size_bytes(self.memory.reserve)
+        return {"pools" if two else "memory": given | sizes}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -227,6 +227,13 @@ class Inputs:
         """The report of a size-targeted recipe."""
         return self.paths.allocation(model, recipe)
 
+    def grids(self, model: str, recipe: str) -> Files:
+        """The manifest, which says what lies on a grid, where the recipe keeps it."""
+        if not self.project.recipe(model, recipe).keep:
+            return []
+        first = self.first(model)
+        return [first if first.endswith(".tsv") else self.paths.of(model, "manifest.tsv")]
+
     def plan_reports(self, model: str) -> Files:
         """The reports of all plans of a model."""
         return [self.paths.of(model, f"plans/{name}.json") for name in self.project.config.recipes_of(model)]

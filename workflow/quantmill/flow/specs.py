@@ -190,6 +190,7 @@ class Specs:
         settings = chosen.settings | {"imatrix": self.imatrix_facts(model)}
         if self.project.fed_back(model, recipe):
             settings |= _FED_BACK  # the types that may be chosen are the same for gptaq
+        settings |= self._keep(model, recipe)
         candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
         return settings
 
@@ -198,12 +199,22 @@ class Specs:
         rounding = self.project.rounding(model, recipe)
         return {} if rounding == "nearest" else {"rounding": rounding}
 
+    def _keep(self, model: str, recipe: str) -> Settings:
+        """The setting `keep` of a recipe; absent where it keeps no grid, as above."""
+        return {"keep": "grid"} if self.project.recipe(model, recipe).keep else {}
+
+    def _grids(self, model: str, recipe: str) -> Settings:
+        """What says which tensors lie on a grid, where the recipe keeps it."""
+        if not self.project.recipe(model, recipe).keep:
+            return {}
+        return {"manifest": digest(self.manifest(model))}
+
     @once
     def feasibility(self, model: str, recipe: str) -> str:
         settings = self._allocation_settings(model, recipe) | {
             "measured": self.project.candidate_types(model)
         }
-        made_from = {"model": self.source(model)}
+        made_from = {"model": self.source(model)} | self._grids(model, recipe)
         return spec.make("budget.feasibility", settings, made_from, engine=self.digests.engine())
 
     @once
@@ -214,15 +225,16 @@ class Specs:
             "refit": [],  # a setting that is gone: without it finished files would be stale
         }
         settings = self._allocation_settings(model, recipe)
+        made_from |= self._grids(model, recipe)
         return spec.make("budget.allocate", settings, made_from, engine=self.digests.engine())
 
     @once
     def plan(self, model: str, recipe: str) -> str:
         targeted = self.project.recipe(model, recipe).size_targeted
         written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
-        made_from = {"model": self.source(model), "recipe": digest(written)}
+        made_from = {"model": self.source(model), "recipe": digest(written)} | self._grids(model, recipe)
         plan: typed.Plan = {"recipe": recipe, "imatrix": self.imatrix_facts(model)}
-        settings = plan | self._rounding(model, recipe)
+        settings = plan | self._rounding(model, recipe) | self._keep(model, recipe)
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
     @once
@@ -277,7 +289,8 @@ class Specs:
             "plan": digest(self.plan(model, recipe)),
             "imatrix": self._imatrices(model),
         }
-        return self._with_engine(model, recipe, {"imatrix": self.imatrix_facts(model)}), made_from
+        settings = {"imatrix": self.imatrix_facts(model)} | self._keep(model, recipe)
+        return self._with_engine(model, recipe, settings), made_from
 
     def _with_engine(self, model: str, row: str, settings: Settings) -> Settings:
         """The settings of a stage that runs in a row's engine; it is named where it is not mainline."""

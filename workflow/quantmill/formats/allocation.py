@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Final, NotRequired, TypedDict
 
+from quantmill.formats.budgets import Budget
 from quantmill.formats.report import Report
-from quantmill.formats.settings import Budget, FileRounding
+from quantmill.formats.settings import FileRounding
 
 
 class NoiseFloor(TypedDict):
@@ -80,6 +81,30 @@ class MemoryRoom(TypedDict):
     file: int
 
 
+class PoolUse(TypedDict):
+    """What a memory is used for; bytes."""
+
+    total: int
+    weights: Annotated[int, "all but experts"]
+    experts: int
+    cache: Annotated[int, "with recurrent states"]
+    compute: Annotated[int, "an estimate"]
+    reserve: int
+
+
+class Pools(TypedDict):
+    """What is where of a file for two memories."""
+
+    gpu: PoolUse
+    cpu: PoolUse
+    context: Annotated[int, "tokens"]
+    cache_type: str
+    layers: Annotated[int, "that have experts"]
+    on_cpu: Annotated[list[int], "the layers whose experts are on the CPU"]
+    flags: Annotated[list[str], "of llama.cpp's programs"]
+    override: Annotated[str, "the value of `-ot` in place of `--n-cpu-moe`; empty: no experts on the CPU"]
+
+
 class Dominated(TypedDict):
     """A type that no budget takes for some tensors: another is no larger and costs no more."""
 
@@ -101,6 +126,7 @@ class Allocation(TypedDict):
     recipe: str
     budget: AllocatedBudget
     memory: MemoryRoom | None
+    pools: NotRequired[Annotated[Pools, "of a budget of two memories"]]
     file_bytes: int
     metadata_bytes: int
     bpw: float
@@ -109,7 +135,9 @@ class Allocation(TypedDict):
     damage: Annotated[str, "the objective: kld or error"]
     predicted_kld: Annotated[float | None, "nats: the sum over all tensors; null where not known"]
     predicted_se: Annotated[float | None, "its standard error: those of the tensors added in squares"]
-    how: Annotated[dict[str, int], "tensors whose sensitivity is measured, predicted, imported"]
+    how: Annotated[
+        dict[str, int], "tensors whose sensitivity is measured, predicted, imported, or 0 as they are kept"
+    ]
     objective: Annotated[float, "the sum that was minimized"]
     bound: Annotated[float, "the optimum is not below it"]
     gap: Annotated[float, "between the two, relative"]
@@ -200,6 +228,7 @@ class Plan(TypedDict):
     file_type: Annotated[int, "llama.cpp's number"]
     imatrix: Annotated[bool, "whether it is used"]
     rounding: NotRequired[FileRounding]
+    kept: NotRequired[Annotated[dict[str, int], "tensors without loss of each type, with keep: grid"]]
     tensors: int
     parameters: Annotated[int, "without per-tensor scales of nvfp4"]
     file_bytes: Annotated[int, "exact"]

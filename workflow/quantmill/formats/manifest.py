@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,6 +10,10 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_table, write_table
 
 COLUMNS: Final = ["name", "role", "layer", "ne0", "ne1", "ne2", "ne3", "type", "bytes", "sha256"]
+GRID: Final = "grid"
+"""One more column, where any tensor's values lie on the grid of a type: its name, or empty."""
+
+_NONE: Final[Mapping[str, str]] = {}
 
 
 class ManifestRow(NamedTuple):
@@ -24,16 +28,25 @@ class ManifestRow(NamedTuple):
     sha256: str
 
 
-def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write the table, in the order of the rows."""
+def write_manifest(path: Path, rows: Iterable[ManifestRow], grids: Mapping[str, str] = _NONE) -> None:
+    """Write the table, in the order of the rows; `grids` by tensor."""
     write_table(
         path,
-        COLUMNS,
+        [*COLUMNS, *([GRID] if grids else [])],
         [
-            [row.name, row.role, row.layer, *(*row.shape, 1, 1, 1, 1)[:4], row.type, row.bytes, row.sha256]
+            [
+                *(row.name, row.role, row.layer, *(*row.shape, 1, 1, 1, 1)[:4]),
+                *(row.type, row.bytes, row.sha256),
+                *([grids.get(row.name, "")] if grids else []),
+            ]
             for row in rows
         ],
     )
+
+
+def read_grids(path: Path) -> dict[str, str]:
+    """The grid on which a tensor's values lie, by its name; tensors of quantized types are not there."""
+    return {row["name"]: row[GRID] for row in read_table(path) if row.get(GRID)}
 
 
 def read_manifest_rows(path: Path) -> list[ManifestRow]:

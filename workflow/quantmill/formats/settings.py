@@ -11,10 +11,13 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.budgets import Budget
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
 FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value"]
+
+Keep = Annotated[Literal["grid"], "absent: what lies on a grid is rounded like all else"]
 
 CHUNKS_A_UNIT: Final = 8
 """Chunks of a unit of the store, for those stages that evaluate some."""
@@ -110,23 +113,7 @@ class Plan(TypedDict):
     recipe: str
     imatrix: ImatrixFile | None
     rounding: NotRequired[FileRounding]
-
-
-class MemoryBudget(TypedDict):
-    """A device's memory."""
-
-    total: Annotated[int, "bytes"]
-    reserve: Annotated[int, "bytes left free"]
-    context: Annotated[int, "tokens"]
-    cache: Annotated[str, "the type of the KV cache"]
-
-
-class Budget(TypedDict, total=False):
-    """One of the three."""
-
-    size: Annotated[int, "bytes of the file"]
-    bpw: Annotated[float, "bits per weight of the file"]
-    memory: MemoryBudget
+    keep: NotRequired[Keep]
 
 
 class Allocate(TypedDict):
@@ -149,6 +136,7 @@ class Allocate(TypedDict):
     imatrix: ImatrixFile | None
     measured: NotRequired[list[str]]
     rounding: NotRequired[Rounding]
+    keep: NotRequired[Keep]
 
 
 class Memory(TypedDict):
@@ -164,6 +152,7 @@ class Quantize(TypedDict):
     engine: NotRequired[str]
     split: NotRequired[int]
     rounding: NotRequired[FileRounding]
+    keep: NotRequired[Keep]
 
 
 class Speed(TypedDict):

@@ -1,6 +1,6 @@
 """What is known of the source: where it is from, what it is, and the memory that its files take."""
 
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
 
@@ -74,6 +74,7 @@ class Model(TypedDict):
     types: Annotated[dict[str, int], "tensors of each type"]
     quantized: Annotated[bool, "whether any 2-D weight is of a quantized type"]
     quantized_types: list[str]
+    grids: NotRequired[Annotated[dict[str, int], "matrices of floats that lie on the grid of a type"]]
     tokenizer: Annotated[str | None, "such as gpt2"]
     chat_template: str | None
     licence: str | None

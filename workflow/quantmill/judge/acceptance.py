@@ -67,6 +67,10 @@ class SizeTargeted:
             return f"{budget['bpw']:g} bpw"
         if "size" in budget:
             return f"{count(budget['size'])} bytes ({size(budget['size'])}, {decimal_size(budget['size'])})"
+        if "pools" in budget:
+            pools = budget["pools"]
+            both = f"{size(pools['gpu'])} of GPU and {size(pools['cpu'])} of CPU memory"
+            return f"{both}, {count(pools['context'])} tokens of context"
         memory = budget["memory"]
         return f"{size(memory['total'])} of memory, {count(memory['context'])} tokens of context"
 

@@ -1,5 +1,7 @@
 """The source's tensors and their digests: what every key of the store starts from.
 
+And the grids of types on which the values of some lie already.
+
 A tensor's digest is of its data alone, so that the same tensor in another file has
 the same units in the store. They may have been noted when the workflow was read.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantmill import command
@@ -17,10 +20,13 @@ from quantmill.formats.ggufio import Header, read_header
 from quantmill.formats.manifest import ManifestRow, write_manifest
 from quantmill.formats.source import MODEL, Model
 from quantmill.formats.types import is_quantized
+from quantmill.grid import find
 from quantmill.model.digests import Memo
 from quantmill.model.header import hyperparameters
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
+
+_NONE: Mapping[str, str] = {}
 
 
 def digests(header: Header, memo: Memo, threads: int, log: Log) -> tuple[dict[str, str], list[str]]:
@@ -46,14 +52,15 @@ def rows(header: Header, sha256: dict[str, str]) -> list[ManifestRow]:
     ]
 
 
-def facts(header: Header, files: list[str], size: int) -> Model:
+def facts(header: Header, files: list[str], size: int, grids: Mapping[str, str] = _NONE) -> Model:
     """What the card and the recipes say of the model: `model.json` of docs/files.md.
 
-    `files` are the sha256s of the shards, `size` their bytes together.
+    `files` are the sha256s of the shards, `size` their bytes together, `grids` are by tensor.
     """
     arch = header.architecture
+    on_grids = {kind: list(grids.values()).count(kind) for kind in sorted(set(grids.values()))}
     quantized = sorted({t.type for t in header.tensors if len(t.shape) > 1 and is_quantized(t.type)})
-    return {
+    made: Model = {
         "name": header.text("general.name"),
         "architecture": arch,
         "layers": header.layers,
@@ -74,6 +81,9 @@ def facts(header: Header, files: list[str], size: int) -> Model:
         "metadata_bytes": header.tensors[0].offset if header.tensors else size,
         "hyperparameters": hyperparameters(header),
     }
+    if on_grids:
+        made["grids"] = on_grids
+    return made
 
 
 def _optional(header: Header, key: str) -> int | None:
@@ -88,9 +98,13 @@ def main(args: argparse.Namespace, log: Log) -> None:
     header = read_header(args.model)
     size = sum(shard.stat().st_size for shard in header.shards)
     tensors, files = digests(header, Memo.of_stage(), args.threads, log)
-    write_manifest(args.manifest, rows(header, tensors))
-    MODEL.write(args.facts, facts(header, files, size))
+    grids = find.grids(header, args.threads)
+    write_manifest(args.manifest, rows(header, tensors), grids)
+    about = facts(header, files, size, grids)
+    MODEL.write(args.facts, about)
     log.say(f"{len(header.tensors)} tensors, {size:,} bytes")
+    for kind, count in about.get("grids", {}).items():
+        log.say(f"{count} of its matrices lie on the grid of {kind}: `keep: grid` in a recipe keeps them")
     strange = [tensor.name for tensor in header.tensors if role_of(tensor.name) == "unknown"]
     if strange:
         log.say(f"warning: {len(strange)} tensors have no known role: {', '.join(strange[:8])}")

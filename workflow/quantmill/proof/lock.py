@@ -151,7 +151,7 @@ def moments_of(results: Path, recipe: str, settings: Quantize) -> MomentsOfRecip
 
 def _preset(plan: Plan, settings: Quantize) -> str | None:
     """The preset by which llama-quantize makes the same file; None where it has none."""
-    own = plan["rules"] or settings.keys() & {"engine", "split", "rounding"}
+    own = plan["rules"] or settings.keys() & {"engine", "split", "rounding", "keep"}
     return plan["base"] if plan["base"] in PRESETS and not own else None
 
 

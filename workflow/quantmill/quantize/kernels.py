@@ -18,7 +18,7 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.types import writable
 from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments
-from quantmill.quantize import feedback, nvfp4
+from quantmill.quantize import feedback, nvfp4, repack
 from quantmill.quantize.feedback import Feedback
 from quantmill.store import Payload, Store, Unit
 
@@ -45,7 +45,8 @@ class Task:
 
     `together` are the weights that share an nvfp4 weight's per-tensor scale, itself
     among them; a per-tensor scale is a task of type f32 of its weight. `moments` is the
-    key of its input's second moments where it is rounded with error feedback.
+    key of its input's second moments where it is rounded with error feedback. What is
+    `packed` lies on the grid of the type, and is not rounded.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task:
     importance: NDArray[np.float32] | None
     together: tuple[nvfp4.Weight, ...] = ()
     moments: str | None = None
+    packed: bool = False
 
     def key(self, engine: str) -> str:
         """Its key in the store: source bytes, types, shape, importance values, engine."""
@@ -65,6 +67,8 @@ class Task:
             more["together"] = [weight.sha256 for weight in self.together]
         if self.moments is not None:
             more |= {"moments": self.moments, "feedback": feedback.VERSION}
+        if self.packed:
+            more["packed"] = repack.VERSION
         return Store.key(
             STAGE,
             _UNITS,
@@ -147,6 +151,8 @@ class Quantizer:
         return self.store.find_or_make(task.key(self.engine), make, keep=self._keep, leased=leased)
 
     def _make(self, task: Task, source: Bytes) -> memoryview:
+        if task.packed:
+            return self._repack(task, source).data
         if task.together:
             return self._make_scaled(task, source).data
         return self.convert(task, source, task.shape).data
@@ -161,6 +167,12 @@ class Quantizer:
                 return self._nearest(task, source, shape)
             nearest = partial(self._unit_of_nearest, task, shape, partial(self._nearest, task, source, shape))
             return self._feedback.round(source, nearest, replace(task, shape=shape))
+        except QuantmillError as error:
+            raise QuantmillError(str(error), task.name) from error
+
+    def _repack(self, task: Task, source: Bytes) -> Bytes:
+        try:
+            return repack.repack(source, task.source_type, task.type, task.shape, self._workers, self.threads)
         except QuantmillError as error:
             raise QuantmillError(str(error), task.name) from error
 

@@ -36,6 +36,7 @@ from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import BYTES, Log
 from quantmill.quantize import costs, split
 from quantmill.quantize.feedback import memory_of
+from quantmill.quantize.keep import kept
 from quantmill.quantize.kernels import Quantizer, Task, task
 from quantmill.quantize.nvfp4 import Weight
 from quantmill.quantize.stream import not_recorded, write, write_parts
@@ -312,7 +313,7 @@ def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -
         imatrix = as_legacy(imatrix.made_up())
     moments = asked_for(args, settings.get("rounding"), source.header, store, log)
     cross = Known(args.cross, store) if settings.get("rounding") == "gptaq" else None
-    todo = tasks(rows, source, imatrix, engine, moments, cross)
+    todo = kept(tasks(rows, source, imatrix, engine, moments, cross), args.manifest, settings)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
     return Work(plan, rows, source, todo, kv, moments, cross)

@@ -11,7 +11,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,11 +40,13 @@ from quantmill.model.header import read_source
 from quantmill.model.roles import layer_of, role_of
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
-from quantmill.recipe import presets, rules
+from quantmill.recipe import presets, rules, shares
+from quantmill.recipe.keep import kept
 
 # A layer of multi-token prediction has no importance values: this type replaces one that needs them.
 _WITHOUT_IMPORTANCE: Final = "q4_K"
 # Why a per-tensor scale is in the plan. Plans are compared byte by byte, so the old words stay.
+_NONE: Final[Mapping[str, str]] = {}
 _SCALE_REASON: Final = "second scale of its weight"
 
 
@@ -60,13 +62,21 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: bool, where: object) -> Plan:
+def resolve(
+    header: Header,
+    recipe: rules.Recipe,
+    mixture: Mixture,
+    *,
+    imatrix: bool,
+    where: object,
+    keep: Mapping[str, str] = _NONE,
+) -> Plan:
     """The plan of `recipe` for a model; `imatrix` says whether one will be used.
 
     `mixture` is that of the base, made with the same `imatrix`. `where` is the
-    recipe's file, for errors. QuantmillError for a rule that does nothing, for a
-    type that needs an imatrix where there is none, and for a plan that equals
-    that of its base.
+    recipe's file, for errors; `keep` are the types of tensors that stay without
+    loss. QuantmillError for a rule that does nothing, for a type that needs an
+    imatrix where there is none, and for a plan that equals that of its base.
     """
     decided = rules.assign(recipe, header, mixture.quantizable, where)
     tensors = {tensor.name: tensor for tensor in header.tensors}
@@ -85,6 +95,9 @@ def resolve(header: Header, recipe: rules.Recipe, mixture: Mixture, *, imatrix: 
         if rule is None and missing:
             reasons.append(f"no importance values for {kind}")
             intended = kind = fallback(_WITHOUT_IMPORTANCE, tensor.shape[0], recipe.engine)
+        if name in keep and name in mixture.quantizable:
+            intended = kind = keep[name]
+            reasons = [f"on the grid of {kind}, which is kept"]
         if kind != intended:
             fallbacks[name] = intended
             block = known(intended).block_elements
@@ -169,8 +182,8 @@ def report(
         "tensor_bytes": body,
         "metadata_bytes": head,
         "bpw": (head + body) * 8 / parameters,
-        "by_type": _by_type(plan.rows),
-        "by_role": _by_role([row for row in plan.rows if row.name in plan.quantizable]),
+        "by_type": shares.by_type(plan.rows),
+        "by_role": shares.by_role([row for row in plan.rows if row.name in plan.quantizable]),
         "bits": [
             {"role": row.role, "layer": row.layer, "bpw": row.bytes * 8 / row.elements, "type": row.type}
             for row in plan.rows
@@ -309,47 +322,6 @@ def _check_imatrix(
         )
 
 
-def _by_type(rows: Sequence[PlanRow]) -> list[formats.OfType]:
-    """The share of each type of the file."""
-    shares: list[formats.OfType] = []
-    for kind in {row.type for row in rows}:
-        of_type = [row for row in rows if row.type == kind]
-        shares.append(
-            {
-                "type": kind,
-                "tensors": len(of_type),
-                "bytes": sum(row.bytes for row in of_type),
-                "parameters": sum(row.elements for row in of_type),
-                "roles": sorted({row.role for row in of_type}),
-            }
-        )
-    return sorted(shares, key=lambda entry: (-entry["bytes"], entry["type"]))
-
-
-def _by_role(rows: Sequence[PlanRow]) -> list[formats.OfRole]:
-    """The share of each role, and the range of bits per weight over its tensors."""
-    roles: dict[str, list[PlanRow]] = {}
-    for row in rows:
-        roles.setdefault(row.role, []).append(row)
-    shares: list[formats.OfRole] = []
-    for role, of_role in roles.items():
-        size, parameters = sum(row.bytes for row in of_role), sum(row.elements for row in of_role)
-        bits = [row.bytes * 8 / row.elements for row in of_role]
-        shares.append(
-            {
-                "role": role,
-                "tensors": len(of_role),
-                "bytes": size,
-                "parameters": parameters,
-                "bpw": size * 8 / parameters,
-                "least": min(bits),
-                "most": max(bits),
-                "types": dict(sorted(Counter(row.type for row in of_role).items())),
-            }
-        )
-    return sorted(shares, key=lambda entry: (-entry["bytes"], entry["role"]))
-
-
 def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
     config: Settings = args.spec["config"]
@@ -361,13 +333,20 @@ def main(args: argparse.Namespace, log: Log) -> None:
     recipe = rules.parse(text, args.recipe)
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
-    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe)
+    keep = kept(header, args.grids, recipe.engine, args.recipe)
+    # A size-targeted recipe has chosen among the types already, and may have left the grid.
+    given = keep.types if args.allocation is None else _NONE
+    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe, keep=given)
+    rows = plan.rows if given else keep.marked(plan.rows)
+    plan = replace(plan, rows=rows, warnings=(*plan.warnings, *keep.warnings))
     if "rounding" in config:
         check_rounding(plan.rows, recipe.engine, args.recipe)
     allocation = None if args.allocation is None else formats.ALLOCATION.read(args.allocation)
     numbers = report(header, plan, config["recipe"], config["imatrix"], allocation)
     if "rounding" in config:
         numbers["rounding"] = config["rounding"]
+    if "keep" in config:
+        numbers["kept"] = keep.counted(plan.rows)
     write_plan(args.plan, plan.rows)
     formats.PLAN.write(args.report, numbers)
     line = f"{numbers['recipe']}: {numbers['file_bytes']:,} bytes, {numbers['bpw']:.4f} bpw"
@@ -383,6 +362,7 @@ if __name__ == "__main__":
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
     arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
+    arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--allocation", type=Path, nargs="?", help="the report of a size-targeted recipe")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")
     arguments.add_argument("--report", type=Path, required=True, help="the plan in numbers, JSON")

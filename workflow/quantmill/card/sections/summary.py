@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from quantmill import text
 from quantmill.card.view import View
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
@@ -22,9 +23,25 @@ def build(view: View) -> dict[str, Any]:
         "imatrix": imatrix,
         "with_imatrix": sum(bool(quant.plan["imatrix"]) for quant in view.offered),
         "tried": tried(view.offered),
+        "grids": grids(view.measured),
         "toolchain": sorted(view.config["toolchain"].items()),
         "warnings": warnings(view.measured),
     }
+
+
+def grids(results: Results) -> str:
+    """Which of the source's values lie on the grid of a type, and which files keep them (markdown)."""
+    on_grids = results.facts.get("grids", {})
+    if not on_grids:
+        return ""
+    places = [f"{count} tensors on that of {kind}" for kind, count in on_grids.items()]
+    kept = [
+        f"{text.code(quant.name)} ({sum(quant.plan['kept'].values())})"
+        for quant in results.quants
+        if "kept" in quant.plan
+    ]
+    files = f"kept without loss in {' and '.join(kept)}" if kept else "no file keeps them"
+    return f"{', '.join(places)}: {files}"
 
 
 def warnings(results: Results) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,1 @@
+"""Values that lie on the grid of a type already: looked for, and taken apart into scales and codes."""
