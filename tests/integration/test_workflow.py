@@ -38,6 +38,7 @@ def test_a_lean_config_ends_with_a_card(checkout: Checkout, monkeypatch: pytest.
         "memory.json",
         "gguf/tiny-Q8_0.gguf",
         "gguf/tiny-Q8_0.json",
+        "checks/Q8_0.json",
         "lock.json",
         "statements/tiny-Q8_0.gguf.derivation.json",
         "statements/.snakemake_timestamp",

@@ -20,7 +20,7 @@ BELOW: dict[str, set[str]] = {
     "model": {"formats"},
     "nvfp4": {"formats", "model"},
     "imatrix": {"formats", "model"},
-    "check": {"engine", "formats", "model"},
+    "check": {"corpus", "engine", "formats", "model"},
     "corpus": {"engine", "formats"},
     "recipe": {"engine", "formats", "model", "nvfp4"},
     "budget": {"formats", "model", "recipe"},

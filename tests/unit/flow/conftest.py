@@ -240,6 +240,7 @@ def specs_of(project: Project) -> dict[str, str]:
                 note(specs, "feasibility", model, name)
             note(specs, "plan", model, name)
             note(specs, "quantized", model, name)
+            note(specs, "checked", model, name)
         for measure in MEASURES.values():
             if getattr(config.bench_of(model), measure.name) is not None:
                 for row in project.rows(model):

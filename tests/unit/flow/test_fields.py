@@ -32,9 +32,9 @@ class Row(NamedTuple):
 
 
 BENCH: Final = "kld perplexity speed served humaneval tasks"
-FILES: Final = f"quantized parts lock card {BENCH}"
+FILES: Final = f"quantized checked parts lock card {BENCH}"
 PLANS: Final = f"plan memory {FILES}"
-ALONE: Final = "plan memory quantized lock card"  # of a model that is neither measured nor published
+ALONE: Final = "plan memory quantized checked lock card"  # of a model that is neither measured nor published
 SOURCE: Final = "source manifest check"
 FED_BACK: Final = [("recipes.0.rounding", "gptq")]
 FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
@@ -51,7 +51,7 @@ ROWS: Final[dict[str, Row]] = {
             "bench": {},
             "publish": {},
         },
-        "verify +card +check +lock +manifest +memory +plan +quantized +rendered +source",
+        "verify +card +check +lock +manifest +memory +plan +quantized +checked +rendered +source",
     ),
     "Config.corpora": Row(
         "corpora.held-out",
@@ -93,7 +93,7 @@ ROWS: Final[dict[str, Row]] = {
     "Model.recipes": Row(
         "models.local.recipes",
         ["Q8_0"],
-        "card lock memory parts publish +allocated +feasibility +plan +quantized +rendered +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +rendered +BENCH",
     ),
     "Model.imatrix": Row(
         "models.local.imatrix",
@@ -188,7 +188,7 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.name": Row(
         "recipes.3.name",
         "other",
-        "card lock memory parts publish +allocated +feasibility +plan +quantized +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +BENCH",
     ),
     "BudgetRecipe.template": Row(
         "recipes.3",
@@ -228,7 +228,7 @@ ROWS: Final[dict[str, Row]] = {
     "MemoryBudget.reserve": Row("recipes.4.memory.reserve", "1 KiB", "allocated feasibility PLANS"),
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
-        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +rendered +BENCH"
+        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +checked +rendered +BENCH"
     ),
     "Recipe.template": Row("recipes.0.template", "own", "rendered PLANS"),
     "Recipe.importance": Row("recipes.1.importance", {"imatrix": 1.0}, "rendered PLANS"),

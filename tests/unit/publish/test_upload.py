@@ -18,6 +18,7 @@ from huggingface_hub import constants
 
 from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
+from quantmill.formats.checks import Checks
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.proof import LOCK, Lock
 from quantmill.progress import Log
@@ -75,7 +76,13 @@ class Publisher:
         }
         self.write(f"gguf/tiny-{recipe}.gguf", data)
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
+        self.checked(recipe)
         return sha256
+
+    def checked(self, recipe: str, *failures: str) -> None:
+        """The check of a recipe's file, with what is wrong with it."""
+        report = {"file": f"tiny-{recipe}.gguf", "tokenizer": "none", "failures": list(failures)}
+        self.write(f"checks/{recipe}.json", json.dumps(complete(Checks, report)).encode())
 
     def lock(self) -> None:
         """A lock of the files, and a statement of each."""
@@ -429,3 +436,16 @@ def test_a_file_that_changed_since_it_was_made_is_refused(publisher: Publisher, 
     path.write_bytes(b"short")
     assert "has 5 bytes, not 20,000" in publisher.refused()
     assert not hub.repositories[REPO]
+
+
+def test_a_file_that_failed_its_check_is_not_uploaded(publisher: Publisher, hub: Hub) -> None:
+    publisher.checked("Q8_0", "2 of the 9 blocks of a.weight are NaN or infinite, the first at 3")
+    assert publisher.publish(confirm=False) == dict.fromkeys(ALL, "new")
+    line = (
+        "tiny-Q8_0.gguf failed its check: 2 of the 9 blocks of a.weight are NaN or infinite, the first at 3"
+    )
+    assert publisher.refused() == f"me/tiny-GGUF: {line}; make it again, or leave it out"
+    assert not hub.repositories
+    publisher.checked("Q8_0")
+    publisher.publish()
+    assert hub.repositories

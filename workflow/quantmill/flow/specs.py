@@ -246,6 +246,10 @@ class Specs:
         return spec.make("quantize.write", settings, made_from, engine=engine)
 
     @once
+    def checked(self, model: str, recipe: str) -> str:
+        return self._measured("check.file", model, recipe, {}, {"model": self.file(model, recipe)})
+
+    @once
     def gptq(self, model: str, recipe: str) -> str:
         """The same types rounded by gptq, in one file whatever the recipe's `split`."""
         settings, made_from = self._fed_back(model, *self._nearest(model, recipe))

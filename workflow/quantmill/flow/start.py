@@ -44,6 +44,7 @@ class Flow(NamedTuple):
     shards: Shards
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     refuse_orphans: Callable[[], None]
+    refuse_unsound: Callable[[], None]
     sweep: Callable[[], None]
 
 
@@ -108,6 +109,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         Shards(inputs),
         partial(spec_of, folder=project.specs),
         partial(_refuse_orphans, workflow),
+        partial(_refuse_unsound, workflow),
         partial(parts.sweep_below, project.results),
     )
 
@@ -118,6 +120,14 @@ def _refuse_orphans(workflow: Any) -> None:
 
     with refusing():
         orphans.refuse(workflow)
+
+
+def _refuse_unsound(workflow: Any) -> None:
+    """End a run in an error that made a file which failed its check."""
+    from quantmill.flow import sound
+
+    with refusing():
+        sound.refuse(job.output[0] for job in workflow.dag.jobs if job.rule.name == "check_file")
 
 
 def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.checks import CheckedFile
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -290,6 +291,7 @@ class Card(TypedDict):
     ]
     verified: NotRequired[Annotated[bool, "whether verify.json is read"]]
     signed: NotRequired[Annotated[bool, "whether there is a lock.json.sig"]]
+    checks: NotRequired[Annotated[bool, "whether the files were checked"]]
 
 
 class LockedText(CorpusSource):
@@ -374,6 +376,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "recipe.plan": Plan,
     "model.memory": Memory,
     "quantize.write": Quantize,
+    "check.file": CheckedFile,
     "measure.divergence": Chunks,
     "measure.perplexity": Chunks,
     "measure.speed": Speed,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.formats.checks import CHECKS
 from quantmill.formats.publication import PARTS
 from quantmill.formats.settings import PublishedModel, Upload
 from quantmill.progress import BYTES, Log
@@ -27,6 +28,7 @@ class Publication(NamedTuple):
     items: list[Item]
     held: Holdings | None
     rows: list[Row]
+    unsound: list[str]
 
     @property
     def due(self) -> list[Item]:
@@ -60,7 +62,13 @@ def prepared(model: str, settings: PublishedModel, results: Path, confirmed: boo
         if confirmed:
             raise
         held, rows = None, [Row("unknown", item.path, item.bytes, item.sha256) for item in items]
-    return Publication(model, repository, settings, items, held, rows)
+    return Publication(model, repository, settings, items, held, rows, unsound(results, recipes))
+
+
+def unsound(results: Path, recipes: list[str]) -> list[str]:
+    """What is wrong with the files of these recipes, by their checks."""
+    reports = [CHECKS.read(results / "checks" / f"{recipe}.json") for recipe in recipes]
+    return [f"{report['file']} failed its check: {line}" for report in reports for line in report["failures"]]
 
 
 def shown(publication: Publication) -> list[str]:
@@ -70,11 +78,16 @@ def shown(publication: Publication) -> list[str]:
     there = "" if publication.held else ", to be made"
     where = f"{settings['repo']} ({settings['revision']}{', private' if settings['private'] else ''}{there})"
     head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
-    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows)]
+    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows), *publication.unsound]
 
 
 def refuse_unsound(publication: Publication) -> None:
-    """QuantmillError where there is no token, or where somebody else's work would be lost."""
+    """QuantmillError where a file failed its check, where there is no token, or where somebody else's work
+    would be lost.
+    """
+    if publication.unsound:
+        cure = "make it again, or leave it out"
+        raise QuantmillError("; ".join(publication.unsound), publication.repository.name, cure)
     if not publication.repository.has_token:
         raise QuantmillError("no token to upload with", publication.repository.name, "run `hf auth login`")
     edited = [row.path for row in publication.rows if row.state == "edited"]
