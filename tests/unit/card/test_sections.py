@@ -123,3 +123,19 @@ def test_a_check_of_another_file_is_refused(tree: Tree) -> None:
     edit(folder / "checks" / "Q8_0.json", sha256="0")
     with pytest.raises(QuantmillError, match=r"Q8_0\.json: is of another file; delete it"):
         read(folder, config)
+
+
+def test_commands_have_tags_that_give_the_file(tree: Tree) -> None:
+    folder, config = tree
+    shown = view(read(folder, config), config | {"repo": "me/tiny-GGUF"})
+    text = card(shown)
+    assert f"llama-server -hf me/tiny-GGUF:{shown.pick.name} -c {shown.context}    # downloads it by itself" in text
+    assert f"ollama run hf.co/me/tiny-GGUF:{shown.pick.name}    # without the Modelfile" in text
+    assert " -hf " not in card(view(read(folder, config), config)) and "hf.co/" not in card(
+        view(read(folder, config), config)
+    )
+    # Another file comes before it by the same tag: only its whole name is its own.
+    edit(folder / "gguf" / "tiny-Q8_0.json", file=f"a-{shown.pick.name}.gguf")
+    text = card(view(read(folder, config), config | {"repo": "me/tiny-GGUF"}))
+    assert " -hf " not in text
+    assert f"ollama run hf.co/me/tiny-GGUF:tiny-{shown.pick.name}.gguf    # without" in text

@@ -67,7 +67,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     with refusing():
         environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
-        from quantmill.flow import cap
+        from quantmill.flow import cap, naming
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
         from quantmill.flow.estimate import Estimate
@@ -83,6 +83,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
+            print(f"warning: {line}", file=sys.stderr)
+        for line in naming.remarks(project) if workflow.is_main_process else ():
             print(f"warning: {line}", file=sys.stderr)
     paths = Paths(project)
     inputs = Inputs(paths, ancient, local)
