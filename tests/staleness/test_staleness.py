@@ -220,6 +220,8 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a text of the card in a file": (text_in_a_file, CARD),
     "another model's figures": (figures_of_another, CARD),
     "where it is published": (section(publish={"repo": "me/{model}"}), {"name_parts"} | LOCK | CARD),
+    # rates are measured again; all else of the measurements is in the store
+    "metadata of the files": (section(metadata={"name": "Tiny"}), QUANTS | BENCH - SOURCE | CARD),
     "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),

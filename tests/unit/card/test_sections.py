@@ -129,7 +129,10 @@ def test_commands_have_tags_that_give_the_file(tree: Tree) -> None:
     folder, config = tree
     shown = view(read(folder, config), config | {"repo": "me/tiny-GGUF"})
     text = card(shown)
-    assert f"llama-server -hf me/tiny-GGUF:{shown.pick.name} -c {shown.context}    # downloads it by itself" in text
+    assert (
+        f"llama-server -hf me/tiny-GGUF:{shown.pick.name} -c {shown.context}    # downloads it by itself"
+        in text
+    )
     assert f"ollama run hf.co/me/tiny-GGUF:{shown.pick.name}    # without the Modelfile" in text
     assert " -hf " not in card(view(read(folder, config), config)) and "hf.co/" not in card(
         view(read(folder, config), config)

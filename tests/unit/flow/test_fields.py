@@ -38,7 +38,16 @@ ALONE: Final = "plan memory quantized checked lock card"  # of a model that is n
 SOURCE: Final = "source manifest check"
 FED_BACK: Final = [("recipes.0.rounding", "gptq")]
 FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
-KINDS: Final = {"BENCH": BENCH, "FILES": FILES, "PLANS": PLANS, "ALONE": ALONE, "SOURCE": SOURCE}
+METADATA: Final = "quantized checked parts lock card"  # what is measured stays
+GIVEN: Final = [("metadata", {"name": "Tiny", "sampling": {"temp": 1}})]
+KINDS: Final = {
+    "BENCH": BENCH,
+    "FILES": FILES,
+    "PLANS": PLANS,
+    "METADATA": METADATA,
+    "ALONE": ALONE,
+    "SOURCE": SOURCE,
+}
 
 ROWS: Final[dict[str, Row]] = {
     "Config.models": Row(
@@ -82,6 +91,26 @@ ROWS: Final[dict[str, Row]] = {
     "Config.split": Row("split", {"max": "1 MB"}, "FILES"),
     "Config.bench": Row("bench.kld", None, "card publish +kld"),
     "Config.publish": Row("publish.repo", "you/{model}", "card publish"),
+    "Config.metadata": Row("metadata", {"name": "Tiny"}, "METADATA"),
+    "Model.metadata": Row("models.local.metadata", {"name": "Tiny"}, "METADATA"),
+    **{
+        f"Metadata.{field}": Row(f"metadata.{field}", value, "METADATA", GIVEN)
+        for field, value in {
+            **dict.fromkeys(("name", "basename", "size_label", "finetune", "version", "author"), "Other"),
+            **dict.fromkeys(("organization", "description", "url"), "Other"),
+            "card": False,
+            "sampling": {"top_k": 20},
+        }.items()
+    },
+    "Metadata.chat_template": Row("metadata.chat_template", "template.jinja", "FILES", GIVEN),
+    **{
+        f"Sampling.{field}": Row(f"metadata.sampling.{field}", 0.5, "METADATA", GIVEN)
+        for field in ("temp", "top_p", "min_p", "penalty_repeat")
+    },
+    **{
+        f"Sampling.{field}": Row(f"metadata.sampling.{field}", 20, "METADATA", GIVEN)
+        for field in ("top_k", "penalty_last_n")
+    },
     "Config.results": Row("results", "elsewhere", ""),
     "Config.store": Row("store", {"path": "a store"}, ""),
     "Model.source": Row(
@@ -418,3 +447,12 @@ def test_the_same_config_has_the_same_specs(
     one, other = all_specs(make()), all_specs(make())
     assert one == other
     assert len(one) > 100
+
+
+def test_with_metadata_the_card_reaches_the_files(
+    make: Callable[..., Project], all_specs: Callable[[Project], Specs]
+) -> None:
+    given = ("models.local.metadata", {"name": "Tiny"})
+    before = all_specs(make(given))
+    after = all_specs(make(given, ("models.local.card.license", "apache-2.0")))
+    assert changed(before, after) == expanded("METADATA")

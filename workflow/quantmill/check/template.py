@@ -6,6 +6,7 @@ from typing import Final
 
 from quantmill.corpus.chat import ChatTemplate
 from quantmill.corpus.messages import BrokenRowError, Messages, Tools
+from quantmill.errors import QuantmillError
 from quantmill.formats.checks import CheckedTemplate
 from quantmill.formats.ggufio import Header
 
@@ -59,6 +60,15 @@ def prompt_of(template: ChatTemplate) -> str:
         raise BrokenTemplateError(
             str(error).removeprefix("refused by the chat template ").strip("()")
         ) from None
+
+
+def refuse_broken(text: str, file: str) -> None:
+    """QuantmillError for a user's template that cannot render a question."""
+    try:
+        prompt_of(ChatTemplate(text, bos="", eos=""))
+    except ValueError as error:
+        what = f"a chat template that cannot render a question ({' '.join(str(error).split())})"
+        raise QuantmillError(what, file, "correct it, or leave it out") from None
 
 
 def taken_by(template: ChatTemplate) -> CheckedTemplate:

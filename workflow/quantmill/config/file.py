@@ -20,6 +20,7 @@ from quantmill.config.bench import Bench, Probes, check_evaluations
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
 from quantmill.config.fields import HINTS, FilePath, Name, Strict
+from quantmill.config.metadata import Metadata
 from quantmill.config.offload import Offload
 from quantmill.config.recipe import (
     BudgetRecipe,
@@ -48,6 +49,7 @@ class Model(Strict):
     sensitivity: Sensitivity | None = Field(default=None, description="its own; null: none for this model")
     bench: Bench | None = Field(default=None, description="its own measurements")
     publish: Publish | None = Field(default=None, description="its own settings")
+    metadata: Metadata | None = Field(default=None, description="its own; null: as in the source")
     offload: Offload | None = Field(default=None, description="its own settings")
 
 
@@ -77,6 +79,7 @@ class Config(Strict):
     split: Split | None = Field(default=None, description="for every recipe without a `split` of its own")
     bench: Bench = Field(default=Bench(), description="what is measured")
     publish: Publish = Field(default=Publish(), description="which files are offered, and where")
+    metadata: Metadata | None = Field(default=None, description="what the files' metadata say")
     results: FilePath = Field(default="results", description="the folder of all outputs")
     store: Store = Field(default=Store(), description="the store of finished units of work")
     offload: Offload = Field(default=Offload(), description="how models are spread over GPUs")
@@ -207,6 +210,11 @@ class Config(Strict):
     def offload_of(self, model: str) -> Offload:
         """The model's own offload section, if it has one, else the file's."""
         return self.models[model].offload or self.offload
+
+    def metadata_of(self, model: str) -> Metadata | None:
+        """The model's own metadata section, if it has one, else the file's."""
+        own = self.models[model]
+        return own.metadata if "metadata" in own.model_fields_set else self.metadata
 
     def requested_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""

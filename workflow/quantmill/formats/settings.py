@@ -12,6 +12,7 @@ against it.
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from quantmill.formats.checks import CheckedFile
+from quantmill.formats.general import Plain
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -165,6 +166,7 @@ class Quantize(TypedDict):
     engine: NotRequired[str]
     split: NotRequired[int]
     rounding: NotRequired[FileRounding]
+    metadata: NotRequired[Annotated[dict[str, Plain], "keys of the file beside the source's"]]
 
 
 class Speed(TypedDict):

@@ -158,7 +158,8 @@ def read(folder: Path, config: settings.Card) -> Results:
     for name in config["recipes"]:
         of_file = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
         engine = config.get("engines", {}).get(name, MAINLINE)
-        files[name] = of_file, _measurements(folder, name, config, of_file["sha256"], engine)
+        known_as = of_file.get("measured_as", of_file["sha256"])
+        files[name] = of_file, _measurements(folder, name, config, known_as, engine)
     divergences = [kld for _, measured in files.values() if (kld := measured["kld"])]
     validity_warnings = validity.warnings(source, divergences)
     quants = [_quant(folder, name, config, *files[name], sources, validity_warnings) for name in files]

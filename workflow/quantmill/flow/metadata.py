@@ -1,0 +1,79 @@
+"""What the config says of a model in the metadata of its files: `general.*` of ggml's docs/gguf.md.
+
+What the source says of its own base models stays; where it says nothing, they are the card's.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from quantmill.card.view import listed
+from quantmill.check.template import refuse_broken
+from quantmill.config.metadata import Metadata
+from quantmill.errors import QuantmillError
+from quantmill.flow.project import Project
+from quantmill.formats.general import SAMPLING, Plain
+from quantmill.formats.ggufio import read_header
+
+_HUB: Final = "https://huggingface.co/"
+_OWN: Final = (
+    *("name", "basename", "size_label", "finetune", "version", "author", "organization", "description"),
+    "url",
+)
+TEMPLATE: Final = "tokenizer.chat_template"
+
+
+def of(project: Project, model: str, recipe: str) -> dict[str, Plain]:
+    """The keys of a recipe's file that differ from the source's, with their values; none without the section.
+
+    QuantmillError where the chat template is broken.
+    """
+    given = project.config.metadata_of(model)
+    if given is None:
+        return {}
+    values: dict[str, Plain] = {f"general.{field}": getattr(given, field) for field in _OWN}
+    if given.card:
+        values |= _of_card(project, model)
+    sampling = given.sampling.model_dump() if given.sampling else {}
+    values |= {f"{SAMPLING}{name}": value for name, value in sampling.items()}
+    values |= {"quantize.recipe": recipe, TEMPLATE: _template(given) or ""}
+    return {key: value for key, value in values.items() if value not in (None, "", [])}
+
+
+def _of_card(project: Project, model: str) -> dict[str, Plain]:
+    card, repository = project.card(model), project.config.repository_of(model)
+    bases = listed(card.base_model)
+    values: dict[str, Plain] = {
+        "general.license": card.license or "",
+        "general.license.name": card.license_name or "",
+        "general.license.link": card.license_link or "",
+        "general.quantized_by": card.quantized_by or "",
+        "general.languages": listed(card.language),
+        "general.tags": list(card.tags or []),
+        "general.repo_url": f"{_HUB}{repository}" if repository else "",
+        "general.source.repo_url": f"{_HUB}{bases[0]}" if bases and "/" in bases[0] else "",
+    }
+    if bases and not _has_bases(project, model):
+        values["general.base_model.count"] = len(bases)
+        for number, base in enumerate(bases):
+            organization, _, name = base.rpartition("/")
+            prefix = f"general.base_model.{number}"
+            values |= {f"{prefix}.name": name, f"{prefix}.organization": organization}
+            values[f"{prefix}.repo_url"] = f"{_HUB}{base}" if organization else ""
+    return values
+
+
+def _has_bases(project: Project, model: str) -> bool:
+    """Whether the source names its base models; one that is yet to be made is not known to."""
+    with suppress(QuantmillError):
+        return "general.base_model.count" in read_header(Path(project.source_files(model)[0]), data=False).kv
+    return False
+
+
+def _template(given: Metadata) -> str | None:
+    text = given.template
+    if text is not None:
+        refuse_broken(text, str(given.chat_template))
+    return text

@@ -1,0 +1,41 @@
+"""Values that a config gives the metadata of files, as settings of a stage and as GGUF has them.
+
+Keys: docs/gguf.md of ggml; types: gguf-py's GGUFWriter.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+from quantmill.formats.ggufio import ARRAY, STRING, Value, encode_string, encode_u32
+
+Plain = str | int | float | list[str]
+"""A value in a spec."""
+
+SAMPLING: Final = "general.sampling."
+"""The beginning of the keys of recommended sampling."""
+
+_I32, _F32 = 5, 6
+
+
+def encoded(values: Mapping[str, Plain]) -> dict[str, Value]:
+    """The key-value pairs of a file: counts are u32, other whole numbers i32, floats f32."""
+    return {key: _encoded(key, value) for key, value in values.items()}
+
+
+def unmeasured(values: Mapping[str, Plain]) -> dict[str, Plain]:
+    """Those that change nothing that is measured of a file: all but the tokenizer's."""
+    return {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
+
+
+def _encoded(key: str, value: Plain) -> Value:
+    if isinstance(value, str):
+        return encode_string(value)
+    if isinstance(value, list):
+        texts = b"".join(encode_string(text)[1] for text in value)
+        return ARRAY, struct.pack("<IQ", STRING, len(value)) + texts
+    if isinstance(value, float):
+        return _F32, struct.pack("<f", value)
+    return encode_u32(value) if key.endswith(".count") else (_I32, struct.pack("<i", value))
