@@ -16,6 +16,7 @@ import models
 from checkout import Checkout
 from quantmill import spec
 from quantmill.files import write_json
+from quantmill.formats import general, ggufio
 from quantmill.formats.publication import Facts
 from quantmill.stages import VERSIONS
 from reports import complete
@@ -89,6 +90,18 @@ def test_a_broken_chat_template(template: str, line: str, tmp_path: Path) -> Non
     report = checked(broken, tmp_path)
     assert report["failures"] == [line] and report["template"] is None
     assert report["answer"]["prompt"] < 22  # of the question as it stands
+
+
+def test_recommended_sampling_is_read(tmp_path: Path) -> None:
+    assert checked(LLAMA, tmp_path)["sampling"] == {}
+    header = ggufio.read_header(LLAMA)
+    values = {"general.sampling.temp": 0.7, "general.sampling.top_k": 20, "general.sampling.sequence": "kp"}
+    head = ggufio.serialize(
+        dict(header.kv) | general.encoded(values),
+        [(one.name, one.type_id, one.shape) for one in header.tensors],
+    )
+    (tmp_path / "m.gguf").write_bytes(head + LLAMA.read_bytes()[header.tensors[0].offset :])
+    assert checked(tmp_path / "m.gguf", tmp_path)["sampling"] == {"temp": 0.7, "top_k": 20, "sequence": "kp"}
 
 
 def test_a_file_without_a_chat_template_is_asked_as_it_stands(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def checks(name: str, tensors: int) -> dict[str, Any]:
         "tensors": tensors,
         "bytes": 1 << 20,
         "tokenizer": "lossless",
+        "sampling": {"temp": 0.7, "top_k": 20},
         "template": {"system": "takes", "tools": "leaves out"},
         "answer": {"prompt": 14, "tokens": 16, "text": "Paris", "ended": True},
         "not_asked": "",

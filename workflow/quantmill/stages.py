@@ -265,7 +265,7 @@ _STAGES: Final = (
         version=9,
         what="write the model card",
         reads="all of the above but the GGUFs; other models' results or CSV",
-        writes="card/README.md, card/index.html, card/Modelfile.<recipe>, card/withheld.json, "
+        writes="card/README.md, card/index.html, card/modelfiles/Modelfile.<recipe>, card/withheld.json, "
         "card/plots/*.svg",
     ),
     Stage(

@@ -142,3 +142,13 @@ def test_commands_have_tags_that_give_the_file(tree: Tree) -> None:
     text = card(view(read(folder, config), config | {"repo": "me/tiny-GGUF"}))
     assert " -hf " not in text
     assert f"ollama run hf.co/me/tiny-GGUF:tiny-{shown.pick.name}.gguf    # without" in text
+
+
+def test_recommended_sampling_is_on_the_card(tree: Tree) -> None:
+    folder, config = tree
+    text = card(view(read(folder, config), config))
+    assert "Recommended sampling, which llama.cpp takes from the file: temperature 0.7, top-k 20." in text
+    assert "It has the recommended sampling." in text
+    for name in config["recipes"]:
+        edit(folder / "checks" / f"{name}.json", sampling={})
+    assert "ecommended sampling" not in card(view(read(folder, config), config))

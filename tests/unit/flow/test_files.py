@@ -245,6 +245,7 @@ def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> Non
         "card/README.md",
         "card/index.html",
         "card/withheld.json",
+        "card/modelfiles",
         "card/plots/bits.svg",
         "card/plots/bits-dark.svg",
         "card/plots/size.svg",

@@ -51,7 +51,7 @@ class Publisher:
             self.quant(recipe, recipe.encode() * 5000)
             self.write(f"recipes/{recipe}.yaml", b"base: " + recipe.encode())
             self.write(f"plans/{recipe}.tsv", b"name\trole\n")
-            self.write(f"card/Modelfile.{recipe}", b"FROM x")
+            self.write(f"card/modelfiles/Modelfile.{recipe}", b"FROM x")
         self.write("card/README.md", b"---\nlicense: mit\n---\n# tiny\n![bits](plots/bits.svg)\n")
         self.write("card/plots/bits.svg", b"<svg/>")
         self.write("card/plots/left-over.svg", b"<svg/>")
@@ -187,8 +187,8 @@ def publisher(tmp_path: Path, hub: Hub) -> Publisher:
 ALL = {
     "README.md",
     "plots/bits.svg",
-    "Modelfile.Q8_0",
-    "Modelfile.Q4_K_M",
+    "modelfiles/Modelfile.Q8_0",
+    "modelfiles/Modelfile.Q4_K_M",
     "tiny-Q8_0.gguf",
     "tiny-Q4_K_M.gguf",
     "lock.json",
@@ -261,7 +261,7 @@ def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None
     report = {"policy": "dominated", "withheld": [withheld]}
     publisher.write("card/withheld.json", json.dumps(report).encode())
     publisher.publish(include=["measurements"])
-    left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
+    left = {"README.md", "plots/bits.svg", "modelfiles/Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
     left |= {"withheld.json", "lock.json", "tiny-Q4_K_M.gguf.derivation.json"}
     assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
 

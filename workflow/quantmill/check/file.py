@@ -15,6 +15,7 @@ from quantmill.check.kind import Kind, kind_of
 from quantmill.check.template import QUESTION, BrokenTemplateError, prompt_of, taken_by, template_of
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
+from quantmill.formats import general
 from quantmill.formats.checks import CHECKS, Checks
 from quantmill.formats.ggufio import Header, read_header
 from quantmill.formats.publication import FACTS
@@ -71,6 +72,7 @@ def check(header: Header, name: str, sha256: str, engine: str, threads: int, log
         "tensors": len(header.tensors),
         "bytes": size,
         "tokenizer": "none",
+        "sampling": general.sampling(header),
         "template": None,
         "answer": None,
         "not_asked": not_asked(header, kind_of(header), engine),

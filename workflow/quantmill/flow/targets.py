@@ -96,7 +96,7 @@ class Targets:
     def card(self, model: str) -> Files:
         """The card, its page and its pictures."""
         plots = ["bits", "size", *("sensitivity" for _ in self.paths.sensitivity(model, "tsv"))]
-        names = ["README.md", "index.html", "withheld.json"]
+        names = ["README.md", "index.html", "withheld.json", "modelfiles"]
         names += [f"plots/{plot}{theme}.svg" for plot in plots for theme in ("", "-dark")]
         return [self.paths.of(model, f"card/{name}") for name in names]
 

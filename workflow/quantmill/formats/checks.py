@@ -2,6 +2,7 @@
 
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.general import Plain
 from quantmill.formats.report import Report
 
 
@@ -40,6 +41,9 @@ class Checks(TypedDict):
     tokenizer: Annotated[
         Literal["lossless", "lossless in ASCII", "lossy", "none"],
         "whether a text comes back from its tokens, a space at its start apart",
+    ]
+    sampling: Annotated[
+        dict[str, Plain], "recommended: `general.sampling.*` of the file, by the ends of the keys"
     ]
     template: Annotated[CheckedTemplate | None, "null: the file has no chat template, or a broken one"]
     answer: Annotated[CheckedAnswer | None, "null where the file is not asked, or fails"]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from math import isfinite
 from typing import Final
 
-from quantmill.formats.ggufio import ARRAY, STRING, Value, encode_string, encode_u32
+from quantmill.formats.ggufio import ARRAY, STRING, Header, Value, encode_string, encode_u32
 
 Plain = str | int | float | list[str]
 """A value in a spec."""
@@ -18,6 +19,16 @@ SAMPLING: Final = "general.sampling."
 """The beginning of the keys of recommended sampling."""
 
 _I32, _F32 = 5, 6
+
+
+def sampling(header: Header) -> dict[str, Plain]:
+    """The recommended sampling of a file, by the ends of the keys; floats as they were written."""
+    values = {key.removeprefix(SAMPLING): header.value(key) for key in header.kv if key.startswith(SAMPLING)}
+    return {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value
+        for name, value in values.items()
+        if isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
+    }
 
 
 def encoded(values: Mapping[str, Plain]) -> dict[str, Value]:

@@ -108,7 +108,7 @@ def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
     """The card, its pictures, the page and the Modelfiles; not what an older config left there."""
     text = (card / "README.md").read_text("utf-8")
     pictures = (path for path in sorted(card.glob("plots/*")) if f"plots/{path.name}" in text)
-    modelfiles = (card / f"Modelfile.{recipe}" for recipe in recipes)
+    modelfiles = (card / "modelfiles" / f"Modelfile.{recipe}" for recipe in recipes)
     for path in (card / "README.md", card / "index.html", card / WITHHELD, *pictures, *modelfiles):
         if path.exists():
             yield _item(path.relative_to(card).as_posix(), path)

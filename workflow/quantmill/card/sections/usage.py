@@ -8,6 +8,15 @@ from quantmill import names
 from quantmill.card.view import View
 from quantmill.judge.quant import DECODER
 
+_SAMPLING = (
+    ("temp", "temperature"),
+    ("top_k", "top-k"),
+    ("top_p", "top-p"),
+    ("min_p", "min-p"),
+    ("penalty_repeat", "repetition penalty"),
+    ("penalty_last_n", "over the last tokens:"),
+)
+
 
 def build(view: View) -> dict[str, Any]:
     """It is on every card that offers a file."""
@@ -24,6 +33,9 @@ def build(view: View) -> dict[str, Any]:
         "has_template": bool(view.shown.facts["chat_template"]),
         "template_in_modelfile": view.chat is not None,
         "file": file,
+        "sampling": ", ".join(
+            f"{name} {view.sampling[key]}" for key, name in _SAMPLING if key in view.sampling
+        ),
         "tag": names.llama_tag(file.file, file.name, paths) if file else None,
         "in_ollama": in_ollama,
         "ollama_tag": names.ollama_tag(in_ollama.file, paths) if in_ollama else None,
