@@ -263,6 +263,7 @@ class CardSpecs:
             "recipes": list(self.config.recipes_of(model)),
             "signed": publish.sign is not None,
             "measured": [os.path.relpath(path, folder) for path in measured],
+            **({"ollama": publish.ollama.replace("{model}", model)} if publish.ollama else {}),
         }
 
     @once

@@ -14,7 +14,8 @@ from quantmill.formats.ggufio import read_header
 
 def remarks(project: Project) -> list[str]:
     """A line for each name of a published model's file with which users will have trouble."""
-    return [f"{project.file}: {line}" for model in project.published for line in _of_model(project, model)]
+    models = [model for model in project.published if project.config.repository_of(model)]
+    return [f"{project.file}: {line}" for model in models for line in _of_model(project, model)]
 
 
 def _of_model(project: Project, model: str) -> list[str]:

@@ -341,7 +341,8 @@ class Sign(TypedDict):
 class PublishedModel(TypedDict):
     """What is published of a model."""
 
-    repo: str
+    repo: str | None
+    ollama: NotRequired[Annotated[str, "its place in a registry"]]
     revision: str
     private: bool
     include: list[str]

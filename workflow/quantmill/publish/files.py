@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from quantmill.errors import QuantmillError
 from quantmill.files import is_file, split_lines
 from quantmill.formats import publication
+from quantmill.formats.checks import CHECKS
 from quantmill.formats.proof import LOCK, VERIFIED
 from quantmill.spec import file_sha256
 
@@ -86,6 +87,12 @@ def withheld_in(results: Path) -> list[str]:
     """The recipes that the card withholds."""
     path = results / "card" / WITHHELD
     return [entry["recipe"] for entry in publication.WITHHELD.read(path)["withheld"]] if path.exists() else []
+
+
+def unsound(results: Path, recipes: list[str]) -> list[str]:
+    """What is wrong with the files of these recipes, by their checks."""
+    reports = [CHECKS.read(results / "checks" / f"{recipe}.json") for recipe in recipes]
+    return [f"{report['file']} failed its check: {line}" for report in reports for line in report["failures"]]
 
 
 def sums_of(items: Iterable[Item], earlier: dict[str, str]) -> Item:
