@@ -601,3 +601,22 @@ def test_metadata_of_a_split_file_are_in_its_first_part(tmp_path):
     assert line.endswith("; 0 units made, 16 reused") and facts["measured_as"] == plain["sha256"]
     assert facts["parts"][0]["sha256"] != plain["parts"][0]["sha256"]
     assert facts["parts"][1:] == plain["parts"][1:]
+
+
+def test_a_header_of_its_own_is_all_that_other_metadata_change(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    plain, _ = repaired(bench, "x", {}, tmp_path / "x", split=500_000, header=True)
+    first = ggufio.read_header(tmp_path / plain["file"])
+    assert [t for t in first.tensors if t.shard == 0] == [] and len(first.tensors) == 21
+    assert first.number("split.count") == len(plain["parts"]) and plain["tried"] == "answered"
+    assert plain["parts"][0]["bytes"] < 200_000 < plain["parts"][1]["bytes"]
+    facts, _ = repaired(bench, "x", METADATA, tmp_path / "x", split=500_000, header=True)
+    assert facts["parts"][1:] == plain["parts"][1:] and facts["parts"][0] != plain["parts"][0]
+    (tmp_path / "whole.json").write_text('{"sha256": "whole"}', encoding="utf-8")
+    bench.quantize("x")
+    assert perplexity(bench, tmp_path / "x", "x.gguf.json") == perplexity(
+        bench, tmp_path / "x.gguf", "whole.json"
+    )
+    both, _ = repaired(bench, "x", {}, tmp_path / "y", split=10**9, header=True)
+    assert [Path(part["file"]).name for part in both["parts"]] == [f"y-0000{n}-of-00002.gguf" for n in (1, 2)]

@@ -256,6 +256,7 @@ ROWS: Final[dict[str, Row]] = {
     "MemoryBudget.cache": Row("recipes.4.memory.cache", "q8_0", "allocated feasibility PLANS"),
     "MemoryBudget.reserve": Row("recipes.4.memory.reserve", "1 KiB", "allocated feasibility PLANS"),
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
+    "Split.header": Row("recipes.0.split.header", True, "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
         "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +checked +rendered +BENCH"
     ),

@@ -243,6 +243,8 @@ class Specs:
             settings["metadata"] = values
         if most := self.project.split_of(model, recipe):
             settings["split"] = most
+            if (split := self.config.split_of(self.project.recipe(model, recipe))) and split.header:
+                settings["header"] = True
         if self.project.fed_back(model, recipe):
             settings, made_from = self._fed_back(model, settings, made_from)
         if self.project.crossed(model, recipe):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from quantmill.formats.checks import CheckedFile
 from quantmill.formats.general import Plain
+from quantmill.formats.places import Upload
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -165,6 +166,7 @@ class Quantize(TypedDict):
     imatrix: ImatrixFile | None
     engine: NotRequired[str]
     split: NotRequired[int]
+    header: NotRequired[Annotated[bool, "whether the first file of a split one has no tensors"]]
     rounding: NotRequired[FileRounding]
     metadata: NotRequired[Annotated[dict[str, Plain], "keys of the file beside the source's"]]
 
@@ -336,28 +338,6 @@ class Sign(TypedDict):
     """`proof.sign`."""
 
     key: Annotated[str, "fingerprint"]
-
-
-class PublishedModel(TypedDict):
-    """What is published of a model."""
-
-    repo: str | None
-    ollama: NotRequired[Annotated[str, "its place in a registry"]]
-    revision: str
-    private: bool
-    include: list[str]
-    overwrite: bool
-    split: int
-    recipes: list[str]
-    signed: Annotated[bool, "whether there is a lock.json.sig"]
-    measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
-
-
-class Upload(TypedDict):
-    """`publish.upload`."""
-
-    confirm: bool
-    models: dict[str, PublishedModel]
 
 
 OF_STAGE: Final[dict[str, Any]] = {

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.formats.places import PublishedModel, Upload
 from quantmill.formats.publication import PARTS
-from quantmill.formats.settings import PublishedModel, Upload
 from quantmill.progress import BYTES, Log
 from quantmill.publish import ollama
 from quantmill.publish.compare import UPLOADED, Row, compare, table

@@ -53,14 +53,18 @@ def files(
     rows: Sequence[PlanRow],
     most: int | None,
     measured: Mapping[str, Value] | None = None,
+    *,
+    header_alone: bool = False,
 ) -> list[File]:
     """The files of a model; one that needs a single file, or has no `most`, is not split, nor called so.
 
-    `measured` are the key-value pairs by which measurements know the model, where they are others.
+    `measured` are the key-value pairs by which measurements know the model, where they are others. With
+    `header_alone` the first file has them and no tensor (llama-gguf-split --no-tensor-first-split).
     QuantmillError where they would be more than can be counted.
     """
     known = kv if measured is None else measured
     groups = [list(rows)] if most is None else parts(rows, most)
+    groups = [[], *groups] if header_alone else groups
     count = len(groups)
     if count > MOST:
         what = f"needs {count:,} files, of which llama.cpp knows {MOST:,} at most"

@@ -348,7 +348,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         tried = partial(
             try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
         )
-        files = split.files(args.gguf.name if most else args.gguf.stem, kv, rows, most, measured)
+        name, alone = args.gguf.name if most else args.gguf.stem, settings.get("header", False)
+        files = split.files(name, kv, rows, most, measured, header_alone=alone)
         if most is None:
             written = write(args.gguf, files[0], tensors, progress, tried, recording)
         else:
