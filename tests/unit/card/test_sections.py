@@ -134,6 +134,7 @@ def test_commands_have_tags_that_give_the_file(tree: Tree) -> None:
         in text
     )
     assert f"ollama run hf.co/me/tiny-GGUF:{shown.pick.name}    # without the Modelfile" in text
+    assert f"hf download me/tiny-GGUF modelfiles/Modelfile.{shown.pick.name} --local-dir ." in text
     assert " -hf " not in card(view(read(folder, config), config)) and "hf.co/" not in card(
         view(read(folder, config), config)
     )
