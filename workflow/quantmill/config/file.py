@@ -211,11 +211,6 @@ class Config(Strict):
         """The model's own offload section, if it has one, else the file's."""
         return self.models[model].offload or self.offload
 
-    def metadata_of(self, model: str) -> Metadata | None:
-        """The model's own metadata section, if it has one, else the file's."""
-        own = self.models[model]
-        return own.metadata if "metadata" in own.model_fields_set else self.metadata
-
     def requested_of(self, model: str) -> list[tuple[str, str, int]]:
         """What the model is evaluated for: the field, its place in the file, the tokens of a chunk (or 0)."""
         own, bench = self.models[model].model_fields_set, self.bench_of(model)

@@ -30,7 +30,8 @@ def of(project: Project, model: str, recipe: str) -> dict[str, Plain]:
 
     QuantmillError where the chat template is broken.
     """
-    given = project.config.metadata_of(model)
+    own = project.config.models[model]
+    given = own.metadata if "metadata" in own.model_fields_set else project.config.metadata
     if given is None:
         return {}
     values: dict[str, Plain] = {f"general.{field}": getattr(given, field) for field in _OWN}
