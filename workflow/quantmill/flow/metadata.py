@@ -1,21 +1,17 @@
 """What the config says of a model in the metadata of its files: `general.*` of ggml's docs/gguf.md.
 
-What the source says of its own base models stays; where it says nothing, they are the card's.
+What the source says of its own base models stays, which is seen where the file is written.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from quantmill.card.view import listed
 from quantmill.check.template import refuse_broken
 from quantmill.config.metadata import Metadata
-from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
-from quantmill.formats.general import SAMPLING, Plain
-from quantmill.formats.ggufio import read_header
+from quantmill.formats.general import BASE_MODEL, SAMPLING, Plain
 
 _HUB: Final = "https://huggingface.co/"
 _OWN: Final = (
@@ -56,21 +52,14 @@ def _of_card(project: Project, model: str) -> dict[str, Plain]:
         "general.repo_url": f"{_HUB}{repository}" if repository else "",
         "general.source.repo_url": f"{_HUB}{bases[0]}" if bases and "/" in bases[0] else "",
     }
-    if bases and not _has_bases(project, model):
-        values["general.base_model.count"] = len(bases)
-        for number, base in enumerate(bases):
-            organization, _, name = base.rpartition("/")
-            prefix = f"general.base_model.{number}"
-            values |= {f"{prefix}.name": name, f"{prefix}.organization": organization}
-            values[f"{prefix}.repo_url"] = f"{_HUB}{base}" if organization else ""
+    if bases:
+        values[f"{BASE_MODEL}count"] = len(bases)
+    for number, base in enumerate(bases):
+        organization, _, name = base.rpartition("/")
+        prefix = f"{BASE_MODEL}{number}"
+        values |= {f"{prefix}.name": name, f"{prefix}.organization": organization}
+        values[f"{prefix}.repo_url"] = f"{_HUB}{base}" if organization else ""
     return values
-
-
-def _has_bases(project: Project, model: str) -> bool:
-    """Whether the source names its base models; one that is yet to be made is not known to."""
-    with suppress(QuantmillError):
-        return "general.base_model.count" in read_header(Path(project.source_files(model)[0]), data=False).kv
-    return False
 
 
 def _template(given: Metadata) -> str | None:

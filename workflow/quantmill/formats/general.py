@@ -18,6 +18,9 @@ Plain = str | int | float | list[str]
 SAMPLING: Final = "general.sampling."
 """The beginning of the keys of recommended sampling."""
 
+BASE_MODEL: Final = "general.base_model."
+"""The beginning of the keys of the models that a model was made of."""
+
 _I32, _F32 = 5, 6
 
 
@@ -29,6 +32,12 @@ def sampling(header: Header) -> dict[str, Plain]:
         for name, value in values.items()
         if isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
     }
+
+
+def beside(header: Header, values: Mapping[str, Plain]) -> dict[str, Plain]:
+    """Values that a file gets beside those of its source: no base models where this names its own."""
+    own = f"{BASE_MODEL}count" in header.kv
+    return {key: value for key, value in values.items() if not (own and key.startswith(BASE_MODEL))}
 
 
 def encoded(values: Mapping[str, Plain]) -> dict[str, Value]:

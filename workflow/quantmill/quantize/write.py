@@ -291,7 +291,7 @@ def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -
     todo = tasks(rows, source, imatrix, engine, moments, cross)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
-    values = settings.get("metadata", {})
+    values = general.beside(source.header, settings.get("metadata", {}))
     added = general.encoded(values)
     measured = kv | {key: value for key, value in added.items() if key not in general.unmeasured(values)}
     return Work(plan, rows, source, todo, kv | added, measured, moments, cross)
