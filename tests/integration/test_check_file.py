@@ -103,6 +103,13 @@ def test_recommended_sampling_is_read(tmp_path: Path) -> None:
     assert checked(tmp_path / "m.gguf", tmp_path)["sampling"] == {"temp": 0.7, "top_k": 20, "sequence": "kp"}
 
 
+def test_a_template_that_never_ends(tmp_path: Path) -> None:
+    endless = "{% for a in range(9999999) %}{% for b in range(9999999) %}{% endfor %}{% endfor %}"
+    broken = models.with_values(LLAMA, tmp_path / "m.gguf", tokenizer__chat_template=endless)
+    (line,) = checked(broken, tmp_path)["failures"]
+    assert line.startswith("its chat template cannot render a question: ")
+
+
 def test_a_file_without_a_chat_template_is_asked_as_it_stands(tmp_path: Path) -> None:
     plain = models.with_values(LLAMA, tmp_path / "m.gguf", tokenizer__chat_template=None)
     report = checked(plain, tmp_path)

@@ -105,6 +105,9 @@ def test_the_summary_tells_what_the_checks_found(tree: Tree) -> None:
     text = card(view(read(folder, config), config))
     assert "come back" not in text
     assert "takes no system message (engines join it to the first question); refuses tools |" in text
+    edit(folder / "checks" / "Q8_0.json", tokenizer="lossy")
+    text = card(view(read(folder, config), config))
+    assert ", **but an English text does not come back from its tokens** |" in text
 
 
 def test_a_file_that_failed_its_check_is_named_and_not_recommended(tree: Tree) -> None:

@@ -77,6 +77,8 @@ def checked(quants: Iterable[Quant]) -> str:
         words.append(f"each answers a question{by}")
     if all(report["tokenizer"] == "lossless" for report in reports):
         words.append("texts come back from their tokens")
+    if any(report["tokenizer"] == "lossy" for report in reports):
+        words.append("**but an English text does not come back from its tokens**")
     return ", ".join(words)
 
 
