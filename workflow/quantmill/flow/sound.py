@@ -12,9 +12,15 @@ from quantmill.formats.checks import CHECKS
 def refuse(reports: Iterable[str | Path]) -> None:
     """QuantmillError for the first file that failed; it counts the others. A report that is elsewhere, in a
     storage, says nothing here.
+
+    The reports of those that failed go: a run in which nothing is due ends without an error, whatever was
+    found before. So the next run checks them again.
     """
-    checked = [CHECKS.read(path) for path in sorted(map(Path, reports)) if path.exists()]
-    failed = [report for report in checked if report["failures"]]
+    checked = {path: CHECKS.read(path) for path in sorted(map(Path, reports)) if path.exists()}
+    failed = [report for report in checked.values() if report["failures"]]
+    for path, report in checked.items():
+        if report["failures"]:
+            path.unlink()
     if failed:
         first, more = failed[0], len(failed) - 1
         others = f" (and {more} more file{'s' if more > 1 else ''})" if more else ""
