@@ -7,6 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from quantmill.formats import ggufio
+
 
 def write_llama(
     path: Path,
@@ -176,4 +178,26 @@ def renamed(source: Path, path: Path, old: str, new: str) -> Path:
     data = source.read_bytes()
     assert len(old) == len(new) and data.count(old.encode()) == 1
     path.write_bytes(data.replace(old.encode(), new.encode()))
+    return path
+
+
+def with_values(source: Path, path: Path, **texts: str | None) -> Path:
+    """A GGUF with other texts in its metadata (`__` in a name is a dot; None: none), its data the same."""
+    header = ggufio.read_header(source)
+    kv = dict(header.kv)
+    for name, text in texts.items():
+        kv.pop(name.replace("__", "."), None)
+        if text is not None:
+            kv[name.replace("__", ".")] = ggufio.encode_string(text)
+    head = ggufio.serialize(kv, [(one.name, one.type_id, one.shape) for one in header.tensors])
+    path.write_bytes(head + source.read_bytes()[header.tensors[0].offset :])
+    return path
+
+
+def with_bytes(source: Path, path: Path, tensor: str, data: bytes, at: int = 0) -> Path:
+    """A GGUF with other bytes in the data of a tensor, from `at` on."""
+    header, whole = ggufio.read_header(source), bytearray(source.read_bytes())
+    start = next(one.offset for one in header.tensors if one.name == tensor) + at
+    whole[start : start + len(data)] = data
+    path.write_bytes(whole)
     return path

@@ -532,3 +532,91 @@ def test_a_killed_split_leaves_nothing_under_its_name_and_a_second_one_replaces_
     words = bench.quantization("x", tmp_path / "x")
     assert subprocess.run(words, capture_output=True).returncode == 1
     assert {path.name for path in (tmp_path / "x").iterdir()} == second
+
+
+METADATA = {
+    "general.name": "Tiny, Größe S",
+    "general.tags": ["code", "test"],
+    "general.base_model.count": 1,
+    "general.sampling.temp": 0.7,
+    "general.sampling.top_k": 20,
+    "quantize.recipe": "x",
+}
+
+
+def repaired(bench: Bench, name: str, metadata: dict, out: Path, **more: int) -> tuple[dict, str]:
+    """Execute a plan with metadata of the config: the report, and the last line of the log."""
+    words = bench.quantization(name, out)
+    settings = {"imatrix": bench.facts, "metadata": metadata, **more}
+    words[words.index("--spec") + 1] = spec.make("quantize.write", settings, {}, engine="e")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((bench / f"{name}.gguf.json").read_text("utf-8")), done.stderr.splitlines()[-1]
+
+
+def test_metadata_change_nothing_else_and_are_repaired_without_quantizing(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    bench.quantize("x")
+    plain = json.loads((tmp_path / "x.gguf.json").read_text("utf-8"))
+    before = perplexity(bench, tmp_path / "x.gguf", "x.gguf.json")
+    facts, line = repaired(bench, "x", METADATA, tmp_path / "new.gguf")
+    assert line.endswith("; 0 units made, 16 reused")
+    # measurements know it by what it would be without
+    assert facts["measured_as"] == plain["sha256"] == spec.file_sha256(tmp_path / "x.gguf")
+    assert facts["sha256"] == spec.file_sha256(tmp_path / "new.gguf") != plain["sha256"]
+    assert perplexity(bench, tmp_path / "new.gguf", "x.gguf.json") == before
+    assert json.loads((tmp_path / "ppl.json").read_text("utf-8"))["model_sha256"] == plain["sha256"]
+    old, new = (ggufio.read_header(tmp_path / name) for name in ("x.gguf", "new.gguf"))
+    changed = {key for key in new.kv if old.kv.get(key) != new.kv[key]}
+    assert changed == METADATA.keys() and old.kv.keys() - new.kv.keys() == set()
+    data = [header.path.read_bytes()[header.tensors[0].offset :] for header in (old, new)]
+    assert data[0] == data[1]
+    read = gguf.GGUFReader(tmp_path / "new.gguf")
+    assert {key: read.get_field(key).contents() for key in METADATA} == METADATA | {
+        "general.sampling.temp": pytest.approx(0.7)
+    }
+    assert read.get_field("general.sampling.top_k").types == [gguf.GGUFValueType.INT32]
+    assert read.get_field("general.base_model.count").types == [gguf.GGUFValueType.UINT32]
+
+
+def test_a_chat_template_of_the_config_is_measured_anew(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q8_0")
+    facts, _ = repaired(bench, "x", {"tokenizer.chat_template": "{{ messages }}"}, tmp_path / "x.gguf")
+    assert "measured_as" not in facts
+    facts, _ = repaired(
+        bench, "x", METADATA | {"tokenizer.chat_template": "{{ messages }}"}, tmp_path / "y.gguf"
+    )
+    assert facts["measured_as"] == spec.file_sha256(tmp_path / "x.gguf")
+    assert ggufio.read_header(tmp_path / "y.gguf").text("tokenizer.chat_template") == "{{ messages }}"
+
+
+def test_metadata_of_a_split_file_are_in_its_first_part(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    split(bench, "x", 500_000)
+    plain = json.loads((tmp_path / "x.gguf.json").read_text("utf-8"))
+    facts, line = repaired(bench, "x", METADATA, tmp_path / "x", split=500_000)
+    assert line.endswith("; 0 units made, 16 reused") and facts["measured_as"] == plain["sha256"]
+    assert facts["parts"][0]["sha256"] != plain["parts"][0]["sha256"]
+    assert facts["parts"][1:] == plain["parts"][1:]
+
+
+def test_a_header_of_its_own_is_all_that_other_metadata_change(tmp_path):
+    bench = Bench(tmp_path)
+    bench.plan("x", "Q4_K_M")
+    plain, _ = repaired(bench, "x", {}, tmp_path / "x", split=500_000, header=True)
+    first = ggufio.read_header(tmp_path / plain["file"])
+    assert [t for t in first.tensors if t.shard == 0] == [] and len(first.tensors) == 21
+    assert first.number("split.count") == len(plain["parts"]) and plain["tried"] == "answered"
+    assert plain["parts"][0]["bytes"] < 200_000 < plain["parts"][1]["bytes"]
+    facts, _ = repaired(bench, "x", METADATA, tmp_path / "x", split=500_000, header=True)
+    assert facts["parts"][1:] == plain["parts"][1:] and facts["parts"][0] != plain["parts"][0]
+    (tmp_path / "whole.json").write_text('{"sha256": "whole"}', encoding="utf-8")
+    bench.quantize("x")
+    assert perplexity(bench, tmp_path / "x", "x.gguf.json") == perplexity(
+        bench, tmp_path / "x.gguf", "whole.json"
+    )
+    both, _ = repaired(bench, "x", {}, tmp_path / "y", split=10**9, header=True)
+    assert [Path(part["file"]).name for part in both["parts"]] == [f"y-0000{n}-of-00002.gguf" for n in (1, 2)]

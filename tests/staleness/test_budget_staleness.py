@@ -15,7 +15,11 @@ from quantmill.formats.types import known
 
 MEMORY = {"tabulate_memory"}
 LOCK = {"write_lock"}
-FIT = {"allocate_recipe fit", "plan_types fit", "quantize fit", "measure_divergence fit"} | MEMORY | LOCK
+FIT = (
+    {"allocate_recipe fit", "plan_types fit", "quantize fit", "check_file fit", "measure_divergence fit"}
+    | MEMORY
+    | LOCK
+)
 CARD = {"write_card"}
 IMPORTED = {"import_sensitivity", "draw_sensitivity"}
 Change = Callable[[Checkout], None]
@@ -62,7 +66,13 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "another curve": (lambda h: h.edit("group0.csv", "q4_K,", "q4_K,1"), IMPORTED | FIT | CARD),
     "the other recipe": (
         with_(lambda config: config["recipes"].__setitem__(0, {"name": "Q8_0", "base": "Q6_K"})),
-        {"render_recipe Q8_0", "plan_types Q8_0", "quantize Q8_0", "measure_divergence Q8_0"}
+        {
+            "render_recipe Q8_0",
+            "plan_types Q8_0",
+            "quantize Q8_0",
+            "check_file Q8_0",
+            "measure_divergence Q8_0",
+        }
         | (MEMORY | LOCK | CARD),
     ),
     "the version of the allocation": (

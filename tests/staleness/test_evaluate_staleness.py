@@ -22,6 +22,7 @@ REST = {
     "plan_types Q8_0",
     "tabulate_memory",
     "quantize Q8_0",
+    "check_file Q8_0",
     "write_lock",
 }
 HUMANEVAL = {"problems": "problems.jsonl", "max_tokens": 4, "limit": 2, "accept_unsandboxed": True}

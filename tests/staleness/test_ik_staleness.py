@@ -25,7 +25,7 @@ CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 MEMORY = {"tabulate_memory"}
 PLANS = {"plan_types Q8_0", "plan_types IQ4_KS"} | MEMORY
 LOCK = {"write_lock"}
-QUANTS = {"quantize Q8_0", "quantize IQ4_KS"} | LOCK
+QUANTS = {"quantize Q8_0", "check_file Q8_0", "quantize IQ4_KS", "check_file IQ4_KS"} | LOCK
 
 
 def configure(checkout: Checkout, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> None:
@@ -54,7 +54,10 @@ def upgrade(engine: str) -> Callable[[Checkout], None]:
 
 CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "nothing": (lambda checkout: None, set()),
-    "ik_llama.cpp": (upgrade("ik"), {"quantize IQ4_KS"} | bench("IQ4_KS", "source-ik") | LOCK | CARD),
+    "ik_llama.cpp": (
+        upgrade("ik"),
+        {"quantize IQ4_KS", "check_file IQ4_KS"} | bench("IQ4_KS", "source-ik") | LOCK | CARD,
+    ),
     # the source is checked, the text tokenized, the imatrix made and plans are resolved by llama.cpp
     "llama.cpp": (
         upgrade("mainline"),
@@ -69,12 +72,12 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "a field of the recipe": (
         lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(imatrix="required")),
-        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS"}
+        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS", "check_file IQ4_KS"}
         | (bench("IQ4_KS") | MEMORY | LOCK | CARD),
     ),
     "error feedback": (
         lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(rounding="gptq")),
-        {"measure_moments", "plan_types IQ4_KS", "quantize IQ4_KS"}
+        {"measure_moments", "plan_types IQ4_KS", "quantize IQ4_KS", "check_file IQ4_KS"}
         | {"quantize_nearest IQ4_KS", "measure_nearest IQ4_KS"}
         | (bench("IQ4_KS") | MEMORY | LOCK | CARD),
     ),

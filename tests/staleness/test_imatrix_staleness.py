@@ -13,7 +13,7 @@ from checkout import ROOT, Checkout
 
 Change = Callable[[Checkout], None]
 FILE = "published.dat"
-FILES = {"quantize Q8_0", "quantize mix", "write_lock", "write_card"}
+FILES = {"quantize Q8_0", "check_file Q8_0", "quantize mix", "check_file mix", "write_lock", "write_card"}
 PLANS = {"plan_types Q8_0", "plan_types mix", "tabulate_memory"}
 
 

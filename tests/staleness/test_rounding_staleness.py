@@ -19,11 +19,16 @@ MOMENTS = {"measure_moments"}
 NEAREST = {"quantize_nearest mix", "measure_nearest mix"}
 MEASURED = {"measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
 LOCK = {"write_lock"}
-FILE = {"quantize mix"} | MEASURED | LOCK
+FILE = {"quantize mix", "check_file mix"} | MEASURED | LOCK
 PLAN = {"plan_types mix", "tabulate_memory"}
 KLDS = {f"measure_divergence {row}" for row in ("source", "Q8_0", "mix")}
 PERPLEXITIES = {f"measure_perplexity {row}" for row in ("source", "Q8_0", "mix")}
-Q8 = {"quantize Q8_0", *LOCK, *(f"measure_{what} Q8_0" for what in ("divergence", "perplexity", "speed"))}
+Q8 = {
+    "quantize Q8_0",
+    "check_file Q8_0",
+    *LOCK,
+    *(f"measure_{what} Q8_0" for what in ("divergence", "perplexity", "speed")),
+}
 OTHER_TOO = {"plan_types Q8_0", "tabulate_memory", "quantize_nearest Q8_0", "measure_nearest Q8_0"} | Q8
 CROSS = {"quantize_gptq mix", "measure_cross mix"}
 TUNED = {"build_corpus tuning", "measure_sensitivity", "draw_sensitivity"}
@@ -83,7 +88,10 @@ CASES: dict[str, tuple[Change, set[str]]] = {
         recipe(1, embeddings="q6_K"),
         {"render_recipe mix"} | PLAN | FILE | NEAREST | CARD,
     ),
-    "split files": (recipe(1, split={"max": "1 MB"}), {"quantize_split mix"} | MEASURED | LOCK | CARD),
+    "split files": (
+        recipe(1, split={"max": "1 MB"}),
+        {"quantize_split mix", "check_file mix"} | MEASURED | LOCK | CARD,
+    ),
     "chunks of the moments": (section(moments=FEWER), MOMENTS | FILE | CARD),
     # the corpus has more chunks then, and all that was made from it or disjoint from it is made again
     "more chunks of the moments than of the imatrix": (
@@ -165,7 +173,7 @@ def test_what_gptaq_needs_is_made_once(built: Checkout, tmp_path: Path) -> None:
     assert checkout.due() == FILE | CARD  # of the units that are in the store
     checkout.run()
     for more, expected in (
-        ({"split": {"max": "1 MB"}}, {"quantize_split mix"} | MEASURED | LOCK | CARD),
+        ({"split": {"max": "1 MB"}}, {"quantize_split mix", "check_file mix"} | MEASURED | LOCK | CARD),
         ({"embeddings": "q6_K"}, {"render_recipe mix"} | PLAN | CROSS | FILE | NEAREST | CARD),
     ):
         crossed(**more)(checkout)
@@ -186,4 +194,4 @@ def test_a_budget_of_gptq_is_measured_with_it(built: Checkout, tmp_path: Path) -
     due = checkout.due("results/tiny/sensitivity.tsv")
     assert due == {"measure_sensitivity"}
     assert {"quantize_nearest fit", "measure_nearest fit", "check_budget fit"} <= checkout.due()
-    assert not {"measure_moments", *NEAREST, "quantize mix"} & checkout.due()
+    assert not {"measure_moments", *NEAREST, "quantize mix", "check_file mix"} & checkout.due()

@@ -16,7 +16,7 @@ MEMORY = {"tabulate_memory"}
 PLANS = {"plan_types Q8_0", "plan_types mix"} | MEMORY
 RECIPES = {"render_recipe Q8_0", "render_recipe mix"} | PLANS
 LOCK = {"write_lock"}
-QUANTS = {"quantize Q8_0", "quantize mix"} | LOCK
+QUANTS = {"quantize Q8_0", "check_file Q8_0", "quantize mix", "check_file mix"} | LOCK
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
 TUNING = {"build_corpus tuning"}
 SENSITIVITY = {"measure_sensitivity", "draw_sensitivity"}
@@ -33,6 +33,7 @@ MIX = {
     "plan_types mix",
     "tabulate_memory",
     "quantize mix",
+    "check_file mix",
     "write_lock",
     "measure_divergence mix",
     "measure_perplexity mix",
@@ -146,7 +147,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | LOCK | CARD),
     "a split recipe": (
         recipe(split={"max": "1 MB"}),
-        {"quantize_split mix"} | MIX_MEASURED | LOCK | CARD,
+        {"quantize_split mix", "check_file mix"} | MIX_MEASURED | LOCK | CARD,
     ),
     "the version of the memory tables": (
         lambda h: h.raise_version("model.memory"),
@@ -220,6 +221,8 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a text of the card in a file": (text_in_a_file, CARD),
     "another model's figures": (figures_of_another, CARD),
     "where it is published": (section(publish={"repo": "me/{model}"}), {"name_parts"} | LOCK | CARD),
+    # rates are measured again; all else of the measurements is in the store
+    "metadata of the files": (section(metadata={"name": "Tiny"}), QUANTS | BENCH - SOURCE | CARD),
     "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),
@@ -242,7 +245,13 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "a deleted GGUF": (
         delete("gguf/tiny-mix.gguf"),
-        {"quantize mix", "measure_divergence mix", "measure_perplexity mix", "measure_speed mix"}
+        {
+            "quantize mix",
+            "check_file mix",
+            "measure_divergence mix",
+            "measure_perplexity mix",
+            "measure_speed mix",
+        }
         | LOCK
         | CARD,
     ),

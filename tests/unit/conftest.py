@@ -196,6 +196,21 @@ def tensors(recipe: tuple[str, str, str, float, float], layers: int) -> list[dic
     return rows
 
 
+def checks(name: str, tensors: int) -> dict[str, Any]:
+    return {
+        "file": f"tiny-{name}.gguf",
+        "sha256": sha(name),
+        "tensors": tensors,
+        "bytes": 1 << 20,
+        "tokenizer": "lossless",
+        "sampling": {"temp": 0.7, "top_k": 20},
+        "template": {"system": "takes", "tools": "leaves out"},
+        "answer": {"prompt": 14, "tokens": 16, "text": "Paris", "ended": True},
+        "not_asked": "",
+        "failures": [],
+    }
+
+
 def plan(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     parameters = sum(math.prod(map(int, row["shape"].split("x"))) for row in rows)
     tensor_bytes = sum(row["bytes"] for row in rows)
@@ -346,6 +361,7 @@ def make(
             "tried": "answered",
         }
         write_json(folder / "gguf" / f"tiny-{name}.json", file)
+        write_json(folder / "checks" / f"{name}.json", checks(name, len(rows)))
         added = exactly(n, recipe[3], recipe[4], name)
         nll = [a + b for a, b in zip(base, added, strict=True)]
         write_json(folder / "bench" / name / "perplexity.json", perplexity(nll, sha(name)))
@@ -371,6 +387,7 @@ def make(
         "perplexity": True,
         "speed": True,
         "sensitivity": False,
+        "checks": True,
         "fits": {},
         "include": ["imatrix", "recipes"],
         "source": {"file": "tiny-test.gguf", "from": "of the Python package tiny_models"},

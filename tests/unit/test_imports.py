@@ -21,7 +21,7 @@ BELOW: dict[str, set[str]] = {
     "model": {"formats", "grid"},
     "nvfp4": {"formats", "model"},
     "imatrix": {"formats", "model"},
-    "check": {"engine", "formats", "model"},
+    "check": {"corpus", "engine", "formats", "model"},
     "corpus": {"engine", "formats"},
     "recipe": {"engine", "formats", "model", "nvfp4"},
     "budget": {"formats", "model", "recipe"},

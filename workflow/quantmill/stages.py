@@ -187,6 +187,15 @@ _STAGES: Final = (
         store=True,
     ),
     Stage(
+        "check.file",
+        version=1,
+        what="check a finished file",
+        reads="a file and its report",
+        writes="checks/<recipe>.json",
+        threads=True,
+        evaluates=True,
+    ),
+    Stage(
         "measure.divergence",
         version=1,
         what="measure the KL divergence from the source",
@@ -256,7 +265,7 @@ _STAGES: Final = (
         version=9,
         what="write the model card",
         reads="all of the above but the GGUFs; other models' results or CSV",
-        writes="card/README.md, card/index.html, card/Modelfile.<recipe>, card/withheld.json, "
+        writes="card/README.md, card/index.html, card/modelfiles/Modelfile.<recipe>, card/withheld.json, "
         "card/plots/*.svg",
     ),
     Stage(

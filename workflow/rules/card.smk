@@ -1,8 +1,8 @@
 # The model card, written from the measurements.
 
 
-# A Modelfile.<recipe> for each file comes beside the card: their names are the recipes', which a rule
-# whose wildcard is the model cannot list.
+# The Modelfiles are a folder: their names are the recipes', which a rule whose wildcard is the model
+# cannot list.
 rule write_card:
     input:
         described=of(targets.described),
@@ -19,6 +19,7 @@ rule write_card:
             labels={"picture": "all, to point at and to filter"},
         ),
         withheld="<results>/{model}/card/withheld.json",
+        modelfiles=directory("<results>/{model}/card/modelfiles"),
         sizes=report(
             "<results>/{model}/card/plots/size.svg",
             caption="../report/size.rst",

@@ -52,6 +52,37 @@ use rule quantize as quantize_split with:
         recipe=pattern(project.split),
 
 
+# A file is done once it is checked. What is wrong with it is in its report: the card names it, and the
+# run ends in an error when all else is made.
+rule check_file:
+    input:
+        model=of(inputs.gguf_of),
+        facts=of(inputs.facts_of),
+    output:
+        "<results>/{model}/checks/{recipe}.json",
+    log:
+        "<results>/{model}/logs/checks/{recipe}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/checks/{recipe}.tsv"
+    priority: 5
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.checked),
+    message:
+        "{wildcards.model}: checking {wildcards.recipe}"
+    shell:
+        stage(
+            "check.file",
+            "--model {input.model[0]:q} --facts {input.facts:q} --out {output:q}",
+        )
+
+
 # The same types rounded to nearest, with which the card compares: there until its divergence is measured.
 use rule quantize as quantize_nearest with:
     input:

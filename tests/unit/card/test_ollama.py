@@ -107,7 +107,7 @@ def facts(template: str | None) -> dict[str, Any]:
 
 def test_a_modelfile_whole() -> None:
     assert ollama.modelfile("x.gguf", 2048, facts(OWN_SYSTEM + CHATML)).splitlines() == [
-        "FROM ./x.gguf",
+        "FROM ../x.gguf",
         "PARAMETER num_ctx 2048",
         'TEMPLATE """{{ if .System }}<|im_start|>system',
         "{{ .System }}<|im_end|>",
@@ -126,3 +126,15 @@ def test_a_model_without_a_template_and_one_that_cannot_be_said() -> None:
     assert "no chat template: it continues the text" in ollama.modelfile("x.gguf", 9, facts(None))
     content = ollama.modelfile("x.gguf", 9, facts(LAST_ONLY))
     assert "# No TEMPLATE" in content and 'TEMPLATE "' not in content
+
+
+def test_recommended_sampling_is_in_the_modelfile() -> None:
+    sampling = {"temp": 0.7, "top_k": 20, "penalty_repeat": 1.1, "penalty_last_n": 64, "sequence": "kp"}
+    lines = ollama.modelfile("x.gguf", 9, facts(None), sampling).splitlines()
+    assert lines[1:6] == [
+        "PARAMETER num_ctx 9",
+        "PARAMETER temperature 0.7",
+        "PARAMETER top_k 20",
+        "PARAMETER repeat_penalty 1.1",
+        "PARAMETER repeat_last_n 64",
+    ]

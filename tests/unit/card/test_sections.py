@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from quantmill.card.sections import contents, files, recipes, speed, summary
 from quantmill.card.view import view
 from quantmill.card.write import card
+from quantmill.errors import QuantmillError
 from quantmill.files import read_json, write_json, write_text
 from quantmill.formats.proof import VERIFIED, Verified
 from quantmill.judge.results import read
@@ -97,3 +100,71 @@ def test_verified_is_said_of_the_lock_that_is_there_and_where_nothing_differs(tr
     assert said(file, file | {"refused": "the store has lost it"}) == ""
     assert said(file, file | {"differences": [{"tensor": "x", "type": "q4_K", "cause": "y"}]}) == ""
     assert files.verified(view(read(folder, config), config)) == ""
+
+
+def test_the_summary_tells_what_the_checks_found(tree: Tree) -> None:
+    folder, config = tree
+    text = card(view(read(folder, config), config))
+    assert (
+        "all their tensors' data are sound, each answers a question by its chat template, texts come back "
+        "from their tokens |" in text
+    )
+    assert "| Chat template | takes a system message; leaves tools out |" in text
+    assert "failed its check" not in text
+    for name in config["recipes"]:
+        template = {"system": "joined", "tools": "refuses"}
+        edit(folder / "checks" / f"{name}.json", tokenizer="lossless in ASCII", template=template)
+    text = card(view(read(folder, config), config))
+    assert "come back" not in text
+    assert "takes no system message (engines join it to the first question); refuses tools |" in text
+    edit(folder / "checks" / "Q8_0.json", tokenizer="lossy")
+    text = card(view(read(folder, config), config))
+    assert ", **but an English text does not come back from its tokens** |" in text
+
+
+def test_a_file_that_failed_its_check_is_named_and_not_recommended(tree: Tree) -> None:
+    folder, config = tree
+    best = view(read(folder, config), config).pick.name
+    edit(folder / "checks" / f"{best}.json", failures=["2 of the 9 blocks of a.weight are NaN"])
+    results = read(folder, config)
+    assert view(results, config).pick.name != best
+    text = card(view(results, config))
+    assert f"> **`{best}` failed its check:** 2 of the 9 blocks of a.weight are NaN." in text
+    assert "1 of 6 failed the check that followed |" in text
+
+
+def test_a_check_of_another_file_is_refused(tree: Tree) -> None:
+    folder, config = tree
+    edit(folder / "checks" / "Q8_0.json", sha256="0")
+    with pytest.raises(QuantmillError, match=r"Q8_0\.json: is of another file; delete it"):
+        read(folder, config)
+
+
+def test_commands_have_tags_that_give_the_file(tree: Tree) -> None:
+    folder, config = tree
+    shown = view(read(folder, config), config | {"repo": "me/tiny-GGUF"})
+    text = card(shown)
+    assert (
+        f"llama-server -hf me/tiny-GGUF:{shown.pick.name} -c {shown.context}    # downloads it by itself"
+        in text
+    )
+    assert f"ollama run hf.co/me/tiny-GGUF:{shown.pick.name}    # without the Modelfile" in text
+    assert f"hf download me/tiny-GGUF modelfiles/Modelfile.{shown.pick.name} --local-dir ." in text
+    assert " -hf " not in card(view(read(folder, config), config)) and "hf.co/" not in card(
+        view(read(folder, config), config)
+    )
+    # Another file comes before it by the same tag: only its whole name is its own.
+    edit(folder / "gguf" / "tiny-Q8_0.json", file=f"a-{shown.pick.name}.gguf")
+    text = card(view(read(folder, config), config | {"repo": "me/tiny-GGUF"}))
+    assert " -hf " not in text
+    assert f"ollama run hf.co/me/tiny-GGUF:tiny-{shown.pick.name}.gguf    # without" in text
+
+
+def test_recommended_sampling_is_on_the_card(tree: Tree) -> None:
+    folder, config = tree
+    text = card(view(read(folder, config), config))
+    assert "Recommended sampling, which llama.cpp takes from the file: temperature 0.7, top-k 20." in text
+    assert "It has the recommended sampling." in text
+    for name in config["recipes"]:
+        edit(folder / "checks" / f"{name}.json", sampling={})
+    assert "ecommended sampling" not in card(view(read(folder, config), config))

@@ -355,7 +355,7 @@ def test_a_file_of_iks_types_is_used_with_ik_alone(tree: Tree, tmp_path: Path) -
     assert row["Engine"] == "ik_llama.cpp"
     assert "- ik_llama.cpp" in card.split("---")[1]
     assert run(tree, tmp_path / "card").returncode == 0
-    made = {path.name for path in (tmp_path / "card").glob("Modelfile*")}
+    made = {path.name for path in (tmp_path / "card").rglob("Modelfile*")}
     assert made == {f"Modelfile.{name}" for name in config["recipes"] if name != "Q4_K_M"}
 
 
@@ -387,7 +387,7 @@ def test_the_files_of_the_repository_are_those_that_are_published(tree: Tree) ->
             f"`tiny-{name}.gguf`" for name in config["recipes"]
         }
 
-    always = {"`README.md`, `plots/`", "`index.html`", "`withheld.json`", "`Modelfile.*`"}
+    always = {"`README.md`, `plots/`", "`index.html`", "`withheld.json`", "`modelfiles/`"}
     assert listed(include=[]) == always
     every = ["imatrix", "recipes", "measurements", "logs"]
     assert listed(include=every, repo="me/x") == always | {
@@ -446,7 +446,7 @@ def test_a_split_file_is_listed_and_downloaded_by_its_parts(tree: Tree, tmp_path
     assert "tiny-Q6_K.gguf" not in card
     assert 'srcset="https://huggingface.co/me/tiny-GGUF/resolve/main/plots/size-dark.svg"' in card
     assert run(tree, tmp_path / "card").returncode == 0
-    assert not (tmp_path / "card" / "Modelfile.Q6_K").exists()
+    assert not (tmp_path / "card" / "modelfiles" / "Modelfile.Q6_K").exists()
 
 
 def run(tree: Tree, where: Path) -> subprocess.CompletedProcess[str]:
@@ -465,7 +465,9 @@ def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_
         done = run(tree, tmp_path / name)
         assert (done.returncode, done.stderr) == (0, "")
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert {"README.md", "index.html", "withheld.json", "Modelfile.Q8_0"} <= {str(file) for file in files}
+    assert {"README.md", "index.html", "withheld.json", "modelfiles/Modelfile.Q8_0"} <= {
+        str(file) for file in files
+    }
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     card = (tmp_path / "a" / "README.md").read_text("utf-8")
@@ -477,10 +479,11 @@ def test_the_command_writes_card_and_plots_the_same_bytes_twice(tree: Tree, tmp_
 
 def test_the_modelfile_of_a_recipe_that_is_gone_goes(tree: Tree, tmp_path: Path) -> None:
     folder, config = tree
-    (tmp_path / "card").mkdir()
-    (tmp_path / "card" / "Modelfile.Q1_0").write_text("FROM ./old.gguf", encoding="utf-8")
+    (tmp_path / "card" / "modelfiles").mkdir(parents=True)
+    for folder_of in ("card", "card/modelfiles"):
+        (tmp_path / folder_of / "Modelfile.Q1_0").write_text("FROM ./old.gguf", encoding="utf-8")
     assert run((folder, config | {"recipes": ["Q8_0"]}), tmp_path / "card").returncode == 0
-    assert [path.name for path in (tmp_path / "card").glob("Modelfile*")] == ["Modelfile.Q8_0"]
+    assert [path.name for path in (tmp_path / "card").rglob("Modelfile*")] == ["Modelfile.Q8_0"]
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(tree: Tree, tmp_path: Path) -> None:
@@ -531,7 +534,7 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
     assert "| Checked | the header of each file was read back" in card
     for other in ("llama-cli", "ollama", "Modelfile", "## Memory", "HumanEval", "KL divergence", "context"):
         assert other not in card, other
-    assert not list((tmp_path / "card").glob("Modelfile*"))
+    assert not list((tmp_path / "card").rglob("Modelfile*"))
 
 
 @pytest.mark.parametrize(

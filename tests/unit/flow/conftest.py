@@ -142,6 +142,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDayCZXjUuXDDPU9nj8BF8/apwKMylNtMFtwej7Yj2k3 test\n",
         encoding="utf-8",
     )
+    (folder / "template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}", encoding="utf-8"
+    )
     (folder / "words.md").write_text("Words.", encoding="utf-8")
     for name in ("tasks", "other-tasks"):
         (folder / name).mkdir()
@@ -240,6 +243,7 @@ def specs_of(project: Project) -> dict[str, str]:
                 note(specs, "feasibility", model, name)
             note(specs, "plan", model, name)
             note(specs, "quantized", model, name)
+            note(specs, "checked", model, name)
         for measure in MEASURES.values():
             if getattr(config.bench_of(model), measure.name) is not None:
                 for row in project.rows(model):

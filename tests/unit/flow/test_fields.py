@@ -32,13 +32,22 @@ class Row(NamedTuple):
 
 
 BENCH: Final = "kld perplexity speed served humaneval tasks"
-FILES: Final = f"quantized parts lock card {BENCH}"
+FILES: Final = f"quantized checked parts lock card {BENCH}"
 PLANS: Final = f"plan memory {FILES}"
-ALONE: Final = "plan memory quantized lock card"  # of a model that is neither measured nor published
+ALONE: Final = "plan memory quantized checked lock card"  # of a model that is neither measured nor published
 SOURCE: Final = "source manifest check"
 FED_BACK: Final = [("recipes.0.rounding", "gptq")]
 FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
-KINDS: Final = {"BENCH": BENCH, "FILES": FILES, "PLANS": PLANS, "ALONE": ALONE, "SOURCE": SOURCE}
+METADATA: Final = "quantized checked parts lock card"  # what is measured stays
+GIVEN: Final = [("metadata", {"name": "Tiny", "sampling": {"temp": 1}})]
+KINDS: Final = {
+    "BENCH": BENCH,
+    "FILES": FILES,
+    "PLANS": PLANS,
+    "METADATA": METADATA,
+    "ALONE": ALONE,
+    "SOURCE": SOURCE,
+}
 
 ROWS: Final[dict[str, Row]] = {
     "Config.models": Row(
@@ -51,7 +60,7 @@ ROWS: Final[dict[str, Row]] = {
             "bench": {},
             "publish": {},
         },
-        "verify +card +check +lock +manifest +memory +plan +quantized +rendered +source",
+        "verify +card +check +lock +manifest +memory +plan +quantized +checked +rendered +source",
     ),
     "Config.corpora": Row(
         "corpora.held-out",
@@ -82,6 +91,26 @@ ROWS: Final[dict[str, Row]] = {
     "Config.split": Row("split", {"max": "1 MB"}, "FILES"),
     "Config.bench": Row("bench.kld", None, "card publish +kld"),
     "Config.publish": Row("publish.repo", "you/{model}", "card publish"),
+    "Config.metadata": Row("metadata", {"name": "Tiny"}, "METADATA"),
+    "Model.metadata": Row("models.local.metadata", {"name": "Tiny"}, "METADATA"),
+    **{
+        f"Metadata.{field}": Row(f"metadata.{field}", value, "METADATA", GIVEN)
+        for field, value in {
+            **dict.fromkeys(("name", "basename", "size_label", "finetune", "version", "author"), "Other"),
+            **dict.fromkeys(("organization", "description", "url"), "Other"),
+            "card": False,
+            "sampling": {"top_k": 20},
+        }.items()
+    },
+    "Metadata.chat_template": Row("metadata.chat_template", "template.jinja", "FILES", GIVEN),
+    **{
+        f"Sampling.{field}": Row(f"metadata.sampling.{field}", 0.5, "METADATA", GIVEN)
+        for field in ("temp", "top_p", "min_p", "penalty_repeat")
+    },
+    **{
+        f"Sampling.{field}": Row(f"metadata.sampling.{field}", 20, "METADATA", GIVEN)
+        for field in ("top_k", "penalty_last_n")
+    },
     "Config.results": Row("results", "elsewhere", ""),
     "Config.store": Row("store", {"path": "a store"}, ""),
     "Model.source": Row(
@@ -93,7 +122,7 @@ ROWS: Final[dict[str, Row]] = {
     "Model.recipes": Row(
         "models.local.recipes",
         ["Q8_0"],
-        "card lock memory parts publish +allocated +feasibility +plan +quantized +rendered +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +rendered +BENCH",
     ),
     "Model.imatrix": Row(
         "models.local.imatrix",
@@ -188,7 +217,7 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.name": Row(
         "recipes.3.name",
         "other",
-        "card lock memory parts publish +allocated +feasibility +plan +quantized +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +BENCH",
     ),
     "BudgetRecipe.template": Row(
         "recipes.3",
@@ -243,8 +272,9 @@ ROWS: Final[dict[str, Row]] = {
         )
     },
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
+    "Split.header": Row("recipes.0.split.header", True, "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
-        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +rendered +BENCH"
+        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +checked +rendered +BENCH"
     ),
     "Recipe.template": Row("recipes.0.template", "own", "rendered PLANS"),
     "Recipe.importance": Row("recipes.1.importance", {"imatrix": 1.0}, "rendered PLANS"),
@@ -337,6 +367,7 @@ ROWS: Final[dict[str, Row]] = {
     "Tasks.chat": Row("bench.tasks.chat", True, "card tasks"),
     "Tasks.context": Row("bench.tasks.context", 64, "card tasks"),
     "Publish.repo": Row("publish.repo", "you/{model}", "card publish"),
+    "Publish.ollama": Row("publish.ollama", "me/{model}", "publish"),
     "Publish.private": Row("publish.private", True, "publish"),
     "Publish.revision": Row("publish.revision", "new", "publish"),
     "Publish.split": Row("publish.split", "1 GB", "card lock parts publish"),
@@ -435,3 +466,12 @@ def test_the_same_config_has_the_same_specs(
     one, other = all_specs(make()), all_specs(make())
     assert one == other
     assert len(one) > 100
+
+
+def test_with_metadata_the_card_reaches_the_files(
+    make: Callable[..., Project], all_specs: Callable[[Project], Specs]
+) -> None:
+    given = ("models.local.metadata", {"name": "Tiny"})
+    before = all_specs(make(given))
+    after = all_specs(make(given, ("models.local.card.license", "apache-2.0")))
+    assert changed(before, after) == expanded("METADATA")

@@ -118,6 +118,7 @@ def test_what_is_rounded_by_gptaq_is_first_rounded_by_gptq(
     ours, fed_back = all_specs(crossed), all_specs(make(("recipes.0.rounding", "gptq")))
     assert {name for name in ours if ours[name] != fed_back.get(name)} == {
         *("cross local plain", "gptq local plain", "quantized local plain", "kld local plain"),
+        "checked local plain",
         *("perplexity local plain", "speed local plain", "plan local plain", "memory local", "card local"),
         *("humaneval local plain", "served local plain", "tasks local plain", "nearest local plain"),
         *("nearest_kld local plain", "parts local", "lock local"),
@@ -231,6 +232,7 @@ def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> Non
         "plans/Q8_0.json",
         "memory.json",
         "gguf/packaged-Q8_0.json",
+        "checks/Q8_0.json",
         "gguf/packaged-Q8_0.gguf",
         "bench/source/speed.json",
         "bench/source/humaneval.json",
@@ -243,6 +245,7 @@ def test_the_files_of_one_model(make: Callable[..., Project], flow: Flow) -> Non
         "card/README.md",
         "card/index.html",
         "card/withheld.json",
+        "card/modelfiles",
         "card/plots/bits.svg",
         "card/plots/bits-dark.svg",
         "card/plots/size.svg",

@@ -18,6 +18,7 @@ from huggingface_hub import constants
 
 from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
+from quantmill.formats.checks import Checks
 from quantmill.formats.ggufio import read_header
 from quantmill.formats.proof import LOCK, Lock
 from quantmill.progress import Log
@@ -50,7 +51,7 @@ class Publisher:
             self.quant(recipe, recipe.encode() * 5000)
             self.write(f"recipes/{recipe}.yaml", b"base: " + recipe.encode())
             self.write(f"plans/{recipe}.tsv", b"name\trole\n")
-            self.write(f"card/Modelfile.{recipe}", b"FROM x")
+            self.write(f"card/modelfiles/Modelfile.{recipe}", b"FROM x")
         self.write("card/README.md", b"---\nlicense: mit\n---\n# tiny\n![bits](plots/bits.svg)\n")
         self.write("card/plots/bits.svg", b"<svg/>")
         self.write("card/plots/left-over.svg", b"<svg/>")
@@ -75,7 +76,13 @@ class Publisher:
         }
         self.write(f"gguf/tiny-{recipe}.gguf", data)
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
+        self.checked(recipe)
         return sha256
+
+    def checked(self, recipe: str, *failures: str) -> None:
+        """The check of a recipe's file, with what is wrong with it."""
+        report = {"file": f"tiny-{recipe}.gguf", "tokenizer": "none", "failures": list(failures)}
+        self.write(f"checks/{recipe}.json", json.dumps(complete(Checks, report)).encode())
 
     def lock(self) -> None:
         """A lock of the files, and a statement of each."""
@@ -180,8 +187,8 @@ def publisher(tmp_path: Path, hub: Hub) -> Publisher:
 ALL = {
     "README.md",
     "plots/bits.svg",
-    "Modelfile.Q8_0",
-    "Modelfile.Q4_K_M",
+    "modelfiles/Modelfile.Q8_0",
+    "modelfiles/Modelfile.Q4_K_M",
     "tiny-Q8_0.gguf",
     "tiny-Q4_K_M.gguf",
     "lock.json",
@@ -254,7 +261,7 @@ def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None
     report = {"policy": "dominated", "withheld": [withheld]}
     publisher.write("card/withheld.json", json.dumps(report).encode())
     publisher.publish(include=["measurements"])
-    left = {"README.md", "plots/bits.svg", "Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
+    left = {"README.md", "plots/bits.svg", "modelfiles/Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
     left |= {"withheld.json", "lock.json", "tiny-Q4_K_M.gguf.derivation.json"}
     assert set(hub.repositories[REPO]) == left | {"bench/Q8_0/kld.json"}
 
@@ -429,3 +436,16 @@ def test_a_file_that_changed_since_it_was_made_is_refused(publisher: Publisher, 
     path.write_bytes(b"short")
     assert "has 5 bytes, not 20,000" in publisher.refused()
     assert not hub.repositories[REPO]
+
+
+def test_a_file_that_failed_its_check_is_not_uploaded(publisher: Publisher, hub: Hub) -> None:
+    publisher.checked("Q8_0", "2 of the 9 blocks of a.weight are NaN or infinite, the first at 3")
+    assert publisher.publish(confirm=False) == dict.fromkeys(ALL, "new")
+    line = (
+        "tiny-Q8_0.gguf failed its check: 2 of the 9 blocks of a.weight are NaN or infinite, the first at 3"
+    )
+    assert publisher.refused() == f"me/tiny-GGUF: {line}; make it again, or leave it out"
+    assert not hub.repositories
+    publisher.checked("Q8_0")
+    publisher.publish()
+    assert hub.repositories

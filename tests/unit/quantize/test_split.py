@@ -35,7 +35,7 @@ def test_the_files_are_llama_gguf_splits_own() -> None:
     data = np.memmap(LLAMA, np.uint8, "r")
     tensors = iter(header.tensors)
     made = {}
-    for name, head, count in files("x", header.kv, rows(header), 2 * 10**6):
+    for name, head, count, _ in files("x", header.kv, rows(header), 2 * 10**6):
         digest = hashlib.sha256(head)
         for tensor in (next(tensors) for _ in range(count)):
             digest.update(data[tensor.offset : tensor.offset + ggufio.padded(tensor.bytes)].tobytes())
@@ -62,7 +62,7 @@ def test_a_tensor_that_is_too_large_is_a_part_of_its_own() -> None:
 
 def test_a_model_that_fits_is_one_file_and_says_nothing_of_parts() -> None:
     header = ggufio.read_header(LLAMA)
-    ((name, head, count),) = files("x", header.kv, rows(header), 10**7)
+    ((name, head, count, _),) = files("x", header.kv, rows(header), 10**7)
     assert (name, count) == ("x.gguf", len(header.tensors))
     assert LLAMA.read_bytes().startswith(head)
 

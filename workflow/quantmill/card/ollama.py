@@ -93,10 +93,27 @@ def chat(template: str | None, tokenizer: str = "") -> Chat | None:
     return None if any("\x01" in part or "{{" in part for part in texts) else made
 
 
-def modelfile(file: str, context: int, facts: Mapping[str, Any]) -> str:
-    """The Modelfile of a GGUF beside it; `facts` are those of model.json."""
+PARAMETERS: Final = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+}
+"""Ollama's names of recommended sampling, by the ends of llama.cpp's keys."""
+
+
+def modelfile(
+    file: str, context: int, facts: Mapping[str, Any], sampling: Mapping[str, Any] | None = None
+) -> str:
+    """The Modelfile of a GGUF in the folder above it; `facts` are those of model.json, `sampling` is what the
+    file recommends.
+    """
     form = chat(facts["chat_template"], facts.get("tokenizer") or "")
-    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
+    lines = [f"FROM ../{file}", f"PARAMETER num_ctx {context}"]
+    given = sampling or {}
+    lines += [f"PARAMETER {name} {given[key]}" for key, name in PARAMETERS.items() if key in given]
     if form:
         lines += [f'TEMPLATE """{form.template}"""', f'PARAMETER stop "{form.stop}"']
         lines += [f'SYSTEM """{form.system}"""'] if form.system else []

@@ -92,6 +92,12 @@ class View:
         return context_of(self.shown)
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling that the files recommend, by the ends of llama.cpp's keys; it is the same in all."""
+        checked = [quant.checks for quant in self.shown.quants if quant.checks]
+        return dict(checked[0]["sampling"]) if checked else {}
+
+    @property
     def chat(self) -> ollama.Chat | None:
         """The chat template in Ollama's form, where it has one."""
         facts = self.shown.facts

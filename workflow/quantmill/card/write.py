@@ -53,7 +53,9 @@ def card(view: View) -> str:
 def modelfiles(view: View) -> dict[str, str]:
     """The Modelfiles by name: one for each file that is offered and that Ollama can load."""
     return {
-        f"Modelfile.{quant.name}": ollama.modelfile(quant.file, view.context, view.published.facts)
+        f"Modelfile.{quant.name}": ollama.modelfile(
+            quant.file, view.context, view.published.facts, view.sampling
+        )
         for quant in view.offered
         if loads_in_ollama(quant, view.published)
     }
@@ -71,11 +73,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
     plots.sizes(measured, args.plots / "size.svg")
     plots.save(lambda theme: maps.draw_bits(shown.shown, theme), args.plots / "bits.svg")
     folder = args.card.parent
-    for old in folder.glob("Modelfile.*"):
-        if old.name not in texts:
+    for old in [*folder.glob("Modelfile.*"), *folder.glob("modelfiles/*")]:
+        if old.parent == folder or old.name not in texts:  # beside the card is where they were once
             old.unlink()
+    (folder / "modelfiles").mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
-        write_text(folder / name, content)
+        write_text(folder / "modelfiles" / name, content)
     write_text(folder / "index.html", html)
     withheld = [verdict.facts for verdict in shown.withheld]
     policy = config.get("withhold", "none")

@@ -11,6 +11,7 @@ from quantmill.config.fields import (
     Count,
     FilePath,
     Name,
+    OllamaPlace,
     PublishedRepository,
     Size,
     Strict,
@@ -110,6 +111,11 @@ class Publish(Strict):
     repo: PublishedRepository | None = Field(
         default=None, description="organisation/name on the Hugging Face hub; {model} is the model's name"
     )
+    ollama: OllamaPlace | None = Field(
+        default=None,
+        description="organisation/name in Ollama's registry, or with https://host/ before it in another; "
+        "each recipe is a tag there; {model} is the model's name",
+    )
     private: bool = Field(
         default=False, description="whether a new repository is private; an existing one stays as it is"
     )
@@ -142,6 +148,11 @@ class Publish(Strict):
         if size_bytes(self.split) < _LEAST_SPLIT:
             raise refuse("small_split", f"{self.split} is too small; give at least 1 MB", "split")
         return self
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether there is a place to publish in."""
+        return bool(self.repo or self.ollama)
 
     @property
     def split_bytes(self) -> int:

@@ -31,6 +31,7 @@ _GGUF = r"^[^{}\x00-\x1f]+\.(gguf|tsv)$"
 _INSIDE = r"^[^/{}\x00-\x1f][^{}\x00-\x1f]*\.gguf$"
 _REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 _PUBLISHED = r"^[\w.-]+/([\w.-]|\{model\})+$"
+_OLLAMA = r"^(https?://[\w.-]+(:\d+)?/)?[\w-]+/([\w.-]|\{model\})+$"
 _COMMIT = r"^[0-9a-f]{40}$"
 _LONGEST_NAME = 255 - len(".00000000.part")  # bytes that a file system takes, beside a writer's own
 _SIZE = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
@@ -42,6 +43,8 @@ HINTS = {
     _INSIDE: "a .gguf file is expected, relative to the package or repository, and no braces in its path",
     _REPOSITORY: "a repository is organisation/name",
     _PUBLISHED: "a repository is organisation/name; {model} in the name stands for the model's",
+    _OLLAMA: "a place in a registry is organisation/name, with http(s)://host/ before it where it is not "
+    "Ollama's own; {model} in the name stands for the model's",
     _COMMIT: "give the whole commit, 40 hexadecimal digits",
     _SIZE: "a size is a number and its unit, such as 50 GiB",
 }
@@ -84,6 +87,7 @@ GgufPath = Annotated[str, StringConstraints(pattern=_GGUF), AfterValidator(expan
 GgufFile = Annotated[str, StringConstraints(pattern=_INSIDE), AfterValidator(inside)]
 Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
 PublishedRepository = Annotated[str, StringConstraints(pattern=_PUBLISHED)]
+OllamaPlace = Annotated[str, StringConstraints(pattern=_OLLAMA)]
 Commit = Annotated[str, StringConstraints(pattern=_COMMIT)]
 Size = Annotated[str, StringConstraints(pattern=_SIZE)]
 Count = Annotated[int, Field(ge=1)]

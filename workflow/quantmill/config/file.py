@@ -20,6 +20,7 @@ from quantmill.config.bench import Bench, Probes, check_evaluations
 from quantmill.config.card import Card, Publish
 from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
 from quantmill.config.fields import HINTS, FilePath, Name, Strict
+from quantmill.config.metadata import Metadata
 from quantmill.config.offload import Offload
 from quantmill.config.recipe import (
     BudgetRecipe,
@@ -48,6 +49,7 @@ class Model(Strict):
     sensitivity: Sensitivity | None = Field(default=None, description="its own; null: none for this model")
     bench: Bench | None = Field(default=None, description="its own measurements")
     publish: Publish | None = Field(default=None, description="its own settings")
+    metadata: Metadata | None = Field(default=None, description="its own; null: as in the source")
     offload: Offload | None = Field(default=None, description="its own settings")
 
 
@@ -77,6 +79,7 @@ class Config(Strict):
     split: Split | None = Field(default=None, description="for every recipe without a `split` of its own")
     bench: Bench = Field(default=Bench(), description="what is measured")
     publish: Publish = Field(default=Publish(), description="which files are offered, and where")
+    metadata: Metadata | None = Field(default=None, description="what the files' metadata say")
     results: FilePath = Field(default="results", description="the folder of all outputs")
     store: Store = Field(default=Store(), description="the store of finished units of work")
     offload: Offload = Field(default=Offload(), description="how models are spread over GPUs")

@@ -68,6 +68,11 @@ class Split(Strict):
     """How a quantized model is split into several files."""
 
     max: Size = Field(description="most bytes of tensors in a file; a smaller model is one file")
+    header: bool = Field(
+        default=False,
+        description="the first file has the metadata and no tensor, so that a change of `metadata` replaces "
+        "a small file alone; a smaller model is two files then",
+    )
 
     @model_validator(mode="after")
     def _some(self) -> Split:

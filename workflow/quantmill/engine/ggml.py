@@ -114,6 +114,11 @@ def requires_imatrix(type_name: str) -> bool:
     return bool(_lib().ggml_quantize_requires_imatrix(type_ids()[type_name]))
 
 
+def is_valid(type_name: str, rows: Bytes) -> bool:
+    """Whether ggml_validate_row_data finds no fault (a NaN, an infinite scale) in whole rows of a type."""
+    return bool(_lib().ggml_validate_row_data(type_ids()[type_name], rows.ctypes.data, rows.size))
+
+
 class Conversion:
     """One tensor on its way from one type to another, on the threads of a pool.
 

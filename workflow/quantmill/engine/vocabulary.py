@@ -64,6 +64,22 @@ class Vocabulary:
             raise QuantmillError(f"a text of {len(data)} bytes gave over {room} tokens")
         return out[:count].copy()
 
+    def text(self, tokens: Tokens) -> str:
+        """The text of tokens, of control tokens too."""
+        numbers = np.ascontiguousarray(tokens, np.int32)
+        pointer = numbers.ctypes.data_as(c.POINTER(c.c_int32))
+        room = 16 * len(numbers) + 64
+        while True:
+            buffer = c.create_string_buffer(room)
+            size = native.llama_detokenize(self._vocab, pointer, len(numbers), buffer, room, False, True)
+            if size >= 0:
+                return buffer.raw[:size].decode(errors="replace")
+            room = -size
+
+    def comes_back(self, text: str) -> bool:
+        """Whether a text is the same after tokenizing; a space that some set before it counts for nothing."""
+        return self.text(self.tokenize(text)).removeprefix(" ") == text
+
     def token_text(self, token: int) -> str:
         """The text under which the vocabulary lists a token, such as `<s>`."""
         return (native.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")

@@ -80,6 +80,7 @@ class CardSpecs:
             "imatrix": config.imatrix_of(model) is not None,
             **{name: getattr(bench, name) is not None for name in MEASURES},
             "sensitivity": config.sensitivity_of(model) is not None,
+            "checks": True,
             # `fits`, `gate`, `iso_disk`: the config's old words, without which finished cards are stale.
             "fits": {
                 name: {"gate": self.project.allocated(model, name).acceptance_test} for name in targeted
@@ -95,6 +96,7 @@ class CardSpecs:
             "sensitivity": [digest(specs.sensitivity(model)) for _ in [config.sensitivity_of(model)] if _],
             "memory": digest(specs.memory(model)),
             "quants": self._quants(model),
+            "checks": [digest(specs.checked(model, recipe)) for recipe in recipes],
             "rivals": [self._compared_digest(other) for other in card.same_size],
             **self._measurements(model),
         }
@@ -261,6 +263,7 @@ class CardSpecs:
             "recipes": list(self.config.recipes_of(model)),
             "signed": publish.sign is not None,
             "measured": [os.path.relpath(path, folder) for path in measured],
+            **({"ollama": publish.ollama.replace("{model}", model)} if publish.ollama else {}),
         }
 
     @once

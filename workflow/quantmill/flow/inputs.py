@@ -248,6 +248,14 @@ class Inputs:
         """The report with the sha256 of that GGUF."""
         return self.paths.facts(model, row)
 
+    def gguf_of(self, model: str, recipe: str) -> Files:
+        """The GGUF of a recipe."""
+        return self.gguf(model, recipe)
+
+    def facts_of(self, model: str, recipe: str) -> str:
+        """Its report."""
+        return self.facts(model, recipe)
+
     def nearest_gguf(self, model: str, row: str) -> Files:
         """The GGUF of the same types rounded to nearest."""
         return self.ancient([self.paths.nearest(model, row, "gguf")])

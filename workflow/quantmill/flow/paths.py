@@ -70,6 +70,10 @@ class Paths:
         """The report with the sha256 of a row's GGUF."""
         return self.of(model, "model.json" if row in SOURCES else f"gguf/{model}-{row}.json")
 
+    def checked(self, model: str, recipe: str) -> str:
+        """The report of a recipe's finished file."""
+        return self.of(model, f"checks/{recipe}.json")
+
     def measured(self, model: str, row: str) -> list[str]:
         """The measurements of one row."""
         bench, engine = self.project.config.bench_of(model), self.project.engine_of(model, row)

@@ -186,8 +186,8 @@ class Project:
 
     @property
     def published(self) -> list[str]:
-        """The models that are put into a repository."""
-        return [model for model in self.with_recipes if self.config.repository_of(model)]
+        """The models that are put into a repository or a registry."""
+        return [model for model in self.with_recipes if self.config.publish_of(model).anywhere]
 
     # --- a model --------------------------------------------------------------
 

@@ -17,10 +17,11 @@ from typing import Any, Final, cast
 from quantmill import spec
 from quantmill.budget import candidates
 from quantmill.config.corpora import Chunks, CorpusSource
+from quantmill.flow import metadata
 from quantmill.flow.digests import Digests
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
-from quantmill.formats import imatrix
+from quantmill.formats import general, imatrix
 from quantmill.formats import settings as typed
 from quantmill.formats.settings import Allocate
 from quantmill.spec import digest
@@ -246,9 +247,16 @@ class Specs:
 
     @once
     def quantized(self, model: str, recipe: str) -> str:
+        return self._quantized(model, recipe, metadata.of(self.project, model, recipe))
+
+    def _quantized(self, model: str, recipe: str, values: dict[str, general.Plain]) -> str:
         settings, made_from = self._nearest(model, recipe)
+        if values:
+            settings["metadata"] = values
         if most := self.project.split_of(model, recipe):
             settings["split"] = most
+            if (split := self.config.split_of(self.project.recipe(model, recipe))) and split.header:
+                settings["header"] = True
         if self.project.fed_back(model, recipe):
             settings, made_from = self._fed_back(model, settings, made_from)
         if self.project.crossed(model, recipe):
@@ -256,6 +264,11 @@ class Specs:
             made_from |= {"cross": digest(self.cross(model, recipe))}
         engine = self.digests.engine_of(model, recipe)
         return spec.make("quantize.write", settings, made_from, engine=engine)
+
+    @once
+    def checked(self, model: str, recipe: str) -> str:
+        made_from = {"model": digest(self.quantized(model, recipe))}
+        return self._measured("check.file", model, recipe, {}, made_from)
 
     @once
     def gptq(self, model: str, recipe: str) -> str:
@@ -301,8 +314,12 @@ class Specs:
 
     @once
     def file(self, model: str, row: str) -> str:
-        """Identity of the GGUF that a row of the bench is about."""
-        return self.source(model) if row in SOURCES else digest(self.quantized(model, row))
+        """Identity of the GGUF that a row of the bench is about, without metadata that change no result."""
+        if row in SOURCES:
+            return self.source(model)
+        values = metadata.of(self.project, model, row)
+        kept = {key: value for key, value in values.items() if key not in general.unmeasured(values)}
+        return digest(self._quantized(model, row, kept))
 
     @once
     def kld(self, model: str, row: str) -> str:

@@ -46,6 +46,7 @@ class Flow(NamedTuple):
     why: Why
     spec_of: Callable[[Callable[..., str]], Callable[[Any], str]]
     refuse_orphans: Callable[[], None]
+    refuse_unsound: Callable[[], None]
     sweep: Callable[[], None]
 
 
@@ -68,7 +69,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     with refusing():
         environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
-        from quantmill.flow import cap
+        from quantmill.flow import cap, naming
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
         from quantmill.flow.estimate import Estimate
@@ -85,6 +86,8 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
+            print(f"warning: {line}", file=sys.stderr)
+        for line in naming.remarks(project) if workflow.is_main_process else ():
             print(f"warning: {line}", file=sys.stderr)
     paths = Paths(project)
     inputs = Inputs(paths, ancient, local)
@@ -114,6 +117,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
         why,
         partial(spec_of, folder=project.specs),
         partial(_refuse_orphans, workflow),
+        partial(_refuse_unsound, workflow),
         partial(parts.sweep_below, project.results),
     )
 
@@ -124,6 +128,14 @@ def _refuse_orphans(workflow: Any) -> None:
 
     with refusing():
         orphans.refuse(workflow)
+
+
+def _refuse_unsound(workflow: Any) -> None:
+    """End a run in an error that made a file which failed its check."""
+    from quantmill.flow import sound
+
+    with refusing():
+        sound.refuse(job.output[0] for job in workflow.dag.jobs if job.rule.name == "check_file")
 
 
 def _confirmed(workflow: Any, config: dict[str, Any]) -> bool:

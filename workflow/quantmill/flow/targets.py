@@ -27,8 +27,8 @@ class Targets:
         return self._every(self.card)
 
     def quants(self) -> Files:
-        """The quantized files."""
-        return self._every(self.checks) + self._every(self.quantized)
+        """The quantized files, each checked."""
+        return self._every(self.checks) + self._every(self.quantized) + self._every(self.checked)
 
     def plans(self) -> Files:
         """The plans: which type each tensor gets. They need the source's header alone."""
@@ -89,10 +89,14 @@ class Targets:
         pairs = ((self.paths.gguf(model, recipe), self.paths.facts(model, recipe)) for recipe in recipes)
         return [file for pair in pairs for file in pair]
 
+    def checked(self, model: str) -> Files:
+        """What the checks of the finished files found."""
+        return [self.paths.checked(model, recipe) for recipe in self.project.config.recipes_of(model)]
+
     def card(self, model: str) -> Files:
         """The card, its page and its pictures."""
         plots = ["bits", "size", *("sensitivity" for _ in self.paths.sensitivity(model, "tsv"))]
-        names = ["README.md", "index.html", "withheld.json"]
+        names = ["README.md", "index.html", "withheld.json", "modelfiles"]
         names += [f"plots/{plot}{theme}.svg" for plot in plots for theme in ("", "-dark")]
         return [self.paths.of(model, f"card/{name}") for name in names]
 
@@ -111,6 +115,7 @@ class Targets:
             *paths.sensitivity(model, "json"),
             *self.planned(model),
             *self.inputs.gguf_reports(model),
+            *self.checked(model),
             *([paths.of(model, "parts.json")] if config.repository_of(model) else []),
         ]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, NotRequired, Union, get_args,
 from quantmill import stages
 from quantmill.formats import (
     allocation,
+    checks,
     corpus,
     cross,
     importance,
@@ -35,6 +36,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     allocation.PLAN,
     source.MEMORY,
     publication.FACTS,
+    checks.CHECKS,
     measurements.DIVERGENCE,
     measurements.PERPLEXITY,
     measurements.SPEED,

@@ -29,6 +29,13 @@ class Facts(TypedDict):
         "tokens; loaded: its engine loaded it (draft models, speech, kinds that ik does not evaluate); "
         "read: its header was read back (projectors; of engine ik files with multi-token prediction)",
     ]
+    measured_as: NotRequired[
+        Annotated[
+            str,
+            "the sha256 without the config's `metadata`, by which measurements know the file: they stay "
+            "where metadata change; absent: `sha256`",
+        ]
+    ]
     engine: NotRequired[Annotated[str, "ik, where it quantized the file; absent: llama.cpp"]]
     parts: NotRequired[Annotated[list[Part], "where the recipe is split"]]
 
@@ -40,11 +47,11 @@ def files_of(facts: Facts) -> list[Part]:
 
 
 def model_sha256(path: Path) -> str:
-    """The sha256 of a GGUF, by the report of it: `model.json`, or that of a quantized file."""
+    """The sha256 by which measurements know a GGUF, of its report: `model.json`, or a quantized file's."""
     report = read_json(path)
     if not isinstance(report, dict) or not isinstance(report.get("sha256"), str):
         raise QuantmillError("no field sha256", path, "delete it to have it made again")
-    return str(report["sha256"])
+    return str(report.get("measured_as", report["sha256"]))
 
 
 Parts = dict[str, list[Part]]

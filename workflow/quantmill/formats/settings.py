@@ -12,6 +12,9 @@ against it.
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from quantmill.formats.budgets import Budget
+from quantmill.formats.checks import CheckedFile
+from quantmill.formats.general import Plain
+from quantmill.formats.places import Upload
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -151,8 +154,10 @@ class Quantize(TypedDict):
     imatrix: ImatrixFile | None
     engine: NotRequired[str]
     split: NotRequired[int]
+    header: NotRequired[Annotated[bool, "whether the first file of a split one has no tensors"]]
     rounding: NotRequired[FileRounding]
     keep: NotRequired[Keep]
+    metadata: NotRequired[Annotated[dict[str, Plain], "keys of the file beside the source's"]]
 
 
 class Speed(TypedDict):
@@ -279,6 +284,7 @@ class Card(TypedDict):
     ]
     verified: NotRequired[Annotated[bool, "whether verify.json is read"]]
     signed: NotRequired[Annotated[bool, "whether there is a lock.json.sig"]]
+    checks: NotRequired[Annotated[bool, "whether the files were checked"]]
 
 
 class LockedText(CorpusSource):
@@ -323,27 +329,6 @@ class Sign(TypedDict):
     key: Annotated[str, "fingerprint"]
 
 
-class PublishedModel(TypedDict):
-    """What is published of a model."""
-
-    repo: str
-    revision: str
-    private: bool
-    include: list[str]
-    overwrite: bool
-    split: int
-    recipes: list[str]
-    signed: Annotated[bool, "whether there is a lock.json.sig"]
-    measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
-
-
-class Upload(TypedDict):
-    """`publish.upload`."""
-
-    confirm: bool
-    models: dict[str, PublishedModel]
-
-
 OF_STAGE: Final[dict[str, Any]] = {
     "model.fetch": Fetch,
     "checkpoint.convert": Convert,
@@ -363,6 +348,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "recipe.plan": Plan,
     "model.memory": Memory,
     "quantize.write": Quantize,
+    "check.file": CheckedFile,
     "measure.divergence": Chunks,
     "measure.perplexity": Chunks,
     "measure.speed": Speed,

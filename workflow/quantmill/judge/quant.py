@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
+from quantmill.formats.checks import Checks
 from quantmill.formats.measurements import Divergence, HumanEval, Perplexity, Served, Speed, Tasks
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.publication import Part
@@ -41,7 +42,8 @@ class Quant:
     `parts` are the files of a split one; the first is `file`. `tried` is how far
     the file was tried after it was written: `answered`, `loaded` or `read`.
     `source_perplexity` is the source's perplexity.json in the file's own engine.
-    `nearest` is the divergence of the same types rounded to nearest, of a file of gptq.
+    `nearest` is the divergence of the same types rounded to nearest, of a file of gptq. `checks` is its
+    report in checks/.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Quant:
     tried: str = "answered"
     source_perplexity: Perplexity | None = None
     nearest: Divergence | None = None
+    checks: Checks | None = None
+
+    @property
+    def failures(self) -> list[str]:
+        """What is wrong with the file, a line each."""
+        return self.checks["failures"] if self.checks else []
 
     @property
     def measure(self) -> str | None:

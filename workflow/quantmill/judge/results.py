@@ -17,6 +17,7 @@ from quantmill.formats.allocation import (
     ImportedSensitivity,
     Sensitivity,
 )
+from quantmill.formats.checks import CHECKS, Checks
 from quantmill.formats.corpus import CORPUS, Corpus
 from quantmill.formats.importance import IMATRIX, Imatrix
 from quantmill.formats.manifest import ManifestRow, read_manifest_rows
@@ -74,13 +75,19 @@ class Results:
 
     @cached_property
     def rejected(self) -> dict[str, str]:
-        """The files that failed an acceptance test, by name: the verdict (markdown)."""
+        """The files that failed their check or an acceptance test, by name: the verdict (markdown)."""
         rejected = [(name, file.verdict) for name, file in self.worse_than_nearest.items()]
         rejected += [(file.quant.name, file.verdict) for file in self.size_targeted if file.rejected]
+        rejected += [(quant.name, "**not recommended: failed its check**") for quant in self.unsound]
         verdicts: dict[str, list[str]] = {}
         for name, verdict in rejected:
             verdicts.setdefault(name, []).append(verdict)
         return {name: "; ".join(of_file) for name, of_file in verdicts.items()}
+
+    @property
+    def unsound(self) -> list[Quant]:
+        """The files that failed their check; withheld files too."""
+        return [quant for quant in (*self.quants, *self.withheld) if quant.failures]
 
     @property
     def worse_than_nearest(self) -> dict[str, Rounded]:
@@ -151,7 +158,8 @@ def read(folder: Path, config: settings.Card) -> Results:
     for name in config["recipes"]:
         of_file = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
         engine = config.get("engines", {}).get(name, MAINLINE)
-        files[name] = of_file, _measurements(folder, name, config, of_file["sha256"], engine)
+        known_as = of_file.get("measured_as", of_file["sha256"])
+        files[name] = of_file, _measurements(folder, name, config, known_as, engine)
     divergences = [kld for _, measured in files.values() if (kld := measured["kld"])]
     validity_warnings = validity.warnings(source, divergences)
     quants = [_quant(folder, name, config, *files[name], sources, validity_warnings) for name in files]
@@ -230,7 +238,16 @@ def _quant(
         nearest=nearest,
         allocation=ALLOCATION.read(folder / "recipes" / f"{name}.json") if targeted else None,
         acceptance_test=bool(targeted and targeted["gate"]),
+        checks=_checks(folder / "checks" / f"{name}.json", facts) if config.get("checks") else None,
     )
+
+
+def _checks(path: Path, facts: Facts) -> Checks:
+    """The check of a file; it must be of this one."""
+    report = CHECKS.read(path)
+    if report["sha256"] != facts["sha256"]:
+        raise QuantmillError("is of another file", path, "delete it to have the file checked again")
+    return report
 
 
 def _nearest(folder: Path, name: str, config: settings.Card) -> Divergence | None:

@@ -157,7 +157,8 @@ def files_of(model: str, recipe: str, locked: LockedRecipe, work: Work) -> list[
     if most is None:
         named = [(f"{stem}.gguf", split.header(work.kv, work.rows), len(work.rows))]
     else:
-        made = split.files(stem, work.kv, work.rows, most)
+        alone = locked["settings"].get("header", False)
+        made = split.files(stem, work.kv, work.rows, most, header_alone=alone)
         named = [(f"{stem}/{one.name}", one.header, one.tensors) for one in made]
     if [name for name, _, _ in named] != [part["file"] for part in locked["files"]]:
         what = f"has other files of {recipe} than its plan asks for"

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from quantmill.errors import QuantmillError
 from quantmill.files import is_file, split_lines
 from quantmill.formats import publication
+from quantmill.formats.checks import CHECKS
 from quantmill.formats.proof import LOCK, VERIFIED
 from quantmill.spec import file_sha256
 
@@ -88,6 +89,12 @@ def withheld_in(results: Path) -> list[str]:
     return [entry["recipe"] for entry in publication.WITHHELD.read(path)["withheld"]] if path.exists() else []
 
 
+def unsound(results: Path, recipes: list[str]) -> list[str]:
+    """What is wrong with the files of these recipes, by their checks."""
+    reports = [CHECKS.read(results / "checks" / f"{recipe}.json") for recipe in recipes]
+    return [f"{report['file']} failed its check: {line}" for report in reports for line in report["failures"]]
+
+
 def sums_of(items: Iterable[Item], earlier: dict[str, str]) -> Item:
     """The repository's list of digests: these files', and those published earlier that it still holds."""
     digests = earlier | {item.path: item.sha256 for item in items}
@@ -108,7 +115,7 @@ def _card(card: Path, recipes: list[str]) -> Iterator[Item]:
     """The card, its pictures, the page and the Modelfiles; not what an older config left there."""
     text = (card / "README.md").read_text("utf-8")
     pictures = (path for path in sorted(card.glob("plots/*")) if f"plots/{path.name}" in text)
-    modelfiles = (card / f"Modelfile.{recipe}" for recipe in recipes)
+    modelfiles = (card / "modelfiles" / f"Modelfile.{recipe}" for recipe in recipes)
     for path in (card / "README.md", card / "index.html", card / WITHHELD, *pictures, *modelfiles):
         if path.exists():
             yield _item(path.relative_to(card).as_posix(), path)

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
+from quantmill.formats.places import PublishedModel, Upload
 from quantmill.formats.publication import PARTS
-from quantmill.formats.settings import PublishedModel, Upload
 from quantmill.progress import BYTES, Log
+from quantmill.publish import ollama
 from quantmill.publish.compare import UPLOADED, Row, compare, table
-from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, withheld_in
+from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, unsound, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 from quantmill.publish.split import split_items
 
@@ -27,6 +28,7 @@ class Publication(NamedTuple):
     items: list[Item]
     held: Holdings | None
     rows: list[Row]
+    unsound: list[str]
 
     @property
     def due(self) -> list[Item]:
@@ -35,7 +37,7 @@ class Publication(NamedTuple):
         return [item for item in self.items if states[item.path] in UPLOADED]
 
 
-def prepared(model: str, settings: PublishedModel, results: Path, confirmed: bool) -> Publication:
+def prepared(model: str, repo: str, settings: PublishedModel, results: Path, confirmed: bool) -> Publication:
     """What there is to publish of a model, compared with its repository.
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
@@ -45,7 +47,7 @@ def prepared(model: str, settings: PublishedModel, results: Path, confirmed: boo
     include, measured, signed = settings["include"], settings["measured"], settings["signed"]
     items = items_of(results, model, recipes, include, measured, signed=signed)
     items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
-    repository = Repository(settings["repo"], settings["revision"])
+    repository = Repository(repo, settings["revision"])
     try:
         held = repository.holdings()
         commit = "" if held is None else held.commit
@@ -60,7 +62,8 @@ def prepared(model: str, settings: PublishedModel, results: Path, confirmed: boo
         if confirmed:
             raise
         held, rows = None, [Row("unknown", item.path, item.bytes, item.sha256) for item in items]
-    return Publication(model, repository, settings, items, held, rows)
+    wrong = unsound(results, recipes)
+    return Publication(model, repository, settings, items, held, rows, wrong)
 
 
 def shown(publication: Publication) -> list[str]:
@@ -68,13 +71,19 @@ def shown(publication: Publication) -> list[str]:
     rows, settings = publication.rows, publication.settings
     due, all_ours = sum(item.bytes for item in publication.due), sum(item.bytes for item in publication.items)
     there = "" if publication.held else ", to be made"
-    where = f"{settings['repo']} ({settings['revision']}{', private' if settings['private'] else ''}{there})"
+    kind = f"{settings['revision']}{', private' if settings['private'] else ''}{there}"
+    where = f"{publication.repository.name} ({kind})"
     head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
-    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows)]
+    return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows), *publication.unsound]
 
 
 def refuse_unsound(publication: Publication) -> None:
-    """QuantmillError where there is no token, or where somebody else's work would be lost."""
+    """QuantmillError where a file failed its check, where there is no token, or where somebody else's work
+    would be lost.
+    """
+    if publication.unsound:
+        cure = "make it again, or leave it out"
+        raise QuantmillError("; ".join(publication.unsound), publication.repository.name, cure)
     if not publication.repository.has_token:
         raise QuantmillError("no token to upload with", publication.repository.name, "run `hf auth login`")
     edited = [row.path for row in publication.rows if row.state == "edited"]
@@ -110,8 +119,14 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The command `publish.upload`: everything is looked at before anything is uploaded."""
     config: Upload = args.spec["config"]
     publications = [
-        prepared(model, settings, args.results / model, config["confirm"])
+        prepared(model, repo, settings, args.results / model, config["confirm"])
         for model, settings in config["models"].items()
+        if (repo := settings["repo"]) is not None
+    ]
+    in_registries = [
+        ollama.prepared(args.results, model, place, settings["recipes"], config["confirm"])
+        for model, settings in config["models"].items()
+        if (place := settings.get("ollama")) is not None
     ]
 
     def say(line: str) -> None:
@@ -122,12 +137,17 @@ def main(args: argparse.Namespace, log: Log) -> None:
     for publication in publications:
         for line in (*shown(publication), ""):
             say(line)
+    for pushed in in_registries:
+        for line in (*pushed.shown(), ""):
+            say(line)
     if not config["confirm"]:
-        due = any(publication.due for publication in publications)
+        due = any(publication.due for publication in publications) or any(one.due for one in in_registries)
         say("nothing was uploaded; to upload: add --config confirm=yes" if due else "nothing differs")
         return
     for publication in publications:
         refuse_unsound(publication)
+    for pushed in in_registries:
+        pushed.refuse_unsound()
     for publication in publications:
         name = publication.repository.name
         room = args.results / publication.model / ".publish"
@@ -136,6 +156,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         finally:
             shutil.rmtree(room, ignore_errors=True)
         say(f"{name}: {address}")
+    for pushed in in_registries:
+        say(f"{pushed.place}: {pushed.push(log)}")
 
 
 if __name__ == "__main__":

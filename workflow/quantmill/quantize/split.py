@@ -37,29 +37,47 @@ def parts(rows: Sequence[PlanRow], most: int) -> list[list[PlanRow]]:
 
 
 class File(NamedTuple):
-    """A file to be written: its name, its whole header, and how many tensors follow."""
+    """A file to be written: its name, its whole header, how many tensors follow, and the header by which
+    measurements know it.
+    """
 
     name: str
     header: bytes
     tensors: int
+    measured: bytes
 
 
-def files(stem: str, kv: Mapping[str, Value], rows: Sequence[PlanRow], most: int) -> list[File]:
-    """The files of a model; one that needs a single file is not split, nor called so.
+def files(
+    stem: str,
+    kv: Mapping[str, Value],
+    rows: Sequence[PlanRow],
+    most: int | None,
+    measured: Mapping[str, Value] | None = None,
+    *,
+    header_alone: bool = False,
+) -> list[File]:
+    """The files of a model; one that needs a single file, or has no `most`, is not split, nor called so.
 
+    `measured` are the key-value pairs by which measurements know the model, where they are others. With
+    `header_alone` the first file has them and no tensor (llama-gguf-split --no-tensor-first-split).
     QuantmillError where they would be more than can be counted.
     """
-    groups = parts(rows, most)
+    known = kv if measured is None else measured
+    groups = [list(rows)] if most is None else parts(rows, most)
+    groups = [[], *groups] if header_alone else groups
     count = len(groups)
     if count > MOST:
         what = f"needs {count:,} files, of which llama.cpp knows {MOST:,} at most"
         raise QuantmillError(what, stem, "give `split` a larger `max`")
     if count == 1:
-        return [File(f"{stem}.gguf", header(kv, rows), len(rows))]
+        return [File(f"{stem}.gguf", header(kv, rows), len(rows), header(known, rows))]
     made = []
     for number, group in enumerate(groups):
-        own = {**(kv if number == 0 else {}), **split_kv(number, count, len(rows))}
-        made.append(File(split_name(stem, number, count), header(own, group), len(group)))
+        heads = [
+            header({**(pairs if number == 0 else {}), **split_kv(number, count, len(rows))}, group)
+            for pairs in (kv, known)
+        ]
+        made.append(File(split_name(stem, number, count), heads[0], len(group), heads[1]))
     return made
 
 

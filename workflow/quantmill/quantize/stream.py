@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from quantmill.files import building, writing
 from quantmill.formats import ggufio
@@ -32,47 +32,63 @@ def not_recorded(_: Path) -> AbstractContextManager[Record]:
     return nullcontext(lambda unit, offset: None)
 
 
+class Written(NamedTuple):
+    """A file that was written, and the sha256 by which measurements know it."""
+
+    part: Part
+    measured: str
+
+
 def write(
     path: Path,
-    header: bytes,
+    whole: split.File,
     tensors: Iterator[Unit | Payload],
     progress: Progress,
     tried: Trial,
     recording: Recording = not_recorded,
-) -> tuple[int, str]:
-    """Stream a model into one file; its bytes and sha256 (hex).
+) -> list[Written]:
+    """Stream a model into one file.
 
     `tried` is given the whole file before it has its name, and raises what speaks against it.
     """
     with writing(path) as file:
         with recording(Path(file.name)) as record:
-            size, sha256 = _stream(file, header, tensors, progress, record)
+            written = _stream(file, path.name, whole, tensors, progress, record)
         with ThreadPoolExecutor(1) as pool:  # it is written to the disk while it is tried
             flushed = pool.submit(os.fsync, file.fileno())
             tried(Path(file.name))
             flushed.result()
-    return size, sha256
+    return [written]
 
 
 def _stream(
-    file: IO[bytes], header: bytes, tensors: Iterator[Unit | Payload], progress: Progress, record: Record
-) -> tuple[int, str]:
-    """Stream a header and the tensors, each padded, into a file; its bytes and sha256 (hex)."""
-    digest, size = hashlib.sha256(header), len(header)
-    file.write(header)
+    file: IO[bytes],
+    name: str,
+    whole: split.File,
+    tensors: Iterator[Unit | Payload],
+    progress: Progress,
+    record: Record,
+) -> Written:
+    """Stream a header and the tensors, each padded, into a file that is called `name` in its report."""
+    digests, size = [hashlib.sha256(whole.header)], len(whole.header)
+    if whole.measured != whole.header:
+        digests.append(hashlib.sha256(whole.measured))
+    file.write(whole.header)
     for piece in tensors:
         data = piece.payload if isinstance(piece, Unit) else piece
         padding = bytes(-len(data) % ggufio.ALIGNMENT)
         for part in (data, padding):
             file.write(part)
-            digest.update(part)
+            for digest in digests:
+                digest.update(part)
         if isinstance(piece, Unit):
             file.flush()
             record(piece, size)
         size += len(data) + len(padding)
         progress.add(len(data) + len(padding))
     file.flush()
-    return size, digest.hexdigest()
+    written: Part = {"file": name, "bytes": size, "sha256": digests[0].hexdigest()}
+    return Written(written, digests[-1].hexdigest())
 
 
 def write_parts(
@@ -82,16 +98,16 @@ def write_parts(
     progress: Progress,
     tried: Trial,
     recording: Recording = not_recorded,
-) -> list[Part]:
-    """Stream a model into the files of a new folder; their names, sizes and digests.
+) -> list[Written]:
+    """Stream a model into the files of a new folder.
 
     `tried` is given the first of them, all written, before the folder has its name.
     """
-    parts: list[Part] = []
+    parts: list[Written] = []
     with building(folder) as made:
-        for name, header, count in files:
-            with writing(made / name) as file, recording(Path(file.name)) as record:
-                size, sha256 = _stream(file, header, islice(tensors, count), progress, record)
-            parts.append({"file": f"{folder.name}/{name}", "bytes": size, "sha256": sha256})
-        tried(made / files[0][0])
+        for one in files:
+            with writing(made / one.name) as file, recording(Path(file.name)) as record:
+                named = f"{folder.name}/{one.name}"
+                parts.append(_stream(file, named, one, islice(tensors, one.tensors), progress, record))
+        tried(made / files[0].name)
     return parts

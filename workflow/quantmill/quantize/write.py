@@ -16,25 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command, machine
-from quantmill import spec as specs
 from quantmill.check import trial
 from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
 from quantmill.files import part_of
-from quantmill.formats import ggufio, output, types
+from quantmill.formats import general, ggufio, output, types
 from quantmill.formats.allocation import PLAN, Plan
 from quantmill.formats.imatrix import Imatrix, as_legacy, read_gguf
 from quantmill.formats.manifest import read_manifest_rows
 from quantmill.formats.plan import MADE, PlanRow, read_plan, scaled_by, with_scale
-from quantmill.formats.publication import FACTS, Facts, Part
-from quantmill.formats.settings import ImatrixFile, Quantize
+from quantmill.formats.publication import FACTS
+from quantmill.formats.settings import Quantize
 from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments, add_options, asked_for
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import BYTES, Log
 from quantmill.quantize import costs, split
+from quantmill.quantize.facts import facts_of, imatrix_facts
 from quantmill.quantize.feedback import memory_of
 from quantmill.quantize.keep import kept
 from quantmill.quantize.kernels import Quantizer, Task, task
@@ -200,33 +200,6 @@ def counted(tensors: Iterator[Unit | Payload], written: Callable[[int], None]) -
         written(len(piece.payload if isinstance(piece, Unit) else piece))
 
 
-def facts_of(parts: list[Part], *, tensors: int, tried: str) -> Facts:
-    """The report of a file, or of the parts of one. The sha256 of several is that of theirs, joined by
-    newlines, as of a split source.
-    """
-    digests = [part["sha256"] for part in parts]
-    return {
-        "file": parts[0]["file"],
-        "bytes": sum(part["bytes"] for part in parts),
-        "sha256": digests[0] if len(digests) == 1 else specs.digest("\n".join(digests)),
-        "tensors": tensors,
-        "tried": tried,
-        **library.marked(),  # type: ignore[typeddict-item]
-    }
-
-
-def imatrix_facts(config: ImatrixFile | None, imatrix: Imatrix | None) -> output.ImatrixFacts | None:
-    """What the file's metadata say of the imatrix, as llama-quantize writes it; a bare name, no path."""
-    if config is None or imatrix is None:
-        return None
-    return {
-        "file": config["file"],
-        "dataset": imatrix.dataset,
-        "entries": len(imatrix.entries),
-        "chunks": imatrix.chunks,
-    }
-
-
 def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow], moments: Mapping[str, int]) -> None:
     """QuantmillError where the disk has no room for the file, or the memory none for its largest tensor.
 
@@ -280,6 +253,8 @@ def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str
 class Work(NamedTuple):
     """A plan that is ready to be executed: its rows, each as a task, and the metadata of the file.
 
+    `measured` are those by which measurements know it.
+
     `moments` and `cross` are there where weights are rounded with them.
     """
 
@@ -288,6 +263,7 @@ class Work(NamedTuple):
     source: Source
     todo: list[Task]
     kv: dict[str, ggufio.Value]
+    measured: dict[str, ggufio.Value]
     moments: Moments | None
     cross: Known | None
 
@@ -316,7 +292,10 @@ def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -
     todo = kept(tasks(rows, source, imatrix, engine, moments, cross), args.manifest, settings)
     kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
     kv |= weights_only(source.header.kv, with_scale(rows))
-    return Work(plan, rows, source, todo, kv, moments, cross)
+    values = general.beside(source.header, settings.get("metadata", {}))
+    added = general.encoded(values)
+    measured = kv | {key: value for key, value in added.items() if key not in general.unmeasured(values)}
+    return Work(plan, rows, source, todo, kv | added, measured, moments, cross)
 
 
 def prepare(work: Work, shard: Shard, engine: str, store: Store, threads: int, log: Log) -> None:
@@ -343,7 +322,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     if args.shard is not None:
         prepare(work, args.shard, spec["engine"], store, args.threads, log)
         return
-    plan, rows, source, todo, kv, moments, cross = work
+    plan, rows, source, todo, kv, measured, moments, cross = work
     of_moments = {
         task.name: memory_of(
             moments.input_of(task.name), args.threads, crossed=cross is not None and task.name in cross
@@ -363,22 +342,22 @@ def main(args: argparse.Namespace, log: Log) -> None:
     with (
         nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
-        store.reserving(args.gguf.parent, plan["file_bytes"]) as written,
+        store.reserving(args.gguf.parent, plan["file_bytes"]) as reserved,
         log.progress("quantize", sum(sizes), BYTES, weights) as progress,
     ):
-        tensors = counted(pieces(todo, source, quantizer), written)
+        tensors = counted(pieces(todo, source, quantizer), reserved)
         tried = partial(
             try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
         )
+        name, alone = args.gguf.name if most else args.gguf.stem, settings.get("header", False)
+        files = split.files(name, kv, rows, most, measured, header_alone=alone)
         if most is None:
-            size, sha256 = write(args.gguf, split.header(kv, rows), tensors, progress, tried, recording)
-            parts: list[Part] = [{"file": args.gguf.name, "bytes": size, "sha256": sha256}]
+            written = write(args.gguf, files[0], tensors, progress, tried, recording)
         else:
-            files = split.files(args.gguf.name, kv, rows, most)
-            parts = write_parts(args.gguf, files, tensors, progress, tried, recording)
-    facts = facts_of(parts, tensors=len(rows), tried=how)
+            written = write_parts(args.gguf, files, tensors, progress, tried, recording)
+    facts = facts_of(written, tensors=len(rows), tried=how)
     if most is not None:
-        facts["parts"] = parts
+        facts["parts"] = [one.part for one in written]
     FACTS.write(args.facts, facts)
     log.say(f"{len(rows)} tensors, {facts['bytes']} bytes; {store.made} units made, {store.reused} reused")
 

@@ -20,6 +20,7 @@ def build(view: View) -> dict[str, Any]:
         "validity_warnings": [
             warning for warning in measured.validity_warnings.values() if warning != measured.unranked
         ],
+        "unsound": results.unsound,
         "choice": advice.choice(results),
         "ranked": measured.measure is not None and not measured.unranked,
         "devices": memory.by_device(results),

@@ -24,6 +24,8 @@ def build(view: View) -> dict[str, Any]:
         "with_imatrix": sum(bool(quant.plan["imatrix"]) for quant in view.offered),
         "tried": tried(view.offered),
         "grids": grids(view.measured),
+        "checked": checked(view.offered),
+        "template": template(view.offered),
         "toolchain": sorted(view.config["toolchain"].items()),
         "warnings": warnings(view.measured),
     }
@@ -76,3 +78,35 @@ def tried(quants: Iterable[Quant]) -> str:
         return "the header of each file was read back after it was written"
     loaded = "each file was loaded by its engine after it was written"
     return loaded if "loaded" in how else f"{loaded}, and evaluated on a few tokens"
+
+
+def checked(quants: Iterable[Quant]) -> str:
+    """What the checks of the finished files found, as the end of a sentence; empty where there are none."""
+    reports = [quant.checks for quant in quants if quant.checks]
+    if not reports:
+        return ""
+    failed = sum(bool(report["failures"]) for report in reports)
+    if failed:
+        return f"; {failed} of {len(reports)} failed the check that followed"
+    words = ["; all their tensors' data are sound"]
+    if all(report["answer"] for report in reports):
+        by = " by its chat template" if all(report["template"] for report in reports) else ""
+        words.append(f"each answers a question{by}")
+    if all(report["tokenizer"] == "lossless" for report in reports):
+        words.append("texts come back from their tokens")
+    if any(report["tokenizer"] == "lossy" for report in reports):
+        words.append("**but an English text does not come back from its tokens**")
+    return ", ".join(words)
+
+
+def template(quants: Iterable[Quant]) -> str:
+    """What the chat template takes, in words; it is the same in all files. Empty where there is none."""
+    known = [quant.checks["template"] for quant in quants if quant.checks and quant.checks["template"]]
+    if not known:
+        return ""
+    system = {
+        "takes": "takes a system message",
+        "joined": "takes no system message (engines join it to the first question)",
+    }[known[0]["system"]]
+    tools = {"takes": "takes tools", "leaves out": "leaves tools out", "refuses": "refuses tools"}
+    return f"{system}; {tools[known[0]['tools']]}"
