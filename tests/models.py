@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+
+EMBEDDER: dict[str, Any] = {
+    "source": {"path": "bert.gguf"},
+    "recipes": ["Q8_0"],
+    "imatrix": None,
+    "sensitivity": None,
+    "bench": {"embeddings": {"corpus": "held-out", "chunks": 4, "context": 32}},
+    "publish": {},
+}
+"""A model of a config that predicts no next token."""
 
 
 def write_llama(
@@ -75,8 +86,17 @@ def write_coarse(source: Path, path: Path) -> Path:
     return path
 
 
-def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 64) -> Path:
-    """A BERT of random weights with a vocabulary of a few letters, which predicts no next token."""
+def write_bert(
+    path: Path,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    context: int = 64,
+    pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+) -> Path:
+    """A BERT of random weights with a vocabulary of a few letters, which predicts no next token; by its
+    pooling an encoder or a reranker.
+    """
     writer = gguf.GGUFWriter(path, "bert")
     tokens = [
         "[PAD]",
@@ -94,7 +114,8 @@ def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 6
     writer.add_head_count(4)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_token_type_count(2)
     writer.add_tokenizer_model("bert")
     writer.add_token_list(tokens)
@@ -112,6 +133,9 @@ def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 6
         "token_embd_norm.weight": (width,),
         "token_embd_norm.bias": (width,),
     }
+    if pooling == gguf.PoolingType.RANK:
+        writer.add_classifier_output_labels(["relevance"])
+        shapes |= {"cls.output.weight": (1, width), "cls.output.bias": (1,)}
     for block in (f"blk.{layer}" for layer in range(layers)):
         square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "output")]
         for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:

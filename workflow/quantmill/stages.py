@@ -207,6 +207,16 @@ _STAGES: Final = (
         evaluates=True,
     ),
     Stage(
+        "measure.embeddings",
+        version=1,
+        what="compare embeddings, or a reranker's scores, with the source's",
+        reads="a file, the source, a corpus",
+        writes="bench/<recipe>/embeddings.json",
+        threads=True,
+        store=True,
+        evaluates=True,
+    ),
+    Stage(
         "measure.speed",
         version=1,
         what="measure the speed",

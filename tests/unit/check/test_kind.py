@@ -87,7 +87,14 @@ KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", 
             header("bert"),
             [IMATRIX, KLD, Evaluation("bench.speed", "bench.speed")],
             "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
-            "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})",
+            "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}}); "
+            "bench.embeddings is the measure that fits it",
+        ),
+        (
+            header(),
+            [Evaluation("bench.embeddings", "bench.embeddings", 128)],
+            "c.yaml: bench.embeddings: m is a language model (architecture llama): it gives no embedding of "
+            "a text; leave bench.embeddings out for it (models: {m: {bench: {}}})",
         ),
         (
             header("t5"),
@@ -132,6 +139,20 @@ def test_what_a_kind_cannot_have_is_refused_in_one_line(
     with pytest.raises(QuantmillError) as raised:
         refuse(made, "m", requested, "c.yaml")
     assert str(raised.value) == line
+
+
+def test_an_encoder_and_a_reranker_have_their_own_measure_and_a_sensitivity() -> None:
+    requested = [Evaluation(field, field, 128) for field in ("bench.embeddings", "sensitivity", "imatrix")]
+    for made in (header("bert"), header("qwen3", qwen3__pooling_type=encode_u32(4))):
+        refuse(made, "m", requested, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "name"), [(None, "mean"), (0, "mean"), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank")]
+)
+def test_the_pooling_is_the_metadatas(pooling: int | None, name: str) -> None:
+    known = {} if pooling is None else {"bert__pooling_type": encode_u32(pooling)}
+    assert kind.pooling_of(header("bert", **known)) == name
 
 
 @pytest.mark.parametrize("made", [header("bert", positions=512), header(), header("gpt2", positions=512)])

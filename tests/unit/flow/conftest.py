@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import models
 from quantmill.files import write_json
 from quantmill.flow.card_specs import CardSpecs
 from quantmill.flow.digests import Digests
@@ -123,6 +124,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ROOT / "tests" / "data"
     shutil.copy(data / "tiny-llama.gguf", folder / "model.gguf")
     shutil.copy(data / "tiny-moe.gguf", folder / "other.gguf")
+    models.write_bert(folder / "bert.gguf")
     shutil.copy(data / "llama-imatrix-llama.gguf", folder / "imatrix.gguf")
     shutil.copy(data / "llama-imatrix-llama.dat", folder / "other-imatrix.dat")
     shutil.copytree(ROOT / "examples" / "tiny-checkpoint", folder / "checkpoint")

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 import pytest
 from pydantic import BaseModel
 
+from models import EMBEDDER
 from quantmill.config.card import Card
 from quantmill.config.file import Config
 from quantmill.flow.project import Project
@@ -287,6 +288,9 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Bench.kld": Row("bench.kld", None, "card publish +kld"),
     "Bench.perplexity": Row("bench.perplexity", None, "card publish +perplexity"),
+    "Bench.embeddings": Row(
+        "models.embedder.bench.embeddings", None, "card +corpus +embeddings", [("models.embedder", EMBEDDER)]
+    ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
     "Bench.humaneval": Row("bench.humaneval", None, "card publish +humaneval"),

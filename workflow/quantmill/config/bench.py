@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from quantmill.config.corpora import Chunks
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
-from quantmill.config.refusal import check_file, refuse_twice
+from quantmill.config.refusal import check_file, refuse, refuse_twice
 from quantmill.errors import QuantmillError
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
@@ -22,6 +22,9 @@ INSTRUCTION: Final = (
 )
 STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 """What ends the completion of a function: nearly as in Chen et al., arXiv 2107.03374."""
+
+
+_LEAST_TEXTS: Final = 4  # each is ranked by the closeness of the others
 
 
 class Probes(Chunks):
@@ -151,6 +154,9 @@ class Bench(Strict):
 
     kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
     perplexity: Chunks | None = Field(default=None, description="perplexity on held-out text")
+    embeddings: Chunks | None = Field(
+        default=None, description="distance of embeddings, or of a reranker's scores, from the source's"
+    )
     speed: Speed | None = Field(default=None, description="speed as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
     humaneval: HumanEval | None = Field(
@@ -158,10 +164,17 @@ class Bench(Strict):
     )
     tasks: Tasks | None = Field(default=None, description="tasks of lm-eval")
 
+    @model_validator(mode="after")
+    def _texts(self) -> Bench:
+        if self.embeddings and self.embeddings.chunks < _LEAST_TEXTS:
+            text = f"fewer than {_LEAST_TEXTS} texts have no order of closeness; give {_LEAST_TEXTS} or more"
+            raise refuse("few_texts", text, "embeddings.chunks")
+        return self
+
     @property
     def chunked(self) -> dict[str, Chunks]:
         """What is measured on chunks of a corpus, by its field."""
-        fields = {"kld": self.kld, "perplexity": self.perplexity}
+        fields = {"kld": self.kld, "perplexity": self.perplexity, "embeddings": self.embeddings}
         return {field: chunks for field, chunks in fields.items() if chunks is not None}
 
 

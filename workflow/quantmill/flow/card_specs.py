@@ -78,7 +78,7 @@ class CardSpecs:
             "withhold": published.withhold,
             "include": published.include,
             "imatrix": config.imatrix_of(model) is not None,
-            **{name: getattr(bench, name) is not None for name in MEASURES},
+            **{name: getattr(bench, name) is not None for name in MEASURES if name != "embeddings"},
             "sensitivity": config.sensitivity_of(model) is not None,
             # `fits`, `gate`, `iso_disk`: the config's old words, without which finished cards are stale.
             "fits": {
@@ -106,6 +106,8 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
+        if bench.embeddings:
+            settings["embeddings"] = True
         if repository:
             settings["parts"] = True
             made_from["parts"] = digest(self.parts(model))

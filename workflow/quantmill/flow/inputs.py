@@ -122,6 +122,19 @@ class Inputs:
         """Its report."""
         return self._corpora(model, [self.project.chunks(model, "perplexity").corpus], "json")
 
+    def embeddings_corpus(self, model: str) -> Files:
+        """The corpus whose texts are embedded."""
+        chunks = self.project.chunks(model, "embeddings")
+        return self.ancient(self._corpora(model, [chunks.corpus], "parquet"))
+
+    def embeddings_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.chunks(model, "embeddings").corpus], "json")
+
+    def source_embeddings(self, model: str, row: str) -> Files:
+        """The source's own, which those of a file come after: it embeds the texts once for all."""
+        return [] if row in SOURCES else [self.paths.of(model, "bench/source/embeddings.json")]
+
     def _corpora(self, model: str, corpora: list[str], ending: str) -> Files:
         return self.paths.corpora(model, corpora, ending)
 

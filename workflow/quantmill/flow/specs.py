@@ -317,6 +317,17 @@ class Specs:
         return self._measured("measure.perplexity", model, row, chunks.model_dump(), made_from)
 
     @once
+    def embeddings(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "embeddings")
+        made_from = {
+            "model": self.file(model, row),
+            "reference": self.source(model),
+            "corpus": digest(self.corpus(model, chunks.corpus)),
+        }
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.embeddings", chunks.model_dump(), made_from, engine=engine)
+
+    @once
     def speed(self, model: str, row: str) -> str:
         speed = self.project.speed(model)
         return self._measured(

@@ -283,6 +283,7 @@ class Card(TypedDict):
     tasks: bool
     fits: Annotated[dict[str, AcceptanceTest], "the size-targeted recipes"]
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
+    embeddings: NotRequired[bool]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
@@ -376,6 +377,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "quantize.write": Quantize,
     "measure.divergence": Chunks,
     "measure.perplexity": Chunks,
+    "measure.embeddings": Chunks,
     "measure.speed": Speed,
     "serve.measure": Served,
     "evaluate.humaneval": HumanEval,
