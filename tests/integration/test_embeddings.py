@@ -20,8 +20,9 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_json, writing
 from quantmill.formats.chunks import Chunk, write_chunks
 from quantmill.formats.ggufio import read_header
-from quantmill.measure.embeddings import Model, measure
+from quantmill.measure.embeddings import Model, compare, load, measure
 from quantmill.progress import Log
+from quantmill.sensitivity.probe import Embedded
 from quantmill.store import Store
 
 CHUNKS, CONTEXT = 10, 32
@@ -85,6 +86,27 @@ def test_a_reranker_scores_queries_and_documents_of_a_unit(tmp_path: Path) -> No
     assert made[1, 4] == pytest.approx(expected[0], abs=2e-3)
 
 
+def test_a_probe_is_the_distance_of_a_file_with_that_tensor_alone(tmp_path: Path) -> None:
+    source = models.write_bert(tmp_path / "m.gguf", pooling=gguf.PoolingType.CLS)
+    name = "blk.1.ffn_up.weight"
+    data, tensor = (
+        bytearray(source.read_bytes()),
+        next(t for t in read_header(source).tensors if t.name == name),
+    )
+    own = np.frombuffer(bytes(data[tensor.offset : tensor.offset + tensor.bytes]), np.uint8)
+    coarse = (own.view(np.uint16) & 0xFF00).view(np.uint8)
+    data[tensor.offset : tensor.offset + tensor.bytes] = coarse.tobytes()
+    (tmp_path / "q.gguf").write_bytes(data)
+    theirs, _ = vectors_of(source, tmp_path)
+    ours, _ = vectors_of(tmp_path / "q.gguf", tmp_path)
+    expected = compare(ours, theirs, ranks=False, where=source).distance
+    with load(source, read_header(source), CONTEXT, 1, writable=True) as model:
+        prober = Embedded(model, model.weights({name}), chunks())
+        assert (prober.measure().kld == 0).all()
+        assert prober.probe(name, coarse, own).kld == pytest.approx(expected, rel=1e-3)
+        assert (prober.measure().kld == 0).all()
+
+
 def test_a_context_without_room_for_a_text_is_refused(tmp_path: Path) -> None:
     source = models.write_bert(tmp_path / "m.gguf", pooling=gguf.PoolingType.RANK)
     template = "[CLS] a b c d e f g h {query} a b c d {document} [SEP]"
@@ -133,15 +155,19 @@ def test_the_stage_compares_with_the_source_and_keeps_both(tmp_path: Path) -> No
 def test_from_the_config_to_the_card(pooling: str, tmp_path: Path) -> None:
     checkout = Checkout.build(tmp_path / "checkout")
     models.write_bert(checkout.folder / "bert.gguf", pooling=gguf.PoolingType[pooling])
-    letters = " ".join(np.random.default_rng(0).choice(list("abcdefgh"), 4000))
-    (checkout.folder / "letters.txt").write_text(letters, encoding="utf-8")
+    for seed, name in enumerate(("letters", "tuning")):
+        letters = " ".join(np.random.default_rng(seed).choice(list("abcdefgh"), 4000))
+        (checkout.folder / f"{name}.txt").write_text(letters, encoding="utf-8")
     checkout.configure(
         lambda config: config.update(
             models={"bert": {"source": {"path": "bert.gguf"}}},
-            corpora={"letters": {"sources": [{"name": "letters", "path": "letters.txt"}]}},
+            corpora={
+                name: {"sources": [{"name": "letters", "path": f"{name}.txt"}]}
+                for name in ("letters", "tuning")
+            },
             imatrix=None,
-            sensitivity=None,
-            recipes=["Q8_0", "Q4_0"],
+            sensitivity={"corpus": "tuning", "chunks": 4, "context": 24, "types": ["q4_0", "q8_0"]},
+            recipes=["Q8_0", "Q4_0", {"name": "sized", "template": "budget", "bpw": 9}],
             bench={"embeddings": {"corpus": "letters", "chunks": 9, "context": 24}},
         )
     )
@@ -151,4 +177,7 @@ def test_from_the_config_to_the_card(pooling: str, tmp_path: Path) -> None:
     assert f"## {'Scores' if pooling == 'RANK' else 'Embeddings'}\n" in card
     assert "**Take `Q8_0`" in card or "**Take `Q4_0`" in card
     assert "| `Q4_0` | `Q8_0` |" in card.split("More distance")[1]
+    assert "| Predicted distance | Measured distance |" in card and "KL" not in card
+    report = json.loads((checkout.folder / "results" / "bert" / "sensitivity.json").read_text("utf-8"))
+    assert report["floor"] == {"before": 0, "after": 0} and report["probes"] == report["choices"]
     assert checkout.due() == set()

@@ -256,7 +256,7 @@ _STAGES: Final = (
     ),
     Stage(
         "card.maps",
-        version=1,
+        version=2,
         what="draw the heat map of the sensitivity",
         reads="sensitivity.tsv",
         writes="card/plots/sensitivity.svg, card/plots/sensitivity-dark.svg",

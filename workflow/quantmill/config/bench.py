@@ -28,7 +28,7 @@ _LEAST_TEXTS: Final = 4  # each is ranked by the closeness of the others
 
 
 class Probes(Chunks):
-    """The sensitivity of each tensor: the KLD of the model with this tensor alone at a type."""
+    """The sensitivity of each tensor: the KLD, or distance of embeddings, of it alone at a type."""
 
     chunks: Count = Field(default=12, description="how many chunks each probe evaluates")
     minutes: Positive = Field(

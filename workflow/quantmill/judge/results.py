@@ -93,6 +93,11 @@ class Results:
         return str(self.check["kind"])
 
     @property
+    def sensitive_by(self) -> str:
+        """The measure of sensitivities: `kld`, or `embeddings` of a model that predicts no next token."""
+        return "embeddings" if self.kind in ("encoder", "reranker") else "kld"
+
+    @property
     def bpw(self) -> float:
         """Bits per weight of the source, the whole file."""
         return float(8 * self.facts["bytes"] / self.facts["parameters"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +33,7 @@ from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import load_chunks, shared, units
 from quantmill.measure.statistics import Numbers, distribution, mean
-from quantmill.progress import Log
+from quantmill.progress import Log, Progress
 from quantmill.store import Identity, Store
 
 STAGE = "measure.embeddings"
@@ -53,14 +53,15 @@ class Model:
     header: Header
 
 
-def load(model: Model, context: int, threads: int) -> Embedder:
-    """The model, ready for texts of `context` tokens."""
+def load(path: Path, header: Header, context: int, threads: int, *, writable: bool = False) -> Embedder:
+    """A model, ready for texts of `context` tokens, as its header wants them pooled."""
     return Embedder(
-        model.path,
+        path,
         context=context,
         threads=threads,
-        pooling=pooling_of(model.header),
-        rerank=rerank_template(model.header),
+        pooling=pooling_of(header),
+        rerank=rerank_template(header),
+        writable=writable,
     )
 
 
@@ -74,19 +75,16 @@ def measure(model: Model, chunks: Tokens, *, threads: int, store: Store, log: Lo
 
         @cache
         def loaded() -> Embedder:
-            return stack.enter_context(load(model, chunks.shape[1], threads))
+            return stack.enter_context(load(model.path, model.header, chunks.shape[1], threads))
 
         def make(part: Tokens, _: Saved) -> bytes:
             start = time.monotonic()
             note(store, STAGE, model.identity, loaded().placement)
-            rows = []
-            for row in _rows(loaded(), part):
-                if not np.isfinite(row).all():
-                    cure = "the file is damaged, or its types are too small for it"
-                    raise QuantmillError("gives embeddings that are not finite", model.path, cure)
-                rows.append(row)
-                progress.add(1)
-            return np.float64(time.monotonic() - start).tobytes() + np.stack(rows).tobytes()
+            made = rows(loaded(), part, progress)
+            if not np.isfinite(made).all():
+                cure = "the file is damaged, or its types are too small for it"
+                raise QuantmillError("gives embeddings that are not finite", model.path, cure)
+            return np.float64(time.monotonic() - start).tobytes() + made.tobytes()
 
         progress = stack.enter_context(log.progress("embeddings", len(chunks), "chunks"))
         made = [bytes(unit) for unit in units(STAGE, chunks, model.identity, store, progress, make)]
@@ -96,18 +94,25 @@ def measure(model: Model, chunks: Tokens, *, threads: int, store: Store, log: Lo
         np.frombuffer(unit, np.float32, offset=8).reshape(count, -1)
         for unit, count in zip(made, counts, strict=True)
     ]
+    return joined(parts), seconds
+
+
+def joined(parts: Sequence[Vectors]) -> Vectors:
+    """The rows of all units; where the last has fewer scores they are NaN."""
     width = max(part.shape[1] for part in parts)
     wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in parts]
-    return np.concatenate(wide), seconds
+    return np.concatenate(wide)
 
 
-def _rows(model: Embedder, part: Tokens) -> Iterator[Vectors]:
-    """What is kept of each chunk of a unit: its embedding, or its scores as a query."""
+def rows(model: Embedder, part: Tokens, progress: Progress | None = None) -> Vectors:
+    """Of each chunk of a unit its embedding [n, width], or its scores as a query for them all [n, n]."""
+    made = []
     for chunk in part:
-        if model.ranks:
-            yield np.array([model.score(chunk, other) for other in part], np.float32)
-        else:
-            yield model.embed(chunk)
+        scores = [model.score(chunk, other) for other in part] if model.ranks else None
+        made.append(model.embed(chunk) if scores is None else np.array(scores, np.float32))
+        if progress is not None:
+            progress.add(1)
+    return np.stack(made)
 
 
 @dataclass(frozen=True)
@@ -123,21 +128,14 @@ class Compared:
 
 
 def compare(ours: Vectors, theirs: Vectors, *, ranks: bool, where: Path) -> Compared:
-    """The vectors of a file beside the source's; `where` names it in errors.
-
-    The distance is 1 less the cosine, which is half the squared difference of the unit vectors; of scores it
-    is half their mean squared difference in units of the variance of the source's. So both are half the
-    share of what a file gets wrong.
-    """
+    """The vectors of a file beside the source's; `where` names it in errors."""
     if ours.shape != theirs.shape:
         what = f"gives {ours.shape[1]} values for a text, the source {theirs.shape[1]}"
         raise QuantmillError(what, where, "compare it with the model that it was made from")
     if ranks:
-        spread = float(np.nanvar(theirs, dtype=np.float64))
-        if spread == 0:
+        if not np.nanvar(theirs, dtype=np.float64) > 0:
             what = "the source gives every document of the corpus the same score"
             raise QuantmillError(what, where, "take another corpus: nothing can be ranked by this one")
-        distance = np.nanmean((ours.astype(np.float64) - theirs) ** 2, axis=1) / (2 * spread)
         orders = [
             (a[~np.isnan(b)], b[~np.isnan(b)])
             for a, b in zip(ours, theirs, strict=True)
@@ -145,15 +143,25 @@ def compare(ours: Vectors, theirs: Vectors, *, ranks: bool, where: Path) -> Comp
         ]
     else:
         mine, its = _units_of(ours), _units_of(theirs)
-        distance = ((mine - its) ** 2).sum(axis=1) / 2
         others = ~np.eye(len(mine), dtype=bool)
         pairs = zip(mine @ mine.T, its @ its.T, others, strict=True)
         orders = [(a[but_itself], b[but_itself]) for a, b, but_itself in pairs]
     return Compared(
-        distance,
+        distance(ours, theirs, ranks=ranks),
         np.array([_spearman(a, b) for a, b in orders]),
         np.array([float(a.argmax() == b.argmax()) for a, b in orders]),
     )
+
+
+def distance(ours: Vectors, theirs: Vectors, *, ranks: bool) -> Numbers:
+    """The distance [n] of each embedding: 1 less the cosine, half the squared difference of unit vectors. Of
+    scores half their mean squared difference, in units of the variance of the source's. So both are half the
+    share of what a file gets wrong.
+    """
+    if not ranks:
+        return np.asarray(((_units_of(ours) - _units_of(theirs)) ** 2).sum(axis=1) / 2)
+    squares = (ours.astype(np.float64) - theirs) ** 2
+    return np.asarray(np.nanmean(squares, axis=1) / (2 * np.nanvar(theirs, dtype=np.float64)))
 
 
 def _units_of(vectors: Vectors) -> Numbers:
