@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ EMBEDDER: dict[str, Any] = {
     "publish": {},
 }
 """A model of a config that predicts no next token."""
+
+
+PROJECTOR: dict[str, Any] = EMBEDDER | {
+    "source": {"path": "mmproj.gguf"},
+    "bench": {"projector": {"media": ["picture.png"]}},
+}
+"""A projector of a config, measured on a picture."""
 
 
 def write_llama(
@@ -181,12 +189,58 @@ def write_t5(path: Path, *, width: int = 64) -> Path:
     return _filled(writer, shapes)
 
 
+def write_projector(path: Path, *, width: int = 64, layers: int = 3, out: int = 96) -> Path:
+    """A projector as LLaVA has it, of random weights: pictures of 28 by 28 pixels in four patches."""
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name("Small")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_bool("clip.use_gelu", True)
+    numbers = {
+        "image_size": 28,
+        "patch_size": 14,
+        "embedding_length": width,
+        "feed_forward_length": 2 * width,
+        "block_count": layers,
+        "projection_dim": out,
+        "attention.head_count": 4,
+    }
+    for key, value in numbers.items():
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+    writer.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.class_embd": (width,),
+        "v.patch_embd.weight": (width, 3, 14, 14),
+        "v.position_embd.weight": (5, width),
+        "v.pre_ln.weight": (width,),
+        "v.pre_ln.bias": (width,),
+        "mm.0.weight": (out, width),
+        "mm.0.bias": (out,),
+        "mm.2.weight": (out, out),
+        "mm.2.bias": (out,),
+    }
+    for block in (f"v.blk.{layer}" for layer in range(layers)):
+        square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "out")]
+        for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:
+            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (rows,)}
+        for name in ("ln1", "ln2"):
+            shapes |= {f"{block}.{name}.weight": (width,), f"{block}.{name}.bias": (width,)}
+    return _filled(writer, shapes)
+
+
 def _filled(writer: gguf.GGUFWriter, shapes: dict[str, tuple[int, ...]]) -> Path:
     """Random values for all tensors, f16 for the layers' matrices; written to the writer's own path."""
     random = np.random.default_rng(1)
     for name, shape in shapes.items():
-        plain = len(shape) < 2 or "blk." not in name or "rel_b" in name
-        data = np.ones(shape) if name.endswith("norm.weight") else 0.05 * random.standard_normal(shape)
+        plain = len(shape) < 2 or not re.search(r"blk\.|^mm\.", name) or "rel_b" in name
+        data = (
+            np.ones(shape)
+            if re.search(r"(norm|ln\d?)\.weight$", name)
+            else 0.05 * random.standard_normal(shape)
+        )
         writer.add_tensor(name, data.astype(np.float32 if plain else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -84,6 +84,14 @@ _ALL = (
         only_mainline=True,
     ),
     Measure(
+        "projector",
+        "measure.projector",
+        "distance of a projector's vectors of pictures and sounds from the source's",
+        section="Projector",
+        columns=("Distance", "Relative error"),
+        only_mainline=True,
+    ),
+    Measure(
         "speed",
         "measure.speed",
         "tokens a second, as llama-bench measures it",

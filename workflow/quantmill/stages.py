@@ -217,6 +217,16 @@ _STAGES: Final = (
         evaluates=True,
     ),
     Stage(
+        "measure.projector",
+        version=1,
+        what="compare a projector's vectors of pictures and sounds with the source's",
+        reads="a projector, the source, pictures and sounds",
+        writes="bench/<recipe>/projector.json",
+        threads=True,
+        store=True,
+        evaluates=True,
+    ),
+    Stage(
         "measure.speed",
         version=1,
         what="measure the speed",

@@ -131,6 +131,39 @@ rule measure_embeddings:
         )
 
 
+# Of projectors. The source's own job makes the vectors once for all files.
+rule measure_projector:
+    input:
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        reference=of(inputs.source),
+        reference_facts="<results>/{model}/model.json",
+        media=of(inputs.media),
+        source_projected=of(inputs.source_projected),
+    output:
+        "<results>/{model}/bench/{row}/projector.json",
+    log:
+        "<results>/{model}/logs/projector/{row}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/projector/{row}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.projector),
+    message:
+        "{wildcards.model}: projector {wildcards.row}"
+    shell:
+        stage(
+            "measure.projector",
+            "--model {input.model[0]:q} --facts {input.facts:q} --reference {input.reference[0]:q}"
+            " --reference-facts {input.reference_facts:q} --media {input.media:q} --out {output:q}",
+        )
+
+
 rule measure_speed:
     input:
         model=of(inputs.gguf),

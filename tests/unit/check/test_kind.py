@@ -97,6 +97,19 @@ KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", 
             "a text; leave bench.embeddings out for it (models: {m: {bench: {}}})",
         ),
         (
+            header(),
+            [Evaluation("bench.projector", "bench.projector")],
+            "c.yaml: bench.projector: m is a language model (architecture llama): it reads no pictures; "
+            "leave bench.projector out for it (models: {m: {bench: {}}})",
+        ),
+        (
+            header("clip", general__type=encode_string("mmproj")),
+            [KLD],
+            "c.yaml: bench.kld: m is a multimodal projector (architecture clip): it only works beside a "
+            "language model; leave bench.kld out for it (models: {m: {bench: {}}}); "
+            "bench.projector is the measure that fits it",
+        ),
+        (
             header("t5"),
             [IMATRIX, KLD],
             "c.yaml: models.m.imatrix: m is an encoder-decoder model (architecture t5): quantmill evaluates "
@@ -145,6 +158,14 @@ def test_an_encoder_and_a_reranker_have_their_own_measure_and_a_sensitivity() ->
     requested = [Evaluation(field, field, 128) for field in ("bench.embeddings", "sensitivity", "imatrix")]
     for made in (header("bert"), header("qwen3", qwen3__pooling_type=encode_u32(4))):
         refuse(made, "m", requested, "c.yaml")
+
+
+def test_a_projector_is_measured_on_pictures_and_has_no_sensitivity() -> None:
+    made = header("clip", general__type=encode_string("mmproj"))
+    refuse(made, "m", [Evaluation("bench.projector", "bench.projector")], "c.yaml")
+    for field in ("sensitivity", "imatrix", "bench.embeddings"):
+        with pytest.raises(QuantmillError, match=r"bench\.projector is the measure that fits it"):
+            refuse(made, "m", [Evaluation(field, field, 128)], "c.yaml")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 import pytest
 from pydantic import BaseModel
 
-from models import EMBEDDER
+from models import EMBEDDER, PROJECTOR
 from quantmill.config.card import Card
 from quantmill.config.file import Config
 from quantmill.flow.project import Project
@@ -290,6 +290,12 @@ ROWS: Final[dict[str, Row]] = {
     "Bench.perplexity": Row("bench.perplexity", None, "card publish +perplexity"),
     "Bench.embeddings": Row(
         "models.embedder.bench.embeddings", None, "card +corpus +embeddings", [("models.embedder", EMBEDDER)]
+    ),
+    "Bench.projector": Row(
+        "models.seer.bench.projector", None, "card +projector", [("models.seer", PROJECTOR)]
+    ),
+    "Media.media": Row(
+        "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
     ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),

@@ -178,6 +178,18 @@ def _embeddings(measured: Results) -> list[_Cell]:
     return [(RIGHT, distance), (RIGHT, rank), (RIGHT, same_first)]
 
 
+def _projector(measured: Results) -> list[_Cell]:
+    def distance(row: Row) -> str:
+        report = row.measured["projector"]
+        return text.nats(report["distance"]["mean"], report["distance"]["error"]) if report else ""
+
+    def error(row: Row) -> str:
+        report = row.measured["projector"]
+        return text.share(report["relative_error"]["mean"], 1) if report and row.file else ""
+
+    return [(RIGHT, distance), (RIGHT, error)]
+
+
 def _speed(measured: Results) -> list[_Cell]:
     def prompt(row: Row) -> str:
         speed = row.measured["speed"]
@@ -203,6 +215,7 @@ _CELLS: Final[dict[str, Callable[[Results], list[_Cell]]]] = {
     "kld": _kld,
     "perplexity": _perplexity,
     "embeddings": _embeddings,
+    "projector": _projector,
     "speed": _speed,
     "humaneval": _humaneval,
 }

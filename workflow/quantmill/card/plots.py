@@ -150,7 +150,6 @@ def draw_size_loss(results: Results, theme: Theme = LIGHT) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     source = results.source["kld"] or results.source["embeddings"]
-    assert source is not None
     figure, axes, unit = _canvas(results, theme)
     best = frontier.best(results)
     points = [
@@ -164,7 +163,8 @@ def draw_size_loss(results: Results, theme: Theme = LIGHT) -> Figure:
     axes.yaxis.set_minor_formatter(NullFormatter())
     steps = _points(axes, points, theme)
     loss = "distance" if results.measure == "embeddings" else "KL divergence"
-    axes.set_ylabel(f"{loss} from the source on {source['corpus']}", fontsize=11)
+    on = source["corpus"] if source else "pictures and sounds"
+    axes.set_ylabel(f"{loss} from the source on {on}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     if any(quant.bytes >= results.facts["bytes"] for quant in results.quants):
         _line_of_source(axes, theme, results.facts["bytes"] / unit, f"source, {size(results.facts['bytes'])}")

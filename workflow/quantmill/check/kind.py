@@ -140,7 +140,8 @@ _OBSERVED: Final = frozenset(("imatrix", "moments"))
 """What is collected of the inputs of weights."""
 
 _EMBEDDED: Final = "bench.embeddings"
-"""What is measured of embeddings, where all other measures are of the next token."""
+_PROJECTED: Final = "bench.projector"
+"""What is measured of embeddings and of projectors, where all other measures are of the next token."""
 
 
 def pooling_of(header: Header) -> str:
@@ -196,9 +197,10 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
         named = " and ".join([", ".join(fields[:-1]), fields[-1]] if fields[1:] else fields)
         cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
         cure += ", and give its recipes rounding: nearest" if "moments" in fields else ""
-        if kind.embeds:
-            cure += f"; {_EMBEDDED} is the measure that fits it"
-        why = kind.why or "it gives no embedding of a text"
+        if kind.embeds or kind.name == "projector":
+            cure += f"; {_EMBEDDED if kind.embeds else _PROJECTED} is the measure that fits it"
+        lacking = "reads no pictures" if fields == [_PROJECTED] else "gives no embedding of a text"
+        why = kind.why or f"it {lacking}"
         raise QuantmillError(f"{words}: {why}", f"{where}: {wrong[0].place}", cure)
     _refuse_without_tokenizer(header, model, requested, where)
     positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
@@ -214,6 +216,8 @@ def _possible(kind: Kind, field: str) -> bool:
         return kind.observed
     if field == "sensitivity":
         return kind.predicts or kind.embeds
+    if field == _PROJECTED:
+        return kind.name == "projector"
     return kind.embeds if field == _EMBEDDED else kind.predicts
 
 

@@ -24,6 +24,7 @@ STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 """What ends the completion of a function: nearly as in Chen et al., arXiv 2107.03374."""
 
 
+_MEDIA: Final = (".jpg", ".jpeg", ".png", ".bmp", ".wav", ".mp3", ".flac")
 _LEAST_TEXTS: Final = 4  # each is ranked by the closeness of the others
 
 
@@ -41,6 +42,23 @@ class Probes(Chunks):
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
         refuse_twice("types", self.types)
+        return self
+
+
+class Media(Strict):
+    """Pictures and sounds, of which a projector makes the vectors that a language model reads."""
+
+    media: Annotated[list[FilePath], Field(min_length=1)] = Field(
+        description="files of pictures (.jpg, .png, .bmp) and sounds (.wav, .mp3, .flac)"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Media:
+        refuse_twice("media", [Path(file).name for file in self.media])
+        for number, file in enumerate(self.media):
+            if Path(file).suffix.lower() not in _MEDIA:
+                text = f"{file} is no picture or sound by its name; give one of {', '.join(_MEDIA)}"
+                raise refuse("no_medium", text, f"media[{number}]")
         return self
 
 
@@ -157,6 +175,9 @@ class Bench(Strict):
     embeddings: Chunks | None = Field(
         default=None, description="distance of embeddings, or of a reranker's scores, from the source's"
     )
+    projector: Media | None = Field(
+        default=None, description="distance of a projector's vectors of pictures and sounds from the source's"
+    )
     speed: Speed | None = Field(default=None, description="speed as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
     humaneval: HumanEval | None = Field(
@@ -180,6 +201,8 @@ class Bench(Strict):
 
 def check_evaluations(bench: Bench, where: str) -> None:
     """Refuse what lacks its problems, its tasks' folder or lm-eval."""
+    for number, medium in enumerate(bench.projector.media if bench.projector else []):
+        check_file(Path(medium), f"{where}.projector.media[{number}]")
     if bench.humaneval and bench.humaneval.problems:
         check_file(Path(bench.humaneval.problems), f"{where}.humaneval.problems")
     elif bench.humaneval and not bench.humaneval.file().is_file():

@@ -42,6 +42,9 @@ CARD_FIELDS: Final = frozenset(
 )
 """What a card takes from the config as it stands; the texts and other models come in apart."""
 
+_LATER: Final = ("embeddings", "projector")
+"""Measures that came later: settings of cards have them only where they are requested."""
+
 
 class CardSpecs:
     """The specs of cards; `specs` has all that they are written from, `targets` which files that are.
@@ -78,7 +81,7 @@ class CardSpecs:
             "withhold": published.withhold,
             "include": published.include,
             "imatrix": config.imatrix_of(model) is not None,
-            **{name: getattr(bench, name) is not None for name in MEASURES if name != "embeddings"},
+            **{name: getattr(bench, name) is not None for name in MEASURES if name not in _LATER},
             "sensitivity": config.sensitivity_of(model) is not None,
             # `fits`, `gate`, `iso_disk`: the config's old words, without which finished cards are stale.
             "fits": {
@@ -106,8 +109,7 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
-        if bench.embeddings:
-            settings["embeddings"] = True
+        settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
         if repository:
             settings["parts"] = True
             made_from["parts"] = digest(self.parts(model))

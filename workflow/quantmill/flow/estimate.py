@@ -24,6 +24,7 @@ _RULES: Final = {
     "kld": "measure_divergence",
     "perplexity": "measure_perplexity",
     "embeddings": "measure_embeddings",
+    "projector": "measure_projector",
     "speed": "measure_speed",
     "served": "measure_served",
     "humaneval": "evaluate_code",

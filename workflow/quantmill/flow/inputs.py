@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from quantmill.flow.media import media
 from quantmill.flow.paths import Paths
 from quantmill.flow.project import ROOT, SOURCES
 
@@ -277,6 +278,14 @@ class Inputs:
         bench = self.project.config.bench_of(model)
         same = bench.kld and bench.perplexity and bench.kld.corpus == bench.perplexity.corpus
         return [self.paths.of(model, f"bench/{row}/kld.json")] if same else []
+
+    def media(self, model: str) -> Files:
+        """The pictures and sounds that a projector is measured on."""
+        return self.ancient(media(self.project, model))
+
+    def source_projected(self, model: str, row: str) -> Files:
+        """The source's own, which those of a file come after: it makes the vectors once for all."""
+        return [] if row in SOURCES else [self.paths.of(model, "bench/source/projector.json")]
 
     def server(self, model: str) -> Files:
         """The user's own llama-server."""

@@ -18,10 +18,12 @@ from quantmill import spec
 from quantmill.budget import candidates
 from quantmill.config.corpora import Chunks, CorpusSource
 from quantmill.flow.digests import Digests
+from quantmill.flow.media import media
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.formats import imatrix
 from quantmill.formats import settings as typed
+from quantmill.formats.media import Media
 from quantmill.formats.settings import Allocate
 from quantmill.spec import digest
 
@@ -326,6 +328,19 @@ class Specs:
         }
         engine = self.digests.generating_engine(model, row)
         return spec.make("measure.embeddings", chunks.model_dump(), made_from, engine=engine)
+
+    @once
+    def projector(self, model: str, row: str) -> str:
+        files = media(self.project, model)
+        made_from = {
+            "model": self.file(model, row),
+            "reference": self.source(model),
+            "media": [self.digests.file(file) for file in files],
+            "mtmd": self.digests.mtmd(),
+        }
+        settings: Media = {"media": [Path(file).name for file in files]}
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.projector", settings, made_from, engine=engine)
 
     @once
     def speed(self, model: str, row: str) -> str:

@@ -54,6 +54,7 @@ KINDS: Final[dict[str, str]] = {
     "measure_nearest": "KL divergence",
     "measure_perplexity": "perplexity",
     "measure_embeddings": "embeddings",
+    "measure_projector": "projectors",
     "measure_speed": "speed",
     "measure_served": "speed behind a server",
     "evaluate_code": "HumanEval",

@@ -176,6 +176,26 @@ class Embeddings(Compared, Placed):
     reference_sha256: str
 
 
+class Medium(TypedDict):
+    """A picture or a sound."""
+
+    file: str
+    vectors: Annotated[int, "that the language model reads in its place"]
+
+
+class Projected(TypedDict):
+    """How far a projector's vectors of pictures and sounds are from the source's."""
+
+    media: list[Medium]
+    width: int
+    distance: Annotated[Distribution, "1 less the cosine, over the vectors"]
+    relative_error: Annotated[Mean, "the length of the change over that of the vector"]
+    by_vector: Annotated[list[float], "the distance of each"]
+    seconds: float
+    model_sha256: str
+    reference_sha256: str
+
+
 class Rate(TypedDict):
     """Tokens a second."""
 
@@ -343,6 +363,12 @@ EMBEDDINGS: Final = Report[Embeddings](
     (Embeddings,),
     "Of encoders and rerankers. In `bench/source/` the source beside itself: 0.",
 )
+PROJECTED: Final = Report[Projected](
+    "bench/<row>/projector.json",
+    "measure.projector",
+    (Projected,),
+    "Of multimodal projectors. In `bench/source/` the source beside itself: 0.",
+)
 SPEED: Final = Report[Speed]("bench/<row>/speed.json", "measure.speed", (Speed,), "Rates in tokens a second.")
 SERVED: Final = Report[Served]("bench/<row>/served.json", "serve.measure", (Served,), "As a client sees it.")
 HUMANEVAL: Final = Report[HumanEval](
@@ -360,6 +386,6 @@ TASKS: Final = Report[Tasks](
 
 OF_MEASURE: Final[dict[str, Report[Any]]] = {
     report.path.rpartition("/")[2].removesuffix(".json"): report
-    for report in (DIVERGENCE, PERPLEXITY, EMBEDDINGS, SPEED, SERVED, HUMANEVAL, TASKS)
+    for report in (DIVERGENCE, PERPLEXITY, EMBEDDINGS, PROJECTED, SPEED, SERVED, HUMANEVAL, TASKS)
 }
 """The reports by the names of `measures.MEASURES`."""

@@ -11,6 +11,7 @@ against it.
 
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
+from quantmill.formats.media import Media
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
 Rounding = Annotated[Literal["gptq"], "absent: to the nearest value"]
@@ -284,6 +285,7 @@ class Card(TypedDict):
     fits: Annotated[dict[str, AcceptanceTest], "the size-targeted recipes"]
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
     embeddings: NotRequired[bool]
+    projector: NotRequired[bool]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
@@ -378,6 +380,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "measure.divergence": Chunks,
     "measure.perplexity": Chunks,
     "measure.embeddings": Chunks,
+    "measure.projector": Media,
     "measure.speed": Speed,
     "serve.measure": Served,
     "evaluate.humaneval": HumanEval,

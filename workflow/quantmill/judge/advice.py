@@ -229,6 +229,9 @@ def _change(quant: Quant) -> str:
     if quant.distance and (of := quant.measured["embeddings"]):
         mean, error = of["distance"]["mean"], of["distance"]["error"]
         return f"distance {nats(mean, error)}; rank correlation {of['rank']['mean']:.4f}"
+    if quant.distance and (seen := quant.measured["projector"]):
+        changed = percent(100 * seen["relative_error"]["mean"]).removeprefix("+")
+        return f"distance {nats(quant.distance.mean, quant.distance.error)}; relative error {changed}"
     assert quant.difference is not None
     return f"{percent(quant.difference.percent, quant.difference.percent_error)} perplexity"
 

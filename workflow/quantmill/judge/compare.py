@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
-from quantmill.formats.measurements import Divergence, Embeddings, Perplexity, Rate
+from quantmill.formats.measurements import Divergence, Embeddings, Perplexity, Projected, Rate
 
 BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few chunks to tell"
 """The verdicts. `better` and `worse` mean significantly: the 95 % interval does not contain zero."""
@@ -112,6 +112,12 @@ def distance(ours: Embeddings, other: Embeddings, where: str = "embeddings.json"
     """
     _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
     return _bootstrapped(ours["by_chunk"]["distance"], other["by_chunk"]["distance"])
+
+
+def projected(ours: Projected, other: Projected, where: str = "projector.json") -> Paired:
+    """The same of two projector.json, over the vectors of all pictures and sounds."""
+    _check_same(ours, other, ("media", "reference_sha256"), where)
+    return _bootstrapped(ours["by_vector"], other["by_vector"])
 
 
 def _bootstrapped(ours: list[float], other: list[float]) -> Paired:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
-from quantmill.formats.measurements import Divergence, Embeddings, HumanEval, Perplexity, Served, Speed, Tasks
+from quantmill.formats.measurements import (
+    Divergence,
+    Embeddings,
+    HumanEval,
+    Perplexity,
+    Projected,
+    Served,
+    Speed,
+    Tasks,
+)
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.publication import Part
 from quantmill.formats.source import RecipeMemory
@@ -23,6 +32,7 @@ class Measurements(TypedDict):
     kld: Divergence | None
     perplexity: Perplexity | None
     embeddings: Embeddings | None
+    projector: Projected | None
     speed: Speed | None
     served: Served | None
     humaneval: HumanEval | None
@@ -91,6 +101,9 @@ class Quant:
         mine, its = self.measured["embeddings"], other.measured["embeddings"]
         if mine and its:
             return compare.distance(mine, its)
+        seen, shown = self.measured["projector"], other.measured["projector"]
+        if seen and shown:
+            return compare.projected(seen, shown)
         return compare.paired(self._beyond_source, other._beyond_source)
 
     @property

@@ -117,7 +117,7 @@ class Results:
         """
         if self.source["kld"] is not None and "kld" not in self.validity_warnings:
             return "kld"
-        if self.source["embeddings"] is not None:
+        if self.source["embeddings"] is not None or self.source["projector"] is not None:
             return "embeddings"
         return None if self.source["perplexity"] is None else "perplexity"
 
@@ -222,6 +222,9 @@ def _quant(
     if (embeddings := measured["embeddings"]) and source["embeddings"]:
         where = str(folder / MEASURES["embeddings"].path(name))
         distance = compare.distance(embeddings, source["embeddings"], where)
+    if (projected := measured["projector"]) and source["projector"]:
+        where = str(folder / MEASURES["projector"].path(name))
+        distance = compare.projected(projected, source["projector"], where)
     samples = folder / MEASURES["humaneval"].sample_paths(name)[0]
     scores = scores_of(measured["humaneval"], measured["tasks"], samples)
     # The spec's `fits` and `gate` keep their names: they are part of specs of cards that exist.
