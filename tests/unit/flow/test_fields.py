@@ -125,6 +125,12 @@ ROWS: Final[dict[str, Row]] = {
         "activations checkpoint_card convert corpus export imatrix rendered ALONE SOURCE",
     ),
     "CheckpointSource.keep": Row("models.checkpoint.source.keep", False, ""),
+    "CheckpointSource.projector": Row(
+        "models.eyes.source.projector",
+        True,
+        "convert rendered ALONE SOURCE",
+        [("models.eyes", EMBEDDER | {"source": {"checkpoint": "checkpoint"}, "bench": {}})],
+    ),
     "CheckpointSource.pre_tokenizer": Row(
         "models.checkpoint.source.pre_tokenizer",
         "qwen2",

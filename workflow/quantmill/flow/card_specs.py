@@ -216,13 +216,16 @@ class CardSpecs:
 
     def _checkpoint(self, model: str) -> LockedCheckpoint:
         source = self.project.checkpoints[model]
-        return {
+        locked: LockedCheckpoint = {
             "name": Path(source.checkpoint).resolve().name,
             "files": {path.name: self.digests.file(str(path)) for path in source.checkpoint_files},
             "to": source.to,
             "pre_tokenizer": source.pre_tokenizer,
             "converter": self.digests.converter(),
         }
+        if source.projector:
+            locked["projector"] = True
+        return locked
 
     @once
     def verified(self, model: str) -> str:

@@ -60,6 +60,8 @@ class Specs:
     def convert(self, model: str) -> str:
         source = self.project.checkpoints[model]
         settings: typed.Convert = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
+        if source.projector:
+            settings["projector"] = True
         made_from = {"source": self.digests.checkpoint(model), "converter": self.digests.converter()}
         return spec.make("checkpoint.convert", settings, made_from)
 

@@ -38,6 +38,7 @@ class Convert(TypedDict):
 
     to: str
     pre_tokenizer: str | None
+    projector: NotRequired[bool]
 
 
 class Check(TypedDict):

@@ -1,6 +1,6 @@
 """What is known of the source: where it is from, what it is, and the memory that its files take."""
 
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.report import Report
 
@@ -43,6 +43,7 @@ class LockedCheckpoint(TypedDict):
     files: Annotated[dict[str, str], "sha256 of each"]
     to: Annotated[str, "the type in the config: auto, f16 or bf16"]
     pre_tokenizer: str | None
+    projector: NotRequired[Annotated[bool, "its projector in place of the language model"]]
     converter: Annotated[str, "digest of the converter's pins"]
 
 
