@@ -49,6 +49,9 @@ class Model(Strict):
     bench: Bench | None = Field(default=None, description="its own measurements")
     publish: Publish | None = Field(default=None, description="its own settings")
     offload: Offload | None = Field(default=None, description="its own settings")
+    language_model: Name | None = Field(
+        default=None, description="of a projector (mmproj): the model of this config that it is for"
+    )
 
 
 class Config(Strict):

@@ -14,6 +14,7 @@ from quantmill.card import template
 from quantmill.config.card import ComparedModel
 from quantmill.config.source import HubSource
 from quantmill.errors import QuantmillError
+from quantmill.flow import beside
 from quantmill.flow.once import once
 from quantmill.flow.project import ROOT
 from quantmill.flow.specs import Specs
@@ -109,6 +110,8 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
+        if together := beside.files(self.project, model):
+            settings["beside"] = together
         settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
         if repository:
             settings["parts"] = True

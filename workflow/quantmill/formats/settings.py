@@ -287,6 +287,7 @@ class Card(TypedDict):
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
     embeddings: NotRequired[bool]
     projector: NotRequired[bool]
+    beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
