@@ -80,6 +80,18 @@ def test_a_sound_is_refused_by_a_projector_of_pictures(source: Path, tmp_path: P
     assert "tone.wav: is no picture or sound that mmproj.gguf can read; give a picture" in str(raised.value)
 
 
+def test_its_language_model_may_stand_beside_it_and_must_be_of_its_width(
+    source: Path, tmp_path: Path
+) -> None:
+    llama = Path(__file__).parents[1] / "data" / "tiny-llama.gguf"
+    fits = models.write_projector(tmp_path / "fits.gguf", out=256)
+    with Projector(fits, read_header(fits), 1, llama) as beside, opened(fits) as alone:
+        one = picture(tmp_path / "one.png")
+        assert (beside.embed(one) == alone.embed(one)).all()
+    with pytest.raises(QuantmillError, match=r"mmproj\.gguf: libmtmd cannot load it \(.*mismatch"):
+        Projector(source, read_header(source), 1, llama)
+
+
 def test_a_file_that_is_no_projector_is_refused(tmp_path: Path) -> None:
     source = models.write_bert(tmp_path / "m.gguf")
     with pytest.raises(QuantmillError, match=r"m\.gguf: libmtmd cannot load it \("):

@@ -139,6 +139,7 @@ rule measure_projector:
         reference=of(inputs.source),
         reference_facts="<results>/{model}/model.json",
         media=of(inputs.media),
+        language_model=of(inputs.language_model),
         source_projected=of(inputs.source_projected),
     output:
         "<results>/{model}/bench/{row}/projector.json",
@@ -160,7 +161,8 @@ rule measure_projector:
         stage(
             "measure.projector",
             "--model {input.model[0]:q} --facts {input.facts:q} --reference {input.reference[0]:q}"
-            " --reference-facts {input.reference_facts:q} --media {input.media:q} --out {output:q}",
+            " --reference-facts {input.reference_facts:q} --media {input.media:q}"
+            " --language-model {input.language_model:q} --out {output:q}",
         )
 
 

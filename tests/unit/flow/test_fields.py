@@ -108,7 +108,9 @@ ROWS: Final[dict[str, Row]] = {
         "allocated corpus feasibility rendered sensitivity sensitivity_plot PLANS",
     ),
     "Model.bench": Row("models.local.bench", {}, "card publish +corpus +BENCH"),
-    "Model.language_model": Row("models.seer.language_model", "hub", "card", [("models.seer", PROJECTOR)]),
+    "Model.language_model": Row(
+        "models.seer.language_model", "hub", "card projector", [("models.seer", PROJECTOR)]
+    ),
     "Model.publish": Row("models.local.publish", {"repo": "you/{model}"}, "card publish"),
     "PackageSource.package": Row("models.packaged.source.package", "other_models", "rendered ALONE SOURCE"),
     "PackageSource.file": Row("models.packaged.source.file", "other.gguf", "rendered ALONE SOURCE"),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill.engine import library
-from quantmill.engine.llama import listener, native
+from quantmill.engine.llama import listener, load, native
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header
 
@@ -32,16 +32,21 @@ def _mtmd() -> ModuleType:
 
 
 class Projector:
-    """A projector file, loaded on the CPU. `width` is that of the language model's embeddings."""
+    """A projector file, loaded on the CPU. `width` is that of the language model's embeddings.
 
-    def __init__(self, path: Path, header: Header, threads: int) -> None:
+    `beside` is a file of that language model, of which all but the weights is read: some projectors put
+    tokens between the parts of a picture, and need its vocabulary. Without it they cannot be run.
+    """
+
+    def __init__(self, path: Path, header: Header, threads: int, beside: Path | None = None) -> None:
         self._path, self._mtmd = path, _mtmd()
         self._callback = native.llama_log_callback(listener)  # kept alive
         for listen in (self._mtmd.mtmd_log_set, self._mtmd.mtmd_helper_log_set):
             listen(self._callback, c.c_void_p(0))
         params = self._mtmd.mtmd_context_params_default()
         params.use_gpu, params.print_timings, params.warmup, params.n_threads = False, False, False, threads
-        self._context = self._mtmd.mtmd_init_from_file(str(path).encode(), None, params)
+        self._model = None if beside is None else load(beside, _without_weights())
+        self._context = self._mtmd.mtmd_init_from_file(str(path).encode(), self._model, params)
         if not self._context:
             raise QuantmillError(f"libmtmd cannot load it ({listener.last_words()})", path, "check the file")
         stacked = sum(re.search(r"deepstack.*fc1\.weight$", one.name) is not None for one in header.tensors)
@@ -65,6 +70,9 @@ class Projector:
             text = mtmd.mtmd_input_text(marker, len(marker), False, False)
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
             status = mtmd.mtmd_tokenize(self._context, chunks, c.byref(text), bitmaps, 1)
+            if status != 0 and self._model is None and "vocab is not provided" in listener.last_words():
+                what = "puts tokens between the parts of a picture, which only its language model has"
+                raise QuantmillError(what, self._path, "name it: language_model, beside source")
             if status != 0:
                 raise QuantmillError(f"libmtmd cannot prepare it ({listener.last_words()})", medium, _CURE)
             parts = [
@@ -94,6 +102,15 @@ class Projector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._mtmd.mtmd_free(self._context)
+        if self._model is not None:
+            native.llama_model_free(self._model)
+
+
+def _without_weights() -> Any:
+    """How a model is loaded of which the weights are not needed."""
+    params = native.llama_model_default_params()
+    params.n_gpu_layers, params.no_alloc, params.load_mode = 0, True, 0
+    return params
 
 
 def width_of(header: Header) -> int:

@@ -15,7 +15,8 @@ from quantmill.model.header import read_source
 def check(project: Project) -> None:
     """QuantmillError where a model that names a language model is no projector of it.
 
-    What is yet to be fetched or converted is left out: its width is not known.
+    What a job fetches or converts is left out, for the file there may be old: libmtmd, which gets both,
+    refuses it when it is measured.
     """
     for name, model in project.config.models.items():
         other = model.language_model
@@ -54,7 +55,9 @@ def files(project: Project, model: str) -> list[str]:
 
 
 def _header(project: Project, model: str) -> Header | None:
-    """The header of a model's source; None where it is not there yet, or is damaged."""
+    """The header of a model's source; None where a job makes it, where it is not there, or is damaged."""
+    if project.config.models[model].source.made:
+        return None
     try:
         return read_source(Path(project.source_files(model)[0]))
     except QuantmillError:

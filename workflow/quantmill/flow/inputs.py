@@ -283,6 +283,11 @@ class Inputs:
         """The pictures and sounds that a projector is measured on."""
         return self.ancient(media(self.project, model))
 
+    def language_model(self, model: str) -> Files:
+        """The source of the language model that a projector is for, where it is named."""
+        other = self.project.config.models[model].language_model
+        return self.source(other) if other else []
+
     def source_projected(self, model: str, row: str) -> Files:
         """The source's own, which those of a file come after: it makes the vectors once for all."""
         return [] if row in SOURCES else [self.paths.of(model, "bench/source/projector.json")]

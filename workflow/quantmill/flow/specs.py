@@ -334,12 +334,14 @@ class Specs:
     @once
     def projector(self, model: str, row: str) -> str:
         files = media(self.project, model)
-        made_from = {
+        made_from: Settings = {
             "model": self.file(model, row),
             "reference": self.source(model),
             "media": [self.digests.file(file) for file in files],
             "mtmd": self.digests.mtmd(),
         }
+        if other := self.config.models[model].language_model:
+            made_from["language_model"] = self.source(other)
         settings: Media = {"media": [Path(file).name for file in files]}
         engine = self.digests.generating_engine(model, row)
         return spec.make("measure.projector", settings, made_from, engine=engine)

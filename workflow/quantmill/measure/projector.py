@@ -36,9 +36,16 @@ Vectors = NDArray[np.float32]
 
 
 def measure(
-    path: Path, media: list[Path], *, identity: Identity, threads: int, store: Store, log: Log
+    path: Path,
+    media: list[Path],
+    *,
+    identity: Identity,
+    threads: int,
+    store: Store,
+    log: Log,
+    beside: Path | None = None,
 ) -> tuple[list[Vectors], float]:
-    """The vectors [n, width] of each picture or sound, and the seconds taken.
+    """The vectors [n, width] of each picture or sound, and the seconds taken; `beside` as of `Projector`.
 
     The projector is loaded only if a unit is missing.
     """
@@ -47,7 +54,7 @@ def measure(
 
         @cache
         def loaded() -> Projector:
-            return stack.enter_context(Projector(path, header, threads))
+            return stack.enter_context(Projector(path, header, threads, beside))
 
         def make(medium: Path) -> bytes:
             start = time.monotonic()
@@ -91,9 +98,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
             "engine": args.spec["engine"],
             "mtmd": args.spec["from"]["mtmd"],
             "model": sha256[name],
+            **({"beside": args.spec["from"]["language_model"]} if args.language_model else {}),
         }
         made[name], seconds = measure(
-            path, args.media, identity=identity, threads=args.threads, store=store, log=log
+            path,
+            args.media,
+            identity=identity,
+            threads=args.threads,
+            store=store,
+            log=log,
+            beside=next(iter(args.language_model or []), None),
         )
     theirs, ours = (np.concatenate(made[name]) for name in ("reference", "model"))
     if ours.shape != theirs.shape:
@@ -128,5 +142,6 @@ if __name__ == "__main__":
     arguments.add_argument("--reference", type=Path, required=True, help="the projector to compare it with")
     arguments.add_argument("--reference-facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument("--media", type=Path, nargs="+", required=True, help="pictures and sounds")
+    arguments.add_argument("--language-model", type=Path, nargs="*", help="the GGUF that it is for")
     arguments.add_argument("--out", type=Path, required=True, help="projector.json")
     command.run(arguments, main)
