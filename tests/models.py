@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 
 from quantmill.formats import ggufio
+
+EMBEDDER: dict[str, Any] = {
+    "source": {"path": "bert.gguf"},
+    "recipes": ["Q8_0"],
+    "imatrix": None,
+    "sensitivity": None,
+    "bench": {"embeddings": {"corpus": "held-out", "chunks": 4, "context": 32}},
+    "publish": {},
+}
+"""A model of a config that predicts no next token."""
+
+
+PROJECTOR: dict[str, Any] = EMBEDDER | {
+    "source": {"path": "mmproj.gguf"},
+    "bench": {"projector": {"media": ["picture.png"]}},
+}
+"""A projector of a config, measured on a picture."""
 
 
 def write_llama(
@@ -77,8 +96,17 @@ def write_coarse(source: Path, path: Path) -> Path:
     return path
 
 
-def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 64) -> Path:
-    """A BERT of random weights with a vocabulary of a few letters, which predicts no next token."""
+def write_bert(
+    path: Path,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    context: int = 64,
+    pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+) -> Path:
+    """A BERT of random weights with a vocabulary of a few letters, which predicts no next token; by its
+    pooling an encoder or a reranker.
+    """
     writer = gguf.GGUFWriter(path, "bert")
     tokens = [
         "[PAD]",
@@ -96,7 +124,8 @@ def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 6
     writer.add_head_count(4)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_token_type_count(2)
     writer.add_tokenizer_model("bert")
     writer.add_token_list(tokens)
@@ -114,6 +143,9 @@ def write_bert(path: Path, *, width: int = 64, layers: int = 2, context: int = 6
         "token_embd_norm.weight": (width,),
         "token_embd_norm.bias": (width,),
     }
+    if pooling == gguf.PoolingType.RANK:
+        writer.add_classifier_output_labels(["relevance"])
+        shapes |= {"cls.output.weight": (1, width), "cls.output.bias": (1,)}
     for block in (f"blk.{layer}" for layer in range(layers)):
         square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "output")]
         for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:
@@ -159,12 +191,58 @@ def write_t5(path: Path, *, width: int = 64) -> Path:
     return _filled(writer, shapes)
 
 
+def write_projector(path: Path, *, width: int = 64, layers: int = 3, out: int = 96) -> Path:
+    """A projector as LLaVA has it, of random weights: pictures of 28 by 28 pixels in four patches."""
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name("Small")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_bool("clip.use_gelu", True)
+    numbers = {
+        "image_size": 28,
+        "patch_size": 14,
+        "embedding_length": width,
+        "feed_forward_length": 2 * width,
+        "block_count": layers,
+        "projection_dim": out,
+        "attention.head_count": 4,
+    }
+    for key, value in numbers.items():
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+    writer.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.class_embd": (width,),
+        "v.patch_embd.weight": (width, 3, 14, 14),
+        "v.position_embd.weight": (5, width),
+        "v.pre_ln.weight": (width,),
+        "v.pre_ln.bias": (width,),
+        "mm.0.weight": (out, width),
+        "mm.0.bias": (out,),
+        "mm.2.weight": (out, out),
+        "mm.2.bias": (out,),
+    }
+    for block in (f"v.blk.{layer}" for layer in range(layers)):
+        square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "out")]
+        for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:
+            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (rows,)}
+        for name in ("ln1", "ln2"):
+            shapes |= {f"{block}.{name}.weight": (width,), f"{block}.{name}.bias": (width,)}
+    return _filled(writer, shapes)
+
+
 def _filled(writer: gguf.GGUFWriter, shapes: dict[str, tuple[int, ...]]) -> Path:
     """Random values for all tensors, f16 for the layers' matrices; written to the writer's own path."""
     random = np.random.default_rng(1)
     for name, shape in shapes.items():
-        plain = len(shape) < 2 or "blk." not in name or "rel_b" in name
-        data = np.ones(shape) if name.endswith("norm.weight") else 0.05 * random.standard_normal(shape)
+        plain = len(shape) < 2 or not re.search(r"blk\.|^mm\.", name) or "rel_b" in name
+        data = (
+            np.ones(shape)
+            if re.search(r"(norm|ln\d?)\.weight$", name)
+            else 0.05 * random.standard_normal(shape)
+        )
         writer.add_tensor(name, data.astype(np.float32 if plain else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

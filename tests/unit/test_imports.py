@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "quantize": {"check", "engine", "formats", "grid", "measure", "model", "nvfp4"},
     "measure": {"check", "engine", "formats", "imatrix", "model"},
     "serve": {"engine", "formats", "measure"},
-    "sensitivity": {"engine", "formats", "measure", "model", "quantize", "recipe"},
+    "sensitivity": {"check", "engine", "formats", "measure", "model", "quantize", "recipe"},
     "evaluate": {"corpus", "engine", "formats", "measure"},
     "checkpoint": {"engine", "formats", "measure", "nvfp4"},
     "publish": {"formats", "quantize"},

@@ -36,8 +36,8 @@ class Measure:
     samples: tuple[str, ...] = ()
     chunked: bool = False
     """Whether it is measured on the chunks of a corpus."""
-    generates: bool = False
-    """Whether a server or an evaluation generates text: only llama.cpp itself does, no other engine."""
+    only_mainline: bool = False
+    """Whether only llama.cpp itself takes it, and no other engine: generated text and embeddings."""
 
     @property
     def file(self) -> str:
@@ -54,7 +54,7 @@ class Measure:
 
     def runs_in(self, engine: str) -> bool:
         """Whether it can be taken of a file of this engine."""
-        return engine == MAINLINE or not self.generates
+        return engine == MAINLINE or not self.only_mainline
 
 
 _ALL = (
@@ -75,6 +75,23 @@ _ALL = (
         chunked=True,
     ),
     Measure(
+        "embeddings",
+        "measure.embeddings",
+        "distance of its embeddings, or of a reranker's scores, from the source's",
+        section="Embeddings",
+        columns=("Distance", "Rank correlation", "Same first"),
+        chunked=True,
+        only_mainline=True,
+    ),
+    Measure(
+        "projector",
+        "measure.projector",
+        "distance of a projector's vectors of pictures and sounds from the source's",
+        section="Projector",
+        columns=("Distance", "Relative error"),
+        only_mainline=True,
+    ),
+    Measure(
         "speed",
         "measure.speed",
         "tokens a second, as llama-bench measures it",
@@ -86,7 +103,7 @@ _ALL = (
         "serve.measure",
         "tokens a second over HTTP, as a client of a server sees it",
         section="Speed over HTTP",
-        generates=True,
+        only_mainline=True,
     ),
     Measure(
         "humaneval",
@@ -95,14 +112,14 @@ _ALL = (
         section="HumanEval",
         columns=("HumanEval",),
         samples=("humaneval.jsonl",),
-        generates=True,
+        only_mainline=True,
     ),
     Measure(
         "tasks",
         "evaluate.tasks",
         "scores in tasks of lm-eval",
         section="Tasks",
-        generates=True,
+        only_mainline=True,
     ),
 )
 

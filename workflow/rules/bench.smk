@@ -95,6 +95,77 @@ rule measure_perplexity:
         )
 
 
+# Of encoders and rerankers. The source's own job embeds the texts once for all files.
+rule measure_embeddings:
+    input:
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        reference=of(inputs.source),
+        reference_facts="<results>/{model}/model.json",
+        corpus=of(inputs.embeddings_corpus),
+        report=of(inputs.embeddings_report),
+        source_embeddings=of(inputs.source_embeddings),
+        shards=shards.embeddings,
+    output:
+        "<results>/{model}/bench/{row}/embeddings.json",
+    log:
+        "<results>/{model}/logs/embeddings/{row}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/embeddings/{row}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.embeddings),
+    message:
+        "{wildcards.model}: embeddings of {wildcards.row}"
+    shell:
+        stage(
+            "measure.embeddings",
+            "--model {input.model[0]:q} --facts {input.facts:q} --reference {input.reference[0]:q}"
+            " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}",
+        )
+
+
+# Of projectors. The source's own job makes the vectors once for all files.
+rule measure_projector:
+    input:
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        reference=of(inputs.source),
+        reference_facts="<results>/{model}/model.json",
+        media=of(inputs.media),
+        language_model=of(inputs.language_model),
+        source_projected=of(inputs.source_projected),
+    output:
+        "<results>/{model}/bench/{row}/projector.json",
+    log:
+        "<results>/{model}/logs/projector/{row}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/projector/{row}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.projector),
+    message:
+        "{wildcards.model}: projector {wildcards.row}"
+    shell:
+        stage(
+            "measure.projector",
+            "--model {input.model[0]:q} --facts {input.facts:q} --reference {input.reference[0]:q}"
+            " --reference-facts {input.reference_facts:q} --media {input.media:q}"
+            " --language-model {input.language_model:q} --out {output:q}",
+        )
+
+
 rule measure_speed:
     input:
         model=of(inputs.gguf),

@@ -203,6 +203,41 @@ rule shard_perplexity:
         )
 
 
+rule shard_embeddings:
+    input:
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        reference=of(inputs.source),
+        reference_facts="<results>/{model}/model.json",
+        corpus=of(inputs.embeddings_corpus),
+        report=of(inputs.embeddings_report),
+        source_embeddings=of(inputs.source_embeddings),
+    output:
+        temp(touch("<results>/{model}/shards/embeddings/{row}/{shard}")),
+    log:
+        "<results>/{model}/logs/shards/embeddings/{row}/{shard}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/shards/embeddings/{row}/{shard}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        gpu=resources.gpus,
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.embeddings),
+    message:
+        "{wildcards.model}: embeddings of {wildcards.row}, {wildcards.shard}"
+    shell:
+        stage(
+            "measure.embeddings",
+            "--model {input.model[0]:q} --facts {input.facts:q} --reference {input.reference[0]:q}"
+            " --reference-facts {input.reference_facts:q} --corpus {input.corpus:q} --out {output:q}"
+            " --shard {wildcards.shard}",
+        )
+
+
 rule shard_code:
     input:
         model=of(inputs.gguf),

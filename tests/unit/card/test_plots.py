@@ -22,7 +22,7 @@ MANY = {f"Q{place}": ("q4_K", "q8_0", "q6_K", 0.002 * place**2, 0.01) for place 
 
 def test_the_same_results_give_the_same_bytes(kld_tree: Tree, tmp_path: Path) -> None:
     results = read(*kld_tree)
-    for draw in (plots.draw_size_kld, plots.draw_size_perplexity, plots.draw_sizes, maps.draw_bits):
+    for draw in (plots.draw_size_loss, plots.draw_size_perplexity, plots.draw_sizes, maps.draw_bits):
         for name in ("a.svg", "b.svg"):
             plots.save(functools.partial(draw, results), tmp_path / name)
         first = (tmp_path / "a.svg").read_bytes()
@@ -33,14 +33,14 @@ def test_the_same_results_give_the_same_bytes(kld_tree: Tree, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("recipes", [None, {"Q4_K_M": ("q4_K", "q6_K", "q6_K", 0.02, 0.01)}, MANY])
-@pytest.mark.parametrize("draw", [plots.draw_size_perplexity, plots.draw_size_kld])
+@pytest.mark.parametrize("draw", [plots.draw_size_perplexity, plots.draw_size_loss])
 def test_names_lie_within_the_frame_and_not_on_each_other(
     make_tree: Callable[..., Tree], recipes: Any, draw: Any
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder, config = make_tree(recipes=recipes)
-    results = read(folder, config | {"kld": draw is plots.draw_size_kld})
+    results = read(folder, config | {"kld": draw is plots.draw_size_loss})
     figure = draw(results)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -71,7 +71,7 @@ def test_points_stand_at_their_size_and_change(tree: Tree) -> None:
 
 def test_divergences_stand_at_their_size_on_a_logarithmic_axis(kld_tree: Tree) -> None:
     results = read(*kld_tree)
-    axes = plots.draw_size_kld(results).axes[0]
+    axes = plots.draw_size_loss(results).axes[0]
     assert axes.get_yscale() == "log"
     drawn = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
     expected = [
@@ -97,7 +97,7 @@ def test_where_files_are_no_smaller_than_the_source_a_line_stands_at_its_size(kl
 
 def drawn(folder: Path, config: dict[str, Any]) -> Any:
     """The axes of size against divergence."""
-    return plots.draw_size_kld(read(folder, config)).axes[0]
+    return plots.draw_size_loss(read(folder, config)).axes[0]
 
 
 def test_at_most_six_panels_from_large_to_small(make_tree: Callable[..., Tree]) -> None:

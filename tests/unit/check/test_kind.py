@@ -87,7 +87,27 @@ KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", 
             header("bert"),
             [IMATRIX, KLD, Evaluation("bench.speed", "bench.speed")],
             "c.yaml: bench.kld: m is an embedding model (architecture bert): it predicts no next token; "
-            "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}})",
+            "leave bench.kld and bench.speed out for it (models: {m: {bench: {}}}); "
+            "bench.embeddings is the measure that fits it",
+        ),
+        (
+            header(),
+            [Evaluation("bench.embeddings", "bench.embeddings", 128)],
+            "c.yaml: bench.embeddings: m is a language model (architecture llama): it gives no embedding of "
+            "a text; leave bench.embeddings out for it (models: {m: {bench: {}}})",
+        ),
+        (
+            header(),
+            [Evaluation("bench.projector", "bench.projector")],
+            "c.yaml: bench.projector: m is a language model (architecture llama): it reads no pictures; "
+            "leave bench.projector out for it (models: {m: {bench: {}}})",
+        ),
+        (
+            header("clip", general__type=encode_string("mmproj")),
+            [KLD],
+            "c.yaml: bench.kld: m is a multimodal projector (architecture clip): it only works beside a "
+            "language model; leave bench.kld out for it (models: {m: {bench: {}}}); "
+            "bench.projector is the measure that fits it",
         ),
         (
             header("t5"),
@@ -132,6 +152,28 @@ def test_what_a_kind_cannot_have_is_refused_in_one_line(
     with pytest.raises(QuantmillError) as raised:
         refuse(made, "m", requested, "c.yaml")
     assert str(raised.value) == line
+
+
+def test_an_encoder_and_a_reranker_have_their_own_measure_and_a_sensitivity() -> None:
+    requested = [Evaluation(field, field, 128) for field in ("bench.embeddings", "sensitivity", "imatrix")]
+    for made in (header("bert"), header("qwen3", qwen3__pooling_type=encode_u32(4))):
+        refuse(made, "m", requested, "c.yaml")
+
+
+def test_a_projector_is_measured_on_pictures_and_has_no_sensitivity() -> None:
+    made = header("clip", general__type=encode_string("mmproj"))
+    refuse(made, "m", [Evaluation("bench.projector", "bench.projector")], "c.yaml")
+    for field in ("sensitivity", "imatrix", "bench.embeddings"):
+        with pytest.raises(QuantmillError, match=r"bench\.projector is the measure that fits it"):
+            refuse(made, "m", [Evaluation(field, field, 128)], "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "name"), [(None, "mean"), (0, "mean"), (1, "mean"), (2, "cls"), (3, "last"), (4, "rank")]
+)
+def test_the_pooling_is_the_metadatas(pooling: int | None, name: str) -> None:
+    known = {} if pooling is None else {"bert__pooling_type": encode_u32(pooling)}
+    assert kind.pooling_of(header("bert", **known)) == name
 
 
 @pytest.mark.parametrize("made", [header("bert", positions=512), header(), header("gpt2", positions=512)])

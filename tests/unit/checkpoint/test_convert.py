@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
     return checkpoints.write(tmp_path / "a checkpoint", shards=2)
 
 
-def convert(source: Path, environment: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def convert(source: Path, environment: Path, **settings: str | bool) -> subprocess.CompletedProcess[str]:
     """The stage, into a.gguf beside the checkpoint."""
     config = {"to": "auto", "pre_tokenizer": None} | settings
     words = ["--spec", spec.make("checkpoint.convert", config, {}), "--source", str(source)]
@@ -199,3 +199,23 @@ You need to have sentencepiece or tiktoken installed to convert a slow tokenizer
 def test_what_the_converter_says_is_condensed(said: str, message: str) -> None:
     assert str(failure(1, said, Path("m"))) == message
     assert len(str(failure(1, "ValueError: " + "x" * 5000, Path("m")))) < 400
+
+
+def test_the_projector_is_asked_for_in_place_of_the_language_model(tmp_path: Path, source: Path) -> None:
+    """A projector has no draft layers, whatever the architecture may have."""
+    config = source / "config.json"
+    config.write_text(config.read_text("utf-8").replace("LlamaFor", "Qwen3NextFor"), encoding="utf-8")
+    do = "assert '--mmproj' in arguments and '--no-mtp' not in arguments"
+    environment = converter.build(tmp_path / "e", f"{do}\n{COPY}")
+    done = convert(source, environment, projector=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_without_a_projector_is_refused(tmp_path: Path, source: Path) -> None:
+    config = source / "config.json"
+    config.write_text(config.read_text("utf-8").replace("Llama", "NoSuch"), encoding="utf-8")
+    said = error(convert(source, converter.build(tmp_path / "e", COPY), projector=True), tmp_path)
+    assert said == (
+        f"{config}: the converter knows no projector of NoSuchForCausalLM; "
+        "leave `projector` out, or take a GGUF of it"
+    )

@@ -119,6 +119,18 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "recipes[2].form: mfp4 makes no regex; it is one of modelopt, compressed-tensors and gguf",
     ),
     (
+        put("bench.embeddings", {"corpus": "held-out", "chunks": 3}),
+        "bench.embeddings.chunks: fewer than 4 texts have no order of closeness; give 4 or more",
+    ),
+    (
+        put("bench.projector", {"media": ["notes.txt"]}),
+        "bench.projector.media[0]: notes.txt is no picture or sound by its name; give one of .jpg,",
+    ),
+    (
+        put("bench.projector", {"media": ["a/x.png", "b/x.png"]}),
+        "bench.projector.media[1]: x.png is there twice; rename or remove one",
+    ),
+    (
         put("recipes.+", MFP4 | {"scheme": "W4A4"}),
         "recipes[2].scheme: a GGUF cannot be made W4A4; leave it out, or take the checkpoint as source",
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import models
 from quantmill.files import write_json
 from quantmill.flow.card_specs import CardSpecs
 from quantmill.flow.digests import Digests
@@ -123,6 +124,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ROOT / "tests" / "data"
     shutil.copy(data / "tiny-llama.gguf", folder / "model.gguf")
     shutil.copy(data / "tiny-moe.gguf", folder / "other.gguf")
+    models.write_bert(folder / "bert.gguf")
+    models.write_projector(folder / "mmproj.gguf")
     shutil.copy(data / "llama-imatrix-llama.gguf", folder / "imatrix.gguf")
     shutil.copy(data / "llama-imatrix-llama.dat", folder / "other-imatrix.dat")
     shutil.copytree(ROOT / "examples" / "tiny-checkpoint", folder / "checkpoint")
@@ -132,6 +135,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     problems = (data / "problems.jsonl").read_text("utf-8").splitlines(keepends=True)
     (folder / "other.jsonl").write_text("".join(problems[:1]), encoding="utf-8")
     for name in ("one.txt", "two.txt", "three.parquet", "server", "results.csv", "curve.csv", "other"):
+        (folder / name).write_text(name, encoding="utf-8")
+    for name in ("picture.png", "other.png"):
         (folder / name).write_text(name, encoding="utf-8")
     (folder / "scores.json").write_text("[0.5, 1]", encoding="utf-8")
     (folder / "lines.txt").write_text("attn_v=q8_0", encoding="utf-8")

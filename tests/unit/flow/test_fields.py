@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 import pytest
 from pydantic import BaseModel
 
+from models import EMBEDDER, PROJECTOR
 from quantmill.config.card import Card
 from quantmill.config.file import Config
 from quantmill.flow.project import Project
@@ -136,6 +137,9 @@ ROWS: Final[dict[str, Row]] = {
         "allocated corpus feasibility rendered sensitivity sensitivity_plot PLANS",
     ),
     "Model.bench": Row("models.local.bench", {}, "card publish +corpus +BENCH"),
+    "Model.language_model": Row(
+        "models.seer.language_model", "hub", "card projector", [("models.seer", PROJECTOR)]
+    ),
     "Model.publish": Row("models.local.publish", {"repo": "you/{model}"}, "card publish"),
     "PackageSource.package": Row("models.packaged.source.package", "other_models", "rendered ALONE SOURCE"),
     "PackageSource.file": Row("models.packaged.source.file", "other.gguf", "rendered ALONE SOURCE"),
@@ -153,6 +157,12 @@ ROWS: Final[dict[str, Row]] = {
         "activations checkpoint_card convert corpus export imatrix rendered ALONE SOURCE",
     ),
     "CheckpointSource.keep": Row("models.checkpoint.source.keep", False, ""),
+    "CheckpointSource.projector": Row(
+        "models.eyes.source.projector",
+        True,
+        "convert rendered ALONE SOURCE",
+        [("models.eyes", EMBEDDER | {"source": {"checkpoint": "checkpoint"}, "bench": {}})],
+    ),
     "CheckpointSource.pre_tokenizer": Row(
         "models.checkpoint.source.pre_tokenizer",
         "qwen2",
@@ -334,6 +344,15 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Bench.kld": Row("bench.kld", None, "card publish +kld"),
     "Bench.perplexity": Row("bench.perplexity", None, "card publish +perplexity"),
+    "Bench.embeddings": Row(
+        "models.embedder.bench.embeddings", None, "card +corpus +embeddings", [("models.embedder", EMBEDDER)]
+    ),
+    "Bench.projector": Row(
+        "models.seer.bench.projector", None, "card +projector", [("models.seer", PROJECTOR)]
+    ),
+    "Media.media": Row(
+        "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
+    ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
     "Bench.humaneval": Row("bench.humaneval", None, "card publish +humaneval"),

@@ -158,6 +158,9 @@ def test_a_converted_source_has_a_statement_that_the_others_hang_on(to: str) -> 
     made = attest.statements(lock(checkpoint=checkpoint), sha("lock"))
     conversion = made["m.gguf.conversion.json"]
     check_conversion(conversion)
+    assert "--mmproj" not in conversion["predicate"]["recipe"]["command"]
+    of_projector = attest.statements(lock(checkpoint=checkpoint | {"projector": True}), sha("lock"))
+    assert "--mmproj" in of_projector["m.gguf.conversion.json"]["predicate"]["recipe"]["command"]
     assert [file["name"] for file in conversion["predicate"]["source"]["files"]] == sorted(files)
     # `verify_chain`: the first link, checked before all else
     base = made["m-Q8_0.gguf.derivation.json"]["predicate"]["baseModel"]

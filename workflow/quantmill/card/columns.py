@@ -159,6 +159,37 @@ def _perplexity(measured: Results) -> list[_Cell]:
     return [(RIGHT, value), (LEFT, change)]
 
 
+def _embeddings(measured: Results) -> list[_Cell]:
+    def distance(row: Row) -> str:
+        report = row.measured["embeddings"]
+        return text.nats(report["distance"]["mean"], report["distance"]["error"]) if report else ""
+
+    def rank(row: Row) -> str:
+        report = row.measured["embeddings"]
+        return text.fixed(report["rank"]["mean"], 4) if report and row.file else ""
+
+    def same_first(row: Row) -> str:
+        report = row.measured["embeddings"]
+        if not report or not row.file:
+            return ""
+        value, error = (text.fixed(100 * report["same_first"][part], 1) for part in ("mean", "error"))
+        return f"{value} ± {error} %"
+
+    return [(RIGHT, distance), (RIGHT, rank), (RIGHT, same_first)]
+
+
+def _projector(measured: Results) -> list[_Cell]:
+    def distance(row: Row) -> str:
+        report = row.measured["projector"]
+        return text.nats(report["distance"]["mean"], report["distance"]["error"]) if report else ""
+
+    def error(row: Row) -> str:
+        report = row.measured["projector"]
+        return text.share(report["relative_error"]["mean"], 1) if report and row.file else ""
+
+    return [(RIGHT, distance), (RIGHT, error)]
+
+
 def _speed(measured: Results) -> list[_Cell]:
     def prompt(row: Row) -> str:
         speed = row.measured["speed"]
@@ -183,6 +214,8 @@ def _humaneval(measured: Results) -> list[_Cell]:
 _CELLS: Final[dict[str, Callable[[Results], list[_Cell]]]] = {
     "kld": _kld,
     "perplexity": _perplexity,
+    "embeddings": _embeddings,
+    "projector": _projector,
     "speed": _speed,
     "humaneval": _humaneval,
 }

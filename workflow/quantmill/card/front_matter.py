@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from quantmill.card.view import View
-from quantmill.formats.measurements import Divergence, Perplexity
+from quantmill.formats.measurements import Divergence, Embeddings, Perplexity
 from quantmill.judge.quant import Quant
 from quantmill.judge.scores import HUMANEVAL
 
@@ -59,6 +59,11 @@ def _losses(quant: Quant) -> list[Any]:
         value = round(quant.divergence.mean, 6)
         label = f"KL divergence of {quant.name} from the source"
         results.append(_result(kld["corpus"], _chunks(kld), "kl_divergence", label, value))
+    if (of := quant.measured["embeddings"]) and quant.distance:
+        value, ranks = round(quant.distance.mean, 6), of["pooling"] == "rank"
+        label = f"Distance of the {'scores' if ranks else 'embeddings'} of {quant.name} from the source's"
+        task = "text-ranking" if ranks else "feature-extraction"
+        results.append(_result(of["corpus"], _chunks(of), "distance", label, value, task))
     return results
 
 
@@ -74,11 +79,13 @@ def _scores(quant: Quant) -> list[Any]:
     return results
 
 
-def _result(dataset: str, name: str, metric: str, label: str, value: float) -> Any:
+def _result(
+    dataset: str, name: str, metric: str, label: str, value: float, task: str = "text-generation"
+) -> Any:
     from huggingface_hub.repocard_data import EvalResult
 
     return EvalResult(
-        task_type="text-generation",
+        task_type=task,
         dataset_type=dataset,
         dataset_name=name,
         metric_type=metric,
@@ -87,5 +94,5 @@ def _result(dataset: str, name: str, metric: str, label: str, value: float) -> A
     )
 
 
-def _chunks(report: Divergence | Perplexity) -> str:
+def _chunks(report: Divergence | Perplexity | Embeddings) -> str:
     return f"{report['corpus']}, {report['chunks']} chunks of {report['context']} tokens"

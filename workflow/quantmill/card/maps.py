@@ -59,7 +59,7 @@ def draw_sensitivity(rows: list[SensitivityRow], theme: Theme = LIGHT) -> Figure
     _layer_axes(axes, layers, roles)
     axes.set_xlabel("layer", fontsize=10)
     bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=45, pad=0.02, fraction=0.06)
-    label = f"KL divergence with that tensor alone at {shown.type}, nats" if shown else ""
+    label = f"sensitivity: the loss with that tensor alone at {shown.type}" if shown else ""
     bar.set_label(label, fontsize=10)
     bar.ax.tick_params(labelsize=9)
     return figure

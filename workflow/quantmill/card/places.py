@@ -11,7 +11,9 @@ from quantmill.measures import SOURCE
 from quantmill.text import size
 
 
-def places(results: Results, measure: Literal["kld", "perplexity", "speed"]) -> list[tuple[str, list[str]]]:
+def places(
+    results: Results, measure: Literal["kld", "perplexity", "embeddings", "speed"]
+) -> list[tuple[str, list[str]]]:
     """Where a measure was computed, and of which files there; empty where all of it was on the CPU."""
     rows = [(SOURCE, results.source[measure])]
     rows += [(quant.name, quant.measured[measure]) for quant in results.quants]

@@ -85,7 +85,7 @@ class Point(NamedTuple):
 
 def sizes(results: Results, path: Path) -> None:
     """Draw sizes against the first measure of quality that was taken, to `path` and its dark version."""
-    by = {"kld": draw_size_kld, "perplexity": draw_size_perplexity, None: draw_sizes}[results.measure]
+    by = {None: draw_sizes, "perplexity": draw_size_perplexity}.get(results.measure, draw_size_loss)
     save(lambda theme: by(results, theme), path)
 
 
@@ -139,8 +139,9 @@ def draw_size_perplexity(results: Results, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
-    """The figure of size against KL divergence, with its 95 % interval over the chunks.
+def draw_size_loss(results: Results, theme: Theme = LIGHT) -> Figure:
+    """The figure of size against KL divergence, or the distance of embeddings, with its 95 % interval over
+    the chunks.
 
     The axis is logarithmic: from the largest file to the smallest it grows a
     hundredfold and more. The source, at 0, is not on it: where files are no
@@ -148,21 +149,22 @@ def draw_size_kld(results: Results, theme: Theme = LIGHT) -> Figure:
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    kld = results.source["kld"]
-    assert kld is not None
+    source = results.source["kld"] or results.source["embeddings"]
     figure, axes, unit = _canvas(results, theme)
     best = frontier.best(results)
     points = [
         Point(quant.name, quant.bytes / unit, d.mean, d.low, d.high, quant.name in best)
         for quant in results.quants
-        if (d := quant.divergence) and d.low > 0
+        if (d := quant.loss) and d.low > 0
     ]
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     steps = _points(axes, points, theme)
-    axes.set_ylabel(f"KL divergence from the source on {kld['corpus']}", fontsize=11)
+    loss = "distance" if results.measure == "embeddings" else "KL divergence"
+    on = source["corpus"] if source else "pictures and sounds"
+    axes.set_ylabel(f"{loss} from the source on {on}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     if any(quant.bytes >= results.facts["bytes"] for quant in results.quants):
         _line_of_source(axes, theme, results.facts["bytes"] / unit, f"source, {size(results.facts['bytes'])}")

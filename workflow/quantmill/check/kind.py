@@ -19,6 +19,7 @@ class Kind(NamedTuple):
     """A kind of model: `words` as in "this is ..."; `why` is what it lacks, and what follows.
 
     `predicts`: it predicts the next token, so that its divergence, perplexity and text can be measured.
+    `embeds`: it gives one vector of a text, or one score of a pair, which can be compared with the source's.
     `observed`: an importance matrix can be collected. `answers`: what it computes of a few tokens,
     `logits` or `embeddings`; empty where llama.cpp evaluates it only with another model, or not at all.
     `loads`: llama.cpp loads it by itself. `refused`: no source at all, with the cure.
@@ -28,6 +29,7 @@ class Kind(NamedTuple):
     words: str
     why: str = ""
     predicts: bool = False
+    embeds: bool = False
     observed: bool = False
     answers: str = ""
     loads: bool = True
@@ -49,9 +51,21 @@ KINDS: Final = {
     for kind in (
         Kind("decoder", "a language model", predicts=True, observed=True, answers="logits"),
         Kind(
-            "encoder", "an embedding model", "it predicts no next token", observed=True, answers="embeddings"
+            "encoder",
+            "an embedding model",
+            "it predicts no next token",
+            embeds=True,
+            observed=True,
+            answers="embeddings",
         ),
-        Kind("reranker", "a reranker", "it predicts no next token", observed=True, answers="embeddings"),
+        Kind(
+            "reranker",
+            "a reranker",
+            "it predicts no next token",
+            embeds=True,
+            observed=True,
+            answers="embeddings",
+        ),
         Kind(
             "diffusion",
             "a diffusion language model",
@@ -115,12 +129,32 @@ _POOLED: Final = (1, 2, 3)  # LLAMA_POOLING_TYPE_MEAN, _CLS, _LAST
 _RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
 
 _TEXT: Final = frozenset(
-    ("imatrix", "moments", "sensitivity", "bench.kld", "bench.perplexity", "bench.humaneval", "bench.tasks")
+    (
+        *("imatrix", "moments", "sensitivity"),
+        *(f"bench.{name}" for name in ("kld", "perplexity", "embeddings", "humaneval", "tasks")),
+    )
 )
 """What needs a tokenizer."""
 
 _OBSERVED: Final = frozenset(("imatrix", "moments"))
 """What is collected of the inputs of weights."""
+
+_EMBEDDED: Final = "bench.embeddings"
+_PROJECTED: Final = "bench.projector"
+"""What is measured of embeddings and of projectors, where all other measures are of the next token."""
+
+
+def pooling_of(header: Header) -> str:
+    """How the vectors of a text's tokens become its embedding: `mean`, `cls`, `last`, or `rank` of a
+    reranker; the mean where the metadata name none.
+    """
+    names = {1: "mean", 2: "cls", 3: "last", _RANK: "rank"}
+    return names.get(header.value(f"{header.architecture}.pooling_type", 0), "mean")
+
+
+def rerank_template(header: Header) -> str:
+    """A reranker's own template with `{query}` and `{document}`; empty where it has none."""
+    return header.text("tokenizer.chat_template.rerank") or ""
 
 
 def kind_of(header: Header) -> Kind:
@@ -155,11 +189,7 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
     words = f"{model} is {kind.words} (architecture {header.architecture or 'not named'})"
     if kind.refused:
         raise QuantmillError(words, f"{where}: models.{model}.source", kind.refused)
-    wrong = [
-        evaluation
-        for evaluation in requested
-        if not (kind.observed if evaluation.field in _OBSERVED else kind.predicts)
-    ]
+    wrong = [evaluation for evaluation in requested if not _possible(kind, evaluation.field)]
     if wrong:
         sections = dict.fromkeys(evaluation.field.partition(".")[0] for evaluation in wrong)
         empty = ", ".join(f"{section}: {'{}' if section == 'bench' else 'null'}" for section in sections)
@@ -167,13 +197,28 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
         named = " and ".join([", ".join(fields[:-1]), fields[-1]] if fields[1:] else fields)
         cure = f"leave {named} out for it (models: {{{model}: {{{empty}}}}})"
         cure += ", and give its recipes rounding: nearest" if "moments" in fields else ""
-        raise QuantmillError(f"{words}: {kind.why}", f"{where}: {wrong[0].place}", cure)
+        if kind.embeds or kind.name == "projector":
+            cure += f"; {_EMBEDDED if kind.embeds else _PROJECTED} is the measure that fits it"
+        lacking = "reads no pictures" if fields == [_PROJECTED] else "gives no embedding of a text"
+        why = kind.why or f"it {lacking}"
+        raise QuantmillError(f"{words}: {why}", f"{where}: {wrong[0].place}", cure)
     _refuse_without_tokenizer(header, model, requested, where)
     positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
     for evaluation in requested:
         if positions is not None and evaluation.context > positions:
             what = f"{evaluation.context} tokens, and {model} has {positions} positions"
             raise QuantmillError(what, f"{where}: {evaluation.place}", f"give {positions} or fewer")
+
+
+def _possible(kind: Kind, field: str) -> bool:
+    """Whether a kind of model can have what a field of the config asks for."""
+    if field in _OBSERVED:
+        return kind.observed
+    if field == "sensitivity":
+        return kind.predicts or kind.embeds
+    if field == _PROJECTED:
+        return kind.name == "projector"
+    return kind.embeds if field == _EMBEDDED else kind.predicts
 
 
 def _refuse_without_tokenizer(header: Header, model: str, requested: list[Evaluation], where: str) -> None:

@@ -90,7 +90,7 @@ def run(words: list[str], out: Path, expected: int, log: Log) -> tuple[int, str]
         log_file.unlink(missing_ok=True)
 
 
-def failure(code: int, output: str, source: Path) -> QuantmillError:
+def failure(code: int, output: str, source: Path, *, projector: bool = False) -> QuantmillError:
     """What the converter's failure means, in one line."""
     if code < 0:
         last = signals.last_words(output)
@@ -99,6 +99,9 @@ def failure(code: int, output: str, source: Path) -> QuantmillError:
         return QuantmillError(what, source, cure)
     if match := _UNSUPPORTED.search(output):
         what = f"the converter knows no architecture {match[1]}"
+        if projector:
+            what = f"the converter knows no projector of {match[1]}"
+            return QuantmillError(what, source / "config.json", "leave `projector` out, or take a GGUF of it")
         return QuantmillError(what, source / "config.json", "take a GGUF of the model")
     if "pre-tokenizer was not recognized" in output:
         match = _HASH.search(output)
@@ -142,11 +145,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
         raise QuantmillError(
             f"needs {expected:,} bytes, the disk has {free:,} left", args.gguf, "free some space"
         )
-    drafts = "some" if has_drafts(source, config) else "none"
+    projector = settings.get("projector", False)
+    drafts = "some" if projector or has_drafts(source, config) else "none"
     part = args.gguf.with_name(f".{args.gguf.stem}.{secrets.token_hex(4)}.part.gguf")
     pre_tokenizer = settings["pre_tokenizer"] or ""
     words: list[Path | str] = [python, "-P", _RUNNER, llama, pre_tokenizer, drafts, args.source]
-    words += ["--outfile", part, "--outtype", settings["to"]]
+    words += ["--outfile", part, "--outtype", settings["to"], *(["--mmproj"] if projector else [])]
     try:
         # Not resolved: the environment's python is a link, and its place decides.
         code, output = run(
@@ -154,7 +158,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         )
         log.say("\n".join(line.rpartition("\r")[2] for line in output.splitlines()))
         if code != 0:
-            raise failure(code, output, args.source)
+            raise failure(code, output, args.source, projector=projector)
         read_header(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())

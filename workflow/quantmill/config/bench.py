@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from quantmill.config.corpora import Chunks
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
-from quantmill.config.refusal import check_file, refuse_twice
+from quantmill.config.refusal import check_file, refuse, refuse_twice
 from quantmill.errors import QuantmillError
 
 POOL: Final = ("q2_K", "iq2_s", "iq3_xxs", "iq3_s", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0")
@@ -24,8 +24,12 @@ STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 """What ends the completion of a function: nearly as in Chen et al., arXiv 2107.03374."""
 
 
+_MEDIA: Final = (".jpg", ".jpeg", ".png", ".bmp", ".wav", ".mp3", ".flac")
+_LEAST_TEXTS: Final = 4  # each is ranked by the closeness of the others
+
+
 class Probes(Chunks):
-    """The sensitivity of each tensor: the KLD of the model with this tensor alone at a type."""
+    """The sensitivity of each tensor: the KLD, or distance of embeddings, of it alone at a type."""
 
     chunks: Count = Field(default=12, description="how many chunks each probe evaluates")
     minutes: Positive = Field(
@@ -38,6 +42,23 @@ class Probes(Chunks):
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
         refuse_twice("types", self.types)
+        return self
+
+
+class Media(Strict):
+    """Pictures and sounds, of which a projector makes the vectors that a language model reads."""
+
+    media: Annotated[list[FilePath], Field(min_length=1)] = Field(
+        description="files of pictures (.jpg, .png, .bmp) and sounds (.wav, .mp3, .flac)"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Media:
+        refuse_twice("media", [Path(file).name for file in self.media])
+        for number, file in enumerate(self.media):
+            if Path(file).suffix.lower() not in _MEDIA:
+                text = f"{file} is no picture or sound by its name; give one of {', '.join(_MEDIA)}"
+                raise refuse("no_medium", text, f"media[{number}]")
         return self
 
 
@@ -151,6 +172,12 @@ class Bench(Strict):
 
     kld: Chunks | None = Field(default=None, description="KL divergence from the source's predictions")
     perplexity: Chunks | None = Field(default=None, description="perplexity on held-out text")
+    embeddings: Chunks | None = Field(
+        default=None, description="distance of embeddings, or of a reranker's scores, from the source's"
+    )
+    projector: Media | None = Field(
+        default=None, description="distance of a projector's vectors of pictures and sounds from the source's"
+    )
     speed: Speed | None = Field(default=None, description="speed as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
     humaneval: HumanEval | None = Field(
@@ -158,15 +185,24 @@ class Bench(Strict):
     )
     tasks: Tasks | None = Field(default=None, description="tasks of lm-eval")
 
+    @model_validator(mode="after")
+    def _texts(self) -> Bench:
+        if self.embeddings and self.embeddings.chunks < _LEAST_TEXTS:
+            text = f"fewer than {_LEAST_TEXTS} texts have no order of closeness; give {_LEAST_TEXTS} or more"
+            raise refuse("few_texts", text, "embeddings.chunks")
+        return self
+
     @property
     def chunked(self) -> dict[str, Chunks]:
         """What is measured on chunks of a corpus, by its field."""
-        fields = {"kld": self.kld, "perplexity": self.perplexity}
+        fields = {"kld": self.kld, "perplexity": self.perplexity, "embeddings": self.embeddings}
         return {field: chunks for field, chunks in fields.items() if chunks is not None}
 
 
 def check_evaluations(bench: Bench, where: str) -> None:
     """Refuse what lacks its problems, its tasks' folder or lm-eval."""
+    for number, medium in enumerate(bench.projector.media if bench.projector else []):
+        check_file(Path(medium), f"{where}.projector.media[{number}]")
     if bench.humaneval and bench.humaneval.problems:
         check_file(Path(bench.humaneval.problems), f"{where}.humaneval.problems")
     elif bench.humaneval and not bench.humaneval.file().is_file():

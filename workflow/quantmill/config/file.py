@@ -51,6 +51,9 @@ class Model(Strict):
     publish: Publish | None = Field(default=None, description="its own settings")
     metadata: Metadata | None = Field(default=None, description="its own; null: as in the source")
     offload: Offload | None = Field(default=None, description="its own settings")
+    language_model: Name | None = Field(
+        default=None, description="of a projector (mmproj): the model of this config that it is for"
+    )
 
 
 class Config(Strict):

@@ -124,6 +124,11 @@ class CheckpointSource(_Source):
         default=None, description="its name in llama.cpp, such as qwen2, if the converter does not know it"
     )
 
+    projector: bool = Field(
+        default=False,
+        description="true: its projector of pictures or sounds (mmproj), not the language model",
+    )
+
     @property
     def stays(self) -> bool:
         return self.keep
@@ -131,7 +136,8 @@ class CheckpointSource(_Source):
     @property
     def origin(self) -> str:
         name = Path(self.checkpoint).resolve().name
-        return f"made of the checkpoint {name} by llama.cpp's own converter"
+        part = "the projector of " if self.projector else ""
+        return f"made of {part}the checkpoint {name} by llama.cpp's own converter"
 
     @property
     def checkpoint_files(self) -> list[Path]:

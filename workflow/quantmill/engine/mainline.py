@@ -36,7 +36,8 @@ class Evaluator:
     model before it is computed (`ask`, whether it is wanted) and after (its
     input); see `MatMul`. What it raises is raised by `decode`. `replace` is asked
     for each other node by its name: the values it gives take the place of those
-    computed. Without `gpus` everything is computed on the CPU.
+    computed. Without `gpus` everything is computed on the CPU. `pooling` (llama.cpp's number) is how the
+    vectors of a text's tokens become its embedding, of a model that gives one in place of logits.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Evaluator:
         replace: Replace | None = None,
         writable: bool = False,
         gpus: bool = True,
+        pooling: int | None = None,
     ) -> None:
         self._observe, self._replace = observe, replace
         self._raised: BaseException | None = None
@@ -72,6 +74,8 @@ class Evaluator:
         self._callback = native.ggml_backend_sched_eval_callback(self._on_node)  # kept alive
         self._abort = native.ggml_abort_callback(self._on_step)
         self._tick: Tick | None = None
+        if pooling is not None:
+            params.embeddings, params.pooling_type, params.n_ubatch = True, pooling, batch
         if observe is not None:
             params.n_ubatch = batch
             params.cb_eval = self._callback
@@ -160,6 +164,13 @@ class Evaluator:
     def logits(self, count: int) -> NDArray[np.float32]:
         """The stored logits [count, vocabulary] of the last `decode`; a view, valid until the next."""
         return logits_at(native.llama_get_logits(self._context), count, self.vocab_size)
+
+    def embedding(self, width: int) -> NDArray[np.float32]:
+        """The embedding [width] of the text of the last `decode`; of a reranker its scores."""
+        pointer = native.llama_get_embeddings_seq(self._context, 0)
+        if not pointer:
+            raise QuantmillError(f"llama.cpp gives no embedding of it ({listener.last_words()})")
+        return logits_at(pointer, 1, width)[0].copy()
 
     def wait(self) -> None:
         """Wait until all requested tokens are computed."""

@@ -54,12 +54,36 @@ class Vocabulary:
             )
         return _on_deep_stack(lambda: self._tokenize(text, parse_special))
 
-    def _tokenize(self, text: str, parse_special: bool) -> Tokens:
+    def around(self) -> tuple[Tokens, Tokens]:
+        """The tokens that the vocabulary puts before a text and after it, such as `[CLS]` and `[SEP]`."""
+        bare, whole = self._tokenize("a", False), self._tokenize("a", False, add_special=True)
+        before = next(n for n in range(len(whole)) if np.array_equal(whole[n : n + len(bare)], bare))
+        return whole[:before], whole[before + len(bare) :]
+
+    def around_pair(self, template: str) -> tuple[Tokens, Tokens, Tokens]:
+        """The tokens before, between and after a query and a document, as llama-server gives them to a
+        reranker: by its template with `{query}` and `{document}`, or where it has none by the vocabulary.
+        """
+        if template:
+            before, _, rest = template.partition("{query}")
+            between, _, after = rest.partition("{document}")
+            first, second, third = (
+                self._tokenize(part, parse_special=True) for part in (before, between, after)
+            )
+            return first, second, third
+        vocab = self._vocab
+        bos, eos, sep = (getattr(native, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "sep"))
+        end = [eos if eos >= 0 else sep] if native.llama_vocab_get_add_eos(vocab) else []
+        begin = [bos] if self.adds_bos else []
+        middle = [*end, sep] if native.llama_vocab_get_add_sep(vocab) else end
+        return np.array(begin, np.int32), np.array(middle, np.int32), np.array(end, np.int32)
+
+    def _tokenize(self, text: str, parse_special: bool, add_special: bool = False) -> Tokens:
         data = text.encode()
         room = len(data) + 16
         out = np.empty(room, np.int32)
         pointer = out.ctypes.data_as(c.POINTER(c.c_int32))
-        count = native.llama_tokenize(self._vocab, data, len(data), pointer, room, False, parse_special)
+        count = native.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, parse_special)
         if count < 0:
             raise QuantmillError(f"a text of {len(data)} bytes gave over {room} tokens")
         return out[:count].copy()

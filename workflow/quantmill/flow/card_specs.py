@@ -14,6 +14,7 @@ from quantmill.card import template
 from quantmill.config.card import ComparedModel
 from quantmill.config.source import HubSource
 from quantmill.errors import QuantmillError
+from quantmill.flow import beside
 from quantmill.flow.once import once
 from quantmill.flow.project import ROOT
 from quantmill.flow.specs import Specs
@@ -41,6 +42,9 @@ CARD_FIELDS: Final = frozenset(
     )
 )
 """What a card takes from the config as it stands; the texts and other models come in apart."""
+
+_LATER: Final = ("embeddings", "projector")
+"""Measures that came later: settings of cards have them only where they are requested."""
 
 
 class CardSpecs:
@@ -78,7 +82,7 @@ class CardSpecs:
             "withhold": published.withhold,
             "include": published.include,
             "imatrix": config.imatrix_of(model) is not None,
-            **{name: getattr(bench, name) is not None for name in MEASURES},
+            **{name: getattr(bench, name) is not None for name in MEASURES if name not in _LATER},
             "sensitivity": config.sensitivity_of(model) is not None,
             "checks": True,
             # `fits`, `gate`, `iso_disk`: the config's old words, without which finished cards are stale.
@@ -108,6 +112,9 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
+        if together := beside.files(self.project, model):
+            settings["beside"] = together
+        settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
         if repository:
             settings["parts"] = True
             made_from["parts"] = digest(self.parts(model))
@@ -214,13 +221,16 @@ class CardSpecs:
 
     def _checkpoint(self, model: str) -> LockedCheckpoint:
         source = self.project.checkpoints[model]
-        return {
+        locked: LockedCheckpoint = {
             "name": Path(source.checkpoint).resolve().name,
             "files": {path.name: self.digests.file(str(path)) for path in source.checkpoint_files},
             "to": source.to,
             "pre_tokenizer": source.pre_tokenizer,
             "converter": self.digests.converter(),
         }
+        if source.projector:
+            locked["projector"] = True
+        return locked
 
     @once
     def verified(self, model: str) -> str:

@@ -101,6 +101,11 @@ class Digests:
         return spec.digest("".join(lock.read_text("utf-8") for lock in locks))
 
     @once
+    def mtmd(self) -> str:
+        """Identity of the library that runs projectors."""
+        return self.project.memo.sha256(library.path("mtmd", "mainline"))
+
+    @once
     def engine(self, name: str = "mainline") -> str:
         """Identity of an engine's libraries."""
         if self.local:  # other machines may have what this one lacks, and see for themselves

@@ -23,6 +23,8 @@ from quantmill.measures import MEASURES
 _RULES: Final = {
     "kld": "measure_divergence",
     "perplexity": "measure_perplexity",
+    "embeddings": "measure_embeddings",
+    "projector": "measure_projector",
     "speed": "measure_speed",
     "served": "measure_served",
     "humaneval": "evaluate_code",
@@ -55,6 +57,7 @@ _BENCHMARKS: Final = {
     "quantize": "gguf/*.tsv",
     "measure_divergence": "kld/*.tsv",
     "measure_perplexity": "perplexity/*.tsv",
+    "measure_embeddings": "embeddings/*.tsv",
     "measure_speed": "speed/*.tsv",
     "measure_served": "served/*.tsv",
     "evaluate_code": "humaneval/*.tsv",

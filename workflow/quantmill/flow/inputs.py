@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from quantmill.flow.media import media
 from quantmill.flow.paths import Paths
 from quantmill.flow.project import ROOT, SOURCES
 
@@ -121,6 +122,19 @@ class Inputs:
     def perplexity_report(self, model: str) -> Files:
         """Its report."""
         return self._corpora(model, [self.project.chunks(model, "perplexity").corpus], "json")
+
+    def embeddings_corpus(self, model: str) -> Files:
+        """The corpus whose texts are embedded."""
+        chunks = self.project.chunks(model, "embeddings")
+        return self.ancient(self._corpora(model, [chunks.corpus], "parquet"))
+
+    def embeddings_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.chunks(model, "embeddings").corpus], "json")
+
+    def source_embeddings(self, model: str, row: str) -> Files:
+        """The source's own, which those of a file come after: it embeds the texts once for all."""
+        return [] if row in SOURCES else [self.paths.of(model, "bench/source/embeddings.json")]
 
     def _corpora(self, model: str, corpora: list[str], ending: str) -> Files:
         return self.paths.corpora(model, corpora, ending)
@@ -279,6 +293,19 @@ class Inputs:
         bench = self.project.config.bench_of(model)
         same = bench.kld and bench.perplexity and bench.kld.corpus == bench.perplexity.corpus
         return [self.paths.of(model, f"bench/{row}/kld.json")] if same else []
+
+    def media(self, model: str) -> Files:
+        """The pictures and sounds that a projector is measured on."""
+        return self.ancient(media(self.project, model))
+
+    def language_model(self, model: str) -> Files:
+        """The source of the language model that a projector is for, where it is named."""
+        other = self.project.config.models[model].language_model
+        return self.source(other) if other else []
+
+    def source_projected(self, model: str, row: str) -> Files:
+        """The source's own, which those of a file come after: it makes the vectors once for all."""
+        return [] if row in SOURCES else [self.paths.of(model, "bench/source/projector.json")]
 
     def server(self, model: str) -> Files:
         """The user's own llama-server."""

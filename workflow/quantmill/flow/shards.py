@@ -49,6 +49,11 @@ class Shards:
         chunks = self.project.chunks(wildcards.model, "perplexity")
         return self._files(f"perplexity/{wildcards.row}", wildcards, 1 if same else _units(chunks))
 
+    def embeddings(self, wildcards: Any) -> list[str]:
+        """Of the embeddings."""
+        chunks = self.project.chunks(wildcards.model, "embeddings")
+        return self._files(f"embeddings/{wildcards.row}", wildcards, _units(chunks))
+
     def humaneval(self, wildcards: Any) -> list[str]:
         """Of HumanEval: of some problems each."""
         problems = self.project.humaneval(wildcards.model).limit or _PROBLEMS

@@ -19,10 +19,12 @@ from quantmill.budget import candidates
 from quantmill.config.corpora import Chunks, CorpusSource
 from quantmill.flow import metadata
 from quantmill.flow.digests import Digests
+from quantmill.flow.media import media
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.formats import general, imatrix
 from quantmill.formats import settings as typed
+from quantmill.formats.media import Media
 from quantmill.formats.settings import Allocate
 from quantmill.spec import digest
 
@@ -59,6 +61,8 @@ class Specs:
     def convert(self, model: str) -> str:
         source = self.project.checkpoints[model]
         settings: typed.Convert = {"to": source.to, "pre_tokenizer": source.pre_tokenizer}
+        if source.projector:
+            settings["projector"] = True
         made_from = {"source": self.digests.checkpoint(model), "converter": self.digests.converter()}
         return spec.make("checkpoint.convert", settings, made_from)
 
@@ -345,6 +349,32 @@ class Specs:
         corpus = digest(self.corpus(model, chunks.corpus))
         made_from = {"model": self.file(model, row), "corpus": corpus}
         return self._measured("measure.perplexity", model, row, chunks.model_dump(), made_from)
+
+    @once
+    def embeddings(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "embeddings")
+        made_from = {
+            "model": self.file(model, row),
+            "reference": self.source(model),
+            "corpus": digest(self.corpus(model, chunks.corpus)),
+        }
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.embeddings", chunks.model_dump(), made_from, engine=engine)
+
+    @once
+    def projector(self, model: str, row: str) -> str:
+        files = media(self.project, model)
+        made_from: Settings = {
+            "model": self.file(model, row),
+            "reference": self.source(model),
+            "media": [self.digests.file(file) for file in files],
+            "mtmd": self.digests.mtmd(),
+        }
+        if other := self.config.models[model].language_model:
+            made_from["language_model"] = self.source(other)
+        settings: Media = {"media": [Path(file).name for file in files]}
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.projector", settings, made_from, engine=engine)
 
     @once
     def speed(self, model: str, row: str) -> str:

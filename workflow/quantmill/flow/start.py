@@ -69,7 +69,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
     with refusing():
         environment.check_python_path(os.getenv("PYTHONPATH", ""))
 
-        from quantmill.flow import cap, naming
+        from quantmill.flow import beside, cap, naming
         from quantmill.flow.card_specs import CardSpecs
         from quantmill.flow.digests import Digests
         from quantmill.flow.estimate import Estimate
@@ -85,6 +85,7 @@ def begin(workflow: Any, config: dict[str, Any], ancient: Mark, local: Mark) -> 
 
         confirmed, verify = _confirmed(workflow, config), _verify(workflow, config)
         project = Project(config, [str(file) for file in workflow.configfiles], confirmed=confirmed)
+        beside.check(project)
         if workflow.is_main_process and (line := cap.warning(project)) is not None:
             print(f"warning: {line}", file=sys.stderr)
         for line in naming.remarks(project) if workflow.is_main_process else ():

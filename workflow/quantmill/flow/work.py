@@ -30,6 +30,7 @@ SHARDS: Final = {
     "shard_quantize": "quantize",
     "shard_divergence": "measure_divergence",
     "shard_perplexity": "measure_perplexity",
+    "shard_embeddings": "measure_embeddings",
     "shard_code": "evaluate_code",
 }
 """The rules that do a part of another's work."""
@@ -52,6 +53,8 @@ KINDS: Final[dict[str, str]] = {
     "measure_divergence": "KL divergence",
     "measure_nearest": "KL divergence",
     "measure_perplexity": "perplexity",
+    "measure_embeddings": "embeddings",
+    "measure_projector": "projectors",
     "measure_speed": "speed",
     "measure_served": "speed behind a server",
     "evaluate_code": "HumanEval",
@@ -78,6 +81,7 @@ _MEASURES: Final = {
     "measure_divergence": 1.1,
     "measure_nearest": 1.1,
     "measure_perplexity": 1.0,
+    "measure_embeddings": 1.0,
 }
 
 _REPORTS: Final = {
@@ -87,6 +91,7 @@ _REPORTS: Final = {
     "calibrate_activations": "activations.json",
     "measure_divergence": "bench/{}/kld.json",
     "measure_perplexity": "bench/{}/perplexity.json",
+    "measure_embeddings": "bench/{}/embeddings.json",
 }
 """Where a finished job says how many chunks it evaluated."""
 
@@ -240,6 +245,8 @@ class Work:
         if job.rule in ("measure_moments", "measure_cross"):
             return self.project.moments(job.model)
         bench = self.project.config.bench_of(job.model)
+        if job.rule == "measure_embeddings":
+            return bench.embeddings
         if job.rule != "measure_perplexity":
             return bench.kld
         kld, perplexity = bench.kld, bench.perplexity

@@ -142,6 +142,60 @@ class Perplexity(Placed):
     engine: NotRequired[Engine]
 
 
+class ByText(TypedDict):
+    """The value of each text; `rank` and `same_first` of those that others are ranked for."""
+
+    distance: list[float]
+    rank: list[float]
+    same_first: list[float]
+
+
+class Compared(TypedDict):
+    """What a file changes of embeddings, or of scores."""
+
+    distance: Annotated[
+        Distribution,
+        "1 less the cosine; of scores half the squared difference over the variance of the source's",
+    ]
+    rank: Annotated[Mean, "Spearman's correlation of the order of the other texts, or of documents"]
+    same_first: Annotated[Mean, "share of texts for which both put the same one first"]
+    by_chunk: ByText
+
+
+class Embeddings(Compared, Placed):
+    """How far a file's embeddings, or a reranker's scores, are from the source's."""
+
+    corpus: str
+    chunks: Annotated[int, "each is one text; of a reranker a query and a document"]
+    context: int
+    pooling: Annotated[str, "mean, cls or last; rank: a reranker"]
+    values: Annotated[int, "of an embedding; 1 of a score"]
+    texts: Annotated[int, "embedded; of a reranker pairs of a query and a document"]
+    seconds: float
+    model_sha256: str
+    reference_sha256: str
+
+
+class Medium(TypedDict):
+    """A picture or a sound."""
+
+    file: str
+    vectors: Annotated[int, "that the language model reads in its place"]
+
+
+class Projected(TypedDict):
+    """How far a projector's vectors of pictures and sounds are from the source's."""
+
+    media: list[Medium]
+    width: int
+    distance: Annotated[Distribution, "1 less the cosine, over the vectors"]
+    relative_error: Annotated[Mean, "the length of the change over that of the vector"]
+    by_vector: Annotated[list[float], "the distance of each"]
+    seconds: float
+    model_sha256: str
+    reference_sha256: str
+
+
 class Rate(TypedDict):
     """Tokens a second."""
 
@@ -303,6 +357,18 @@ PERPLEXITY: Final = Report[Perplexity](
     (Perplexity,),
     "`bench/source/` is the source itself.",
 )
+EMBEDDINGS: Final = Report[Embeddings](
+    "bench/<row>/embeddings.json",
+    "measure.embeddings",
+    (Embeddings,),
+    "Of encoders and rerankers. In `bench/source/` the source beside itself: 0.",
+)
+PROJECTED: Final = Report[Projected](
+    "bench/<row>/projector.json",
+    "measure.projector",
+    (Projected,),
+    "Of multimodal projectors. In `bench/source/` the source beside itself: 0.",
+)
 SPEED: Final = Report[Speed]("bench/<row>/speed.json", "measure.speed", (Speed,), "Rates in tokens a second.")
 SERVED: Final = Report[Served]("bench/<row>/served.json", "serve.measure", (Served,), "As a client sees it.")
 HUMANEVAL: Final = Report[HumanEval](
@@ -320,6 +386,6 @@ TASKS: Final = Report[Tasks](
 
 OF_MEASURE: Final[dict[str, Report[Any]]] = {
     report.path.rpartition("/")[2].removesuffix(".json"): report
-    for report in (DIVERGENCE, PERPLEXITY, SPEED, SERVED, HUMANEVAL, TASKS)
+    for report in (DIVERGENCE, PERPLEXITY, EMBEDDINGS, PROJECTED, SPEED, SERVED, HUMANEVAL, TASKS)
 }
 """The reports by the names of `measures.MEASURES`."""

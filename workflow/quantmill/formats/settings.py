@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 from quantmill.formats.budgets import Budget
 from quantmill.formats.checks import CheckedFile
 from quantmill.formats.general import Plain
+from quantmill.formats.media import Media
 from quantmill.formats.places import Upload
 from quantmill.formats.source import HubFile, LockedCheckpoint
 
@@ -43,6 +44,7 @@ class Convert(TypedDict):
 
     to: str
     pre_tokenizer: str | None
+    projector: NotRequired[bool]
 
 
 class Check(TypedDict):
@@ -277,6 +279,9 @@ class Card(TypedDict):
     tasks: bool
     fits: Annotated[dict[str, AcceptanceTest], "the size-targeted recipes"]
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
+    embeddings: NotRequired[bool]
+    projector: NotRequired[bool]
+    beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
@@ -351,6 +356,8 @@ OF_STAGE: Final[dict[str, Any]] = {
     "check.file": CheckedFile,
     "measure.divergence": Chunks,
     "measure.perplexity": Chunks,
+    "measure.embeddings": Chunks,
+    "measure.projector": Media,
     "measure.speed": Speed,
     "serve.measure": Served,
     "evaluate.humaneval": HumanEval,

@@ -43,6 +43,7 @@ class LockedCheckpoint(TypedDict):
     files: Annotated[dict[str, str], "sha256 of each"]
     to: Annotated[str, "the type in the config: auto, f16 or bf16"]
     pre_tokenizer: str | None
+    projector: NotRequired[Annotated[bool, "its projector in place of the language model"]]
     converter: Annotated[str, "digest of the converter's pins"]
 
 

@@ -50,8 +50,8 @@ class SizeTargeted:
 
     @property
     def measured(self) -> compare.Paired | None:
-        """The measured divergence from the source."""
-        return self.quant.divergence
+        """The measured divergence from the source, or the distance of its embeddings."""
+        return self.quant.divergence or self.quant.distance
 
     @property
     def ratio(self) -> float | None:

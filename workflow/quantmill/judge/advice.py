@@ -2,7 +2,9 @@
 
 By KL divergence where it was measured, else by perplexity. Both are in nats: on
 text that the source itself would write, the perplexity of a file is exp(KL
-divergence) times the source's. So the same limits serve both.
+divergence) times the source's. So the same limits serve both. Embeddings are
+judged by their distance, 1 less the cosine: half the share of a unit vector, by
+its square, that a file gets wrong, so that 0.01 stands for the same 2 %.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ NEAR_PERCENT = 2.0
 NEAR = math.log1p(NEAR_PERCENT / 100)
 """The same in nats, 0.0198."""
 
+NEAR_DISTANCE = NEAR_PERCENT / 200
+"""The same of a distance of embeddings."""
+
 
 def smallest_same(results: Results) -> Quant | None:
     """The smallest quant that is as good as the source.
 
-    By KL divergence, which no quant is free of: the loss is significantly below `NEAR`.
-    By perplexity: the file is not significantly worse.
+    By KL divergence or embeddings, which no quant leaves as they are: the loss is significantly below
+    `NEAR` or `NEAR_DISTANCE`. By perplexity: the file is not significantly worse.
     """
     same = [
         quant
         for quant in _worthwhile(results)
         if quant.loss
-        and (quant.loss.high < NEAR if quant.divergence else quant.loss.verdict != compare.WORSE)
+        and (quant.loss.verdict != compare.WORSE if quant.measure == "perplexity" else _is_near(quant))
     ]
     return min(same, key=lambda quant: quant.bytes, default=None)
 
@@ -58,7 +63,7 @@ def choice(results: Results) -> list[str]:
     large = len(measured) - len(frontier.smaller(measured, results))
     of = "Of the files smaller than the source, " if large else ""
     if last is smallest_same(results):
-        why = _BELOW_NEAR if _by_kld(results) else _NOT_WORSE
+        why = _NOT_WORSE if results.measure == "perplexity" else _below_near(results)
         first = f"**Take {_named(last)}:** the smallest file {why}"
     else:
         first = f"**{of}{_named(last)} is closest to the source**"
@@ -66,19 +71,19 @@ def choice(results: Results) -> list[str]:
     if last.bytes >= results.facts["bytes"]:
         sentences.append("It is not smaller than the source: use the source instead if you can.")
     closest = min(_worthwhile(results), key=frontier.loss)
-    if _by_kld(results) and closest is not last:
+    if results.measure != "perplexity" and closest is not last:
         sentences.append(
             f"**If you have more memory, {_named(closest)}:** the closest to the source"
             f"{', of the files smaller than it' if large else ''} ({_change(closest)})."
         )
     usable = [quant for quant in frontier.recommendable(results) if quant.loss]
-    near = [quant for quant in usable if quant.loss and quant.loss.high < NEAR]
+    near = [quant for quant in usable if _is_near(quant)]
     middle = min(near, key=lambda quant: quant.bytes, default=None)
     if middle and middle.bytes < last.bytes:
         last = middle
         sentences.append(
             f"**For less memory, {_named(middle)}:** the smallest file "
-            f"{_BELOW_NEAR if _by_kld(results) else _BELOW_NEAR_PERCENT} ({_change(middle)})."
+            f"{_below_near(results)} ({_change(middle)})."
         )
     tightest = min(usable, key=lambda quant: quant.bytes, default=None)
     if tightest and tightest.bytes < last.bytes:
@@ -143,13 +148,9 @@ def note(quant: Quant, results: Results) -> str:
         return beaten
     notes = []
     if quant is smallest_same(results):
-        notes.append(
-            f"smallest with a KL divergence below {NEAR:.2f}"
-            if _by_kld(results)
-            else f"smallest {_NOT_WORSE}"
-        )
+        notes.append(f"smallest {_SHORTLY[results.measure or 'perplexity']}")
     if frontier.loss(quant) == min(frontier.loss(other) for other in results.quants):
-        notes.append("closest to the source" if _by_kld(results) else "lowest perplexity")
+        notes.append("lowest perplexity" if results.measure == "perplexity" else "closest to the source")
     if smallest:
         notes.append("smallest")
     return "; ".join(notes) or _step(quant, results)
@@ -211,7 +212,7 @@ def _step(quant: Quant, results: Results) -> str:
     saved = f"{100 * (1 - quant.bytes / bytes_):.0f} % smaller than {name}"
     if isinstance(cost, compare.Difference):
         return f"{saved} for {percent(cost.percent)} perplexity"
-    return f"{saved} for {nats(cost.mean)} more KL divergence"
+    return f"{saved} for {nats(cost.mean)} more {frontier.LOSSES[results.measure or 'kld']}"
 
 
 def _named(quant: Quant) -> str:
@@ -225,24 +226,43 @@ def _change(quant: Quant) -> str:
             f"KL divergence {nats(kld['mean'], kld['error'])}; "
             f"both rank the same token first in {100 * same['mean']:.1f} % of all cases"
         )
+    if quant.distance and (of := quant.measured["embeddings"]):
+        mean, error = of["distance"]["mean"], of["distance"]["error"]
+        return f"distance {nats(mean, error)}; rank correlation {of['rank']['mean']:.4f}"
+    if quant.distance and (seen := quant.measured["projector"]):
+        changed = percent(100 * seen["relative_error"]["mean"]).removeprefix("+")
+        return f"distance {nats(quant.distance.mean, quant.distance.error)}; relative error {changed}"
     assert quant.difference is not None
     return f"{percent(quant.difference.percent, quant.difference.percent_error)} perplexity"
 
 
 def _measure(results: Results) -> str:
-    return "KL divergence" if _by_kld(results) else "Perplexity"
+    name = frontier.LOSSES[results.measure or "perplexity"]
+    return f"{name[0].upper()}{name[1:]}"
 
 
-def _by_kld(results: Results) -> bool:
-    return results.measure == "kld"
+def _is_near(quant: Quant) -> bool:
+    """Whether a file is significantly close to the source."""
+    limit = NEAR_DISTANCE if quant.measure == "embeddings" else NEAR
+    return quant.loss is not None and quant.loss.high < limit
 
 
 def _few(quant: Quant) -> bool:
     return quant.loss is not None and quant.loss.verdict == compare.FEW
 
 
-_BELOW_NEAR = f"with a KL divergence significantly (95 %) below {NEAR:.2f}"
-_BELOW_NEAR_PERCENT = (
-    f"whose perplexity is significantly (95 %) less than {NEAR_PERCENT:g} % above the source's"
-)
+def _below_near(results: Results) -> str:
+    """What is said of a file that is significantly close to the source."""
+    if results.measure == "kld":
+        return f"with a KL divergence significantly (95 %) below {NEAR:.2f}"
+    if results.measure == "embeddings":
+        return f"with a distance significantly (95 %) below {NEAR_DISTANCE:.2f}"
+    return f"whose perplexity is significantly (95 %) less than {NEAR_PERCENT:g} % above the source's"
+
+
 _NOT_WORSE = "not significantly worse than the source"
+_SHORTLY = {
+    "kld": f"with a KL divergence below {NEAR:.2f}",
+    "perplexity": _NOT_WORSE,
+    "embeddings": f"with a distance below {NEAR_DISTANCE:.2f}",
+}

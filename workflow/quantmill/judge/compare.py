@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
-from quantmill.formats.measurements import Divergence, Perplexity, Rate
+from quantmill.formats.measurements import Divergence, Embeddings, Perplexity, Projected, Rate
 
 BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few chunks to tell"
 """The verdicts. `better` and `worse` mean significantly: the 95 % interval does not contain zero."""
@@ -102,14 +102,34 @@ def divergence(ours: Divergence, other: Divergence, where: str = "kld.json") -> 
     chunks and were compared with the same reference.
     """
     check_same_chunks(ours, other, where)
-    mean, error, n = _mean(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
+    return _bootstrapped(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
+
+
+def distance(ours: Embeddings, other: Embeddings, where: str = "embeddings.json") -> Paired:
+    """The paired difference of two embeddings.json: the mean distance of the one less that of the other.
+
+    Its interval is a bootstrap over the texts, as that of `divergence`, and QuantmillError likewise.
+    """
+    _check_same(ours, other, ("corpus", "context", "chunks", "reference_sha256"), where)
+    return _bootstrapped(ours["by_chunk"]["distance"], other["by_chunk"]["distance"])
+
+
+def projected(ours: Projected, other: Projected, where: str = "projector.json") -> Paired:
+    """The same of two projector.json, over the vectors of all pictures and sounds."""
+    _check_same(ours, other, ("media", "reference_sha256"), where)
+    return _bootstrapped(ours["by_vector"], other["by_vector"])
+
+
+def _bootstrapped(ours: list[float], other: list[float]) -> Paired:
+    """The mean of the differences chunk by chunk, with its interval."""
+    mean, error, n = _mean(ours, other)
     if error == 0:
         return Paired(mean, error, mean, mean, n)
     # scipy.stats takes most of a second to import
     import numpy as np
     from scipy.stats import bootstrap
 
-    differences = np.subtract(ours["by_chunk"]["kld"], other["by_chunk"]["kld"])
+    differences = np.subtract(ours, other)
     generator = np.random.default_rng(0)
     resampled = bootstrap((differences,), np.mean, n_resamples=_RESAMPLES, method="BCa", rng=generator)
     interval = resampled.confidence_interval

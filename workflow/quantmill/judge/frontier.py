@@ -29,6 +29,16 @@ DOMINATED, COLLAPSED, DUPLICATE = "dominated", "collapsed", "identical"
 COLLAPSED_FROM: Final = math.log(2)
 """The loss (nats) from which a file is of no use at any size: twice the source's perplexity."""
 
+COLLAPSED_DISTANCE: Final = 0.5
+"""The same of a distance of embeddings: what a file gets wrong is as large as the vector itself."""
+
+LOSSES: Final = {
+    "kld": "KL divergence",
+    "perplexity": "perplexity",
+    "embeddings": "distance of the embeddings",
+}
+"""What a loss is called, by its measure."""
+
 HUMANEVAL_SHARE: Final = 0.5
 """A file with significantly less than this share of the source's HumanEval score has collapsed too,"""
 
@@ -110,8 +120,11 @@ def collapse(quant: Quant, results: Results) -> str:
 
 def far(quant: Quant, results: Results) -> str:
     """By how much it is too far from the source, in words; empty where it is not, or that is not known."""
-    if not quant.loss or results.unranked or loss(quant) < COLLAPSED_FROM:
+    limit = COLLAPSED_DISTANCE if quant.measure == "embeddings" else COLLAPSED_FROM
+    if not quant.loss or results.unranked or loss(quant) < limit:
         return ""
+    if quant.measure == "embeddings":
+        return f"distance of the embeddings {nats(loss(quant))}: little is left of the source's"
     times = f"about {math.exp(loss(quant)):,.1f} times the source's"
     if quant.measure == "kld":
         return f"KL divergence {nats(loss(quant))}, comparable to {times} perplexity"
@@ -207,7 +220,7 @@ def _dominated(quant: Quant, better: Quant) -> Unneeded:
         more = f"{percent(difference.percent)} perplexity (95 %: {percent(low)} to {percent(high)})"
     else:
         interval = f"{nats(difference.low)} to {nats(difference.high)}"
-        more = f"{nats(difference.mean)} more KL divergence (95 %: {interval})"
+        more = f"{nats(difference.mean)} more {LOSSES[quant.measure or 'kld']} (95 %: {interval})"
     saved = quant.bytes - better.bytes
     saving = f"{size(saved)} smaller" if saved else "of the same size"
     return Unneeded(quant, DOMINATED, better, f"{more}, and {better.name} is {saving}", difference)

@@ -7,7 +7,16 @@ from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
 from quantmill.formats.checks import Checks
-from quantmill.formats.measurements import Divergence, HumanEval, Perplexity, Served, Speed, Tasks
+from quantmill.formats.measurements import (
+    Divergence,
+    Embeddings,
+    HumanEval,
+    Perplexity,
+    Projected,
+    Served,
+    Speed,
+    Tasks,
+)
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.publication import Part
 from quantmill.formats.source import RecipeMemory
@@ -23,6 +32,8 @@ class Measurements(TypedDict):
 
     kld: Divergence | None
     perplexity: Perplexity | None
+    embeddings: Embeddings | None
+    projector: Projected | None
     speed: Speed | None
     served: Served | None
     humaneval: HumanEval | None
@@ -35,7 +46,8 @@ class Quant:
 
     `tensors` are the rows of the plan.
     `divergence` and `difference` (of the perplexities) are the paired ones to
-    the source; there is no `divergence` where the source's own is not valid.
+    the source; there is no `divergence` where the source's own is not valid. `distance` is that of the
+    embeddings, of a model that gives some in place of predictions.
     `scores` are the evaluations that tell files apart, by name. `allocation` is
     the report of a size-targeted recipe, `acceptance_test` whether the file must
     beat its baseline to be recommended. `memory` are its tables in memory.json.
@@ -65,6 +77,7 @@ class Quant:
     source_perplexity: Perplexity | None = None
     nearest: Divergence | None = None
     checks: Checks | None = None
+    distance: compare.Paired | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -73,13 +86,16 @@ class Quant:
 
     @property
     def measure(self) -> str | None:
-        """What its loss is measured by: `kld`, else `perplexity`."""
-        return "kld" if self.divergence else "perplexity" if self.difference else None
+        """What its loss is measured by: `kld`, else `perplexity`; `embeddings` of a model without either."""
+        measured = {"kld": self.divergence, "perplexity": self.difference, "embeddings": self.distance}
+        return next((name for name, loss in measured.items() if loss), None)
 
     @property
     def loss(self) -> compare.Paired | None:
-        """How far it is from the source (nats): by KL divergence, the first measure, else by perplexity."""
-        return self.divergence or self.difference
+        """How far it is from the source: by KL divergence (nats), the first measure, else by perplexity; by
+        the distance of embeddings.
+        """
+        return self.divergence or self.difference or self.distance
 
     def against(self, other: Quant) -> compare.Paired:
         """The paired difference to another file, by the same measure; one must have been taken.
@@ -90,6 +106,12 @@ class Quant:
         ours, theirs = self.measured["kld"], other.measured["kld"]
         if self.divergence and other.divergence and ours and theirs:
             return compare.divergence(ours, theirs)
+        mine, its = self.measured["embeddings"], other.measured["embeddings"]
+        if mine and its:
+            return compare.distance(mine, its)
+        seen, shown = self.measured["projector"], other.measured["projector"]
+        if seen and shown:
+            return compare.projected(seen, shown)
         return compare.paired(self._beyond_source, other._beyond_source)
 
     @property

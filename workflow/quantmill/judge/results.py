@@ -100,6 +100,11 @@ class Results:
         return str(self.check["kind"])
 
     @property
+    def sensitive_by(self) -> str:
+        """The measure of sensitivities: `kld`, or `embeddings` of a model that predicts no next token."""
+        return "embeddings" if self.kind in ("encoder", "reranker") else "kld"
+
+    @property
     def bpw(self) -> float:
         """Bits per weight of the source, the whole file."""
         return float(8 * self.facts["bytes"] / self.facts["parameters"])
@@ -114,9 +119,13 @@ class Results:
 
     @property
     def measure(self) -> str | None:
-        """What losses are measured by: `kld` unless its noise floor is too high, else `perplexity`."""
+        """What losses are measured by: `kld` unless its noise floor is too high, else `perplexity`;
+        `embeddings` of a model without either.
+        """
         if self.source["kld"] is not None and "kld" not in self.validity_warnings:
             return "kld"
+        if self.source["embeddings"] is not None or self.source["projector"] is not None:
+            return "embeddings"
         return None if self.source["perplexity"] is None else "perplexity"
 
     @property
@@ -170,7 +179,8 @@ def read(folder: Path, config: settings.Card) -> Results:
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
     sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
     moments = MOMENTS.read(folder / "moments.json") if config.get("rounding") else None
-    reports = (imatrix, moments, source["kld"], source["perplexity"], sensitivity)
+    measured = (source["kld"], source["perplexity"], source["embeddings"])
+    reports = (imatrix, moments, *measured, sensitivity)
     corpora = [report["corpus"] for report in reports if report is not None and "corpus" in report]
     samples = folder / MEASURES["humaneval"].sample_paths(SOURCE)[0]
     return Results(
@@ -216,6 +226,13 @@ def _quant(
     if (perplexity := measured["perplexity"]) and source["perplexity"]:
         where = str(folder / MEASURES["perplexity"].path(name))
         difference = compare.paired(perplexity, source["perplexity"], where)
+    distance = None
+    if (embeddings := measured["embeddings"]) and source["embeddings"]:
+        where = str(folder / MEASURES["embeddings"].path(name))
+        distance = compare.distance(embeddings, source["embeddings"], where)
+    if (projected := measured["projector"]) and source["projector"]:
+        where = str(folder / MEASURES["projector"].path(name))
+        distance = compare.projected(projected, source["projector"], where)
     samples = folder / MEASURES["humaneval"].sample_paths(name)[0]
     scores = scores_of(measured["humaneval"], measured["tasks"], samples)
     # The spec's `fits` and `gate` keep their names: they are part of specs of cards that exist.
@@ -236,6 +253,7 @@ def _quant(
         tried=facts["tried"],
         source_perplexity=source["perplexity"],
         nearest=nearest,
+        distance=distance,
         allocation=ALLOCATION.read(folder / "recipes" / f"{name}.json") if targeted else None,
         acceptance_test=bool(targeted and targeted["gate"]),
         checks=_checks(folder / "checks" / f"{name}.json", facts) if config.get("checks") else None,

@@ -13,7 +13,7 @@ from quantmill.text import nats
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The sensitivities at one type: `cells` holds the KL divergence (nats) by role and layer.
+    """The sensitivities at one type: `cells` holds the KL divergence (nats), or distance, by role and layer.
 
     Tensors that cannot have the type are left out; several of one role and
     layer are added up. `tensors` of `of` have the type; `how` counts how their
@@ -25,6 +25,7 @@ class Sensitivity:
     tensors: int
     of: int
     how: dict[str, int]
+    loss: str
 
     @property
     def description(self) -> str:
@@ -34,13 +35,14 @@ class Sensitivity:
             f"{role}{f' of layer {layer}' if layer >= 0 else ''} ({nats(value)})"
             for (role, layer), value in largest
         ]
-        return f"KL divergence with one tensor alone at {self.type}; the most at {', '.join(names)}."
+        loss = f"{self.loss[0].upper()}{self.loss[1:]}"
+        return f"{loss} with one tensor alone at {self.type}; the most at {', '.join(names)}."
 
 
-def at_one_type(rows: Sequence[SensitivityRow]) -> Sensitivity | None:
+def at_one_type(rows: Sequence[SensitivityRow], loss: str = "KL divergence") -> Sensitivity | None:
     """The sensitivities at the type that most tensors can have, of several the smallest; None without any.
 
-    `rows` are those of sensitivity.tsv.
+    `rows` are those of sensitivity.tsv, `loss` what they are measured in.
     """
     known = [row for row in rows if not isnan(row.kld)]
     if not known:
@@ -56,4 +58,4 @@ def at_one_type(rows: Sequence[SensitivityRow]) -> Sensitivity | None:
         key = (row.role, row.layer)
         cells[key] = cells.get(key, 0.0) + row.kld
     tensors = {row.name for row in rows}
-    return Sensitivity(kind, cells, len(chosen), len(tensors), dict(Counter(row.how for row in chosen)))
+    return Sensitivity(kind, cells, len(chosen), len(tensors), dict(Counter(row.how for row in chosen)), loss)

@@ -29,9 +29,7 @@ from quantmill.errors import QuantmillError
 from quantmill.formats.measurements import (
     DIVERGENCE,
     Described,
-    Distribution,
     Divergence,
-    Mean,
     Value,
 )
 from quantmill.formats.publication import model_sha256
@@ -52,6 +50,7 @@ from quantmill.measure.score import (
     units,
 )
 from quantmill.measure.score import perplexity as perplexity_of
+from quantmill.measure.statistics import Numbers, distribution, mean
 from quantmill.progress import Log
 from quantmill.store import Identity, Store
 
@@ -192,10 +191,6 @@ def _check_finite(values: NDArray[Any], path: Path) -> None:
         raise QuantmillError("gives predictions that are not finite", path, cure)
 
 
-_Numbers = NDArray[np.float64]
-_QUANTILES = (99.9, 99, 95, 90, 75, 25, 10, 5, 1, 0.1)
-
-
 def describe(values: Values, chunks: int) -> Described:
     """llama-perplexity's statistics (tools/perplexity/perplexity.cpp, kl_divergence) of some predictions.
 
@@ -209,19 +204,19 @@ def describe(values: Values, chunks: int) -> Described:
     """
     ours, theirs = values.nll.astype(np.float64), values.nll_reference.astype(np.float64)
     change = np.exp(-ours) - np.exp(-theirs)
-    squares = _mean(change**2)
+    squares = mean(change**2)
     rms = math.sqrt(squares["mean"])
-    same = _mean(values.same_top.astype(np.float64))
-    log_ratio = _mean(ours - theirs)
+    same = mean(values.same_top.astype(np.float64))
+    log_ratio = mean(ours - theirs)
     ratio = math.exp(log_ratio["mean"])
     spread = ours.std() * theirs.std()
     covariance = ((ours - ours.mean()) * (theirs - theirs.mean())).mean()
     whole = ~np.isnan(values.whole)
     gap = values.whole[whole] - values.kld[whole]
     return {
-        "kld": _distribution(values.kld),
+        "kld": distribution(values.kld),
         "p_diff": {
-            **_distribution(change),
+            **distribution(change),
             "rms": rms,
             "rms_error": 0.5 * squares["error"] / rms if rms else 0.0,
         },
@@ -243,7 +238,7 @@ def describe(values: Values, chunks: int) -> Described:
             "tokens": float(values.tokens_stored.mean()),
             "mass": float(values.mass.mean(dtype=np.float64)),
             "least_mass": float(values.mass.min()),
-            "gap": {**_mean(gap), "predictions": len(gap), "kld": float(values.whole[whole].mean())},
+            "gap": {**mean(gap), "predictions": len(gap), "kld": float(values.whole[whole].mean())},
         },
     }
 
@@ -252,28 +247,15 @@ def _by_chunk(values: NDArray[Any], chunks: int) -> list[float]:
     return list(values.reshape(chunks, -1).mean(axis=1, dtype=np.float64).tolist())
 
 
-def _mean(values: _Numbers) -> Mean:
-    """The mean and its standard error, by llama-perplexity's formula."""
-    error = math.sqrt(values.var() / (len(values) - 1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "error": error}
-
-
-def _distribution(values: _Numbers) -> Distribution:
-    values_at = np.percentile(values, _QUANTILES)
-    named = {f"{percent:g}%": float(value) for percent, value in zip(_QUANTILES, values_at, strict=True)}
-    extremes = {"max": float(values.max()), "median": float(np.median(values)), "min": float(values.min())}
-    return cast(Distribution, {**_mean(values), **named, **extremes})
-
-
 def _perplexity(nll: Floats) -> Value:
     value = perplexity_of(nll)
     return {"value": value["perplexity"], "error": value["error"]}
 
 
-def _difference(ours: _Numbers, theirs: _Numbers) -> Value:
+def _difference(ours: Numbers, theirs: Numbers) -> Value:
     """PPL - PPL of the reference: the error is that of the mean of both nll, each times its perplexity."""
     one, other = math.exp(ours.mean()), math.exp(theirs.mean())
-    return {"value": one - other, "error": _mean(one * ours - other * theirs)["error"]}
+    return {"value": one - other, "error": mean(one * ours - other * theirs)["error"]}
 
 
 def main(args: argparse.Namespace, log: Log) -> None:

@@ -108,6 +108,7 @@ def conversion(lock: Lock, lock_sha256: str) -> Statement:
                 "transform": "convert_hf_to_gguf",
                 "outputType": checkpoint["to"],
                 "command": f"python convert_hf_to_gguf.py --outtype {checkpoint['to']} "
+                f"{'--mmproj ' if checkpoint.get('projector') else ''}"
                 "--outfile <output> <sourceDir>",
             },
             "builder": {

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command
+from quantmill.check.kind import kind_of
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import SENSITIVITY, Sensitivity
 from quantmill.formats.imatrix import read_gguf
@@ -214,6 +215,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     source = Source(args.model, args.manifest)
     imatrix = None if args.imatrix is None else read_gguf(args.imatrix)
     mixture = presets.mixture(source.header, presets.resolve("Q8_0"), imatrix=imatrix is not None)
+    embeds = kind_of(source.header).embeds
     store = command.store(args, log)
     moments = asked_for(args, config.get("rounding"), source.header, store, log)
     todo, left_out = choices(source, mixture.quantizable, config["types"], imatrix, moments)
@@ -230,6 +232,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
             pool=pool,
             folder=args.out.parent,
             log=log,
+            embeds=embeds,
         ) as session,
     ):
         before = session.noise_floor()  # a model that does not fit the memory is refused before any work
@@ -257,7 +260,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "context": config["context"],
         "minutes": config["minutes"],
         "types": config["types"],
-        "tokens": chunks.shape[0] * (chunks.shape[1] // 2 - 1),
+        "tokens": chunks.size if embeds else chunks.shape[0] * (chunks.shape[1] // 2 - 1),
         "tensors": len({row.name for row in rows}),
         "choices": len(rows),
         "probes": len(probed.results),

@@ -1,4 +1,5 @@
-"""Probes: the KL divergence of the model with one tensor replaced in memory.
+"""Probes: the KL divergence of the model with one tensor replaced in memory; of a model that embeds the
+distance of its embeddings.
 
 No file is written and the model is loaded once: a tensor's weights are
 overwritten in memory, the chunks are evaluated, and the weights are restored.
@@ -7,6 +8,7 @@ overwritten in memory, the chunks are evaluated, and the weights are restored.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
@@ -14,11 +16,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quantmill.engine.embedder import Embedder
 from quantmill.engine.evaluator import Tokens
 from quantmill.engine.ggml import Bytes
 from quantmill.engine.graph import Weights
 from quantmill.engine.mainline import Evaluator
-from quantmill.measure.score import in_blocks, parts, with_bos
+from quantmill.measure import embeddings
+from quantmill.measure.score import cut, in_blocks, parts, with_bos
 
 _BLOCK: Final = 1 << 16  # logits of a block of rows, which fit a core's cache
 
@@ -57,17 +61,34 @@ class Probe:
     forward: float
 
 
-class Prober:
-    """A model whose weights can be replaced, and its logits with its own weights: the reference.
+class Replaced(ABC):
+    """A model whose weights can be replaced, beside what it computes with its own: the reference."""
 
-    The reference's logits, f32 [chunks, scored, vocabulary], are kept in memory.
-    """
+    def __init__(self, weights: Weights) -> None:
+        self.weights, self._forward = weights, 0.0
+
+    @abstractmethod
+    def measure(self) -> Probe:
+        """The loss of the model, as it is now, beside the reference."""
+
+    def probe(self, name: str, data: Bytes, original: Bytes) -> Probe:
+        """The loss with the tensor's bytes replaced by `data`; `original` is restored afterwards."""
+        start = time.monotonic()
+        try:
+            self.weights.set(name, data)
+            probe = self.measure()
+        finally:
+            self.weights.set(name, original)
+        return Probe(probe.kld, time.monotonic() - start, probe.forward)
+
+
+class Prober(Replaced):
+    """A model that predicts. The reference's logits, f32 [chunks, scored, vocabulary], are kept in memory."""
 
     def __init__(self, model: Evaluator, weights: Weights, chunks: Tokens, pool: Executor) -> None:
-        self.model, self.weights = model, weights
-        self._pool = pool
+        super().__init__(weights)
+        self.model, self._pool = model, pool
         self._chunks = [with_bos(chunk, model.bos) for chunk in chunks]
-        self._forward = 0.0
         self._reference = [self._logits(chunk).copy() for chunk in self._chunks]
 
     def measure(self) -> Probe:
@@ -78,16 +99,6 @@ class Prober:
             for chunk, reference in zip(self._chunks, self._reference, strict=True)
         ]
         return Probe(np.array(kld), time.monotonic() - start, self._forward)
-
-    def probe(self, name: str, data: Bytes, original: Bytes) -> Probe:
-        """The divergence with the tensor's bytes replaced by `data`; `original` is restored afterwards."""
-        start = time.monotonic()
-        try:
-            self.weights.set(name, data)
-            probe = self.measure()
-        finally:
-            self.weights.set(name, original)
-        return Probe(probe.kld, time.monotonic() - start, probe.forward)
 
     def _logits(self, chunk: Tokens) -> NDArray[np.float32]:
         """The logits [context/2 - 1, vocabulary] of the scored half; a view, valid until the next."""
@@ -100,3 +111,24 @@ class Prober:
         self.model.wait()
         self._forward += time.monotonic() - start
         return logits
+
+
+class Embedded(Replaced):
+    """A model that embeds. The distance of each chunk stands where a divergence stands of other models."""
+
+    def __init__(self, model: Embedder, weights: Weights, chunks: Tokens) -> None:
+        super().__init__(weights)
+        self.model, self._units = model, cut(chunks)
+        self._reference = self._rows()
+
+    def measure(self) -> Probe:
+        """The distance of the embeddings, or scores, from the reference."""
+        start = time.monotonic()
+        made = self._rows()
+        forward = time.monotonic() - start
+        with np.errstate(all="ignore"):  # a broken tensor gives NaN
+            distance = embeddings.distance(made, self._reference, ranks=self.model.ranks)
+        return Probe(distance, time.monotonic() - start, forward)
+
+    def _rows(self) -> NDArray[np.float32]:
+        return embeddings.joined([embeddings.rows(self.model, part) for part in self._units])

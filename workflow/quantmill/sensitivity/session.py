@@ -19,6 +19,7 @@ from quantmill import machine
 from quantmill.engine.evaluator import Tokens
 from quantmill.engine.mainline import Evaluator
 from quantmill.errors import QuantmillError
+from quantmill.measure import embeddings
 from quantmill.measure.score import with_bos
 from quantmill.progress import Log
 from quantmill.quantize.kernels import Quantizer
@@ -26,7 +27,7 @@ from quantmill.quantize.write import Source
 from quantmill.sensitivity import errors
 from quantmill.sensitivity.candidates import Choice
 from quantmill.sensitivity.expand import Expansion
-from quantmill.sensitivity.probe import Prober
+from quantmill.sensitivity.probe import Embedded, Prober, Replaced
 from quantmill.stages import VERSIONS
 from quantmill.store import Store
 
@@ -36,7 +37,8 @@ _ROUNDED: Final = 4  # chunks that suffice for the rounding of activations: it h
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of a probe: the mean KLD of each chunk (NaN where the model's logits are no numbers).
+    """The result of a probe: the mean KLD, or the distance, of each chunk (NaN where what the model gives are
+    no numbers).
 
     In seconds: `quantize` the tensor's quantizing, `forward` the forward passes,
     `seconds` all but the quantizing. The fields' names are those of the store's units.
@@ -64,7 +66,7 @@ class ProbeResult:
 
 
 class Session:
-    """Probes of a source's choices on chunks [n, context]."""
+    """Probes of a source's choices on chunks [n, context]: of a model that embeds, by the distance."""
 
     def __init__(
         self,
@@ -77,14 +79,18 @@ class Session:
         pool: Executor,
         folder: Path,
         log: Log,
+        embeds: bool = False,
     ) -> None:
         self._source, self._names, self._chunks = source, names, chunks
         self._quantizer, self._pool, self._folder, self._log = quantizer, pool, folder, log
         self.expansion = Expansion(source, pool, quantizer.threads)
+        self._embeds = embeds
         tokens = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
         self._identity: dict[str, Any] = {**identity, "tokens": tokens, "shape": list(chunks.shape)}
+        if embeds:
+            self._identity["loss"] = "distance"
         self._stack = ExitStack()
-        self._prober: Prober | None = None
+        self._prober: Replaced | None = None
 
     def probe(self, choice: Choice) -> ProbeResult:
         """The KLD of the model with this tensor alone at this type."""
@@ -184,12 +190,18 @@ class Session:
                 "use a larger machine, or fewer chunks",
             )
 
-    def _loaded(self) -> Prober:
+    def _loaded(self) -> Replaced:
         if self._prober is None:
             context, threads = self._chunks.shape[1], self._quantizer.threads
             self.refuse_if_short()
             with self.expansion.model(self._folder) as path:
                 self._log.say("loading the model and evaluating it unchanged")
+                if self._embeds:
+                    header = self._source.header
+                    embedder = embeddings.load(path, header, context, threads, writable=True)
+                    self._stack.enter_context(embedder)
+                    self._prober = Embedded(embedder, embedder.weights(self._names), self._chunks)
+                    return self._prober
                 model = self._stack.enter_context(
                     Evaluator(path, context=context, batch=context, threads=threads, writable=True)
                 )

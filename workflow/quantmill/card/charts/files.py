@@ -76,19 +76,29 @@ def _rows(results: Results, withheld: Sequence[Unneeded], unit: int) -> list[dic
     return rows
 
 
-def _in_axis(nats: float, results: Results) -> float:
-    """A loss as the axis has it: a KL divergence in nats, a change of perplexity in percent."""
-    return nats if results.measure == "kld" else 100 * math.expm1(nats)
+_TITLES: Final = {
+    "kld": "KL divergence, nats",
+    "perplexity": "change of perplexity, %",
+    "embeddings": "distance of the embeddings",
+}
+
+
+def _in_axis(loss: float, results: Results) -> float:
+    """A loss as the axis has it: a change of perplexity in percent, others as they are."""
+    return 100 * math.expm1(loss) if results.measure == "perplexity" else loss
 
 
 def _by_loss(base: alt.Chart, results: Results, rows: list[dict[str, Any]], unit: str) -> list[alt.Chart]:
     """Points with names, and a bar for the 95 % interval."""
     import altair as alt
 
-    by_kld = results.measure == "kld"
-    title = "KL divergence, nats" if by_kld else "change of perplexity, %"
+    title = _TITLES[results.measure or "kld"]
     lows = [row["low"] for row in rows if "low" in row]
-    scale = alt.Scale(type="log") if by_kld and lows and min(lows) > 0 else alt.Scale(zero=False)
+    scale = (
+        alt.Scale(type="log")
+        if results.measure != "perplexity" and lows and min(lows) > 0
+        else alt.Scale(zero=False)
+    )
     x = alt.X("size:Q", title=f"size, {unit}", scale=alt.Scale(zero=False, padding=15))
     y = alt.Y("loss:Q", title=title, scale=scale)
     shapes = alt.Scale(domain=[*_COLORS], range=_SHAPES)

@@ -1,4 +1,4 @@
-"""The KL divergence with one tensor alone at a chosen type, by layer and role."""
+"""The loss with one tensor alone at a chosen type, by layer and role."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from quantmill.card.charts.chart import Chart, heat_map
-from quantmill.judge.frontier import Unneeded
+from quantmill.judge.frontier import LOSSES, Unneeded
 from quantmill.judge.results import Results
 
 
@@ -39,11 +39,12 @@ def build(results: Results, _: Sequence[Unneeded]) -> Chart | None:
     roles = list(dict.fromkeys(role for _, role, _ in divergence))
     chosen = alt.param(name="kind", value=types[0], bind=alt.binding_select(options=types, name="Type "))
     data, scale = alt.NamedData("sensitivity"), alt.Scale(scheme="magma", type="log")
-    drawn = heat_map(data, "kld", "KL divergence, nats", scale, roles, [alt.Tooltip("how:N")])
+    loss = LOSSES[results.sensitive_by]
+    drawn = heat_map(data, "kld", loss, scale, roles, [alt.Tooltip("how:N")])
     return Chart(
         "sensitivity",
         "Sensitivity of each tensor",
-        "The KL divergence of the model with that tensor alone at the chosen type.",
+        f"The {loss} of the model with that tensor alone at the chosen type.",
         drawn.transform_filter("datum.kind == kind").add_params(chosen),
         rows,
     )

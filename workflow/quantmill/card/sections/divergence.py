@@ -28,15 +28,17 @@ def build(view: View) -> dict[str, Any] | None:
         "cpu": source.get("cpu"),
         "rows": [(quant.name, report) for quant in measured.quants if (report := quant.measured["kld"])],
         "validity_warning": measured.validity_warnings.get("kld"),
-        "pairs": pairs(measured),
+        "pairs": pairs(measured, "kld"),
         "unranked": measured.unranked,
         "corpus": measured.corpora[source["corpus"]],
     }
 
 
-def pairs(results: Results) -> list[tuple[Quant, Quant, compare.Paired]]:
-    """Any two files, the smaller first, with the paired difference of their KL divergences."""
-    if results.measure != "kld":
+def pairs(results: Results, measure: str) -> list[tuple[Quant, Quant, compare.Paired]]:
+    """Any two files, the smaller first, with the paired difference of their losses, where they are judged by
+    that measure.
+    """
+    if results.measure != measure:
         return []
     few = len(results.quants) <= _ALL_PAIRS_UP_TO
     chosen = combinations(results.quants, 2) if few else pairwise(results.quants)

@@ -10,4 +10,7 @@ from quantmill.card.view import View
 def build(view: View) -> dict[str, Any] | None:
     """Where any file is size-targeted."""
     files = view.measured.size_targeted
-    return {"files": files, "unranked": view.measured.unranked} if files else None
+    if not files:
+        return None
+    loss = "KLD" if view.measured.sensitive_by == "kld" else "distance"
+    return {"files": files, "unranked": view.measured.unranked, "loss": loss}

@@ -28,6 +28,7 @@ def build(view: View) -> dict[str, Any]:
         "kind": view.measured.kind,
         "words": view.measured.check.get("words", ""),
         "repo": view.repo,
+        "used_with": view.config.get("beside", []),
         "name": view.config["model"],
         "context": view.context,
         "has_template": bool(view.shown.facts["chat_template"]),

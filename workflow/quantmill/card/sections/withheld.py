@@ -32,6 +32,7 @@ def build(view: View) -> dict[str, Any] | None:
         "reasons": ", ".join(f"{number} {reason}" for reason, number in reasons.items()),
         "speed": source["speed"] is not None,
         "humaneval": source["humaneval"] is not None,
+        "collapsed_distance": frontier.COLLAPSED_DISTANCE if source["embeddings"] else None,
         "collapsed_from": frontier.COLLAPSED_FROM,
         "humaneval_percent": 100 * frontier.HUMANEVAL_SHARE,
         "loops_percent": 100 * frontier.LOOPS_SHARE,

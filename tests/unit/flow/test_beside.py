@@ -1,0 +1,60 @@
+"""A projector and its language model: they fit, or are refused; each card names the other's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import models
+from models import EMBEDDER, PROJECTOR
+from quantmill.errors import QuantmillError
+from quantmill.flow import beside
+from quantmill.flow.project import Project
+
+Make = Callable[..., Project]
+
+
+def test_each_names_the_others_files(make: Make, files: Path) -> None:
+    models.write_projector(files / "fits.gguf", out=256)  # the width of model.gguf
+    seer = PROJECTOR | {
+        "source": {"path": "fits.gguf"},
+        "recipes": ["BF16", "Q8_0"],
+        "language_model": "local",
+    }
+    project = make(("models.seer", seer))
+    beside.check(project)
+    assert beside.files(project, "local") == ["seer-BF16.gguf", "seer-Q8_0.gguf"]
+    assert beside.files(project, "seer") == ["local-plain.gguf"]
+    assert beside.files(project, "hub") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (
+            PROJECTOR | {"language_model": "local"},
+            "--config: models.seer.language_model: seer makes vectors of 96 values, and local reads ones of "
+            "256: it is another model's projector; name its own",
+        ),
+        (
+            PROJECTOR | {"language_model": "locl"},
+            "--config: models.seer.language_model: no model locl; there are local, hub, packaged, "
+            "checkpoint, imported, seer",
+        ),
+        (
+            EMBEDDER | {"language_model": "local"},
+            "--config: models.seer.language_model: seer is an embedding model, and no projector; "
+            "leave this out",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Make, model: dict, line: str) -> None:
+    with pytest.raises(QuantmillError) as raised:
+        beside.check(make(("models.seer", model)))
+    assert str(raised.value) == line
+
+
+def test_what_is_not_there_yet_is_left_to_later(make: Make) -> None:
+    beside.check(make(("models.seer", PROJECTOR | {"language_model": "hub"})))

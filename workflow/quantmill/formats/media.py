@@ -1,0 +1,9 @@
+"""The settings of what is measured on pictures and sounds, a part of specs."""
+
+from typing import Annotated, TypedDict
+
+
+class Media(TypedDict):
+    """`measure.projector`."""
+
+    media: Annotated[list[str], "base names"]
