@@ -17,6 +17,7 @@ from quantmill.check import kind, trial
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
 from quantmill.measure import imatrix
+from quantmill.measure.collect import Shard
 from quantmill.progress import Log
 from quantmill.store import Store
 
@@ -158,7 +159,7 @@ def test_files_of_other_kinds_answer_too(write, name: str, tmp_path: Path) -> No
     assert json.loads((tmp_path / "q.json").read_text("utf-8"))["tried"] == "answered"
 
 
-def collected(source: Path, folder: Path, context: int, vocabulary: int) -> imatrix.Shard:
+def collected(source: Path, folder: Path, context: int, vocabulary: int) -> Shard:
     tokens = np.random.default_rng(0).integers(5, vocabulary, (3, context), dtype=np.int32)
     return imatrix.measure(
         source,

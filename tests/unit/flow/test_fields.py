@@ -309,7 +309,24 @@ ROWS: Final[dict[str, Row]] = {
         [("corpora.more", {"sources": [{"name": "two", "path": "one.txt"}]})],
     ),
     "Chunks.chunks": Row("bench.perplexity.chunks", 2, "card perplexity"),
-    "Chunks.context": Row(
+    "Chunks.context": Row("bench.perplexity.context", 64, "card corpus perplexity", [("bench.kld", None)]),
+    "Calibration.corpus": Row(
+        "imatrix.corpus",
+        "more",
+        "activations allocated checkpoint_card corpus export feasibility imatrix "
+        "rendered sensitivity sensitivity_plot PLANS +corpus",
+        [("corpora.more", {"sources": [{"name": "two", "path": "one.txt"}]})],
+    ),
+    "Calibration.chunks": Row(
+        "imatrix.chunks",
+        2,
+        "activations allocated checkpoint_card corpus export feasibility imatrix "
+        "rendered sensitivity sensitivity_plot PLANS",
+    ),
+    "Calibration.mtp": Row(
+        "imatrix.mtp", True, "allocated feasibility imatrix rendered sensitivity sensitivity_plot PLANS"
+    ),
+    "Calibration.context": Row(
         "imatrix.context",
         64,
         "activations allocated checkpoint_card corpus export imatrix "

@@ -275,6 +275,9 @@ def test_multi_token_prediction_layers_have_no_imatrix() -> None:
         QuantmillError, match=r"blk.1.attn_k.weight .* which no multi-token prediction layer has"
     ):
         resolve(with_mtp, recipe, mixture, imatrix=True, where="r.yaml")
+    measured = by_name(resolve(with_mtp, recipe, mixture, imatrix=True, where="r.yaml", mtp=True))
+    assert measured["blk.1.attn_k.weight"].type == "iq2_xxs"
+    assert measured["blk.1.ffn_up.weight"].type == "iq2_xs"
 
 
 def test_whether_the_imatrix_is_used() -> None:

@@ -53,6 +53,16 @@ class Chunks(Strict):
     context: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens per chunk")
 
 
+class Calibration(Chunks):
+    """The chunks of an importance matrix that is measured."""
+
+    mtp: bool = Field(
+        default=False,
+        description="whether the draft head (multi-token prediction) is measured too, on the model's last "
+        "hidden states; without, its tensors have no importance values and take no type that needs them",
+    )
+
+
 class ImportedImatrix(Strict):
     """A published importance matrix: its file, in either of llama.cpp's formats."""
 
@@ -67,7 +77,7 @@ def _kind_of_imatrix(given: Any) -> str:
 
 
 Imatrix = Annotated[
-    Annotated[Chunks, Tag("<chunks>")] | Annotated[ImportedImatrix, Tag("<file>")],
+    Annotated[Calibration, Tag("<chunks>")] | Annotated[ImportedImatrix, Tag("<file>")],
     Discriminator(_kind_of_imatrix),
 ]
 

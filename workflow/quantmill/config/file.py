@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from quantmill.config import renamed
 from quantmill.config.bench import Bench, Probes, check_evaluations
 from quantmill.config.card import Card, Publish
-from quantmill.config.corpora import Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
+from quantmill.config.corpora import Calibration, Chunks, Corpus, Imatrix, ImportedImatrix, check_uses
 from quantmill.config.fields import HINTS, FilePath, Name, Strict
 from quantmill.config.metadata import Metadata
 from quantmill.config.offload import Offload
@@ -233,10 +233,10 @@ class Config(Strict):
             if section is not None
         ]
 
-    def calibration_of(self, model: str) -> Chunks | None:
+    def calibration_of(self, model: str) -> Calibration | None:
         """The same where it is measured here."""
         section = self.imatrix_of(model)
-        return section if isinstance(section, Chunks) else None
+        return section if isinstance(section, Calibration) else None
 
     def rounding_of(self, model: str, recipe: Recipe | BudgetRecipe) -> Rounding:
         """The recipe's own rounding, else the file's; an exported checkpoint has none but nearest."""

@@ -12,7 +12,7 @@ from quantmill.check import kind
 from quantmill.config import file as user
 from quantmill.config.bench import HumanEval, Probes, Served, Speed, Tasks
 from quantmill.config.card import Card
-from quantmill.config.corpora import Chunks, ImportedImatrix
+from quantmill.config.corpora import Calibration, Chunks, ImportedImatrix
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe
 from quantmill.config.refusal import check_yaml
 from quantmill.config.source import checkpoints, exports, of_ggufs
@@ -206,7 +206,7 @@ class Project:
         ]
         return [str(f.relative_to(here) if inside else f) for f, inside in zip(files, below, strict=True)]
 
-    def calibration(self, model: str) -> Chunks:
+    def calibration(self, model: str) -> Calibration:
         """The model's imatrix section, where it is measured here."""
         chunks = self.config.calibration_of(model)
         return self._required(chunks, f"{model} has no imatrix", "give it one under imatrix")

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from quantmill import spec
 from quantmill.budget import candidates
-from quantmill.config.corpora import Chunks, CorpusSource
+from quantmill.config.corpora import Calibration, Chunks, CorpusSource
 from quantmill.flow import metadata
 from quantmill.flow.digests import Digests
 from quantmill.flow.media import media
@@ -102,7 +102,8 @@ class Specs:
             file = self.project.imported_imatrix(model).file
             imported = {"model": self.source(model), "imatrix": self.digests.file(file)}
             return spec.make("imatrix.imported", {"file": Path(file).name}, imported)
-        return self._calibrated("measure.imatrix", model, self.project.calibration(model))
+        through_head = {"mtp": True} if self.project.calibration(model).mtp else {}
+        return self._calibrated("measure.imatrix", model, self.project.calibration(model), through_head)
 
     @once
     def moments(self, model: str) -> str:
@@ -112,9 +113,10 @@ class Specs:
     def activations(self, model: str) -> str:
         return self._calibrated("checkpoint.calibrate", model, self.project.calibration(model))
 
-    def _calibrated(self, stage: str, model: str, chunks: Chunks) -> str:
+    def _calibrated(self, stage: str, model: str, chunks: Chunks, more: Settings | None = None) -> str:
         made_from = {"model": self.source(model), "corpus": digest(self.corpus(model, chunks.corpus))}
-        return spec.make(stage, chunks.model_dump(), made_from, engine=self.digests.engine())
+        settings = chunks.model_dump(include=set(Chunks.model_fields)) | (more or {})
+        return spec.make(stage, settings, made_from, engine=self.digests.engine())
 
     @once
     def sensitivity(self, model: str) -> str:
@@ -154,12 +156,13 @@ class Specs:
     def imatrix_facts(self, model: str) -> typed.ImatrixFile | None:
         """What a GGUF says of the imatrix that it was made with."""
         section = self.config.imatrix_of(model)
-        if isinstance(section, Chunks):
-            return {
+        if isinstance(section, Calibration):
+            facts: typed.ImatrixFile = {
                 "file": f"{model}-imatrix.gguf",
                 "dataset": section.corpus,
                 "chunks": section.chunks,
             }
+            return {**facts, "mtp": True} if section.mtp else facts
         if section is None:
             return None
         dataset, count = imatrix.facts(Path(section.file))

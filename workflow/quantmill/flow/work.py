@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from quantmill.config.corpora import Chunks
+from quantmill.config.corpora import Calibration, Chunks
 from quantmill.errors import QuantmillError
 from quantmill.flow.once import once
 from quantmill.flow.paths import Paths
@@ -233,7 +233,10 @@ class Work:
             return size.bytes / (_FETCH_BYTES if job.rule == "fetch_source" else _READ_BYTES)
         if job.rule in _MEASURES:
             chunks = self._chunks(job)
-            return 0.0 if chunks is None else self._evaluated(chunks, size) * _MEASURES[job.rule]
+            if chunks is None:
+                return 0.0
+            again = isinstance(chunks, Calibration) and chunks.mtp and job.rule == "measure_imatrix"
+            return self._evaluated(chunks, size) * (_MEASURES[job.rule] + again)  # again: for the draft head
         if job.rule == "measure_sensitivity":
             return self._probed(job.model, size)
         return self._used(job, size)

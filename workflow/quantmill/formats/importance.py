@@ -69,6 +69,7 @@ class Imatrix(Placed):
     tokens: int | None
     seconds: NotRequired[Annotated[float, "that the store's units took, whenever that was"]]
     entries: list[ImatrixEntry]
+    through_head: NotRequired[Annotated[list[str], "tensors whose values came through the draft head (MTP)"]]
     missing: Annotated[list[str], "quantizable tensors without importance values"]
     experts_under_floor: Annotated[list[UnderSampled], "experts that saw fewer tokens than `floor`"]
     floor: Annotated[int, "tokens"]

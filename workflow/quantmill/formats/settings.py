@@ -79,6 +79,7 @@ class Chunks(TypedDict):
     chunks: int
     context: int
     engine: NotRequired[str]
+    mtp: NotRequired[bool]
 
 
 class ImportedImatrix(TypedDict):
@@ -101,6 +102,7 @@ class ImatrixFile(TypedDict):
     file: str
     dataset: str | None
     chunks: int | None
+    mtp: NotRequired[Annotated[bool, "whether it has the draft head's tensors"]]
 
 
 class Render(TypedDict):

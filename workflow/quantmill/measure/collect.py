@@ -9,8 +9,11 @@ the graph, the output head, is left uncomputed unless the logits are needed.
 
 from __future__ import annotations
 
+import io
+import json
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +35,44 @@ class Sums:
         """Add the sums of other chunks."""
         self.in_sum2 += other.in_sum2
         self.counts += other.counts
+
+
+@dataclass
+class Shard:
+    """What a run of chunks gave: sums by leader, each weight's leader, the nll of the sampled chunk."""
+
+    sums: dict[str, Sums]
+    leader: dict[str, str]
+    nll: NDArray[np.float32]
+    seconds: float
+
+    def to_bytes(self) -> bytes:
+        """As a unit of the store (npz)."""
+        out = io.BytesIO()
+        arrays: dict[str, Any] = {f"sum/{name}": entry.in_sum2 for name, entry in self.sums.items()}
+        arrays |= {f"count/{name}": entry.counts for name, entry in self.sums.items()}
+        facts = json.dumps({"leader": self.leader, "seconds": self.seconds})
+        np.savez(out, nll=self.nll, facts=np.array(facts), **arrays)
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> Shard:
+        """Read a unit of the store."""
+        with np.load(io.BytesIO(data)) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            names = [name.removeprefix("sum/") for name in arrays.files if name.startswith("sum/")]
+            sums = {name: Sums(arrays[f"sum/{name}"], arrays[f"count/{name}"]) for name in names}
+            return cls(sums, facts["leader"], arrays["nll"], facts["seconds"])
+
+    def add(self, other: Shard) -> None:
+        """Merge the next shard of the same run into this one."""
+        if other.leader != self.leader:
+            missing = sorted(set(self.leader) ^ set(other.leader))
+            raise QuantmillError(f"shards saw different weights ({', '.join(missing[:3])})")
+        for name, entry in other.sums.items():
+            self.sums[name].add(entry)
+        self.nll = np.concatenate([self.nll, other.nll])
+        self.seconds += other.seconds
 
 
 @dataclass

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +22,8 @@ from quantmill.formats.imatrix import LEAST_ROWS
 from quantmill.formats.importance import IMATRIX, CalibrationPerplexity
 from quantmill.formats.settings import CHUNKS_A_UNIT, Chunks
 from quantmill.imatrix import coverage
-from quantmill.measure.collect import Collector, Sums
+from quantmill.measure import head
+from quantmill.measure.collect import Collector, Shard
 from quantmill.measure.placed import note, noted
 from quantmill.measure.saved import Saved
 from quantmill.measure.score import (
@@ -41,6 +39,7 @@ from quantmill.measure.score import (
     shared,
     with_bos,
 )
+from quantmill.model.heads import check_head
 from quantmill.progress import Log, Progress
 from quantmill.store import Identity, Store
 
@@ -53,44 +52,6 @@ _SAMPLE_PARTS = 2
 
 HIGHEST_PERPLEXITY = 1000.0
 """Of a model on text of its own kind: above it the text or the model is at fault."""
-
-
-@dataclass
-class Shard:
-    """What a run of chunks gave: sums by leader, each weight's leader, the nll of the sampled chunk."""
-
-    sums: dict[str, Sums]
-    leader: dict[str, str]
-    nll: NDArray[np.float32]
-    seconds: float
-
-    def to_bytes(self) -> bytes:
-        """As a unit of the store (npz)."""
-        out = io.BytesIO()
-        arrays: dict[str, Any] = {f"sum/{name}": entry.in_sum2 for name, entry in self.sums.items()}
-        arrays |= {f"count/{name}": entry.counts for name, entry in self.sums.items()}
-        facts = json.dumps({"leader": self.leader, "seconds": self.seconds})
-        np.savez(out, nll=self.nll, facts=np.array(facts), **arrays)
-        return out.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Shard:
-        """Read a unit of the store."""
-        with np.load(io.BytesIO(data)) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            names = [name.removeprefix("sum/") for name in arrays.files if name.startswith("sum/")]
-            sums = {name: Sums(arrays[f"sum/{name}"], arrays[f"count/{name}"]) for name in names}
-            return cls(sums, facts["leader"], arrays["nll"], facts["seconds"])
-
-    def add(self, other: Shard) -> None:
-        """Merge the next shard of the same run into this one."""
-        if other.leader != self.leader:
-            missing = sorted(set(self.leader) ^ set(other.leader))
-            raise QuantmillError(f"shards saw different weights ({', '.join(missing[:3])})")
-        for name, entry in other.sums.items():
-            self.sums[name].add(entry)
-        self.nll = np.concatenate([self.nll, other.nll])
-        self.seconds += other.seconds
 
 
 def collect(
@@ -220,9 +181,16 @@ def main(args: argparse.Namespace, log: Log) -> None:
         raise QuantmillError(what, args.model, "leave imatrix out for it")
     identity = {"engine": args.spec["engine"], "model": args.spec["from"]["model"]}
     store = command.store(args, log)
+    share = shared(chunks, args.shard)
+    through_head = None
+    if config.get("mtp", False):
+        check_head(header, args.model)
+        through_head = head.measure(
+            STAGE, args.model, share, identity=identity, threads=args.threads, store=store, log=log
+        )
     shard = measure(
         args.model,
-        shared(chunks, args.shard),
+        share,
         identity=identity,
         threads=args.threads,
         store=store,
@@ -231,6 +199,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     )
     if args.shard is not None:
         return
+    if through_head is not None:
+        shard.sums |= through_head.sums
+        shard.leader |= through_head.leader
+        shard.seconds += through_head.seconds
     measured = entries(shard, {tensor.name for tensor in header.tensors})
     broken = [name for name, entry in measured.items() if not np.isfinite(entry.in_sum2).all()]
     if broken:
@@ -246,6 +218,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     formats.write_gguf(args.gguf, imatrix)
     formats.write_dat(args.dat, imatrix)
     report = coverage.report(imatrix, header, "the model's graph never used them on this corpus")
+    if through_head is not None:
+        report["through_head"] = sorted(through_head.leader)
     report["corpus"] = config["corpus"]
     report["seconds"] = round(shard.seconds, 3)
     report["perplexity"] = sample

@@ -37,6 +37,7 @@ from quantmill.formats.types import (
     tensor_bytes,
 )
 from quantmill.model.header import read_source
+from quantmill.model.heads import has_values
 from quantmill.model.roles import layer_of, role_of
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
@@ -70,8 +71,10 @@ def resolve(
     imatrix: bool,
     where: object,
     keep: Mapping[str, str] = _NONE,
+    mtp: bool = False,
 ) -> Plan:
-    """The plan of `recipe` for a model; `imatrix` says whether one will be used.
+    """The plan of `recipe` for a model; `imatrix` says whether one will be used, `mtp` whether it has values
+    of the draft head.
 
     `mixture` is that of the base, made with the same `imatrix`. `where` is the
     recipe's file, for errors; `keep` are the types of tensors that stay without
@@ -80,7 +83,7 @@ def resolve(
     """
     decided = rules.assign(recipe, header, mixture.quantizable, where)
     tensors = {tensor.name: tensor for tensor in header.tensors}
-    evaluated = header.evaluated
+    evaluated = header.layers if mtp else header.evaluated
     rows, fallbacks = [], {}
     for name in llama_order(tensors):
         tensor, rule = tensors[name], decided.get(name)
@@ -117,7 +120,7 @@ def resolve(
         if not all(rule.optional for rule in recipe.rules):
             raise QuantmillError(same, where, f"use {recipe.base.name} itself, or change the rules")
         warnings.append(f"{same}: no rule changes a type")
-    _check_imatrix(header, recipe, rows, imatrix, where)
+    _check_imatrix(header, recipe, rows, imatrix, where, mtp)
     return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
 
 
@@ -136,12 +139,12 @@ def use_imatrix(recipe: rules.Recipe, configured: bool, where: object) -> bool:
     return configured and recipe.imatrix != "none"
 
 
-def with_importance(header: Header, names: Iterable[str], imatrix: bool) -> frozenset[str]:
+def with_importance(header: Header, names: Iterable[str], imatrix: bool, mtp: bool = False) -> frozenset[str]:
     """The tensors among `names` that have importance values; none without an imatrix.
 
-    Embeddings, output and layers of multi-token prediction have none: those layers are not evaluated.
+    Embeddings and output have none, nor has the draft head unless it was measured too (`mtp`).
     """
-    evaluated = header.evaluated
+    evaluated = header.layers if mtp else header.evaluated
     return frozenset(
         name for name in names if imatrix and name not in EXEMPT and not layer_of(name) >= evaluated >= 0
     )
@@ -294,10 +297,10 @@ def _needs_imatrix(recipe: rules.Recipe, kind: str, name: str) -> bool:
 
 
 def _check_imatrix(
-    header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool, where: object
+    header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool, where: object, mtp: bool
 ) -> None:
     """Refuse types that need importance values for tensors that will have none."""
-    important = with_importance(header, [row.name for row in rows], imatrix)
+    important = with_importance(header, [row.name for row in rows], imatrix, mtp)
     for row in rows:
         if (
             not _needs_imatrix(recipe, row.type, row.name)
@@ -318,7 +321,7 @@ def _check_imatrix(
         raise QuantmillError(
             f"{row.type} needs an imatrix, which no multi-token prediction layer has",
             here,
-            f"add a rule for layers [{row.layer}] with a type such as q4_K",
+            f"set `imatrix: {{mtp: true}}`, or add a rule for layers [{row.layer}] with a type such as q4_K",
         )
 
 
@@ -332,11 +335,12 @@ def main(args: argparse.Namespace, log: Log) -> None:
         raise QuantmillError("no such recipe", args.recipe, "render it first") from None
     recipe = rules.parse(text, args.recipe)
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
+    mtp = has_values(header, config["imatrix"], args.model)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     keep = kept(header, args.grids, recipe.engine, args.recipe)
     # A size-targeted recipe has chosen among the types already, and may have left the grid.
     given = keep.types if args.allocation is None else _NONE
-    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe, keep=given)
+    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe, keep=given, mtp=mtp)
     rows = plan.rows if given else keep.marked(plan.rows)
     plan = replace(plan, rows=rows, warnings=(*plan.warnings, *keep.warnings))
     if "rounding" in config:
