@@ -117,6 +117,16 @@ def test_more_cores_and_fewer_chunks_take_less(
     assert seconds(1, ("bench.kld.chunks", 30)) == pytest.approx(base * 10)
 
 
+def test_a_draft_head_takes_another_pass(make: Callable[..., Project]) -> None:
+    def seconds(mtp: bool) -> float:
+        work = Work(Paths(make(("imatrix.mtp", mtp))), 1)
+        found = work.seconds(Job("measure_imatrix", "local"))
+        assert found is not None
+        return found - Work.start
+
+    assert seconds(True) == pytest.approx(seconds(False) * 2.2 / 1.2)
+
+
 def test_a_perplexity_of_the_same_chunks_takes_no_time(results: Targets) -> None:
     work = work_of(results)
     assert work.seconds(Job("measure_perplexity", "local", "source")) == work.start
