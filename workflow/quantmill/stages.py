@@ -1,11 +1,9 @@
 """The stages: what each does, reads and writes, and the version of its output.
 
-Raise a version when the meaning of that stage's output changes. It is part of
-every `spec` and of every key of the store, so that whatever was made under the
-old meaning is made again. The golden tests fail when an output changes and its
-version does not.
-
-`python -m quantmill` prints this table; the rules, the specs and the docs read it.
+Raise a version when the meaning of that stage's output changes. It is part of every `spec` and of every key
+of the store, so that whatever was made under the old meaning is made again. The golden tests fail when an
+output changes and its version does not. `python -m quantmill` prints this table; the rules, the specs and the
+docs read it.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ from typing import Final, NamedTuple
 class Stage(NamedTuple):
     """A command of the workflow: `python -m quantmill NAME ...` runs the module `quantmill.NAME`.
 
-    `reads` and `writes` are for people; paths are relative to `results/<model>/`.
-    `threads`, `store`, `memory`: the command takes `--threads`, `--store` with
-    `--store-max`, and its job asks for memory, which is passed as `--memory`.
-    `evaluates`: it loads a model, on devices as the run wants; `--name` says which model of the config it is.
-    `key` is the stage's name in specs and in keys of the store, where it is not
+    `reads` and `writes` are for people; paths are relative to `results/<model>/`. `threads`, `store`,
+    `memory`: the command takes `--threads`, `--store` with `--store-max`, and its job asks for memory, which
+    is passed as `--memory`. `evaluates`: it loads a model, on devices as the run wants; `--name` says which
+    model of the config it is. `key` is the stage's name in specs and in keys of the store, where it is not
     `name`: the module was renamed, and another key would make finished files stale.
     """
 
@@ -390,11 +387,7 @@ TOOLS: Final[dict[str, Tool]] = {
 """Commands for people, by name."""
 
 # What the store keeps under a name of its own, inside several stages.
-_UNITS: Final = {
-    "measure.reference": 1,
-    "sensitivity.errors": 1,
-    "sensitivity.probe": 1,
-}
+_UNITS: Final = dict.fromkeys(("measure.reference", "sensitivity.errors", "sensitivity.probe"), 1)
 
 VERSIONS: Final[dict[str, int]] = {stage.key or stage.name: stage.version for stage in _STAGES} | _UNITS
 """The versions by the names in specs and in keys of the store."""
