@@ -163,6 +163,7 @@ With snakemake, once the environment is active (. .venv/bin/activate):
     all             everything that config.yaml asks for; this is the default
     cards           the model cards
     quants          the quantized files
+    retag           the files with the metadata that the config has now; nothing is quantized again
     plans           which type each tensor gets, and each file's exact size (seconds, from the header)
     checkpoints     the exported NVFP4 checkpoints
     imatrices       the importance matrices

@@ -233,6 +233,7 @@ def test_a_model_of_which_nothing_is_left_has_a_card_that_says_so(make_tree: Cal
         "index.html",
         "withheld.json",
         "plots",
+        "modelfiles",
     }
 
 
