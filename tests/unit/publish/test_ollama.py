@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import subprocess
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from quantmill.errors import QuantmillError
 from quantmill.files import write_json
 from quantmill.formats.checks import Checks
 from quantmill.formats.publication import Facts
 from quantmill.progress import Log
-from quantmill.publish import ed25519, ollama, registry
+from quantmill.publish import ollama, ollama_key, registry
 from quantmill.publish.upload import main
 from quantmill.spec import file_sha256
 from registry import TOKEN, Registry, serving
@@ -134,10 +137,12 @@ def test_a_token_is_asked_for_with_ollamas_key(
     assert publish(results, place)[-1] == f"{place}: Q8_0" and len(server.signatures) == 5
     address, signature = server.signatures[0]
     assert "&scope=repository%3Apull%2Cpush&scope=x&service=ollama&ts=" in address
-    blob, _ = signature.split(":")
+    blob, signed = signature.split(":")
     assert blob == key.with_suffix(".pub").read_text("ascii").split()[1]
     digest = "ZTNiMGM0NDI5OGZjMWMxNDlhZmJmNGM4OTk2ZmI5MjQyN2FlNDFlNDY0OWI5MzRjYTQ5NTk5MWI3ODUyYjg1NQ=="
-    assert signature == ed25519.read(key).authorization(f"GET,{address},{digest}".encode())
+    public = load_ssh_public_key(key.with_suffix(".pub").read_bytes())
+    assert isinstance(public, Ed25519PublicKey)
+    public.verify(base64.b64decode(signed), f"GET,{address},{digest}".encode())
 
 
 @pytest.mark.parametrize(
@@ -200,30 +205,6 @@ def test_a_recipes_name_as_a_tag(results: Path) -> None:
     assert [tag.tag for tag in ollama.tags_of(folder, "tiny", ["Q8+x"])] == ["Q8-x"]
 
 
-@pytest.mark.parametrize(
-    ("seed", "public", "message", "signature"),
-    [  # RFC 8032, 7.1
-        (
-            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
-            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-            "",
-            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555"
-            "fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
-        ),
-        (
-            "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
-            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
-            "72",
-            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
-            "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
-        ),
-    ],
-)
-def test_signatures(seed: str, public: str, message: str, signature: str) -> None:
-    key = ed25519.Key(bytes.fromhex(seed), bytes.fromhex(public), b"")
-    assert key.signature(bytes.fromhex(message)).hex() == signature
-
-
 def test_keys_that_cannot_be_used(tmp_path: Path) -> None:
     key = tmp_path / "key"
     for kind, word in (("ed25519", "a passphrase"), ("ecdsa", "")):
@@ -232,8 +213,8 @@ def test_keys_that_cannot_be_used(tmp_path: Path) -> None:
         with pytest.raises(
             QuantmillError, match="key: no Ed25519 key of OpenSSH without a passphrase; run `olla"
         ):
-            ed25519.read(key)
+            ollama_key.read(key)
         key.with_suffix(".pub").unlink()
     key.write_text("nothing", encoding="utf-8")
     with pytest.raises(QuantmillError, match="no Ed25519 key"):
-        ed25519.read(key)
+        ollama_key.read(key)

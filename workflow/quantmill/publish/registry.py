@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 from quantmill.errors import QuantmillError
 from quantmill.progress import Progress
-from quantmill.publish import ed25519
+from quantmill.publish import ollama_key
 from quantmill.publish.hub import UnreachableError
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class Registry:
         values = [("service", given.get("service", ""))]
         values += [("scope", scope) for scope in given.get("scope", "").split(" ")]
         url = _with(given.get("realm", ""), [*values, ("ts", str(int(time.time()))), ("nonce", nonce)])
-        signature = ed25519.read(self._key).authorization(f"GET,{url},{_EMPTY}".encode())
+        key = ollama_key.read(self._key)
+        signature = ollama_key.authorization(key, f"GET,{url},{_EMPTY}".encode())
         answer = self._ask("GET", url, {"Authorization": signature}, signed=False)
         try:
             return str(json.loads(answer.content)["token"])
