@@ -158,6 +158,7 @@ def test_a_second_config_replaces_the_first(checkout: Checkout) -> None:
         "plan_types Q8_0",
         "tabulate_memory",
         "quantize Q8_0",
+        "check_file Q8_0",
         "write_lock",
         CARD,
     }
