@@ -13,7 +13,7 @@ FIRST = {"stage": "measure.imatrix", "version": 2, "config": {"chunks": 4}, "fro
 
 
 def due(output: str, old: dict[str, Any] | None, new: dict[str, Any], *reasons: str) -> Due:
-    return Due("a_rule", output, old, new, spec.canonical(new), reasons)
+    return Due("a_rule", output, old, new, reasons)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,20 @@ def test_a_change_is_named_with_both_values(change: dict[str, Any], line: str) -
 
 def test_what_is_made_from_stale_results_names_them() -> None:
     earlier = [due(f"{number}.parquet", FIRST, FIRST | {"config": {"chunks": number}}) for number in range(5)]
-    made_from = {str(number): spec.digest(one.new_text) for number, one in enumerate(earlier)}
+    made_from = {str(number): spec.digest(spec.canonical(one.new)) for number, one in enumerate(earlier)}
     last = due("x.gguf", FIRST | {"from": dict.fromkeys(made_from, "old")}, FIRST | {"from": made_from})
     assert explain([*earlier, last])[-1] == (
         "  is made from 0.parquet, 1.parquet, 2.parquet and 2 more, made anew"
     )
+
+
+def test_a_list_of_results_that_has_become_longer() -> None:
+    first = due("a.gguf", FIRST, FIRST | {"version": 3})
+    made_from = {"quants": ["b" * 64, spec.digest(spec.canonical(first.new))]}
+    last = due("card.md", FIRST | {"from": {"quants": ["b" * 64]}}, FIRST | {"from": made_from})
+    assert explain([first, last])[-2:] == ["card.md:", "  is made from a.gguf, made anew"]
+    alone = explain([due("card.md", FIRST | {"from": {"quants": []}}, FIRST | {"from": {"quants": ["b"]}})])
+    assert alone[1] == '  quants: its content is ["b"], it was []'
 
 
 def test_what_was_never_made_is_one_line_a_rule() -> None:

@@ -34,14 +34,13 @@ class Due(NamedTuple):
     output: str
     old: Mapping[str, Any] | None
     new: Mapping[str, Any]
-    new_text: str
     reasons: tuple[str, ...] = ()
 
 
 def explain(due: Iterable[Due]) -> list[str]:
     """The lines that say why each of these jobs is due, in their order; those first made by rule."""
     jobs = list(due)
-    made = {spec.digest(job.new_text): job.output for job in jobs}
+    made = {spec.digest(job.new): job.output for job in jobs}
     lines: list[str] = []
     missing: dict[str, list[str]] = {}
     for job in jobs:
@@ -67,14 +66,19 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], made: Mapping[str, 
             yield f"the stage {new['stage']} of quantmill has version {now}, it was {before}"
         elif part == "engine":
             yield f"the engine's library is {_shown(now)}, it was {_shown(before)}"
-        elif part == "from" and now in made:
-            upstream.append(made[now])
+        elif part == "from" and (known := [made[one] for one in _texts(now) if one in made]):
+            upstream += known
         elif part == "from":
             yield f"{name}: its content is {_shown(now)}, it was {_shown(before)}"
         else:
             yield f"{name or path} is {_shown(now)}, it was {_shown(before)}"
     if upstream:
         yield f"is made from {_listed(upstream)}, made anew"
+
+
+def _texts(value: Any) -> list[str]:
+    """The digests in a value: itself, or those of a list that has become longer or shorter."""
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
 
 
 def _listed(files: Sequence[str]) -> str:
@@ -142,20 +146,14 @@ class Why:
                     yield self._of(job, dag.reason(job))
 
     def _of(self, job: Any, reason: Any) -> Due:
-        output = str(job.output[0])
-        new = job.params.spec
         recorded = self.workflow.persistence.params(job.output[0]) or []
         return Due(
             job.rule.name,
-            output,
+            str(job.output[0]),
             next((self._read(ast.literal_eval(one)) for one in recorded), None),
-            self._read(new) or {},
-            self._text(new),
+            self._read(job.params.spec) or {},
             tuple(_reasons(reason)),
         )
-
-    def _text(self, argument: str) -> str:
-        return spec.canonical(self._read(argument))
 
     def _read(self, argument: Any) -> dict[str, Any] | None:
         """A spec of Snakemake's records; None where it is none, or its file is gone."""
