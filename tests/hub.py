@@ -8,11 +8,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from socket import SHUT_RDWR
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from loopback import Handler, running
 
 LARGE = (".gguf", ".dat")
 TOKEN = "hf_test_token"
@@ -52,31 +53,16 @@ class Hub(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Hub]:
     """A hub while the block runs."""
-    with Hub() as hub:
-        thread = Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with running(Hub()) as hub:
+        yield hub
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: Hub
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def answer(self, value: Any = None, status: int = 200, **headers: str) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value or {}).encode()
-        self.send_response(status)
-        for name, text in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name.replace("_", "-"), text)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.send(status, data, **headers)
 
     def handle_any(self) -> None:
         self.server.asked.append(f"{self.command} {self.path}")

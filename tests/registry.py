@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import Handler, running
 
 TOKEN = "a-secret-token"
 
@@ -39,30 +40,15 @@ class Registry(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[Registry]:
     """A registry while the block runs."""
-    with Registry() as registry:
-        thread = Thread(target=registry.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield registry
-        finally:
-            registry.shutdown()
-            thread.join()
+    with running(Registry()) as registry:
+        yield registry
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: Registry
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
     def answer(self, status: int, data: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, text in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name.replace("_", "-"), text)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.send(status, data, **headers)
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
