@@ -1,4 +1,4 @@
-"""Sources and files are loaded and answer before anything is called done; imatrices of encoders."""
+"""Sources are loaded before anything is made of them; imatrices of encoders."""
 
 from __future__ import annotations
 
@@ -31,67 +31,10 @@ def stage(name: str, config: dict, *arguments: object) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
 
 
-def quantize(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A source to q8_0 by its stages, the last of which is returned."""
-    at = {
-        name: folder / name
-        for name in ("m.tsv", "m.json", "r.yaml", "p.tsv", "p.json", "q.gguf", "q.json", "store")
-    }
-    at["r.yaml"].write_text("base: q8_0\n", encoding="utf-8")
-    listed = stage(
-        "model.manifest", {}, "--model", source, "--manifest", at["m.tsv"], "--facts", at["m.json"]
-    )
-    assert listed.returncode == 0, listed.stderr
-    planned = stage(
-        "recipe.plan",
-        {"recipe": "p", "imatrix": None},
-        "--model",
-        source,
-        "--recipe",
-        at["r.yaml"],
-        "--plan",
-        at["p.tsv"],
-        "--report",
-        at["p.json"],
-    )
-    assert planned.returncode == 0, planned.stderr
-    return stage(
-        "quantize.write",
-        {"imatrix": None},
-        "--model",
-        source,
-        "--manifest",
-        at["m.tsv"],
-        "--plan",
-        at["p.tsv"],
-        "--report",
-        at["p.json"],
-        "--gguf",
-        at["q.gguf"],
-        "--facts",
-        at["q.json"],
-        "--store",
-        at["store"],
-        "--log",
-        folder / "log",
-    )
-
-
 @pytest.fixture
 def unloadable(tmp_path: Path) -> Path:
     """A source of llama's architecture, of which llama.cpp misses a tensor."""
     return models.renamed(LLAMA, tmp_path / "old.gguf", "blk.1.ffn_down.weight", "blk.1.ffn_d0wn.weight")
-
-
-def test_a_file_that_does_not_load_is_never_called_done(unloadable: Path, tmp_path: Path) -> None:
-    done = quantize(unloadable, tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith(
-        "error: recipe p: its file was written and does not work (llama.cpp cannot load it ("
-    )
-    assert "'blk.1.ffn_down.weight' not found" in done.stderr and ".part" not in done.stderr
-    assert not (tmp_path / "q.json").exists() and not list(tmp_path.glob("*q.gguf*"))
-    assert list((tmp_path / "store").glob("units/*/*"))
 
 
 def test_a_source_that_does_not_load_is_refused_before_anything_is_made(
@@ -136,7 +79,7 @@ def test_values_that_come_to_nothing_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["mainline", pytest.param("ik", marks=ik.NEEDED)])
 def test_a_process_without_a_file_to_try_ends(engine: str) -> None:
-    """Where quantizing fails, and where whoever started it is gone."""
+    """Where the check fails before, and where whoever started it is gone."""
     with trial.Process(engine) as process:
         pass
     assert process._process.returncode == -9
@@ -149,14 +92,11 @@ def test_a_process_without_a_file_to_try_ends(engine: str) -> None:
 @pytest.mark.parametrize(
     ("write", "name"), [(models.write_bert, "encoder"), (models.write_t5, "encoder-decoder")]
 )
-def test_files_of_other_kinds_answer_too(write, name: str, tmp_path: Path) -> None:
+def test_sources_of_other_kinds_load_too(write, name: str, tmp_path: Path) -> None:
     source = write(tmp_path / "m.gguf")
     checked = stage("check.source", {"model": "m"}, "--model", source, "--out", tmp_path / "check.json")
     assert checked.returncode == 0, checked.stderr
     assert json.loads((tmp_path / "check.json").read_text("utf-8"))["kind"] == name
-    done = quantize(source, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "q.json").read_text("utf-8"))["tried"] == "answered"
 
 
 def collected(source: Path, folder: Path, context: int, vocabulary: int) -> Shard:

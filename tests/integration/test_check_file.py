@@ -61,7 +61,7 @@ def test_a_broken_block_is_named_with_its_tensor(tmp_path: Path) -> None:
     broken = models.with_bytes(LLAMA, tmp_path / "m.gguf", "blk.1.ffn_up.weight", NAN, at=2 * 300)
     weights, answer = checked(broken, tmp_path)["failures"]
     assert weights == "1 of the 196,608 values of blk.1.ffn_up.weight are NaN or infinite, the first at 300"
-    assert answer.startswith("it does not answer: it computes logits that are not finite, after 22 tokens")
+    assert answer.startswith("it does not work: it computes logits that are not finite, after 22 tokens")
 
 
 def test_a_broken_scale_of_a_quantized_type(tmp_path: Path) -> None:
@@ -116,18 +116,36 @@ def test_a_file_without_a_chat_template_is_asked_as_it_stands(tmp_path: Path) ->
     assert report["failures"] == [] and report["template"] is None and report["answer"]["prompt"] < 22
 
 
-def test_what_predicts_no_token_is_not_asked(tmp_path: Path) -> None:
-    report = checked(models.write_bert(tmp_path / "m.gguf"), tmp_path)
+@pytest.mark.parametrize("write", [models.write_bert, models.write_t5])
+def test_what_predicts_no_token_is_evaluated_and_not_asked(write: Any, tmp_path: Path) -> None:
+    report = checked(write(tmp_path / "m.gguf"), tmp_path)
     assert report["failures"] == [] and report["answer"] is None
-    assert report["not_asked"] == "it is an embedding model"
+    assert report["tried"] == "evaluated"
+
+
+def test_a_file_that_does_not_load(tmp_path: Path) -> None:
+    """A file of llama's architecture, of which llama.cpp misses a tensor."""
+    renamed = models.renamed(LLAMA, tmp_path / "old.gguf", "blk.1.ffn_down.weight", "blk.1.ffn_d0wn.weight")
+    (line,) = checked(renamed, tmp_path)["failures"]
+    assert line.startswith("it does not work: llama.cpp cannot load it (")
+    assert "'blk.1.ffn_down.weight' not found" in line and str(tmp_path) not in line
+
+
+@ik.NEEDED
+def test_a_file_that_ik_does_not_load(tmp_path: Path) -> None:
+    renamed = models.renamed(LLAMA, tmp_path / "old.gguf", "blk.1.ffn_down.weight", "blk.1.ffn_d0wn.weight")
+    (line,) = checked(renamed, tmp_path, "ik")["failures"]
+    assert line.startswith("it does not work: ") and "blk.1.ffn_down.weight" in line
 
 
 @ik.NEEDED
 def test_the_data_of_a_file_of_ik(tmp_path: Path) -> None:
     report = checked(LLAMA, tmp_path, "ik")
-    assert report["failures"] == [] and report["not_asked"].startswith("llama.cpp cannot load it")
+    assert report["failures"] == [] and report["tried"] == "evaluated"
     broken = models.with_bytes(LLAMA, tmp_path / "m.gguf", "blk.1.ffn_up.weight", NAN)
-    assert len(checked(broken, tmp_path, "ik")["failures"]) == 1
+    weights, evaluated = checked(broken, tmp_path, "ik")["failures"]
+    assert "of blk.1.ffn_up.weight are NaN" in weights
+    assert evaluated == "it does not work: ik_llama.cpp computes logits of it that are not finite"
 
 
 def test_a_file_that_fails_is_on_the_card_and_ends_the_run_in_an_error(tmp_path: Path) -> None:
@@ -144,7 +162,7 @@ def test_a_file_that_fails_is_on_the_card_and_ends_the_run_in_an_error(tmp_path:
     )
     card = checkout.result("card/README.md").read_text("utf-8")
     assert "**`Q8_0` failed its check:** its chat template cannot render a question: not for you" in card
-    assert "2 of 2 failed the check that followed" in card
+    assert "| Checked | 2 of 2 failed |" in card
     assert checkout.due() == {"check_file Q8_0", "check_file Q4_0", "write_card"}
     again = checkout.snakemake()
     assert (again.returncode, again.stderr.splitlines()[-1]) == (1, refused.stderr.splitlines()[-1])

@@ -157,7 +157,6 @@ GOLDEN: dict[str, tuple[int, Any]] = {
             "file": "q.gguf",
             "sha256": "cf5728362f7bbe2c32018275a7e1b458ab2b6e4e8ca511d6c8f68bd0a1424a4e",
             "tensors": 21,
-            "tried": "answered",
         },
     ),
 }

@@ -609,7 +609,7 @@ def test_a_header_of_its_own_is_all_that_other_metadata_change(tmp_path):
     plain, _ = repaired(bench, "x", {}, tmp_path / "x", split=500_000, header=True)
     first = ggufio.read_header(tmp_path / plain["file"])
     assert [t for t in first.tensors if t.shard == 0] == [] and len(first.tensors) == 21
-    assert first.number("split.count") == len(plain["parts"]) and plain["tried"] == "answered"
+    assert first.number("split.count") == len(plain["parts"])
     assert plain["parts"][0]["bytes"] < 200_000 < plain["parts"][1]["bytes"]
     facts, _ = repaired(bench, "x", METADATA, tmp_path / "x", split=500_000, header=True)
     assert facts["parts"][1:] == plain["parts"][1:] and facts["parts"][0] != plain["parts"][0]

@@ -206,7 +206,7 @@ def checks(name: str, tensors: int) -> dict[str, Any]:
         "sampling": {"temp": 0.7, "top_k": 20},
         "template": {"system": "takes", "tools": "leaves out"},
         "answer": {"prompt": 14, "tokens": 16, "text": "Paris", "ended": True},
-        "not_asked": "",
+        "tried": "asked",
         "failures": [],
     }
 
@@ -358,7 +358,6 @@ def make(
             "bytes": described["file_bytes"],
             "sha256": sha(name),
             "tensors": len(rows),
-            "tried": "answered",
         }
         write_json(folder / "gguf" / f"tiny-{name}.json", file)
         write_json(folder / "checks" / f"{name}.json", checks(name, len(rows)))

@@ -175,7 +175,7 @@ _STAGES: Final = (
     ),
     Stage(
         "quantize.write",
-        version=3,
+        version=4,
         what="quantize a file",
         reads="the source, manifest.tsv, a plan, the imatrix; for gptq moments.json and its corpus; "
         "for gptaq cross/<recipe>.json as well",
@@ -185,7 +185,7 @@ _STAGES: Final = (
     ),
     Stage(
         "check.file",
-        version=1,
+        version=2,
         what="check a finished file",
         reads="a file and its report",
         writes="checks/<recipe>.json",

@@ -524,7 +524,7 @@ def test_a_card_says_how_a_file_of_another_kind_is_used(
     """By its own commands: it has no chat, no context, and Ollama has no use for it."""
     folder, config = tree
     edit(folder / "check.json", kind=kind, words=words, warnings=["it is old"])
-    edit(folder / "gguf" / "tiny-Q8_0.json", tried="read")
+    edit(folder / "checks" / "Q8_0.json", tried="read")
     tables = {"Q8_0": {"rows": [], "fits": []}}
     write_json(folder / "memory.json", complete(Memory, {"contexts": [4096], "recipes": tables}))
     config = config | {"recipes": ["Q8_0"], "perplexity": False, "speed": False, "imatrix": False}

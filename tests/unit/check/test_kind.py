@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from quantmill.check import kind, source, trial
+from quantmill.check.file import how_tried
 from quantmill.check.kind import Evaluation, kind_of, refuse
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import ARRAY, Header, Tensor, Value, encode_string, encode_u32
 from quantmill.model.header import hyperparameters, not_finite
-from quantmill.quantize.write import how_tried
 
 DATA = Path(__file__).parents[2] / "data"
 FALSE: Value = (7, b"\0")
@@ -64,16 +64,17 @@ def test_only_language_models_are_measured_by_the_next_token() -> None:
 @pytest.mark.parametrize(
     ("made", "engine", "how"),
     [
-        (header(), "mainline", "answered"),
-        (header(), "ik", "answered"),
-        (header("bert"), "mainline", "answered"),
+        (header(tokenizer__ggml__model=encode_string("gpt2")), "mainline", "asked"),
+        (header(), "mainline", "evaluated"),
+        (header(tokenizer__ggml__model=encode_string("gpt2")), "ik", "evaluated"),
+        (header("bert"), "mainline", "evaluated"),
         (header("bert"), "ik", "loaded"),
         (header("eagle3"), "mainline", "loaded"),
         (header("clip"), "mainline", "read"),
         (header(llama__block_count=encode_u32(3), llama__nextn_predict_layers=encode_u32(1)), "ik", "read"),
     ],
 )
-def test_how_far_a_written_file_can_be_tried(made: Header, engine: str, how: str) -> None:
+def test_how_far_a_finished_file_can_be_tried(made: Header, engine: str, how: str) -> None:
     assert how_tried(made, engine) == how
 
 

@@ -72,7 +72,6 @@ class Publisher:
             "bytes": len(data),
             "sha256": sha256,
             "tensors": 1,
-            "tried": "answered",
         }
         self.write(f"gguf/tiny-{recipe}.gguf", data)
         self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
@@ -81,7 +80,9 @@ class Publisher:
 
     def checked(self, recipe: str, *failures: str) -> None:
         """The check of a recipe's file, with what is wrong with it."""
-        report = {"file": f"tiny-{recipe}.gguf", "tokenizer": "none", "failures": list(failures)}
+        report = {"file": f"tiny-{recipe}.gguf", "tokenizer": "none", "tried": "read"} | {
+            "failures": list(failures)
+        }
         self.write(f"checks/{recipe}.json", json.dumps(complete(Checks, report)).encode())
 
     def lock(self) -> None:
@@ -278,7 +279,6 @@ def test_a_recipe_in_several_files(publisher: Publisher, hub: Hub) -> None:
         "sha256": "0" * 64,
         "parts": parts,
         "tensors": 2,
-        "tried": "answered",
     }
     publisher.write("gguf/tiny-Q8_0.json", json.dumps(facts).encode())
     publisher.publish()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from quantmill.engine import loader
 from quantmill.errors import QuantmillError
-from quantmill.formats.checks import CheckedAnswer
+from quantmill.formats.checks import CheckedAnswer, RoundTrip
 
 if TYPE_CHECKING:
     from quantmill.engine.vocabulary import Vocabulary
@@ -21,8 +21,6 @@ _ASCII: Final = (
     "The 3 quick brown foxes, isn't it?\nfor i in range(10):\n\tprint(i ** 2)  # {[<a_b>]} $5 & 100%"
 )
 _ALL: Final = f"{_ASCII}\nSchöne Grüße, déjà vu, привет мир, 你好世界, こんにちは, مرحبا 🙂"
-
-RoundTrip = Literal["lossless", "lossless in ASCII", "lossy", "none"]
 
 
 def round_trip(vocabulary: Vocabulary) -> RoundTrip:

@@ -1,4 +1,4 @@
-"""Checks a finished file: its data, its tokenizer, its chat template, and that it answers a question.
+"""Checks a finished file: its data, its tokenizer, its chat template, and that its engine takes it.
 
 What is wrong is in the report, and does not end the stage: the card names it, and the run ends in an
 error when all else is done (`quantmill.flow.sound`).
@@ -7,11 +7,13 @@ error when all else is done (`quantmill.flow.sound`).
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 from quantmill import command
-from quantmill.check import blocks
-from quantmill.check.kind import Kind, kind_of
+from quantmill.check import blocks, trial
+from quantmill.check.kind import kind_of
 from quantmill.check.template import QUESTION, BrokenTemplateError, prompt_of, taken_by, template_of
 from quantmill.engine import library
 from quantmill.errors import QuantmillError
@@ -22,15 +24,15 @@ from quantmill.formats.publication import FACTS
 from quantmill.progress import BYTES, Log
 
 
-def not_asked(header: Header, kind: Kind, engine: str) -> str:
-    """Why a file is not asked anything; empty where it is."""
-    if not kind.predicts:
-        return f"it is {kind.words}"
-    if engine != "mainline":
-        return "llama.cpp cannot load it; its own engine evaluated a few tokens when it was written"
-    if header.text("tokenizer.ggml.model") in (None, "none", "no_vocab"):
-        return "it has no tokenizer"
-    return ""
+def how_tried(header: Header, engine: str) -> Literal["asked", "evaluated", "loaded", "read"]:
+    """How far a file can be tried; ik_llama.cpp loads none with multi-token prediction."""
+    kind = kind_of(header)
+    if not kind.loads or (engine == "ik" and header.has_mtp):
+        return "read"
+    has_tokenizer = header.text("tokenizer.ggml.model") not in (None, "none", "no_vocab")
+    if kind.predicts and engine == "mainline" and has_tokenizer:
+        return "asked"
+    return "evaluated" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
 
 
 def prompt(header: Header, report: Checks) -> str:
@@ -46,21 +48,20 @@ def prompt(header: Header, report: Checks) -> str:
     return str(QUESTION[0]["content"])
 
 
-def ask(header: Header, report: Checks, question: str, threads: int) -> None:
-    """Have a file answer; note what its tokenizer loses, and what is wrong."""
-    from quantmill.check.answer import answer, round_trip
-    from quantmill.engine.vocabulary import Vocabulary
-
+def try_out(process: trial.Process, header: Header, report: Checks, question: str, threads: int) -> None:
+    """Have a process of its engine load the file, and answer as far as it can; note what is wrong."""
     try:
-        with Vocabulary(header.path) as vocabulary:
-            report["tokenizer"] = round_trip(vocabulary)
-            report["answer"] = answer(header.path, vocabulary, question, threads)
+        if report["tried"] == "asked":
+            report["tokenizer"], report["answer"] = process.ask(header.path, question, threads=threads)
+        else:
+            answers = kind_of(header).answers if report["tried"] == "evaluated" else ""
+            process.load(header.path, answers, threads=threads)
     except QuantmillError as error:
-        report["failures"].append(f"it does not answer: {str(error).removeprefix(f'{header.path}: ')}")
+        report["failures"].append(f"it does not work: {error}")
 
 
 def check(header: Header, name: str, sha256: str, engine: str, threads: int, log: Log) -> Checks:
-    """The report of a finished file, called `name`, of this process's engine."""
+    """The report of a finished file, called `name`, of an engine."""
     size = sum(tensor.bytes for tensor in header.tensors)
     report: Checks = {
         "file": name,
@@ -70,15 +71,16 @@ def check(header: Header, name: str, sha256: str, engine: str, threads: int, log
         "tokenizer": "none",
         "sampling": general.sampling(header),
         "template": None,
+        "tried": how_tried(header, engine),
         "answer": None,
-        "not_asked": not_asked(header, kind_of(header), engine),
         "failures": [],
     }
-    with log.progress(f"check {name}", size, BYTES) as progress:
-        report["failures"] += blocks.faults(header, threads, progress)
-    question = prompt(header, report)
-    if not report["not_asked"]:
-        ask(header, report, question, threads)
+    with nullcontext() if report["tried"] == "read" else trial.Process(engine) as process:
+        with log.progress(f"check {name}", size, BYTES) as progress:
+            report["failures"] += blocks.faults(header, threads, progress)
+        question = prompt(header, report)
+        if process is not None:
+            try_out(process, header, report, question, threads)
     return report
 
 

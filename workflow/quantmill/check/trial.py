@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
 from quantmill import signals
 from quantmill.errors import QuantmillError
+from quantmill.formats.checks import CheckedAnswer, RoundTrip
 
 TOKENS: Final = 8
 """How many tokens are evaluated."""
@@ -53,13 +54,23 @@ class Process:
         loaded and no more. QuantmillError, with the engine's own words, where it does not load, fails,
         or gives what is not finite.
         """
-        request = {"path": str(path), "answers": answers, "threads": threads}
+        return list(self._done({"path": str(path), "answers": answers, "threads": threads})["warnings"])
+
+    def ask(self, path: Path, question: str, *, threads: int = 1) -> tuple[RoundTrip, CheckedAnswer]:
+        """Have llama.cpp answer a question; whether texts come back from the file's tokens, and the answer.
+
+        QuantmillError as of `load`.
+        """
+        done = self._done({"path": str(path), "question": question, "threads": threads})
+        return done["tokenizer"], done["answer"]
+
+    def _done(self, request: dict[str, Any]) -> dict[str, Any]:
         output, complaint = self._process.communicate(json.dumps(request))
         if self._process.returncode == 0:
-            answer = json.loads(output)
-            if "error" in answer:
-                raise QuantmillError(answer["error"])
-            return list(answer["warnings"])
+            done: dict[str, Any] = json.loads(output)
+            if "error" in done:
+                raise QuantmillError(done["error"])
+            return done
         message = signals.last_words(complaint) or "no reason given"
         name = {"mainline": "llama.cpp", "ik": "ik_llama.cpp"}[self._engine]
         raise QuantmillError(f"{name}, loading it, {signals.how(self._process.returncode)} ({message})")
@@ -116,11 +127,21 @@ def _answer_ik(path: Path, answers: str, threads: int) -> None:
             raise QuantmillError("ik_llama.cpp computes logits of it that are not finite")
 
 
+def _ask(path: Path, question: str, threads: int) -> dict[str, Any]:
+    from quantmill.check.answer import answer, round_trip
+    from quantmill.engine.vocabulary import Vocabulary
+
+    with Vocabulary(path) as vocabulary:
+        return {
+            "tokenizer": round_trip(vocabulary),
+            "answer": answer(path, vocabulary, question, threads),
+        }
+
+
 def main() -> None:
     """The process of one trial: ready, it waits for a line of JSON, and gives one back."""
     from quantmill.engine import library
 
-    warnings: list[str] = []
     path = Path()
     try:
         library.use(sys.argv[1])
@@ -129,17 +150,18 @@ def main() -> None:
         if not text:  # whoever started it is gone
             return
         request = json.loads(text)
-        path, answers, threads = Path(request["path"]), request["answers"], request["threads"]
-        if library.in_use() == "ik":
-            _answer_ik(path, answers, threads)
+        path, threads = Path(request["path"]), request["threads"]
+        done: dict[str, Any] = {"warnings": []}
+        if "question" in request:
+            done = _ask(path, request["question"], threads)
+        elif library.in_use() == "ik":
+            _answer_ik(path, request["answers"], threads)
         else:
-            warnings = ready.probe(path, answers, tokens=TOKENS, threads=threads)
+            done["warnings"] = ready.probe(path, request["answers"], tokens=TOKENS, threads=threads)
     except QuantmillError as error:
-        # Without the file, which may have a name for now, and without a cure, which the caller knows better.
-        text = str(error).removeprefix(f"{path}: ").removesuffix("; check the file")
-        json.dump({"error": text}, sys.stdout)
-    else:
-        json.dump({"warnings": warnings}, sys.stdout)
+        # Without the file, which the caller names, and without a cure, which the caller knows better.
+        done = {"error": str(error).removeprefix(f"{path}: ").removesuffix("; check the file")}
+    json.dump(done, sys.stdout)
 
 
 if __name__ == "__main__":

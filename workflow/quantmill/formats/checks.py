@@ -5,6 +5,9 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from quantmill.formats.general import Plain
 from quantmill.formats.report import Report
 
+RoundTrip = Literal["lossless", "lossless in ASCII", "lossy", "none"]
+"""Whether texts come back from their tokens; `none` where there is no tokenizer, or the file fails."""
+
 
 class CheckedFile(TypedDict):
     """The settings of `check.file`."""
@@ -38,16 +41,19 @@ class Checks(TypedDict):
     sha256: str
     tensors: int
     bytes: Annotated[int, "of all tensors, every block looked at by ggml_validate_row_data"]
-    tokenizer: Annotated[
-        Literal["lossless", "lossless in ASCII", "lossy", "none"],
-        "whether a text comes back from its tokens, a space at its start apart",
-    ]
+    tokenizer: Annotated[RoundTrip, "whether a text comes back from its tokens, a space at its start apart"]
     sampling: Annotated[
         dict[str, Plain], "recommended: `general.sampling.*` of the file, by the ends of the keys"
     ]
     template: Annotated[CheckedTemplate | None, "null: the file has no chat template, or a broken one"]
+    tried: Annotated[
+        Literal["asked", "evaluated", "loaded", "read"],
+        "how far the file was tried. asked: llama.cpp answered a question by it; evaluated: its engine "
+        "evaluated a few tokens (kinds that predict no text, files of ik or without a tokenizer); loaded: "
+        "its engine loaded it (draft models, speech, kinds that ik does not evaluate); read: its header was "
+        "read back (projectors; of engine ik files with multi-token prediction)",
+    ]
     answer: Annotated[CheckedAnswer | None, "null where the file is not asked, or fails"]
-    not_asked: Annotated[str, "why the file is not asked anything; empty where it is"]
     failures: Annotated[list[str], "what is wrong and where, a line each; empty: the file is sound"]
 
 

@@ -23,12 +23,6 @@ class Facts(TypedDict):
     bytes: Annotated[int, "of all parts"]
     sha256: Annotated[str, "of the file; of a split one, of the parts' sha256s joined by newlines"]
     tensors: int
-    tried: Annotated[
-        str,
-        "how far it was tried before it got its name. answered: its engine loaded it and evaluated a few "
-        "tokens; loaded: its engine loaded it (draft models, speech, kinds that ik does not evaluate); "
-        "read: its header was read back (projectors; of engine ik files with multi-token prediction)",
-    ]
     measured_as: NotRequired[
         Annotated[
             str,

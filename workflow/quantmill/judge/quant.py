@@ -51,8 +51,7 @@ class Quant:
     `scores` are the evaluations that tell files apart, by name. `allocation` is
     the report of a size-targeted recipe, `acceptance_test` whether the file must
     beat its baseline to be recommended. `memory` are its tables in memory.json.
-    `parts` are the files of a split one; the first is `file`. `tried` is how far
-    the file was tried after it was written: `answered`, `loaded` or `read`.
+    `parts` are the files of a split one; the first is `file`.
     `source_perplexity` is the source's perplexity.json in the file's own engine.
     `nearest` is the divergence of the same types rounded to nearest, of a file of gptq. `checks` is its
     report in checks/.
@@ -73,7 +72,6 @@ class Quant:
     acceptance_test: bool = False
     memory: RecipeMemory | None = None
     parts: list[Part] = field(default_factory=list)
-    tried: str = "answered"
     source_perplexity: Perplexity | None = None
     nearest: Divergence | None = None
     checks: Checks | None = None

@@ -250,7 +250,6 @@ def _quant(
         difference=difference,
         scores={name: score for name, score in scores.items() if name not in validity_warnings},
         parts=split or facts.get("parts") or [],
-        tried=facts["tried"],
         source_perplexity=source["perplexity"],
         nearest=nearest,
         distance=distance,

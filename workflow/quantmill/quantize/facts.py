@@ -11,7 +11,7 @@ from quantmill.quantize.stream import Written
 from quantmill.spec import digest
 
 
-def facts_of(written: list[Written], *, tensors: int, tried: str) -> Facts:
+def facts_of(written: list[Written], *, tensors: int) -> Facts:
     """The report of a file, or of the parts of one. The sha256 of several is that of theirs, joined by
     newlines, as of a split source.
     """
@@ -23,7 +23,6 @@ def facts_of(written: list[Written], *, tensors: int, tried: str) -> Facts:
         "bytes": sum(part["bytes"] for part in parts),
         "sha256": sha256,
         "tensors": tensors,
-        "tried": tried,
         **({"measured_as": measured_as} if measured_as != sha256 else {}),  # type: ignore[typeddict-item]
         **library.marked(),
     }

@@ -138,17 +138,18 @@ class Quantizer:
         It raises QuantmillError, naming the tensor, where the type needs
         importance or the result does not validate.
         """
-        unit = self.begin(task, source)
+        unit = self.begin(task, lambda: source, source.size)
         return lambda: unit().payload
 
-    def begin(self, task: Task, source: Bytes) -> Callable[[], Unit]:
-        """As `start`, for a tensor as a unit of the store."""
-        return self._keepers.submit(self._find_or_make, task, source).result
+    def begin(self, task: Task, source: Callable[[], Bytes], size: int) -> Callable[[], Unit]:
+        """As `start`, for a tensor as a unit of the store; its `size` bytes are read where it is made."""
+        return self._keepers.submit(self._find_or_make, task, source, size).result
 
-    def _find_or_make(self, task: Task, source: Bytes) -> Unit:
-        make = partial(self._make, task, source)
-        leased = source.size >= LEASED_BYTES
-        return self.store.find_or_make(task.key(self.engine), make, keep=self._keep, leased=leased)
+    def _find_or_make(self, task: Task, source: Callable[[], Bytes], size: int) -> Unit:
+        leased = size >= LEASED_BYTES
+        return self.store.find_or_make(
+            task.key(self.engine), lambda: self._make(task, source()), keep=self._keep, leased=leased
+        )
 
     def _make(self, task: Task, source: Bytes) -> memoryview:
         if task.packed:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from quantmill.files import building, writing
 from quantmill.formats import ggufio
@@ -18,7 +18,7 @@ from quantmill.progress import Progress
 from quantmill.quantize import split
 from quantmill.store import Payload, Unit
 
-Trial = Callable[[Path], None]
+_FLUSHED_BYTES: Final = 16 << 20
 
 Record = Callable[[Unit, int], None]
 """Is told of a unit that stands in the file from an offset."""
@@ -44,21 +44,11 @@ def write(
     whole: split.File,
     tensors: Iterator[Unit | Payload],
     progress: Progress,
-    tried: Trial,
     recording: Recording = not_recorded,
 ) -> list[Written]:
-    """Stream a model into one file.
-
-    `tried` is given the whole file before it has its name, and raises what speaks against it.
-    """
-    with writing(path) as file:
-        with recording(Path(file.name)) as record:
-            written = _stream(file, path.name, whole, tensors, progress, record)
-        with ThreadPoolExecutor(1) as pool:  # it is written to the disk while it is tried
-            flushed = pool.submit(os.fsync, file.fileno())
-            tried(Path(file.name))
-            flushed.result()
-    return [written]
+    """Stream a model into one file."""
+    with writing(path) as file, recording(Path(file.name)) as record:
+        return [_stream(file, path.name, whole, tensors, progress, record)]
 
 
 def _stream(
@@ -74,21 +64,42 @@ def _stream(
     if whole.measured != whole.header:
         digests.append(hashlib.sha256(whole.measured))
     file.write(whole.header)
-    for piece in tensors:
-        data = piece.payload if isinstance(piece, Unit) else piece
-        padding = bytes(-len(data) % ggufio.ALIGNMENT)
-        for part in (data, padding):
-            file.write(part)
-            for digest in digests:
-                digest.update(part)
-        if isinstance(piece, Unit):
-            file.flush()
-            record(piece, size)
-        size += len(data) + len(padding)
-        progress.add(len(data) + len(padding))
-    file.flush()
+    with _flushing(file) as flush:
+        for piece in tensors:
+            data = piece.payload if isinstance(piece, Unit) else piece
+            padding = bytes(-len(data) % ggufio.ALIGNMENT)
+            for part in (data, padding):
+                file.write(part)
+                for digest in digests:
+                    digest.update(part)
+            if isinstance(piece, Unit):
+                file.flush()
+                record(piece, size)
+            size += len(data) + len(padding)
+            flush(size)
+            progress.add(len(data) + len(padding))
     written: Part = {"file": name, "bytes": size, "sha256": digests[0].hexdigest()}
     return Written(written, digests[-1].hexdigest())
+
+
+@contextmanager
+def _flushing(file: IO[bytes]) -> Iterator[Callable[[int], None]]:
+    """Have a file go to the disk while it is written: at its end there is little left to wait for.
+
+    The function is told how long the file is by now.
+    """
+    begun, flushed = 0, Future[None]()
+    flushed.set_result(None)
+
+    def flush(size: int) -> None:
+        nonlocal begun, flushed
+        if size - begun >= _FLUSHED_BYTES and flushed.done():
+            flushed.result()
+            begun, flushed = size, pool.submit(os.fsync, file.fileno())
+
+    with ThreadPoolExecutor(1) as pool:
+        yield flush
+        flushed.result()
 
 
 def write_parts(
@@ -96,18 +107,13 @@ def write_parts(
     files: list[split.File],
     tensors: Iterator[Unit | Payload],
     progress: Progress,
-    tried: Trial,
     recording: Recording = not_recorded,
 ) -> list[Written]:
-    """Stream a model into the files of a new folder.
-
-    `tried` is given the first of them, all written, before the folder has its name.
-    """
+    """Stream a model into the files of a new folder."""
     parts: list[Written] = []
     with building(folder) as made:
         for one in files:
             with writing(made / one.name) as file, recording(Path(file.name)) as record:
                 named = f"{folder.name}/{one.name}"
                 parts.append(_stream(file, named, one, islice(tensors, one.tensors), progress, record))
-        tried(made / files[0].name)
     return parts

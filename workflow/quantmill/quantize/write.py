@@ -6,7 +6,6 @@ import argparse
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantmill import command, machine
-from quantmill.check import trial
-from quantmill.check.kind import kind_of
 from quantmill.engine import library
 from quantmill.engine.ggml import Bytes
 from quantmill.errors import QuantmillError
@@ -67,6 +64,10 @@ class Source:
         """A tensor, to be quantized to nvfp4 with others."""
         tensor = self.tensors[name]
         return Weight(name, self.sha256[name], tensor.type, tensor.shape, partial(self.data, name))
+
+    def bytes(self, name: str) -> int:
+        """How many a tensor has; none for a per-tensor scale that the source does not have."""
+        return self.tensors[name].bytes if name in self.tensors else 0
 
     def data(self, name: str) -> Bytes:
         """A tensor's bytes; empty for a per-tensor scale that the source does not have."""
@@ -161,17 +162,19 @@ def importance_of(row: PlanRow, imatrix: Imatrix | None) -> NDArray[np.float32] 
     )
 
 
+def _payload(read: Callable[[], Bytes]) -> memoryview:
+    return read().data
+
+
 def pieces(todo: list[Task], source: Source, quantizer: Quantizer) -> Iterator[Unit | Payload]:
     """Each tensor, in order, a unit where it is changed; while one is taken the next ones are being made."""
     ahead: deque[tuple[int, Callable[[], Unit | Payload]]] = deque()
     for item in todo:
-        data = source.data(item.name)
-        while ahead and sum(size for size, _ in ahead) + data.size > _AHEAD_BYTES:
+        read, size = partial(source.data, item.name), source.bytes(item.name)
+        while ahead and sum(size for size, _ in ahead) + size > _AHEAD_BYTES:
             yield ahead.popleft()[1]()
         unchanged = item.type == item.source_type
-        ahead.append(
-            (data.size, partial(getattr, data, "data") if unchanged else quantizer.begin(item, data))
-        )
+        ahead.append((size, partial(_payload, read) if unchanged else quantizer.begin(item, read, size)))
     while ahead:
         yield ahead.popleft()[1]()
 
@@ -220,34 +223,6 @@ def refuse_if_short(path: Path, file_bytes: int, rows: list[PlanRow], moments: M
         what = f"needs {needed:,} bytes of memory{of_it}, {memory.where} has {memory.total:,}"
         nearest = ", or `rounding: nearest`" if of_it else ""
         raise QuantmillError(what, name, f"allow it more, or use a larger machine{nearest}")
-
-
-def how_tried(header: ggufio.Header, engine: str) -> str:
-    """How far a file of the model can be tried: `answered`, `loaded`, or `read` where its engine loads no
-    such file; ik_llama.cpp none with multi-token prediction, of which a copy without would be needed.
-    """
-    kind = kind_of(header)
-    if not kind.loads or (engine == "ik" and header.has_mtp):
-        return "read"
-    return "answered" if kind.predicts or (kind.answers and engine == "mainline") else "loaded"
-
-
-def try_out(path: Path, process: trial.Process | None, answers: str, recipe: str, threads: int) -> None:
-    """Load a written file of the model in a process of its engine and have it answer, as far as it can.
-
-    Without a process its header is read back. QuantmillError, with the engine's own words, where it fails.
-    """
-    if process is None:
-        ggufio.read_header(path, data=False)
-        return
-    try:
-        process.load(path, answers, threads=threads)
-    except QuantmillError as error:
-        raise QuantmillError(
-            f"its file was written and does not work ({error})",
-            f"recipe {recipe}",
-            "no file was kept, what was quantized is in the store: change the recipe or the source",
-        ) from None
 
 
 class Work(NamedTuple):
@@ -302,7 +277,7 @@ def prepare(work: Work, shard: Shard, engine: str, store: Store, threads: int, l
     """Put a shard's tensors into the store, for the file that another job writes."""
     todo = shard.of([task for task in work.todo if task.type != task.source_type])
     store.expect(task.key(engine) for task in todo)
-    sizes = [len(work.source.data(task.name)) for task in todo]
+    sizes = [work.source.bytes(task.name) for task in todo]
     with (
         Quantizer(engine, store, threads, work.moments, work.cross) as quantizer,
         log.progress("quantize", sum(sizes), BYTES) as progress,
@@ -316,7 +291,6 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `quantize.write`."""
     spec = args.spec
     settings: Quantize = spec["config"]
-    engine = settings.get("engine", "mainline")
     store = command.store(args, log)
     work = read(args, settings, store, log)
     if args.shard is not None:
@@ -334,28 +308,22 @@ def main(args: argparse.Namespace, log: Log) -> None:
     sizes = [ggufio.padded(row.bytes) for row in rows]
     weights = costs.of_tasks(zip(todo, sizes, strict=True), spec["engine"], store, args.threads)
     most = settings.get("split")
-    how = how_tried(source.header, engine)
-    answers = kind_of(source.header).answers if how == "answered" else ""
     linked = store.packs.can_link(args.gguf.parent)
     expect(todo, rows, spec["engine"], store, linked=linked)
     recording = store.pack if linked else not_recorded
     with (
-        nullcontext() if how == "read" else trial.Process(engine) as process,
         Quantizer(spec["engine"], store, args.threads, moments, cross, keep=not linked) as quantizer,
         store.reserving(args.gguf.parent, plan["file_bytes"]) as reserved,
         log.progress("quantize", sum(sizes), BYTES, weights) as progress,
     ):
         tensors = counted(pieces(todo, source, quantizer), reserved)
-        tried = partial(
-            try_out, process=process, answers=answers, recipe=args.plan.stem, threads=args.threads
-        )
         name, alone = args.gguf.name if most else args.gguf.stem, settings.get("header", False)
         files = split.files(name, kv, rows, most, measured, header_alone=alone)
         if most is None:
-            written = write(args.gguf, files[0], tensors, progress, tried, recording)
+            written = write(args.gguf, files[0], tensors, progress, recording)
         else:
-            written = write_parts(args.gguf, files, tensors, progress, tried, recording)
-    facts = facts_of(written, tensors=len(rows), tried=how)
+            written = write_parts(args.gguf, files, tensors, progress, recording)
+    facts = facts_of(written, tensors=len(rows))
     if most is not None:
         facts["parts"] = [one.part for one in written]
     FACTS.write(args.facts, facts)

@@ -22,7 +22,6 @@ def build(view: View) -> dict[str, Any]:
         "offered": view.offered,
         "imatrix": imatrix,
         "with_imatrix": sum(bool(quant.plan["imatrix"]) for quant in view.offered),
-        "tried": tried(view.offered),
         "grids": grids(view.measured),
         "checked": checked(view.offered),
         "template": template(view.offered),
@@ -71,27 +70,26 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
     return list(origins.items())
 
 
-def tried(quants: Iterable[Quant]) -> str:
-    """How far all files were tried after they were written, in words."""
-    how = {quant.tried for quant in quants}
-    if "read" in how:
-        return "the header of each file was read back after it was written"
-    loaded = "each file was loaded by its engine after it was written"
-    return loaded if "loaded" in how else f"{loaded}, and evaluated on a few tokens"
-
-
 def checked(quants: Iterable[Quant]) -> str:
-    """What the checks of the finished files found, as the end of a sentence; empty where there are none."""
+    """What the checks of the finished files found, in words; empty where there are none."""
     reports = [quant.checks for quant in quants if quant.checks]
     if not reports:
         return ""
     failed = sum(bool(report["failures"]) for report in reports)
     if failed:
-        return f"; {failed} of {len(reports)} failed the check that followed"
-    words = ["; all their tensors' data are sound"]
-    if all(report["answer"] for report in reports):
-        by = " by its chat template" if all(report["template"] for report in reports) else ""
-        words.append(f"each answers a question{by}")
+        return f"{failed} of {len(reports)} failed"
+    how = {report["tried"] for report in reports}
+    by = " by its chat template" if all(report["template"] for report in reports) else ""
+    words = [
+        "the header of each file was read back"
+        if "read" in how
+        else "each file was loaded by its engine"
+        if "loaded" in how
+        else "each file was loaded by its engine and evaluated on a few tokens"
+        if "evaluated" in how
+        else f"each file was loaded by its engine and answers a question{by}",
+        "the data of all their tensors are sound",
+    ]
     if all(report["tokenizer"] == "lossless" for report in reports):
         words.append("texts come back from their tokens")
     if any(report["tokenizer"] == "lossy" for report in reports):
