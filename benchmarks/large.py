@@ -118,8 +118,7 @@ def of_3b(bench: Bench) -> Iterable[Row]:
     )
     config = {"imatrix": None}
     for name, text in (("Q4_K_M", template), ("changed", changed)):
-        run(work.render(name, text, {}))
-        run(_plan(work, name))
+        run(work.plan(name, text, {}, imatrix=False))
 
     written: list[float] = []
 
@@ -142,13 +141,6 @@ def of_3b(bench: Bench) -> Iterable[Row]:
     size = work.path("gguf/changed.gguf").stat().st_size
     what = f"3 B: one changed rule, against the whole file of {size / 2**30:.2f} GiB"
     yield _row(what, compare(whole, "seconds"), most=0.03)
-
-
-def _plan(work: Workspace, name: str) -> Command:
-    config = {"recipe": name, "imatrix": None}
-    given: Command = ["--model", work.model, "--recipe", work.path(f"recipes/{name}.yaml")]
-    given += ["--plan", work.path(f"plans/{name}.tsv"), "--report", work.path(f"plans/{name}.json")]
-    return work.stage("recipe.plan", config, *given)
 
 
 def _write(work: Workspace, name: str, config: dict[str, None]) -> Command:

@@ -126,8 +126,7 @@ def gptq(bench: Bench) -> Iterable[Row]:
 def ik_quantize(bench: Bench) -> Iterable[Row]:
     """One file of ik_llama.cpp's own types from an empty store, against its own tool."""
     work, name = bench.work, "IQ4_KS"
-    run(work.render(name, IK_TEMPLATE, {}))
-    run(work.plan(name))
+    run(work.plan(name, IK_TEMPLATE, {}))
 
     def ours() -> Figures:
         work.empty_store()
@@ -158,8 +157,7 @@ def rule(bench: Bench) -> Iterable[Row]:
         "rules:\n  - {role: attn_output, layers: [0], type: q8_0, why: one changed rule}\n",
         encoding="utf-8",
     )
-    run(work.render("changed", template, {}))
-    run(work.plan("changed"))
+    run(work.plan("changed", template, {}))
 
     def ours() -> Figures:
         work.empty_store()
@@ -325,12 +323,8 @@ def _sweep(bench: Bench, what: str, tiers: list[Tier], most: float) -> Iterable[
 
 
 def _resolve(work: Workspace, tiers: list[Tier]) -> float:
-    """Render and plan every tier; the seconds taken."""
-    seconds = 0.0
-    for tier in tiers:
-        seconds += run(work.render(tier.name, TEMPLATE, tier.parameters)).seconds
-        seconds += run(work.plan(tier.name)).seconds
-    return seconds
+    """Plan every tier; the seconds taken."""
+    return sum(run(work.plan(tier.name, TEMPLATE, tier.parameters)).seconds for tier in tiers)
 
 
 def _figures(done: Run) -> Figures:

@@ -93,20 +93,13 @@ class Workspace:
             "measure.moments", config, *given, "--report", self.path("moments.json"), store=True
         )
 
-    def render(self, name: str, template: Path, parameters: dict[str, Any]) -> Command:
-        """A recipe from its template."""
-        config = {"recipe": name, "parameters": parameters}
-        out = self.path(f"recipes/{name}.yaml")
-        return self.stage(
-            "recipe.render", config, "--model", self.model, "--template", template, "--out", out
-        )
-
-    def plan(self, name: str) -> Command:
-        """A recipe resolved to a plan."""
-        config = {"recipe": name, "imatrix": self._imatrix()}
-        out: Command = ["--plan", self.path(f"plans/{name}.tsv"), "--report", self.path(f"plans/{name}.json")]
-        recipe = self.path(f"recipes/{name}.yaml")
-        return self.stage("recipe.plan", config, "--model", self.model, "--recipe", recipe, *out)
+    def plan(self, name: str, template: Path, parameters: dict[str, Any], *, imatrix: bool = True) -> Command:
+        """A recipe from its template, resolved to a plan."""
+        facts = self._imatrix() if imatrix else None
+        config = {"recipe": name, "imatrix": facts, "parameters": parameters}
+        out: Command = ["--recipe", self.path(f"recipes/{name}.yaml")]
+        out += ["--plan", self.path(f"plans/{name}.tsv"), "--report", self.path(f"plans/{name}.json")]
+        return self.stage("recipe.plan", config, "--model", self.model, "--template", template, *out)
 
     def write(self, name: str, engine: str = "mainline", *, gptq: bool = False) -> Command:
         """A plan executed by its engine; rounded with error feedback where it is `gptq`."""

@@ -90,16 +90,16 @@ _CORPUS = {
     "context": 64,
     "sources": [{"name": "a", "weight": 1.0, "column": None, "rows": None}],
 }
-_RENDER = {"recipe": "Q8_0", "parameters": {"base": "Q8_0"}}
+_PLAN = {"recipe": "Q8_0", "imatrix": None, "parameters": {"base": "Q8_0"}}
 
 STAGES: dict[str, tuple[Any, dict[str, Any], Callable[[Path], list[object]], dict[str, str]]] = {
     # its config, what its spec is made from, its arguments, its outputs
     "model.manifest": ({}, {}, lambda folder: ["--model", LLAMA], {"manifest": "m.tsv", "facts": "m.json"}),
-    "recipe.render": (
-        _RENDER,
+    "recipe.plan": (
+        _PLAN,
         {},
         lambda folder: ["--model", LLAMA, "--template", Path("recipes/preset.yaml.j2").absolute()],
-        {"out": "r.yaml"},
+        {"recipe": "r.yaml", "plan": "p.tsv", "report": "p.json"},
     ),
     "imatrix.imported": (
         {},

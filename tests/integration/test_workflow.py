@@ -123,7 +123,7 @@ def test_a_spec_that_no_command_line_can_hold(checkout: Checkout) -> None:
     checkout.run()
     assert checkout.due() == set()
     checkout.configure(lambda config: (long(config), config["recipes"][0]["rules"][-1].update(type="q6_K")))
-    assert checkout.due() >= {"render_recipe long", "plan_types long", "quantize long", CARD}
+    assert checkout.due() >= {"plan_types long", "quantize long", CARD}
     assert "list_tensors" not in checkout.due()
     checkout.configure(
         lambda config: (long(config), config["models"]["tiny"]["card"].update(about="A new text. " * 5000))
@@ -154,7 +154,6 @@ def test_a_second_config_replaces_the_first(checkout: Checkout) -> None:
     assert due == {
         "check_source",
         "list_tensors",
-        "render_recipe Q8_0",
         "plan_types Q8_0",
         "tabulate_memory",
         "quantize Q8_0",
@@ -184,7 +183,7 @@ def test_what_the_stages_warn_of_is_said_at_the_end_of_the_run_that_made_it(chec
 
 def test_a_part_can_be_asked_for(checkout: Checkout) -> None:
     assert checkout.due("plans") == {"tabulate_memory"} | {
-        f"{rule} {recipe}" for rule in ("render_recipe", "plan_types") for recipe in ("Q8_0", "mix")
+        f"plan_types {recipe}" for recipe in ("Q8_0", "mix")
     }
     left = checkout.folder / "results" / "tiny" / "gguf" / ".tiny-old.gguf.00112233.part"
     left.parent.mkdir(parents=True)

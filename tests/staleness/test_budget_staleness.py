@@ -16,7 +16,7 @@ from quantmill.formats.types import known
 MEMORY = {"tabulate_memory"}
 LOCK = {"write_lock"}
 FIT = (
-    {"allocate_recipe fit", "plan_types fit", "quantize fit", "check_file fit", "measure_divergence fit"}
+    {"allocate_recipe fit", "plan_allocated fit", "quantize fit", "check_file fit", "measure_divergence fit"}
     | MEMORY
     | LOCK
 )
@@ -67,7 +67,6 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "the other recipe": (
         with_(lambda config: config["recipes"].__setitem__(0, {"name": "Q8_0", "base": "Q6_K"})),
         {
-            "render_recipe Q8_0",
             "plan_types Q8_0",
             "quantize Q8_0",
             "check_file Q8_0",
@@ -101,7 +100,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     (checkout.folder / "group0.csv").write_text(f"QTYPE,group0\nbf16,0\n{points}", encoding="utf-8")
     checkout.configure(settled)
     due = checkout.due()
-    assert due > IMPORTED | FIT | CARD and "render_recipe fit" not in due
+    assert due > IMPORTED | FIT | CARD
     checkout.run()
     return checkout
 

@@ -120,7 +120,6 @@ def test_beside_a_gguf_both_are_made(checkout: Checkout) -> None:
     assert due == EXPORT | {
         "check_source",
         "list_tensors",
-        "render_recipe Q8_0",
         "plan_types Q8_0",
         "tabulate_memory",
         "quantize Q8_0",
@@ -158,7 +157,7 @@ def test_the_example_is_what_the_tests_make_and_builds(checkout: Checkout, tmp_p
 
 GGUF = {"source": {"checkpoint": "a folder"}, "recipes": ["Q8_0"]}
 CONVERT = "convert_checkpoint"
-HEADER = {"check_source", "list_tensors", "render_recipe Q8_0", "plan_types Q8_0", "tabulate_memory"}
+HEADER = {"check_source", "list_tensors", "plan_types Q8_0", "tabulate_memory"}
 REST = HEADER | {"quantize Q8_0", "check_file Q8_0", "write_lock", "write_card"}
 
 

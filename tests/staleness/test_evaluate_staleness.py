@@ -18,7 +18,6 @@ CARD = {"write_card"}
 REST = {
     "check_source",
     "list_tensors",
-    "render_recipe Q8_0",
     "plan_types Q8_0",
     "tabulate_memory",
     "quantize Q8_0",

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "a field of the recipe": (
         lambda checkout: configure(checkout, lambda config: config["recipes"][1].update(imatrix="required")),
-        {"render_recipe IQ4_KS", "plan_types IQ4_KS", "quantize IQ4_KS", "check_file IQ4_KS"}
+        {"plan_types IQ4_KS", "quantize IQ4_KS", "check_file IQ4_KS"}
         | (bench("IQ4_KS") | MEMORY | LOCK | CARD),
     ),
     "error feedback": (

@@ -86,7 +86,7 @@ CASES: dict[str, tuple[Change, set[str]]] = {
     "gptaq": (recipe(1, rounding="gptaq"), PLAN | CROSS | FILE | NEAREST | CARD),
     "a type of the recipe": (
         recipe(1, embeddings="q6_K"),
-        {"render_recipe mix"} | PLAN | FILE | NEAREST | CARD,
+        PLAN | FILE | NEAREST | CARD,
     ),
     "split files": (
         recipe(1, split={"max": "1 MB"}),
@@ -174,7 +174,7 @@ def test_what_gptaq_needs_is_made_once(built: Checkout, tmp_path: Path) -> None:
     checkout.run()
     for more, expected in (
         ({"split": {"max": "1 MB"}}, {"quantize_split mix", "check_file mix"} | MEASURED | LOCK | CARD),
-        ({"embeddings": "q6_K"}, {"render_recipe mix"} | PLAN | CROSS | FILE | NEAREST | CARD),
+        ({"embeddings": "q6_K"}, PLAN | CROSS | FILE | NEAREST | CARD),
     ):
         crossed(**more)(checkout)
         assert checkout.due() == expected

@@ -14,7 +14,6 @@ CHECKED = {"check_source"}
 LISTED = {"list_tensors"}
 MEMORY = {"tabulate_memory"}
 PLANS = {"plan_types Q8_0", "plan_types mix"} | MEMORY
-RECIPES = {"render_recipe Q8_0", "render_recipe mix"} | PLANS
 LOCK = {"write_lock"}
 QUANTS = {"quantize Q8_0", "check_file Q8_0", "quantize mix", "check_file mix"} | LOCK
 CALIBRATION = {"build_corpus calibration", "measure_imatrix"}
@@ -27,9 +26,8 @@ SPEEDS = {f"measure_speed {row}" for row in ("source", "Q8_0", "mix")}
 SOURCE = {"measure_divergence source", "measure_perplexity source", "measure_speed source"}
 BENCH = KLDS | PERPLEXITIES | SPEEDS
 CARD = {"write_card"}
-ALL = CHECKED | LISTED | RECIPES | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
+ALL = CHECKED | LISTED | PLANS | QUANTS | CALIBRATION | TUNING | SENSITIVITY | HELD_OUT | BENCH | CARD
 MIX = {
-    "render_recipe mix",
     "plan_types mix",
     "tabulate_memory",
     "quantize mix",
@@ -143,7 +141,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a comment and the order of keys": (reorder, set()),
     "one field of one recipe": (recipe(embeddings="q6_K"), MIX | CARD),
     "two fields of one recipe swapped": (recipe(embeddings="q6_K", output="q8_0"), MIX | CARD),
-    "the grid of the source kept": (recipe(keep="grid"), MIX - {"render_recipe mix"} | CARD),
+    "the grid of the source kept": (recipe(keep="grid"), MIX | CARD),
     "a recipe gone": (lambda h: h.configure(lambda c: c["recipes"].pop(0)), MEMORY | LOCK | CARD),
     "a split recipe": (
         recipe(split={"max": "1 MB"}),
@@ -226,9 +224,9 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "what is withheld": (section(publish={"withhold": "dominated"}), CARD),
     "a recipe's template": (
         append("recipes/preset.yaml.j2", TEMPLATE),
-        RECIPES | QUANTS | BENCH - SOURCE | CARD,
+        PLANS | QUANTS | BENCH - SOURCE | CARD,
     ),
-    "the engine": (OTHER_ENGINE, ALL - LISTED - {"render_recipe Q8_0", "render_recipe mix"}),
+    "the engine": (OTHER_ENGINE, ALL - LISTED),
     "the version of a stage": (
         lambda h: h.raise_version("quantize.write"),
         QUANTS | BENCH - SOURCE | CARD,
@@ -259,7 +257,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         delete("imatrix.dat"),
         {"measure_imatrix"} | SENSITIVITY | QUANTS | BENCH - SOURCE | CARD,
     ),
-    "a deleted plan": (delete("plans/mix.tsv"), MIX - {"render_recipe mix"} | CARD),
+    "a deleted plan": (delete("plans/mix.tsv"), MIX | CARD),
     "a deleted measurement": (delete("bench/mix/speed.json"), {"measure_speed mix"} | CARD),
     "a deleted divergence": (
         delete("bench/mix/kld.json"),
@@ -351,7 +349,7 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
     assert checkout.due("plans") == set()
     plans = MEMORY | {f"plan_types {recipe}" for recipe in ("Q8_0", "CD-Q6_K", "lines")}
     checkout.configure(lambda config: (rank(config), config["imatrix"].update(chunks=3)))
-    assert checkout.due("plans") == CALIBRATION | plans | {"render_recipe CD-Q6_K"}
+    assert checkout.due("plans") == CALIBRATION | plans
     checkout.run("plans")
     checkout.configure(
         lambda config: (
@@ -360,15 +358,15 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
             config["recipes"][1]["importance"].update(imatrix=0.75),
         )
     )
-    assert checkout.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    assert checkout.due("plans") == MEMORY | {"plan_types CD-Q6_K"}
     checkout.run("plans")
     (checkout.folder / "scores.json").write_text("[1, 0.5]", encoding="utf-8")
-    assert checkout.due("plans") == MEMORY | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    assert checkout.due("plans") == MEMORY | {"plan_types CD-Q6_K"}
     checkout.run("plans")
     (checkout.folder / "lines.txt").write_text("attn_k=q8_0", encoding="utf-8")
-    assert checkout.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
+    assert checkout.due("plans") == MEMORY | {"plan_types lines"}
     touch(checkout)
-    assert checkout.due("plans") == MEMORY | {"render_recipe lines", "plan_types lines"}
+    assert checkout.due("plans") == MEMORY | {"plan_types lines"}
     checkout.run("plans")
     checkout.configure(
         lambda config: (
@@ -378,7 +376,7 @@ def test_only_a_recipe_that_asks_for_importance_or_a_file_hangs_on_it(tmp_path: 
         )
     )
     measured = MEMORY | LISTED | TUNING | {"measure_sensitivity"}
-    assert checkout.due("plans") == measured | {"render_recipe CD-Q6_K", "plan_types CD-Q6_K"}
+    assert checkout.due("plans") == measured | {"plan_types CD-Q6_K"}
     checkout.run("plans")
     assert checkout.due("plans") == set()
 

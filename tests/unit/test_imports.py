@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "corpus": {"engine", "formats"},
     "recipe": {"engine", "formats", "model", "nvfp4"},
     "budget": {"formats", "model", "recipe"},
-    "quantize": {"check", "engine", "formats", "grid", "measure", "model", "nvfp4"},
+    "quantize": {"engine", "formats", "grid", "measure", "model", "nvfp4"},
     "measure": {"check", "engine", "formats", "imatrix", "model"},
     "serve": {"engine", "formats", "measure"},
     "sensitivity": {"check", "engine", "formats", "measure", "model", "quantize", "recipe"},

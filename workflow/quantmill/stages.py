@@ -152,19 +152,12 @@ _STAGES: Final = (
         writes="recipes/<recipe>.yaml, recipes/<recipe>.json",
     ),
     Stage(
-        "recipe.render",
-        version=3,
-        what="render a recipe from its template",
-        reads="a template, the source's header; where the recipe asks for them: imatrix, scores, "
-        "sensitivity.tsv, a file to import",
-        writes="recipes/<recipe>.yaml",
-    ),
-    Stage(
         "recipe.plan",
-        version=4,
-        what="resolve a recipe to a type for each tensor",
-        reads="a recipe, the source's header",
-        writes="plans/<recipe>.tsv, plans/<recipe>.json",
+        version=5,
+        what="render a recipe from its template, and resolve it to a type for each tensor",
+        reads="a template, or the recipe of a budget; the source's header; where the recipe asks for them: "
+        "imatrix, scores, sensitivity.tsv, a file to import",
+        writes="recipes/<recipe>.yaml, plans/<recipe>.tsv, plans/<recipe>.json",
     ),
     Stage(
         "model.memory",

@@ -1,5 +1,4 @@
-# Size-targeted recipes: published sensitivities, and the allocation. An allocated recipe is
-# written where a rendered one would be, and its plan is made in the same way.
+# Size-targeted recipes: published sensitivities, the allocation, and the plan of the recipe that it chose.
 
 
 rule import_sensitivity:
@@ -97,4 +96,37 @@ rule allocate_recipe:
             "--model {input.model[0]:q} --sensitivity {input.sensitivity:q} --grids {input.grids:q}"
             " --out {output.recipe:q}"
             " --report {output.report:q}",
+        )
+
+
+rule plan_allocated:
+    input:
+        model=of(inputs.source),
+        recipe="<results>/{model}/recipes/{recipe}.yaml",
+        allocation="<results>/{model}/recipes/{recipe}.json",
+        grids=of(inputs.grids),
+    output:
+        plan="<results>/{model}/plans/{recipe}.tsv",
+        report="<results>/{model}/plans/{recipe}.json",
+    log:
+        "<results>/{model}/logs/plans/{recipe}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/plans/{recipe}.tsv"
+    wildcard_constraints:
+        recipe=pattern(project.size_targeted),
+    priority: 10
+    localrule: True
+    conda:
+        "../../envs/quantmill.yaml"
+    resources:
+        mem_mb=1000,
+    params:
+        spec=spec_of(specs.plan),
+    message:
+        "{wildcards.model}: plan of {wildcards.recipe}"
+    shell:
+        stage(
+            "recipe.plan",
+            "--model {input.model[0]:q} --recipe {input.recipe:q} --allocation {input.allocation:q}"
+            " --grids {input.grids:q} --plan {output.plan:q} --report {output.report:q}",
         )

@@ -1,9 +1,8 @@
-# A recipe is rendered, then resolved to a plan: which type each tensor gets, and
-# why. Both need the source's header alone, and come first: a wrong recipe is
-# refused before hours of work.
+# A recipe is rendered and resolved to a plan: which type each tensor gets, and why. That needs the
+# source's header alone, and comes first: a wrong recipe is refused before hours of work.
 
 
-rule render_recipe:
+rule plan_types:
     input:
         model=of(inputs.source),
         template=of(inputs.template),
@@ -13,46 +12,17 @@ rule render_recipe:
         imatrix_report=of(inputs.ranking_imatrix_report),
         sensitivity=of(inputs.ranking_sensitivity),
         sensitivity_report=of(inputs.ranking_sensitivity_report),
-    output:
-        "<results>/{model}/recipes/{recipe}.yaml",
-    log:
-        "<results>/{model}/logs/recipes/{recipe}.log",
-    benchmark:
-        "<results>/{model}/benchmarks/recipes/{recipe}.tsv"
-    wildcard_constraints:
-        recipe=pattern(project.recipes - project.size_targeted),
-    priority: 10
-    localrule: True
-    conda:
-        "../../envs/quantmill.yaml"
-    resources:
-        mem_mb=500,
-    params:
-        spec=spec_of(specs.rendered),
-    message:
-        "{wildcards.model}: recipe {wildcards.recipe}"
-    shell:
-        stage(
-            "recipe.render",
-            "--model {input.model[0]:q} --template {input.template:q} --file {input.file:q}"
-            " --imatrix {input.imatrix:q} --scores {input.scores:q}"
-            " --sensitivity {input.sensitivity:q} --out {output:q}",
-        )
-
-
-rule plan_types:
-    input:
-        model=of(inputs.source),
-        recipe="<results>/{model}/recipes/{recipe}.yaml",
-        allocation=of(inputs.allocation),
         grids=of(inputs.grids),
     output:
+        recipe="<results>/{model}/recipes/{recipe}.yaml",
         plan="<results>/{model}/plans/{recipe}.tsv",
         report="<results>/{model}/plans/{recipe}.json",
     log:
         "<results>/{model}/logs/plans/{recipe}.log",
     benchmark:
         "<results>/{model}/benchmarks/plans/{recipe}.tsv"
+    wildcard_constraints:
+        recipe=pattern(project.recipes - project.size_targeted),
     priority: 10
     localrule: True
     conda:
@@ -66,9 +36,10 @@ rule plan_types:
     shell:
         stage(
             "recipe.plan",
-            "--model {input.model[0]:q} --recipe {input.recipe:q} --allocation {input.allocation:q}"
-            " --grids {input.grids:q}"
-            " --plan {output.plan:q} --report {output.report:q}",
+            "--model {input.model[0]:q} --template {input.template:q} --file {input.file:q}"
+            " --imatrix {input.imatrix:q} --scores {input.scores:q}"
+            " --sensitivity {input.sensitivity:q} --grids {input.grids:q}"
+            " --recipe {output.recipe:q} --plan {output.plan:q} --report {output.report:q}",
         )
 
 

@@ -243,7 +243,8 @@ def specs_of(project: Project) -> dict[str, str]:
             note(specs, "sensitivity", model)
             note(cards, "sensitivity_plot", model)
         for name, recipe in config.recipes_of(model).items():
-            note(specs, "allocated" if recipe.size_targeted else "rendered", model, name)
+            if recipe.size_targeted:
+                note(specs, "allocated", model, name)
             if recipe.size_targeted and config.probes_of(model):
                 note(specs, "feasibility", model, name)
             note(specs, "plan", model, name)

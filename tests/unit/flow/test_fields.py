@@ -61,7 +61,7 @@ ROWS: Final[dict[str, Row]] = {
             "bench": {},
             "publish": {},
         },
-        "verify +card +check +lock +manifest +memory +plan +quantized +checked +rendered +source",
+        "verify +card +check +lock +manifest +memory +plan +quantized +checked +source",
     ),
     "Config.corpora": Row(
         "corpora.held-out",
@@ -71,14 +71,13 @@ ROWS: Final[dict[str, Row]] = {
     "Config.imatrix": Row(
         "imatrix",
         None,
-        "allocated corpus feasibility rendered sensitivity sensitivity_plot PLANS +corpus +imatrix",
+        "allocated corpus feasibility sensitivity sensitivity_plot PLANS +corpus +imatrix",
         [("recipes.1.importance", {"sensitivity": 1.0}), ("models.checkpoint.recipes", ["Q8_0"])],
     ),
     "Config.rounding": Row(
         "rounding",
         "gptq",
-        "allocated feasibility rendered sensitivity sensitivity_plot PLANS "
-        "+corpus +moments +nearest +nearest_kld",
+        "allocated feasibility sensitivity sensitivity_plot PLANS +corpus +moments +nearest +nearest_kld",
         [("moments", FEWER)],
     ),
     "Config.moments": Row("moments", FEWER, "moments FILES", FED_BACK),
@@ -88,7 +87,7 @@ ROWS: Final[dict[str, Row]] = {
         "card corpus kld perplexity +corpus +sensitivity +sensitivity_plot",
         [("recipes", ["Q8_0"])],
     ),
-    "Config.recipes": Row("recipes.0.base", "Q6_K", "rendered PLANS"),
+    "Config.recipes": Row("recipes.0.base", "Q6_K", "PLANS"),
     "Config.split": Row("split", {"max": "1 MB"}, "FILES"),
     "Config.bench": Row("bench.kld", None, "card publish +kld"),
     "Config.publish": Row("publish.repo", "you/{model}", "card publish"),
@@ -117,56 +116,56 @@ ROWS: Final[dict[str, Row]] = {
     "Model.source": Row(
         "models.local.source.path",
         "other.gguf",
-        "allocated corpus feasibility imatrix rendered sensitivity sensitivity_plot PLANS SOURCE",
+        "allocated corpus feasibility imatrix sensitivity sensitivity_plot PLANS SOURCE",
     ),
     "Model.card": Row("models.local.card", {"title": "Other"}, "card"),
     "Model.recipes": Row(
         "models.local.recipes",
         ["Q8_0"],
-        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +rendered +BENCH",
+        "card lock memory parts publish +allocated +feasibility +plan +quantized +checked +BENCH",
     ),
     "Model.imatrix": Row(
         "models.local.imatrix",
         {"corpus": "calibration", "chunks": 2, "context": 128},
-        "allocated corpus feasibility imatrix rendered sensitivity sensitivity_plot PLANS",
+        "allocated corpus feasibility imatrix sensitivity sensitivity_plot PLANS",
     ),
     "Model.moments": Row("models.local.moments", FEWER, "moments FILES", FED_BACK),
     "Model.sensitivity": Row(
         "models.local.sensitivity",
         {"corpus": "tuning", "chunks": 2, "context": 128, "types": ["q8_0"]},
-        "allocated corpus feasibility rendered sensitivity sensitivity_plot PLANS",
+        "allocated corpus feasibility sensitivity sensitivity_plot PLANS",
     ),
     "Model.bench": Row("models.local.bench", {}, "card publish +corpus +BENCH"),
     "Model.language_model": Row(
         "models.seer.language_model", "hub", "card projector", [("models.seer", PROJECTOR)]
     ),
     "Model.publish": Row("models.local.publish", {"repo": "you/{model}"}, "card publish"),
-    "PackageSource.package": Row("models.packaged.source.package", "other_models", "rendered ALONE SOURCE"),
-    "PackageSource.file": Row("models.packaged.source.file", "other.gguf", "rendered ALONE SOURCE"),
-    "HubSource.hf": Row("models.hub.source.hf", "you/model", "fetch rendered ALONE SOURCE"),
-    "HubSource.file": Row("models.hub.source.file", "other.gguf", "rendered ALONE SOURCE"),
-    "HubSource.revision": Row("models.hub.source.revision", "1" * 40, "fetch rendered ALONE SOURCE"),
+    "PackageSource.package": Row("models.packaged.source.package", "other_models", "ALONE SOURCE"),
+    "PackageSource.file": Row("models.packaged.source.file", "other.gguf", "ALONE SOURCE"),
+    "HubSource.hf": Row("models.hub.source.hf", "you/model", "fetch ALONE SOURCE"),
+    "HubSource.file": Row("models.hub.source.file", "other.gguf", "ALONE SOURCE"),
+    "HubSource.revision": Row("models.hub.source.revision", "1" * 40, "fetch ALONE SOURCE"),
     "CheckpointSource.checkpoint": Row(
         "models.checkpoint.source.checkpoint",
         "other-checkpoint",
-        "activations checkpoint_card convert corpus export imatrix rendered ALONE SOURCE",
+        "activations checkpoint_card convert corpus export imatrix ALONE SOURCE",
     ),
     "CheckpointSource.to": Row(
         "models.checkpoint.source.to",
         "f16",
-        "activations checkpoint_card convert corpus export imatrix rendered ALONE SOURCE",
+        "activations checkpoint_card convert corpus export imatrix ALONE SOURCE",
     ),
     "CheckpointSource.keep": Row("models.checkpoint.source.keep", False, ""),
     "CheckpointSource.projector": Row(
         "models.eyes.source.projector",
         True,
-        "convert rendered ALONE SOURCE",
+        "convert ALONE SOURCE",
         [("models.eyes", EMBEDDER | {"source": {"checkpoint": "checkpoint"}, "bench": {}})],
     ),
     "CheckpointSource.pre_tokenizer": Row(
         "models.checkpoint.source.pre_tokenizer",
         "qwen2",
-        "activations checkpoint_card convert corpus export imatrix rendered ALONE SOURCE",
+        "activations checkpoint_card convert corpus export imatrix ALONE SOURCE",
     ),
     "PathSource.path": Row(
         "models.imported.source.path",
@@ -232,7 +231,7 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.template": Row(
         "recipes.3",
         {"name": "sized", "template": "preset", "base": "Q8_0"},
-        "PLANS +allocated +feasibility +rendered",
+        "PLANS +allocated +feasibility",
     ),
     "BudgetRecipe.size": Row("recipes.3.size", "2 MB", "allocated feasibility PLANS"),
     "BudgetRecipe.bpw": Row("models.imported.recipes.0.bpw", 5, "allocated ALONE"),
@@ -284,12 +283,12 @@ ROWS: Final[dict[str, Row]] = {
     "Split.max": Row("recipes.0.split.max", "2 MB", "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Split.header": Row("recipes.0.split.header", True, "FILES", [("recipes.0.split", {"max": "1 MB"})]),
     "Recipe.name": Row(
-        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +checked +rendered +BENCH"
+        "recipes.0.name", "other", "card lock memory parts publish +plan +quantized +checked +BENCH"
     ),
-    "Recipe.template": Row("recipes.0.template", "own", "rendered PLANS"),
-    "Recipe.importance": Row("recipes.1.importance", {"imatrix": 1.0}, "rendered PLANS"),
-    "Recipe.file": Row("recipes.2.file", "other-lines.txt", "rendered PLANS"),
-    "Recipe.form": Row("recipes.2.form", "tensor-types", "rendered PLANS"),
+    "Recipe.template": Row("recipes.0.template", "own", "PLANS"),
+    "Recipe.importance": Row("recipes.1.importance", {"imatrix": 1.0}, "PLANS"),
+    "Recipe.file": Row("recipes.2.file", "other-lines.txt", "PLANS"),
+    "Recipe.form": Row("recipes.2.form", "tensor-types", "PLANS"),
     "Recipe.scheme": Row("models.checkpoint.recipes.1.scheme", "W4A16", "checkpoint_card export"),
     "Recipe.split": Row("recipes.0.split", {"max": "1 MB"}, "FILES"),
     "Recipe.rounding": Row(
@@ -297,11 +296,11 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Recipe.acceptance_test": Row("recipes.0.acceptance_test", False, "card +nearest +nearest_kld", FED_BACK),
     "Recipe.keep": Row("recipes.0.keep", "grid", "PLANS"),
-    "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "rendered PLANS"),
-    "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "rendered PLANS"),
-    "Importance.scores": Row("recipes.1.importance.scores", None, "rendered PLANS"),
-    "Scored.path": Row("recipes.1.importance.scores.path", "other", "rendered PLANS"),
-    "Scored.weight": Row("recipes.1.importance.scores.weight", 3.0, "rendered PLANS"),
+    "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "PLANS"),
+    "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "PLANS"),
+    "Importance.scores": Row("recipes.1.importance.scores", None, "PLANS"),
+    "Scored.path": Row("recipes.1.importance.scores.path", "other", "PLANS"),
+    "Scored.weight": Row("recipes.1.importance.scores.weight", 3.0, "PLANS"),
     "Chunks.corpus": Row(
         "bench.perplexity.corpus",
         "more",
@@ -314,23 +313,22 @@ ROWS: Final[dict[str, Row]] = {
         "imatrix.corpus",
         "more",
         "activations allocated checkpoint_card corpus export feasibility imatrix "
-        "rendered sensitivity sensitivity_plot PLANS +corpus",
+        "sensitivity sensitivity_plot PLANS +corpus",
         [("corpora.more", {"sources": [{"name": "two", "path": "one.txt"}]})],
     ),
     "Calibration.chunks": Row(
         "imatrix.chunks",
         2,
         "activations allocated checkpoint_card corpus export feasibility imatrix "
-        "rendered sensitivity sensitivity_plot PLANS",
+        "sensitivity sensitivity_plot PLANS",
     ),
     "Calibration.mtp": Row(
-        "imatrix.mtp", True, "allocated feasibility imatrix rendered sensitivity sensitivity_plot PLANS"
+        "imatrix.mtp", True, "allocated feasibility imatrix sensitivity sensitivity_plot PLANS"
     ),
     "Calibration.context": Row(
         "imatrix.context",
         64,
-        "activations allocated checkpoint_card corpus export imatrix "
-        "rendered sensitivity sensitivity_plot PLANS",
+        "activations allocated checkpoint_card corpus export imatrix sensitivity sensitivity_plot PLANS",
     ),
     "ImportedImatrix.file": Row(
         "models.imported.imatrix.file", "other-imatrix.dat", "allocated imatrix ALONE"
@@ -338,20 +336,16 @@ ROWS: Final[dict[str, Row]] = {
     "Probes.corpus": Row(
         "sensitivity.corpus",
         "more",
-        "allocated corpus rendered sensitivity sensitivity_plot PLANS +corpus",
+        "allocated corpus sensitivity sensitivity_plot PLANS +corpus",
         [("corpora.more", {"sources": [{"name": "two", "path": "two.txt"}]})],
     ),
-    "Probes.chunks": Row(
-        "sensitivity.chunks", 2, "allocated corpus rendered sensitivity sensitivity_plot PLANS"
-    ),
-    "Probes.context": Row(
-        "sensitivity.context", 64, "allocated corpus rendered sensitivity sensitivity_plot PLANS"
-    ),
-    "Probes.minutes": Row("sensitivity.minutes", 5, "allocated rendered sensitivity sensitivity_plot PLANS"),
+    "Probes.chunks": Row("sensitivity.chunks", 2, "allocated corpus sensitivity sensitivity_plot PLANS"),
+    "Probes.context": Row("sensitivity.context", 64, "allocated corpus sensitivity sensitivity_plot PLANS"),
+    "Probes.minutes": Row("sensitivity.minutes", 5, "allocated sensitivity sensitivity_plot PLANS"),
     "Probes.types": Row(
         "sensitivity.types",
         ["q4_K", "q6_K"],
-        "allocated feasibility rendered sensitivity sensitivity_plot PLANS",
+        "allocated feasibility sensitivity sensitivity_plot PLANS",
     ),
     "ImportedSensitivity.results": Row(
         "models.imported.sensitivity.import", "other", "allocated sensitivity sensitivity_plot ALONE"

@@ -73,15 +73,8 @@ def test_large_files_are_ancient_and_their_reports_are_not(make: Callable[..., P
 
 def test_what_a_recipe_does_not_use_is_no_input(make: Callable[..., Project], flow: Flow) -> None:
     inputs = flow(make())[0]
-    for method in (
-        "published_recipe",
-        "scores",
-        "ranking_imatrix",
-        "ranking_sensitivity_report",
-        "allocation",
-    ):
+    for method in ("published_recipe", "scores", "ranking_imatrix", "ranking_sensitivity_report"):
         assert getattr(inputs, method)("local", "plain") == []
-    assert inputs.allocation("local", "sized") == ["results/local/recipes/sized.json"]
     assert inputs.imatrix("hub") == inputs.imatrix_report("hub") == inputs.server("hub") == []
     assert inputs.corpora_before("local", "calibration") == []
 

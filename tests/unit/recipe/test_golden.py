@@ -15,8 +15,7 @@ MODEL = ROOT / "tests" / "data" / "tiny-moe.gguf"
 # Stage -> (its version, sha256 of its outputs one after the other).
 GOLDEN = {
     "model.manifest": (2, "698107e3503e7706c971ef53c6a652ed0fc054d1a4b6e1be5e408e9c84670bec"),
-    "recipe.render": (3, "e428428c0816893818f016d98b8d3210315fec9835a3531aab6cf11874c4d82f"),
-    "recipe.plan": (4, "8abc6488027bf260cf50e835e6e0ccb48cbf73e5afdbdaebfaf4a81c9f3e1af9"),
+    "recipe.plan": (5, "9ee6ee0443e1c49eb287b70632607fe263556fc34c7a025760111172ff6f2ae6"),
 }
 PARAMETERS = {"base": "Q4_K_M", "embeddings": "q8_0", "output": "q5_K"}
 IMATRIX = {"file": "tiny-moe-imatrix.gguf", "dataset": "calibration", "chunks": 64}
@@ -28,15 +27,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("golden")
     stages: dict[str, tuple[dict, list[str], list[str]]] = {
         "model.manifest": ({}, ["--manifest", "m.tsv", "--facts", "m.json"], ["m.tsv", "m.json"]),
-        "recipe.render": (
-            {"recipe": "R", "parameters": PARAMETERS},
-            ["--template", str(ROOT / "recipes" / "preset.yaml.j2"), "--out", "r.yaml"],
-            ["r.yaml"],
-        ),
         "recipe.plan": (
-            {"recipe": "R", "imatrix": IMATRIX},
-            ["--recipe", "r.yaml", "--plan", "p.tsv", "--report", "p.json"],
-            ["p.tsv", "p.json"],
+            {"recipe": "R", "imatrix": IMATRIX, "parameters": PARAMETERS},
+            [
+                *("--template", str(ROOT / "recipes" / "preset.yaml.j2")),
+                *("--recipe", "r.yaml", "--plan", "p.tsv", "--report", "p.json"),
+            ],
+            ["r.yaml", "p.tsv", "p.json"],
         ),
     }
     digests = {}

@@ -103,22 +103,12 @@ def test_errors(template: str, parameters: dict[str, Any], message: str) -> None
 
 
 def command(template: Path, out: Path, parameters: str) -> subprocess.CompletedProcess[str]:
-    spec = f'{{"config":{{"recipe":"R","parameters":{parameters}}}}}'
+    spec = f'{{"config":{{"recipe":"R","imatrix":null,"parameters":{parameters}}}}}'
     return subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "quantmill.recipe.render",
-            "--spec",
-            spec,
-            "--model",
-            MOE,
-            "--template",
-            template,
-            "--out",
-            out,
-            "--log",
-            out.with_suffix(".log"),
+            *(sys.executable, "-m", "quantmill.recipe.plan", "--spec", spec, "--model", MOE),
+            *("--template", template, "--recipe", out, "--log", out.with_suffix(".log")),
+            *("--plan", out.with_suffix(".tsv"), "--report", out.with_suffix(".json")),
         ],
         capture_output=True,
         text=True,

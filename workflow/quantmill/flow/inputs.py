@@ -237,10 +237,6 @@ class Inputs:
     def _ranking(self, source: str, model: str, recipe: str, files: Files) -> Files:
         return files if source in self.project.rendered(model, recipe).weights else []
 
-    def allocation(self, model: str, recipe: str) -> Files:
-        """The report of a size-targeted recipe."""
-        return self.paths.allocation(model, recipe)
-
     def grids(self, model: str, recipe: str) -> Files:
         """The manifest, which says what lies on a grid, where the recipe keeps it."""
         if not self.project.recipe(model, recipe).keep:

@@ -33,14 +33,11 @@ class Specs(SourceSpecs):
 
     # --- recipes and plans ----------------------------------------------------
 
-    @once
-    def rendered(self, model: str, recipe: str) -> str:
+    def _rendered(self, model: str, recipe: str) -> tuple[Settings, Settings]:
+        """What decides a recipe that is rendered, and what it is made from."""
         chosen = self.project.rendered(model, recipe)
-        settings: typed.Render = {"recipe": recipe, "parameters": chosen.parameters}
-        made_from: Settings = {
-            "model": self.source(model),
-            "template": self.digests.file(self.project.template(model, recipe)),
-        }
+        settings: Settings = {"parameters": chosen.parameters}
+        made_from: Settings = {"template": self.digests.file(self.project.template(model, recipe))}
         # What a plain recipe does not ask for must not make it stale.
         if chosen.file is not None:
             settings["form"] = str(chosen.form)
@@ -53,7 +50,7 @@ class Specs(SourceSpecs):
             made_from["sensitivity"] = (
                 [digest(self.sensitivity(model))] if "sensitivity" in chosen.weights else []
             )
-        return spec.make("recipe.render", settings, made_from)
+        return settings, made_from
 
     def _allocation_settings(self, model: str, recipe: str) -> Settings:
         """What decides the types of a size-targeted recipe."""
@@ -101,11 +98,14 @@ class Specs(SourceSpecs):
 
     @once
     def plan(self, model: str, recipe: str) -> str:
-        targeted = self.project.recipe(model, recipe).size_targeted
-        written = self.allocated(model, recipe) if targeted else self.rendered(model, recipe)
-        made_from = {"model": self.source(model), "recipe": digest(written)} | self._grids(model, recipe)
+        if self.project.recipe(model, recipe).size_targeted:
+            written: Settings = {}
+            made_from: Settings = {"recipe": digest(self.allocated(model, recipe))}
+        else:
+            written, made_from = self._rendered(model, recipe)
+        made_from |= {"model": self.source(model)} | self._grids(model, recipe)
         plan: typed.Plan = {"recipe": recipe, "imatrix": self.imatrix_facts(model)}
-        settings = plan | self._rounding(model, recipe) | self._keep(model, recipe)
+        settings = plan | written | self._rounding(model, recipe) | self._keep(model, recipe)
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
     @once

@@ -105,20 +105,14 @@ class ImatrixFile(TypedDict):
     mtp: NotRequired[Annotated[bool, "whether it has the draft head's tensors"]]
 
 
-class Render(TypedDict):
-    """`recipe.render`."""
-
-    recipe: str
-    parameters: dict[str, Any]
-    form: NotRequired[str]
-    importance: NotRequired[dict[str, float]]
-
-
 class Plan(TypedDict):
-    """`recipe.plan`."""
+    """`recipe.plan`; `parameters`, `form` and `importance` of a recipe that is rendered from a template."""
 
     recipe: str
     imatrix: ImatrixFile | None
+    parameters: NotRequired[dict[str, Any]]
+    form: NotRequired[str]
+    importance: NotRequired[dict[str, float]]
     rounding: NotRequired[FileRounding]
     keep: NotRequired[Keep]
 
@@ -349,7 +343,6 @@ OF_STAGE: Final[dict[str, Any]] = {
     "checkpoint.calibrate": Chunks,
     "sensitivity.measure": Probes,
     "sensitivity.imported": Empty,
-    "recipe.render": Render,
     "budget.feasibility": Allocate,
     "budget.allocate": Allocate,
     "recipe.plan": Plan,

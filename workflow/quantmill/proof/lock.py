@@ -48,7 +48,6 @@ DECIDING: Final = (
     "sensitivity.measure",
     "sensitivity.imported",
     "budget.allocate",
-    "recipe.render",
     "recipe.plan",
     "quantize.write",
 )

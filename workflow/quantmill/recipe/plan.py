@@ -18,6 +18,7 @@ from typing import Final
 from quantmill import command
 from quantmill.engine.dryrun import Mixture
 from quantmill.errors import QuantmillError
+from quantmill.files import read_user_text, write_text
 from quantmill.formats import allocation as formats
 from quantmill.formats.ggufio import Header, Tensor, padded, serialize
 from quantmill.formats.output import ImatrixFacts, llama_order, output_kv
@@ -41,7 +42,7 @@ from quantmill.model.heads import has_values
 from quantmill.model.roles import layer_of, role_of
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
-from quantmill.recipe import presets, rules, shares
+from quantmill.recipe import presets, render, rules, shares
 from quantmill.recipe.keep import kept
 
 # A layer of multi-token prediction has no importance values: this type replaces one that needs them.
@@ -329,22 +330,22 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
     config: Settings = args.spec["config"]
     header = read_source(args.model)
-    try:
-        text = args.recipe.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise QuantmillError("no such recipe", args.recipe, "render it first") from None
-    recipe = rules.parse(text, args.recipe)
-    imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
+    where = args.recipe
+    if args.template is not None:
+        where = f"recipe {config['recipe']} ({args.template})"
+        write_text(args.recipe, render.rendered(args, config, header, where, log))
+    recipe = rules.parse(read_user_text(args.recipe), where)
+    imatrix = use_imatrix(recipe, config["imatrix"] is not None, where)
     mtp = has_values(header, config["imatrix"], args.model)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
-    keep = kept(header, args.grids, recipe.engine, args.recipe)
+    keep = kept(header, args.grids, recipe.engine, where)
     # A size-targeted recipe has chosen among the types already, and may have left the grid.
     given = keep.types if args.allocation is None else _NONE
-    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=args.recipe, keep=given, mtp=mtp)
+    plan = resolve(header, recipe, mixture, imatrix=imatrix, where=where, keep=given, mtp=mtp)
     rows = plan.rows if given else keep.marked(plan.rows)
     plan = replace(plan, rows=rows, warnings=(*plan.warnings, *keep.warnings))
     if "rounding" in config:
-        check_rounding(plan.rows, recipe.engine, args.recipe)
+        check_rounding(plan.rows, recipe.engine, where)
     allocation = None if args.allocation is None else formats.ALLOCATION.read(args.allocation)
     numbers = report(header, plan, config["recipe"], config["imatrix"], allocation)
     if "rounding" in config:
@@ -365,7 +366,10 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
-    arguments.add_argument("--recipe", type=Path, required=True, help="the rendered recipe")
+    render.add_options(arguments)
+    arguments.add_argument(
+        "--recipe", type=Path, required=True, help="the recipe, as plain YAML: written where it is rendered"
+    )
     arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
     arguments.add_argument("--allocation", type=Path, nargs="?", help="the report of a size-targeted recipe")
     arguments.add_argument("--plan", type=Path, required=True, help="the plan, a table")

@@ -35,13 +35,12 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from quantmill import command, yamlio
+from quantmill import yamlio
 from quantmill.bounded import SmallNumbers, bounded
 from quantmill.errors import QuantmillError
-from quantmill.files import read_user_text, write_text
+from quantmill.files import read_user_text
 from quantmill.formats.ggufio import Header
-from quantmill.formats.settings import Render
-from quantmill.model.header import read_source
+from quantmill.formats.settings import Plan
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
 from quantmill.recipe import rules
@@ -241,10 +240,17 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
     return {"importance": blended, "ranked": importance.ranked(blended)}
 
 
-def main(args: argparse.Namespace, log: Log) -> None:
-    """Render one recipe for one model."""
-    config: Render = args.spec["config"]
-    header = read_source(args.model)
+def add_options(arguments: argparse.ArgumentParser) -> None:
+    """What a template is rendered with."""
+    arguments.add_argument("--template", type=Path, nargs="?", help="a file of recipes/, to be rendered")
+    arguments.add_argument("--file", type=Path, nargs="?", help="a recipe in a common form, to import")
+    arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, for the layers' importance")
+    arguments.add_argument("--scores", type=Path, nargs="?", help="JSON of scores, for the same")
+    arguments.add_argument("--sensitivity", type=Path, nargs="?", help="sensitivity.tsv, for the same")
+
+
+def rendered(args: argparse.Namespace, config: Plan, header: Header, where: object, log: Log) -> str:
+    """The recipe of a command line's template, for one model; `where` is it, for errors."""
     variables = facts(header) | {"recipe": config["recipe"]}
     if config.get("importance"):
         variables |= _importance(args, config["importance"], header)
@@ -252,23 +258,6 @@ def main(args: argparse.Namespace, log: Log) -> None:
         from quantmill.recipe import interchange
 
         variables["imported"] = interchange.read(args.file, config["form"], header)
-    where = f"recipe {config['recipe']} ({args.template})"
-    text = render(read_template(args.template), config["parameters"], variables, where)
-    write_text(args.out, text)
     if "ranked" in variables:
         log.say("layers, the most important first: " + ", ".join(map(str, variables["ranked"])))
-    log.say(f"recipe {config['recipe']} rendered from {args.template}")
-
-
-if __name__ == "__main__":
-    arguments = command.parser(__doc__)
-    arguments.add_argument(
-        "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
-    )
-    arguments.add_argument("--template", type=Path, required=True, help="a file of recipes/")
-    arguments.add_argument("--file", type=Path, nargs="?", help="a recipe in a common form, to import")
-    arguments.add_argument("--imatrix", type=Path, nargs="?", help="imatrix.gguf, for the layers' importance")
-    arguments.add_argument("--scores", type=Path, nargs="?", help="JSON of scores, for the same")
-    arguments.add_argument("--sensitivity", type=Path, nargs="?", help="sensitivity.tsv, for the same")
-    arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
-    command.run(arguments, main)
+    return render(read_template(args.template), config["parameters"], variables, where)
