@@ -239,8 +239,8 @@ class Config(Strict):
         return section if isinstance(section, Calibration) else None
 
     def rounding_of(self, model: str, recipe: Recipe | BudgetRecipe) -> Rounding:
-        """The recipe's own rounding, else the file's; an exported checkpoint has none but nearest."""
-        if self.models[model].source.converted and exported(recipe):
+        """The recipe's own, else the file's; nearest for an exported checkpoint and for a head alone."""
+        if recipe.mtp == "only" or (self.models[model].source.converted and exported(recipe)):
             return "nearest"
         return recipe.rounding or self.rounding
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from quantmill import spec
 from quantmill.card import template
 from quantmill.config.card import ComparedModel
+from quantmill.config.mtp import whole
 from quantmill.config.source import HubSource
 from quantmill.errors import QuantmillError
 from quantmill.flow import beside
@@ -165,7 +166,7 @@ class CardSpecs:
         if other.model is None:
             return digest([self.digests.file(path) for path in self.targets.paths.compared(other)])
         model, specs = other.model, self.specs
-        recipes, bench = self.config.recipes_of(model), self.config.bench_of(model)
+        recipes, bench = whole(self.config.recipes_of(model)), self.config.bench_of(model)
         texts = [specs.quantized(model, recipe) for recipe in recipes]
         if bench.kld:
             texts += [specs.kld(model, recipe) for recipe in recipes]

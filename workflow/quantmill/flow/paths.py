@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantmill.config.card import ComparedModel
+from quantmill.config.mtp import whole
 from quantmill.config.source import calibrated
 from quantmill.flow.project import SOURCES, Project
 from quantmill.measures import MEASURES
@@ -106,7 +107,7 @@ class Paths:
             files = (path for pattern in patterns for path in Path(other.results).glob(pattern))
             return sorted(map(str, files))
         model = str(other.model)
-        recipes = self.project.config.recipes_of(model)
+        recipes = whole(self.project.config.recipes_of(model))
         facts = [self.of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes]
         return facts + [file for recipe in recipes for file in self.measured(model, recipe)]
 

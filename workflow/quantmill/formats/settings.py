@@ -23,6 +23,11 @@ FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value
 
 Keep = Annotated[Literal["grid"], "absent: what lies on a grid is rounded like all else"]
 
+Mtp = Annotated[
+    Literal["none", "only"] | dict[str, str],
+    "none: a file without the draft head; only: with the head alone; else types, by role or group of roles",
+]
+
 CHUNKS_A_UNIT: Final = 8
 """Chunks of a unit of the store, for those stages that evaluate some."""
 
@@ -112,6 +117,7 @@ class Render(TypedDict):
     parameters: dict[str, Any]
     form: NotRequired[str]
     importance: NotRequired[dict[str, float]]
+    mtp: NotRequired[Mtp]
 
 
 class Plan(TypedDict):
@@ -121,6 +127,7 @@ class Plan(TypedDict):
     imatrix: ImatrixFile | None
     rounding: NotRequired[FileRounding]
     keep: NotRequired[Keep]
+    mtp: NotRequired[Mtp]
 
 
 class Allocate(TypedDict):
@@ -144,6 +151,7 @@ class Allocate(TypedDict):
     measured: NotRequired[list[str]]
     rounding: NotRequired[Rounding]
     keep: NotRequired[Keep]
+    mtp: NotRequired[Mtp]
 
 
 class Memory(TypedDict):

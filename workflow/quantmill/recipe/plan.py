@@ -37,12 +37,13 @@ from quantmill.formats.types import (
     tensor_bytes,
 )
 from quantmill.model.header import read_source
-from quantmill.model.heads import has_values
+from quantmill.model.heads import for_file, has_values
 from quantmill.model.roles import layer_of, role_of
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, rules, shares
 from quantmill.recipe.keep import kept
+from quantmill.recipe.mtp import REFUSED_BY_IK, file_part
 
 # A layer of multi-token prediction has no importance values: this type replaces one that needs them.
 _WITHOUT_IMPORTANCE: Final = "q4_K"
@@ -321,21 +322,22 @@ def _check_imatrix(
         raise QuantmillError(
             f"{row.type} needs an imatrix, which no multi-token prediction layer has",
             here,
-            f"set `imatrix: {{mtp: true}}`, or add a rule for layers [{row.layer}] with a type such as q4_K",
+            "set `imatrix: {mtp: true}`, or give the recipe `mtp: {type: q4_K}` or another such type",
         )
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
     config: Settings = args.spec["config"]
-    header = read_source(args.model)
+    whole = read_source(args.model)
+    header = for_file(whole, config.get("mtp"))
     try:
         text = args.recipe.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise QuantmillError("no such recipe", args.recipe, "render it first") from None
     recipe = rules.parse(text, args.recipe)
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, args.recipe)
-    mtp = has_values(header, config["imatrix"], args.model)
+    mtp = has_values(whole, config["imatrix"], args.model)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     keep = kept(header, args.grids, recipe.engine, args.recipe)
     # A size-targeted recipe has chosen among the types already, and may have left the grid.
@@ -351,6 +353,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         numbers["rounding"] = config["rounding"]
     if "keep" in config:
         numbers["kept"] = keep.counted(plan.rows)
+    if (part := file_part(config.get("mtp"))) is not None:
+        numbers["mtp"] = part
     write_plan(args.plan, plan.rows)
     formats.PLAN.write(args.report, numbers)
     line = f"{numbers['recipe']}: {numbers['file_bytes']:,} bytes, {numbers['bpw']:.4f} bpw"
@@ -358,6 +362,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         line += f", {allocation['damage']} {allocation['objective']:.4g} (bound {allocation['bound']:.4g})"
     log.say(line)
     log.warn(plan.warnings)
+    if recipe.engine == "ik" and header.has_mtp:
+        log.say(f"{numbers['recipe']}: {REFUSED_BY_IK}")
 
 
 if __name__ == "__main__":

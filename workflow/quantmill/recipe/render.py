@@ -42,9 +42,10 @@ from quantmill.files import read_user_text, write_text
 from quantmill.formats.ggufio import Header
 from quantmill.formats.settings import Render
 from quantmill.model.header import read_source
+from quantmill.model.heads import for_file
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
-from quantmill.recipe import rules
+from quantmill.recipe import mtp, rules
 
 _FULL_ATTENTION: Final = ("attn_q", "attn_q_b", "attn_kv_a_mqa")
 
@@ -244,7 +245,8 @@ def _importance(args: argparse.Namespace, weights: Mapping[str, float], header: 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Render one recipe for one model."""
     config: Render = args.spec["config"]
-    header = read_source(args.model)
+    whole = read_source(args.model)
+    header = for_file(whole, config.get("mtp"))
     variables = facts(header) | {"recipe": config["recipe"]}
     if config.get("importance"):
         variables |= _importance(args, config["importance"], header)
@@ -254,6 +256,9 @@ def main(args: argparse.Namespace, log: Log) -> None:
         variables["imported"] = interchange.read(args.file, config["form"], header)
     where = f"recipe {config['recipe']} ({args.template})"
     text = render(read_template(args.template), config["parameters"], variables, where)
+    if "mtp" in config:
+        recipe = mtp.with_head(rules.parse(text, where), whole, config["mtp"], f"recipe {config['recipe']}")
+        text = rules.dump(recipe)
     write_text(args.out, text)
     if "ranked" in variables:
         log.say("layers, the most important first: " + ", ".join(map(str, variables["ranked"])))
