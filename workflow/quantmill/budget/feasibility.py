@@ -31,7 +31,7 @@ from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
-from quantmill.model.heads import for_file
+from quantmill.model.heads import for_file, has_values
 from quantmill.progress import Log
 from quantmill.recipe import keep, mtp, plan, presets, rules
 
@@ -95,6 +95,13 @@ def problem(
     pins = mtp.with_head(pins, whole_model, spec.get("mtp"), where)
     decided = rules.assign(pins, header, mixture.quantizable, f"{where}: pin")
     pinned = {name: fallback(rule.type, shapes[name][0], settings.engine) for name, rule in decided.items()}
+    given = [
+        replace(row, type=pinned[row.name], reason=decided[row.name].label)
+        for row in quantizable
+        if row.name in pinned
+    ]
+    of_head = has_values(whole_model, spec["imatrix"], where)
+    plan.check_imatrix(header, replace(pins, imatrix=spec["use_imatrix"]), given, imatrix, where, of_head)
     fixed = metadata + sum(padded(row.bytes) for row in whole.rows if row.name not in mixture.quantizable)
     fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
 

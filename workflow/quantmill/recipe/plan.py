@@ -121,7 +121,7 @@ def resolve(
         if not all(rule.optional for rule in recipe.rules):
             raise QuantmillError(same, where, f"use {recipe.base.name} itself, or change the rules")
         warnings.append(f"{same}: no rule changes a type")
-    _check_imatrix(header, recipe, rows, imatrix, where, mtp)
+    check_imatrix(header, recipe, rows, imatrix, where, mtp)
     return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
 
 
@@ -297,7 +297,7 @@ def _needs_imatrix(recipe: rules.Recipe, kind: str, name: str) -> bool:
     return own or needs_imatrix(kind, name)
 
 
-def _check_imatrix(
+def check_imatrix(
     header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool, where: object, mtp: bool
 ) -> None:
     """Refuse types that need importance values for tensors that will have none."""
