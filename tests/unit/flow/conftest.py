@@ -253,7 +253,7 @@ def specs_of(project: Project) -> dict[str, str]:
         for measure in MEASURES.values():
             if getattr(config.bench_of(model), measure.name) is not None:
                 for row in project.rows(model):
-                    if measure.runs_in(project.engine_of(model, row)):
+                    if Paths(project).takes(model, row, measure):
                         note(specs, measure.name, model, row)
         if config.recipes_of(model):
             note(specs, "memory", model)

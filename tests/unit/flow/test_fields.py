@@ -385,6 +385,9 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Served.repetitions": Row("bench.served.repetitions", 3, "card served"),
     "Served.server": Row("bench.served.server", "other", "card served"),
+    "Served.ik_server": Row(
+        "bench.served.ik_server", "other", "card publish +served", [("recipes.3.engine", "ik")]
+    ),
     "Workload.name": Row("bench.served.workloads.0.name", "other", "card served"),
     "Workload.prompt": Row("bench.served.workloads.0.prompt", 9, "card served"),
     "Workload.generate": Row("bench.served.workloads.0.generate", 9, "card served"),

@@ -66,3 +66,18 @@ def test_a_head_alone_needs_a_name_by_which_llama_cpp_knows_it(make: Make) -> No
         "--config: recipe head: llama-server -hf takes its draft head for a model, and not for the head of "
         "one; call it mtp-head"
     ]
+
+
+def test_a_file_of_ik_is_served_where_its_server_is_named(make: Make, flow: Callable[[Project], Any]) -> None:
+    ik = (HEAD, ("recipes.3.engine", "ik"))
+    inputs, targets, specs, cards = flow(make(*ik))
+    assert not any("sized/served.json" in file for file in targets.measured("local"))
+    assert "served_in_ik" not in json.loads(cards.card("local"))["config"]
+    inputs, targets, specs, cards = flow(make(*ik, ("bench.served.ik_server", "other")))
+    measured = {file for file in targets.measured("local") if file.endswith("served.json")}
+    assert {file.split("/")[-2] for file in measured} >= {"sized", "source-ik", "plain", "source"}
+    assert inputs.server("local", "sized") == ["other"] and inputs.server("local", "plain") == ["server"]
+    assert inputs.vocabulary("local", "sized") == ["mtp.gguf"] and inputs.vocabulary("local", "plain") == []
+    assert json.loads(cards.card("local"))["config"]["served_in_ik"]
+    assert json.loads(specs.served("local", "sized"))["from"].keys() == {"model", "server", "vocabulary"}
+    assert not any("sized/humaneval.json" in file for file in targets.measured("local"))

@@ -113,6 +113,8 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
+            if bench.served and bench.served.ik_server:
+                settings["served_in_ik"] = True
         if together := beside.files(self.project, model):
             settings["beside"] = together
         settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
@@ -131,7 +133,7 @@ class CardSpecs:
         specs, bench, rows = self.specs, self.config.bench_of(model), self.project.rows(model)
         digests = {}
         for name, measure in MEASURES.items():
-            taken = [row for row in rows if measure.runs_in(self.project.engine_of(model, row))]
+            taken = [row for row in rows if self.targets.paths.takes(model, row, measure)]
             requested = getattr(bench, name) is not None
             digests[name] = [digest(getattr(specs, name)(model, row)) for row in taken if requested]
         # Measures that came later have no key where they are not requested: it would make cards stale.

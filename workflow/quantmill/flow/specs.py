@@ -264,11 +264,15 @@ class Specs(SourceSpecs):
     @once
     def served(self, model: str, row: str) -> str:
         served = self.project.served(model)
+        server = served.server_of(self.project.engine_of(model, row))
         made_from = {
             "model": self.file(model, row),
-            "server": [self.digests.file(served.server)] if served.server else [],
+            "server": [self.digests.file(server)] if server else [],
         }
-        settings = served.model_dump(exclude={"server"})
+        settings = served.model_dump(exclude={"server", "ik_server"})
+        if not self.project.generates(model, row):  # llama.cpp makes the prompts, by the source's vocabulary
+            made_from["vocabulary"] = self.source(model)
+            return spec.make("serve.measure", settings, made_from, engine=self.digests.engine())
         engine = self.digests.generating_engine(model, row)
         return spec.make("serve.measure", settings, made_from, engine=engine)
 

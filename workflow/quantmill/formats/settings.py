@@ -293,6 +293,7 @@ class Card(TypedDict):
     projector: NotRequired[bool]
     beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
+    served_in_ik: NotRequired[Annotated[bool, "whether files of ik were served too"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
         Annotated[dict[str, bool], "the recipes of gptq; whether each is compared with nearest"]

@@ -287,7 +287,8 @@ def _measurements(
     """All measurements of a row; None for one that the config does not ask for, or the engine cannot take."""
     reports = {
         name: _report(name, folder / measure.path(row), sha256)
-        if config.get(name) and measure.runs_in(engine)
+        if config.get(name)
+        and (measure.runs_in(engine) or (name == "served" and config.get("served_in_ik", False)))
         else None
         for name, measure in MEASURES.items()
     }

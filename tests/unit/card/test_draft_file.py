@@ -88,3 +88,34 @@ def test_a_file_that_ik_refuses_is_named(tree: Tree) -> None:
 def nextn(row: dict[str, str]) -> list[str]:
     """The row as of a draft head's tensor."""
     return list((row | {"role": "nextn"}).values())
+
+
+def test_files_of_ik_are_served_by_its_own_server(tree: Tree) -> None:
+    folder, config = tree
+    shutil.copytree(folder / "bench" / "source", folder / "bench" / "source-ik")
+    config["engines"] = {name: "ik" if name == ALONE else "mainline" for name in config["recipes"]}
+    config["served"] = config["served_in_ik"] = True
+    rate = {"mean": 10.0, "sd": 0.5, "samples": [10.0]}
+    work = {"name": "a", "prompt_tokens": 8, "generated_tokens": 8, "prefill": rate, "decode": rate}
+    machine = read_json(folder / "bench" / "source" / "speed.json")["machine"]
+    for row in ("source", "source-ik", *config["recipes"]):
+        of_ik = row in ("source-ik", ALONE)
+        sha256 = read_json(folder / "bench" / row / "perplexity.json")["model_sha256"]
+        report = {
+            "server": "ik's llama-server 9" if of_ik else "llama-server 7",
+            "workloads": [work],
+            "gpu": None,
+            "threads": 1,
+            "machine": machine,
+            "model_sha256": sha256,
+        }
+        write_json(folder / "bench" / row / "served.json", report)
+    section = card_of(tree).split("## Speed over HTTP")[1].split("\n## ")[0]
+    assert section.strip().startswith(
+        "llama-server 7, one request at a time; tokens per second, mean ± standard deviation. "
+        "`Q4_K_M` by ik's llama-server 9."
+    )
+    assert "| `Q4_K_M` | a | 8 | 8 |" in section
+    without = dict(config)
+    del without["served_in_ik"]
+    assert "| `Q4_K_M` |" not in card_of((folder, without)).split("## Speed over HTTP")[1].split("\n## ")[0]
