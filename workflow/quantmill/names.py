@@ -64,6 +64,14 @@ def label(path: str) -> str | None:
     return labels[-1] if labels else None
 
 
+def of_draft(recipe: str) -> str:
+    """What is wrong with the name of a draft head alone, by which llama.cpp knows such a file."""
+    return (
+        f"recipe {recipe}: llama-server -hf takes its draft head for a model, and not for the head of one; "
+        f"call it mtp-{recipe}"
+    )
+
+
 def is_model(path: str) -> bool:
     """Whether llama.cpp takes a file for a model, by its name."""
     name = path.rsplit("/", 1)[-1]

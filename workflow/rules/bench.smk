@@ -199,6 +199,7 @@ rule measure_served:
         model=of(inputs.gguf),
         facts=of(inputs.facts),
         server=of(inputs.server),
+        vocabulary=of(inputs.vocabulary),
     output:
         "<results>/{model}/bench/{row}/served.json",
     log:
@@ -220,5 +221,5 @@ rule measure_served:
         stage(
             "serve.measure",
             "--model {input.model[0]:q} --facts {input.facts:q} --server {input.server:q}"
-            " --out {output:q}",
+            " --vocabulary {input.vocabulary:q} --out {output:q}",
         )

@@ -106,6 +106,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "recipes[1].memory.total: unknown field",
     ),
     ({"bpw": 4, "keep": "grids"}, "recipes[1].keep: input should be 'grid'"),
+    (
+        {"bpw": 4, "mtp": "only"},
+        "recipes[1].mtp: only: types are not chosen for a head alone; give it a recipe with a template, such "
+        "as preset",
+    ),
+    (
+        {"bpw": 4, "mtp": "q8_0"},
+        "recipes[1].mtp: q8_0 is neither none nor only; for a type write {type: q8_0}",
+    ),
+    ({"bpw": 4, "mtp": {}}, "recipes[1].mtp: is empty; give at least one"),
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
     ({"bpw": 4, "objective": "error"}, "recipes[1].objective: kld is all that an imported sensitivity knows"),
     ({"bpw": 4, "objective": "ppl"}, "recipes[1].objective: input should be 'kld' or 'error'"),
@@ -153,3 +163,27 @@ def test_tables_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_engines_of_the_config_are_those_of_the_library() -> None:
     assert get_args(BudgetRecipe.model_fields["engine"].annotation) == tuple(library.ENGINES)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        (
+            ["Q8_0", {"name": "x", "base": "Q8_0", "mtp": "only", "rounding": "gptq"}],
+            "recipes[1].rounding: gptq: no second moments are measured of a draft head; leave rounding out",
+        ),
+        (
+            [{"name": "x", "base": "Q8_0", "mtp": "only"}],
+            "recipes: all make a draft file, which only works beside its model; add a recipe of the model "
+            "itself",
+        ),
+        (
+            [{"name": "x", "base": "Q8_0", "mtp": {"attention": 8}}],
+            "recipes[0].mtp.attention: must be text, not 8; put it in quotes",
+        ),
+    ],
+)
+def test_what_a_draft_head_cannot_have_is_refused(recipes: list[Any], message: str) -> None:
+    with pytest.raises(QuantmillError) as error:
+        parsed(sensitivity=None, recipes=recipes)
+    assert str(error.value) == f"config.yaml: {message}"

@@ -124,6 +124,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ROOT / "tests" / "data"
     shutil.copy(data / "tiny-llama.gguf", folder / "model.gguf")
     shutil.copy(data / "tiny-moe.gguf", folder / "other.gguf")
+    shutil.copy(data / "tiny-mtp-Q8_0.gguf", folder / "mtp.gguf")
     models.write_bert(folder / "bert.gguf")
     models.write_projector(folder / "mmproj.gguf")
     shutil.copy(data / "llama-imatrix-llama.gguf", folder / "imatrix.gguf")
@@ -253,7 +254,7 @@ def specs_of(project: Project) -> dict[str, str]:
         for measure in MEASURES.values():
             if getattr(config.bench_of(model), measure.name) is not None:
                 for row in project.rows(model):
-                    if measure.runs_in(project.engine_of(model, row)):
+                    if Paths(project).takes(model, row, measure):
                         note(specs, measure.name, model, row)
         if config.recipes_of(model):
             note(specs, "memory", model)

@@ -38,6 +38,7 @@ PLANS: Final = f"plan memory {FILES}"
 ALONE: Final = "plan memory quantized checked lock card"  # of a model that is neither measured nor published
 SOURCE: Final = "source manifest check"
 FED_BACK: Final = [("recipes.0.rounding", "gptq")]
+WITH_HEAD: Final = [("models.local.source.path", "mtp.gguf")]
 FEWER: Final = {"corpus": "calibration", "chunks": 2, "context": 128}
 METADATA: Final = "quantized checked parts lock card"  # what is measured stays
 GIVEN: Final = [("metadata", {"name": "Tiny", "sampling": {"temp": 1}})]
@@ -261,6 +262,7 @@ ROWS: Final[dict[str, Row]] = {
         [("recipes", ["Q8_0", {"name": "sized", "template": "budget", "size": "1 MB"}])],
     ),
     "BudgetRecipe.keep": Row("recipes.3.keep", "grid", "allocated feasibility PLANS"),
+    "BudgetRecipe.mtp": Row("recipes.3.mtp", "none", "allocated feasibility PLANS", WITH_HEAD),
     "MemoryBudget.total": Row("recipes.4.memory.total", "8 MiB", "allocated feasibility PLANS"),
     "MemoryBudget.context": Row("recipes.4.memory.context", 64, "allocated feasibility PLANS"),
     "MemoryBudget.cache": Row("recipes.4.memory.cache", "q8_0", "allocated feasibility PLANS"),
@@ -296,6 +298,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Recipe.acceptance_test": Row("recipes.0.acceptance_test", False, "card +nearest +nearest_kld", FED_BACK),
     "Recipe.keep": Row("recipes.0.keep", "grid", "PLANS"),
+    "Recipe.mtp": Row("recipes.0.mtp", {"type": "q6_K"}, "PLANS", WITH_HEAD),
     "Importance.imatrix": Row("recipes.1.importance.imatrix", 2.0, "PLANS"),
     "Importance.sensitivity": Row("recipes.1.importance.sensitivity", 2.0, "PLANS"),
     "Importance.scores": Row("recipes.1.importance.scores", None, "PLANS"),
@@ -376,6 +379,9 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Served.repetitions": Row("bench.served.repetitions", 3, "card served"),
     "Served.server": Row("bench.served.server", "other", "card served"),
+    "Served.ik_server": Row(
+        "bench.served.ik_server", "other", "card publish +served", [("recipes.3.engine", "ik")]
+    ),
     "Workload.name": Row("bench.served.workloads.0.name", "other", "card served"),
     "Workload.prompt": Row("bench.served.workloads.0.prompt", 9, "card served"),
     "Workload.generate": Row("bench.served.workloads.0.generate", 9, "card served"),

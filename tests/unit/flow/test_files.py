@@ -62,7 +62,7 @@ def test_large_files_are_ancient_and_their_reports_are_not(make: Callable[..., P
         inputs.template("local", "plain"),
         inputs.published_recipe("local", "lines"),
         inputs.scores("local", "ranked"),
-        inputs.server("local"),
+        inputs.server("local", "source"),
         inputs.problems("local"),
         inputs.tasks("local"),
         inputs.checkpoint_config("checkpoint"),

@@ -126,6 +126,20 @@ def test_what_is_measured(tmp_path: Path, fake: Fake, monkeypatch: pytest.Monkey
     assert len({a["prompt"].split()[0] for a in requests}) == len(requests)
 
 
+def test_a_file_that_llama_cpp_cannot_open_has_the_vocabulary_of_another(tmp_path: Path, fake: Fake) -> None:
+    """As of ik_llama.cpp's own types: its server opens it, and this process does not."""
+    foreign = tmp_path / "of-ik.gguf"
+    foreign.write_bytes(b"GGUF of another engine")
+    server = fake("")
+    with measure(tmp_path, server, model=foreign, vocabulary=MODEL) as running:
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    report = json.loads((tmp_path / "served.json").read_text("utf-8"))
+    assert [w["generated_tokens"] for w in report["workloads"]] == [8, 4]
+    (tmp_path / "served.json").unlink()
+    assert "of-ik.gguf: " in refused(tmp_path, server, model=foreign)
+
+
 def test_a_server_that_holds_its_text_back_is_no_faster(tmp_path: Path, fake: Fake) -> None:
     first, _ = report_of(tmp_path, fake("withheld"))["workloads"]
     assert 0 < first["prefill"]["mean"] < 32 / 0.05

@@ -31,8 +31,9 @@ from quantmill.formats.settings import Allocate
 from quantmill.formats.types import fallback, tensor_bytes
 from quantmill.model import memory
 from quantmill.model.header import read_source
+from quantmill.model.heads import for_file, has_values
 from quantmill.progress import Log
-from quantmill.recipe import keep, plan, presets, rules
+from quantmill.recipe import keep, mtp, plan, presets, rules
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def problem(
     """
     where = f"recipe {spec['recipe']}"
     settings = parse_settings(spec, where)
+    whole_model, header = header, for_file(header, spec.get("mtp"))
     settings = replace(settings, kept=keep.kept(header, grids, settings.engine, where).types)
     plain = rules.Recipe("mainline", presets.of_type("q8_0"), spec["use_imatrix"], ())
     imatrix = plan.use_imatrix(plain, spec["imatrix"] is not None, where)
@@ -90,8 +92,16 @@ def problem(
     metadata = plan.metadata_bytes(header, whole, spec["imatrix"])
     shapes = {row.name: row.shape for row in quantizable}
     pins = parse_pins(spec["pin"], settings.engine, f"{where}: pin")
+    pins = mtp.with_head(pins, whole_model, spec.get("mtp"), where)
     decided = rules.assign(pins, header, mixture.quantizable, f"{where}: pin")
     pinned = {name: fallback(rule.type, shapes[name][0], settings.engine) for name, rule in decided.items()}
+    given = [
+        replace(row, type=pinned[row.name], reason=decided[row.name].label)
+        for row in quantizable
+        if row.name in pinned
+    ]
+    of_head = has_values(whole_model, spec["imatrix"], where)
+    plan.check_imatrix(header, replace(pins, imatrix=spec["use_imatrix"]), given, imatrix, where, of_head)
     fixed = metadata + sum(padded(row.bytes) for row in whole.rows if row.name not in mixture.quantizable)
     fixed += sum(padded(tensor_bytes(kind, shapes[name])) for name, kind in pinned.items())
 

@@ -42,6 +42,11 @@ class View:
         return self.published.quants
 
     @property
+    def drafts(self) -> list[Quant]:
+        """The files of a draft head alone, largest first."""
+        return self.measured.drafts
+
+    @property
     def shown(self) -> Results:
         """The results that tables and advice are about: of what is offered, of all where nothing is."""
         return self.published if self.published.quants else self.measured

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header
 from quantmill.model.header import read_source
+from quantmill.model.heads import is_draft
 
 
 class Kind(NamedTuple):
@@ -160,6 +161,8 @@ def rerank_template(header: Header) -> str:
 def kind_of(header: Header) -> Kind:
     """The kind of the model with that header."""
     arch = header.architecture
+    if is_draft(header):
+        return KINDS["draft"]
     named = _TYPES.get(str(header.value("general.type", "model"))) or _ARCHITECTURES.get(arch)
     if named is None and not header.tensors:
         named = "vocabulary"

@@ -94,6 +94,21 @@ class Served(Strict):
     server: FilePath | None = Field(
         default=None, description="path of a llama-server; default: llama-cpp-python's own server"
     )
+    ik_server: FilePath | None = Field(
+        default=None,
+        description="path of a llama-server of ik_llama.cpp, for recipes of engine ik; default: of these no "
+        "speed behind a server is measured",
+    )
+
+    @property
+    def servers(self) -> dict[str, str]:
+        """The paths of the servers that are named, by their fields."""
+        named = {"server": self.server, "ik_server": self.ik_server}
+        return {field: path for field, path in named.items() if path is not None}
+
+    def server_of(self, engine: str) -> str | None:
+        """The server for a file of an engine."""
+        return self.server if engine == "mainline" else self.ik_server
 
     @model_validator(mode="after")
     def _distinct(self) -> Served:

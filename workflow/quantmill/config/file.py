@@ -239,8 +239,8 @@ class Config(Strict):
         return section if isinstance(section, Calibration) else None
 
     def rounding_of(self, model: str, recipe: Recipe | BudgetRecipe) -> Rounding:
-        """The recipe's own rounding, else the file's; an exported checkpoint has none but nearest."""
-        if self.models[model].source.converted and exported(recipe):
+        """The recipe's own, else the file's; nearest for an exported checkpoint and for a head alone."""
+        if recipe.mtp == "only" or (self.models[model].source.converted and exported(recipe)):
             return "nearest"
         return recipe.rounding or self.rounding
 
@@ -347,9 +347,9 @@ def check_files(config: Config, file: str, templates: list[Path]) -> None:
                 check_file(path, f"{file}: models.{name}.source")
     for name in config.models:
         served = config.bench_of(name).served
-        if served is not None and served.server is not None:
-            own = f"models.{name}." if config.models[name].bench else ""
-            check_file(Path(served.server), f"{file}: {own}bench.served.server")
+        own = f"models.{name}." if config.models[name].bench else ""
+        for field, server in (served.servers if served else {}).items():
+            check_file(Path(server), f"{file}: {own}bench.served.{field}")
     used = {corpus for model in config.models for corpus in config.corpora_of(model)}
     for name in sorted(used):
         for number, source in enumerate(config.corpora[name].sources):

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, mode
 
 from quantmill.config.bench import Probes
 from quantmill.config.fields import Count, FilePath, Name, Positive, Size, Strict, Text, size_bytes
+from quantmill.config.mtp import DESCRIPTION as _MTP
+from quantmill.config.mtp import Mtp, MtpOfBudget
 from quantmill.config.refusal import refuse, refuse_twice
 from quantmill.devices import RESERVE
 from quantmill.spec import canonical
@@ -119,6 +121,7 @@ class Recipe(Strict):
         "than the same types rounded to nearest",
     )
     keep: Keep | None = Field(default=None, description=_KEEP)
+    mtp: Mtp | None = Field(default=None, description=f"{_MTP}; only: a draft file with the head alone")
 
     @model_validator(mode="after")
     def _file_and_form(self) -> Recipe:
@@ -140,6 +143,13 @@ class Recipe(Strict):
         elif (self.file is None) != (self.form is None):
             missing = "file" if self.file is None else "form"
             raise refuse("file_and_form", "is missing; file and form go together", missing)
+        return self
+
+    @model_validator(mode="after")
+    def _draft(self) -> Recipe:
+        if self.mtp == "only" and self.rounding not in (None, "nearest"):
+            text = f"{self.rounding}: no second moments are measured of a draft head; leave rounding out"
+            raise refuse("rounded_draft", text, "rounding")
         return self
 
     @model_validator(mode="after")
@@ -269,6 +279,7 @@ class BudgetRecipe(Strict):
     split: Split | None = Field(default=None, description=_SPLIT)
     rounding: Rounding | None = Field(default=None, description=_ROUNDING)
     keep: Keep | None = Field(default=None, description=f"{_KEEP}, at no loss where the types are chosen")
+    mtp: MtpOfBudget | None = Field(default=None, description=_MTP)
 
     @model_validator(mode="after")
     def _consistent(self) -> BudgetRecipe:
@@ -319,6 +330,9 @@ def _kind_of_recipe(given: Any) -> str:
 def _distinct_recipes(recipes: list[str | Recipe | BudgetRecipe]) -> list[str | Recipe | BudgetRecipe]:
     names = [recipe if isinstance(recipe, str) else recipe.name for recipe in recipes]
     refuse_twice("", names)
+    if all(isinstance(recipe, Recipe) and recipe.mtp == "only" for recipe in recipes):
+        text = "all make a draft file, which only works beside its model; add a recipe of the model itself"
+        raise refuse("only_drafts", text)
     for reserved in ("source", "source-ik"):  # rows of the bench
         if reserved in names:
             text = f"the name `{reserved}` is the source model's own; choose another"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantmill.check.kind import kind_of
+from quantmill.config.mtp import whole
 from quantmill.engine.projector import width_of
 from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
@@ -45,7 +46,7 @@ def files(project: Project, model: str) -> list[str]:
     models = project.config.models
     other = models[model].language_model
     if other is not None:
-        return [f"{other}-{recipe}.gguf" for recipe in list(project.config.recipes_of(other))[:1]]
+        return [f"{other}-{recipe}.gguf" for recipe in whole(project.config.recipes_of(other))[:1]]
     return [
         f"{name}-{recipe}.gguf"
         for name, one in models.items()

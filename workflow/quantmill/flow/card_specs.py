@@ -12,6 +12,7 @@ from typing import Any, Final
 from quantmill import spec
 from quantmill.card import template
 from quantmill.config.card import ComparedModel
+from quantmill.config.mtp import whole
 from quantmill.config.source import HubSource
 from quantmill.errors import QuantmillError
 from quantmill.flow import beside
@@ -112,6 +113,8 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
+            if bench.served and bench.served.ik_server:
+                settings["served_in_ik"] = True
         if together := beside.files(self.project, model):
             settings["beside"] = together
         settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
@@ -130,7 +133,7 @@ class CardSpecs:
         specs, bench, rows = self.specs, self.config.bench_of(model), self.project.rows(model)
         digests = {}
         for name, measure in MEASURES.items():
-            taken = [row for row in rows if measure.runs_in(self.project.engine_of(model, row))]
+            taken = [row for row in rows if self.targets.paths.takes(model, row, measure)]
             requested = getattr(bench, name) is not None
             digests[name] = [digest(getattr(specs, name)(model, row)) for row in taken if requested]
         # Measures that came later have no key where they are not requested: it would make cards stale.
@@ -165,7 +168,7 @@ class CardSpecs:
         if other.model is None:
             return digest([self.digests.file(path) for path in self.targets.paths.compared(other)])
         model, specs = other.model, self.specs
-        recipes, bench = self.config.recipes_of(model), self.config.bench_of(model)
+        recipes, bench = whole(self.config.recipes_of(model)), self.config.bench_of(model)
         texts = [specs.quantized(model, recipe) for recipe in recipes]
         if bench.kld:
             texts += [specs.kld(model, recipe) for recipe in recipes]

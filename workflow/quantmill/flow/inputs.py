@@ -303,10 +303,14 @@ class Inputs:
         """The source's own, which those of a file come after: it makes the vectors once for all."""
         return [] if row in SOURCES else [self.paths.of(model, "bench/source/projector.json")]
 
-    def server(self, model: str) -> Files:
-        """The user's own llama-server."""
-        served = self.project.config.bench_of(model).served
-        return self.ancient([served.server] if served and served.server else [])
+    def server(self, model: str, row: str) -> Files:
+        """The user's own llama-server, of the engine of the file."""
+        server = self.project.served(model).server_of(self.project.engine_of(model, row))
+        return self.ancient([server] if server else [])
+
+    def vocabulary(self, model: str, row: str) -> Files:
+        """The source, for the vocabulary of a file that llama.cpp cannot open."""
+        return [] if self.project.generates(model, row) else self.ancient([self.first(model)])
 
     def problems(self, model: str) -> Files:
         """The problems of HumanEval."""

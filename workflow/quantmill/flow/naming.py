@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from quantmill import names
+from quantmill.config.mtp import whole
 from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
 from quantmill.formats.ggufio import read_header
@@ -19,9 +20,14 @@ def remarks(project: Project) -> list[str]:
 
 
 def _of_model(project: Project, model: str) -> list[str]:
-    recipes = list(project.config.recipes_of(model))
+    every = project.config.recipes_of(model)
+    recipes = whole(every)
     presets = {recipe: preset for recipe in recipes if (preset := _preset(project, model, recipe))}
-    return names.remarks({recipe: f"{model}-{recipe}.gguf" for recipe in recipes}, presets)
+    files = {recipe: f"{model}-{recipe}.gguf" for recipe in recipes}
+    drafts = [
+        recipe for recipe in every if recipe not in recipes and names.is_model(f"{model}-{recipe}.gguf")
+    ]
+    return names.remarks(files, presets) + [names.of_draft(recipe) for recipe in drafts]
 
 
 def _preset(project: Project, model: str, recipe: str) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantmill.config.card import ComparedModel
+from quantmill.config.mtp import whole
 from quantmill.config.source import calibrated
 from quantmill.flow.project import SOURCES, Project
-from quantmill.measures import MEASURES
+from quantmill.measures import MEASURES, Measure
 
 
 class Paths:
@@ -74,10 +75,18 @@ class Paths:
         """The report of a recipe's finished file."""
         return self.of(model, f"checks/{recipe}.json")
 
+    def takes(self, model: str, row: str, measure: Measure) -> bool:
+        """Whether a measure can be taken of a row: in its engine, or by the server of its engine."""
+        engine, served = self.project.engine_of(model, row), self.project.config.bench_of(model).served
+        by_server = measure.name == "served" and served is not None and served.server_of(engine) is not None
+        return measure.runs_in(engine) or by_server
+
     def measured(self, model: str, row: str) -> list[str]:
         """The measurements of one row."""
-        bench, engine = self.project.config.bench_of(model), self.project.engine_of(model, row)
-        measures = [one for one in MEASURES.values() if one.runs_in(engine) and getattr(bench, one.name)]
+        bench = self.project.config.bench_of(model)
+        measures = [
+            one for one in MEASURES.values() if self.takes(model, row, one) and getattr(bench, one.name)
+        ]
         return [self.of(model, measure.path(row)) for measure in measures]
 
     def samples(self, model: str) -> list[str]:
@@ -88,7 +97,7 @@ class Paths:
             for measure in MEASURES.values()
             if measure.samples and getattr(bench, measure.name)
             for row in self.project.rows(model)
-            if measure.runs_in(self.project.engine_of(model, row))
+            if self.takes(model, row, measure)
             for path in measure.sample_paths(row)
         ]
 
@@ -106,7 +115,7 @@ class Paths:
             files = (path for pattern in patterns for path in Path(other.results).glob(pattern))
             return sorted(map(str, files))
         model = str(other.model)
-        recipes = self.project.config.recipes_of(model)
+        recipes = whole(self.project.config.recipes_of(model))
         facts = [self.of(model, f"gguf/{model}-{recipe}.json") for recipe in recipes]
         return facts + [file for recipe in recipes for file in self.measured(model, recipe)]
 

@@ -13,6 +13,7 @@ from quantmill.config import file as user
 from quantmill.config.bench import HumanEval, Probes, Served, Speed, Tasks
 from quantmill.config.card import Card
 from quantmill.config.corpora import Calibration, Chunks, ImportedImatrix
+from quantmill.config.mtp import whole
 from quantmill.config.recipe import BudgetRecipe, ImportedSensitivity, Recipe
 from quantmill.config.refusal import check_yaml
 from quantmill.config.source import checkpoints, exports, of_ggufs
@@ -156,9 +157,7 @@ class Project:
     @property
     def with_imported_sensitivity(self) -> set[str]:
         """The models whose sensitivities are published and not measured here."""
-        return {
-            model for model in self.models if getattr(self.config.sensitivity_of(model), "imported", False)
-        }
+        return {one for one in self.models if getattr(self.config.sensitivity_of(one), "imported", False)}
 
     @property
     def fetched(self) -> set[str]:
@@ -387,8 +386,8 @@ class Project:
         return [row for row, engine in SOURCES.items() if engine in used]
 
     def rows(self, model: str) -> list[str]:
-        """The rows of the bench."""
-        return [*self.source_rows(model), *self.config.recipes_of(model)]
+        """The rows of the bench: of files that are models."""
+        return [*self.source_rows(model), *whole(self.config.recipes_of(model))]
 
     def source_row(self, model: str, row: str) -> str:
         """The source's row in the engine of a row."""

@@ -16,7 +16,7 @@ from typing import cast
 
 from quantmill import spec
 from quantmill.budget import candidates
-from quantmill.flow import metadata
+from quantmill.flow import metadata, mtp
 from quantmill.flow.media import media
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
@@ -25,6 +25,7 @@ from quantmill.formats import general
 from quantmill.formats import settings as typed
 from quantmill.formats.media import Media
 from quantmill.formats.settings import Allocate
+from quantmill.recipe.mtp import file_part
 from quantmill.spec import digest
 
 
@@ -39,6 +40,8 @@ class Specs(SourceSpecs):
         settings: Settings = {"parameters": chosen.parameters}
         made_from: Settings = {"template": self.digests.file(self.project.template(model, recipe))}
         # What a plain recipe does not ask for must not make it stale.
+        if (head := mtp.of(self.project, model, recipe)) is not None:
+            settings["mtp"] = head
         if chosen.file is not None:
             settings["form"] = str(chosen.form)
             made_from["file"] = self.digests.file(chosen.file)
@@ -59,6 +62,8 @@ class Specs(SourceSpecs):
         if self.project.fed_back(model, recipe):
             settings |= FED_BACK  # the types that may be chosen are the same for gptaq
         settings |= self._keep(model, recipe)
+        if (head := mtp.of(self.project, model, recipe)) is not None:
+            settings["mtp"] = head
         candidates.check(cast(Allocate, settings), self.project.place_of(model, recipe))
         return settings
 
@@ -106,6 +111,9 @@ class Specs(SourceSpecs):
         made_from |= {"model": self.source(model)} | self._grids(model, recipe)
         plan: typed.Plan = {"recipe": recipe, "imatrix": self.imatrix_facts(model)}
         settings = plan | written | self._rounding(model, recipe) | self._keep(model, recipe)
+        # A budget has the types of a draft head in its recipe; what is in the file it has not.
+        if (part := file_part(self.project.recipe(model, recipe).mtp)) is not None:
+            settings["mtp"] = part
         return spec.make("recipe.plan", settings, made_from, engine=self.digests.engine())
 
     @once
@@ -256,11 +264,15 @@ class Specs(SourceSpecs):
     @once
     def served(self, model: str, row: str) -> str:
         served = self.project.served(model)
+        server = served.server_of(self.project.engine_of(model, row))
         made_from = {
             "model": self.file(model, row),
-            "server": [self.digests.file(served.server)] if served.server else [],
+            "server": [self.digests.file(server)] if server else [],
         }
-        settings = served.model_dump(exclude={"server"})
+        settings = served.model_dump(exclude={"server", "ik_server"})
+        if not self.project.generates(model, row):  # llama.cpp makes the prompts, by the source's vocabulary
+            made_from["vocabulary"] = self.source(model)
+            return spec.make("serve.measure", settings, made_from, engine=self.digests.engine())
         engine = self.digests.generating_engine(model, row)
         return spec.make("serve.measure", settings, made_from, engine=engine)
 

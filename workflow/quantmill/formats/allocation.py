@@ -1,6 +1,6 @@
 """The reports of sensitivities, of size-targeted recipes and of plans."""
 
-from typing import Annotated, Any, Final, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from quantmill.formats.budgets import Budget
 from quantmill.formats.report import Report
@@ -229,6 +229,9 @@ class Plan(TypedDict):
     imatrix: Annotated[bool, "whether it is used"]
     rounding: NotRequired[FileRounding]
     kept: NotRequired[Annotated[dict[str, int], "tensors without loss of each type, with keep: grid"]]
+    mtp: NotRequired[
+        Annotated[Literal["none", "only"], "whether the draft head is left out, or is all of the file"]
+    ]
     tensors: int
     parameters: Annotated[int, "without per-tensor scales of nvfp4"]
     file_bytes: Annotated[int, "exact"]

@@ -23,6 +23,11 @@ FileRounding = Annotated[Literal["gptq", "gptaq"], "absent: to the nearest value
 
 Keep = Annotated[Literal["grid"], "absent: what lies on a grid is rounded like all else"]
 
+Mtp = Annotated[
+    Literal["none", "only"] | dict[str, str],
+    "none: a file without the draft head; only: with the head alone; else types, by role or group of roles",
+]
+
 CHUNKS_A_UNIT: Final = 8
 """Chunks of a unit of the store, for those stages that evaluate some."""
 
@@ -115,6 +120,7 @@ class Plan(TypedDict):
     importance: NotRequired[dict[str, float]]
     rounding: NotRequired[FileRounding]
     keep: NotRequired[Keep]
+    mtp: NotRequired[Mtp]
 
 
 class Allocate(TypedDict):
@@ -138,6 +144,7 @@ class Allocate(TypedDict):
     measured: NotRequired[list[str]]
     rounding: NotRequired[Rounding]
     keep: NotRequired[Keep]
+    mtp: NotRequired[Mtp]
 
 
 class Memory(TypedDict):
@@ -279,6 +286,7 @@ class Card(TypedDict):
     projector: NotRequired[bool]
     beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
+    served_in_ik: NotRequired[Annotated[bool, "whether files of ik were served too"]]
     parts: NotRequired[bool]
     rounding: NotRequired[
         Annotated[dict[str, bool], "the recipes of gptq; whether each is compared with nearest"]

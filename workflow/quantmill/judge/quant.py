@@ -40,6 +40,19 @@ class Measurements(TypedDict):
     tasks: Tasks | None
 
 
+NOTHING: Final = Measurements(
+    kld=None,
+    perplexity=None,
+    embeddings=None,
+    projector=None,
+    speed=None,
+    served=None,
+    humaneval=None,
+    tasks=None,
+)
+"""Of a file of which nothing is measured."""
+
+
 @dataclass(frozen=True)
 class Quant:
     """The file of one recipe.
@@ -76,6 +89,16 @@ class Quant:
     nearest: Divergence | None = None
     checks: Checks | None = None
     distance: compare.Paired | None = None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has the tensors of a draft head, whatever else it holds."""
+        return any(row.role == "nextn" for row in self.tensors)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it holds a draft head alone."""
+        return self.plan.get("mtp") == "only"
 
     @property
     def failures(self) -> list[str]:

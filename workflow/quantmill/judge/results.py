@@ -30,7 +30,7 @@ from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
 from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
 from quantmill.judge import compare, validity
 from quantmill.judge.acceptance import SizeTargeted, size_targeted
-from quantmill.judge.quant import DECODER, Measurements, Quant
+from quantmill.judge.quant import DECODER, NOTHING, Measurements, Quant
 from quantmill.judge.rounding import Rounded, rounded
 from quantmill.judge.scores import scores_of
 from quantmill.measures import MAINLINE, MEASURES, SOURCE
@@ -45,7 +45,8 @@ class Results:
     `scores` its scores by evaluation. `check` is check.json. `validity_warnings`
     say why a measure or a task is not valid, by its name. `withheld` are files
     that are not offered. `moments` is moments.json, where any file is of gptq,
-    `verified` verify.json, where the card is to say so.
+    `verified` verify.json, where the card is to say so. `drafts` are the files
+    of a draft head alone, of which nothing is measured.
     """
 
     facts: Model
@@ -62,6 +63,7 @@ class Results:
     withheld: list[Quant] = field(default_factory=list)
     moments: Moments | None = None
     verified: Verified | None = None
+    drafts: list[Quant] = field(default_factory=list)
 
     @cached_property
     def size_targeted(self) -> list[SizeTargeted]:
@@ -87,7 +89,7 @@ class Results:
     @property
     def unsound(self) -> list[Quant]:
         """The files that failed their check; withheld files too."""
-        return [quant for quant in (*self.quants, *self.withheld) if quant.failures]
+        return [quant for quant in (*self.quants, *self.withheld, *self.drafts) if quant.failures]
 
     @property
     def worse_than_nearest(self) -> dict[str, Rounded]:
@@ -168,15 +170,17 @@ def read(folder: Path, config: settings.Card) -> Results:
         of_file = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
         engine = config.get("engines", {}).get(name, MAINLINE)
         known_as = of_file.get("measured_as", of_file["sha256"])
-        files[name] = of_file, _measurements(folder, name, config, known_as, engine)
+        alone = PLAN.read(folder / "plans" / f"{name}.json").get("mtp") == "only"
+        files[name] = of_file, NOTHING if alone else _measurements(folder, name, config, known_as, engine)
     divergences = [kld for _, measured in files.values() if (kld := measured["kld"])]
     validity_warnings = validity.warnings(source, divergences)
     quants = [_quant(folder, name, config, *files[name], sources, validity_warnings) for name in files]
+    ordered = sorted(quants, key=lambda quant: -quant.bytes)
     check = CHECK.read(folder / "check.json")
     # The tables are of the cache of a context; other kinds of model have none.
     if check["kind"] == DECODER and (folder / "memory.json").exists():
         tables = MEMORY.read(folder / "memory.json")["recipes"]
-        quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
+        ordered = [replace(quant, memory=tables.get(quant.name)) for quant in ordered]
     sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
     moments = MOMENTS.read(folder / "moments.json") if config.get("rounding") else None
     measured = (source["kld"], source["perplexity"], source["embeddings"])
@@ -186,7 +190,8 @@ def read(folder: Path, config: settings.Card) -> Results:
     return Results(
         facts=facts,
         manifest=read_manifest_rows(folder / "manifest.tsv"),
-        quants=sorted(quants, key=lambda quant: -quant.bytes),
+        quants=[quant for quant in ordered if not quant.alone],
+        drafts=[quant for quant in ordered if quant.alone],
         source=source,
         imatrix=imatrix,
         corpora={name: CORPUS.read(folder / "corpus" / f"{name}.json") for name in dict.fromkeys(corpora)},
@@ -281,7 +286,8 @@ def _measurements(
     """All measurements of a row; None for one that the config does not ask for, or the engine cannot take."""
     reports = {
         name: _report(name, folder / measure.path(row), sha256)
-        if config.get(name) and measure.runs_in(engine)
+        if config.get(name)
+        and (measure.runs_in(engine) or (name == "served" and config.get("served_in_ik", False)))
         else None
         for name, measure in MEASURES.items()
     }

@@ -18,6 +18,7 @@ from typing import Final
 
 from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text
+from quantmill.formats.allocation import PLAN
 from quantmill.formats.measurements import DIVERGENCE
 from quantmill.formats.measurements import HUMANEVAL as HUMANEVAL_REPORT
 from quantmill.formats.publication import FACTS
@@ -140,6 +141,9 @@ def _read_results(folder: Path) -> list[Entry]:
     entries = []
     for path in facts:
         name, file = path.stem.removeprefix(f"{folder.resolve().name}-"), FACTS.read(path)
+        plan = folder / "plans" / f"{name}.json"
+        if plan.is_file() and PLAN.read(plan).get("mtp") == "only":
+            continue
         kld, humaneval = (folder / MEASURES[measure].path(name) for measure in ("kld", "humaneval"))
         score = scores_of(HUMANEVAL_REPORT.read(humaneval), None)[HUMANEVAL] if humaneval.is_file() else None
         divergence = DIVERGENCE.read(kld)["kld"]["mean"] if kld.is_file() else None

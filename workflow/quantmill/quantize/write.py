@@ -28,6 +28,7 @@ from quantmill.formats.publication import FACTS
 from quantmill.formats.settings import Quantize
 from quantmill.measure.cross import Known
 from quantmill.measure.moments import Moments, add_options, asked_for
+from quantmill.model.heads import for_file
 from quantmill.nvfp4.gguf import together, weights_only
 from quantmill.progress import BYTES, Log
 from quantmill.quantize import costs, split
@@ -265,8 +266,9 @@ def read(args: argparse.Namespace, settings: Quantize, store: Store, log: Log) -
     moments = asked_for(args, settings.get("rounding"), source.header, store, log)
     cross = Known(args.cross, store) if settings.get("rounding") == "gptaq" else None
     todo = kept(tasks(rows, source, imatrix, engine, moments, cross), args.manifest, settings)
-    kv = output.output_kv(source.header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
-    kv |= weights_only(source.header.kv, with_scale(rows))
+    header = for_file(source.header, plan.get("mtp"))
+    kv = output.output_kv(header, plan["file_type"], imatrix_facts(settings["imatrix"], imatrix))
+    kv |= weights_only(header.kv, with_scale(rows))
     values = general.beside(source.header, settings.get("metadata", {}))
     added = general.encoded(values)
     measured = kv | {key: value for key, value in added.items() if key not in general.unmeasured(values)}

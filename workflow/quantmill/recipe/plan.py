@@ -38,12 +38,13 @@ from quantmill.formats.types import (
     tensor_bytes,
 )
 from quantmill.model.header import read_source
-from quantmill.model.heads import has_values
+from quantmill.model.heads import for_file, has_values
 from quantmill.model.roles import layer_of, role_of
 from quantmill.nvfp4.gguf import scalable, scale_name, weights_only
 from quantmill.progress import Log
 from quantmill.recipe import presets, render, rules, shares
 from quantmill.recipe.keep import kept
+from quantmill.recipe.mtp import REFUSED_BY_IK, file_part
 
 # A layer of multi-token prediction has no importance values: this type replaces one that needs them.
 _WITHOUT_IMPORTANCE: Final = "q4_K"
@@ -121,7 +122,7 @@ def resolve(
         if not all(rule.optional for rule in recipe.rules):
             raise QuantmillError(same, where, f"use {recipe.base.name} itself, or change the rules")
         warnings.append(f"{same}: no rule changes a type")
-    _check_imatrix(header, recipe, rows, imatrix, where, mtp)
+    check_imatrix(header, recipe, rows, imatrix, where, mtp)
     return Plan(recipe, tuple(rows), fallbacks, mixture.quantizable, imatrix, tuple(warnings))
 
 
@@ -297,7 +298,7 @@ def _needs_imatrix(recipe: rules.Recipe, kind: str, name: str) -> bool:
     return own or needs_imatrix(kind, name)
 
 
-def _check_imatrix(
+def check_imatrix(
     header: Header, recipe: rules.Recipe, rows: Sequence[PlanRow], imatrix: bool, where: object, mtp: bool
 ) -> None:
     """Refuse types that need importance values for tensors that will have none."""
@@ -322,21 +323,22 @@ def _check_imatrix(
         raise QuantmillError(
             f"{row.type} needs an imatrix, which no multi-token prediction layer has",
             here,
-            f"set `imatrix: {{mtp: true}}`, or add a rule for layers [{row.layer}] with a type such as q4_K",
+            "set `imatrix: {mtp: true}`, or give the recipe `mtp: {type: q4_K}` or another such type",
         )
 
 
 def main(args: argparse.Namespace, log: Log) -> None:
     """Plan one recipe for one model."""
     config: Settings = args.spec["config"]
-    header = read_source(args.model)
+    whole = read_source(args.model)
+    header = for_file(whole, config.get("mtp"))
     where = args.recipe
     if args.template is not None:
         where = f"recipe {config['recipe']} ({args.template})"
-        write_text(args.recipe, render.rendered(args, config, header, where, log))
+        write_text(args.recipe, render.rendered(args, config, whole, where, log))
     recipe = rules.parse(read_user_text(args.recipe), where)
     imatrix = use_imatrix(recipe, config["imatrix"] is not None, where)
-    mtp = has_values(header, config["imatrix"], args.model)
+    mtp = has_values(whole, config["imatrix"], args.model)
     mixture = presets.mixture(header, recipe.base, imatrix=imatrix)
     keep = kept(header, args.grids, recipe.engine, where)
     # A size-targeted recipe has chosen among the types already, and may have left the grid.
@@ -352,6 +354,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         numbers["rounding"] = config["rounding"]
     if "keep" in config:
         numbers["kept"] = keep.counted(plan.rows)
+    if (part := file_part(config.get("mtp"))) is not None:
+        numbers["mtp"] = part
     write_plan(args.plan, plan.rows)
     formats.PLAN.write(args.report, numbers)
     line = f"{numbers['recipe']}: {numbers['file_bytes']:,} bytes, {numbers['bpw']:.4f} bpw"
@@ -359,6 +363,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
         line += f", {allocation['damage']} {allocation['objective']:.4g} (bound {allocation['bound']:.4g})"
     log.say(line)
     log.warn(plan.warnings)
+    if recipe.engine == "ik" and header.has_mtp:
+        log.say(f"{numbers['recipe']}: {REFUSED_BY_IK}")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ from quantmill.errors import QuantmillError
 from quantmill.files import read_user_text
 from quantmill.formats.ggufio import Header
 from quantmill.formats.settings import Plan
+from quantmill.model.heads import for_file
 from quantmill.model.roles import layer_of, role_of
 from quantmill.progress import Log
-from quantmill.recipe import rules
+from quantmill.recipe import mtp, rules
 
 _FULL_ATTENTION: Final = ("attn_q", "attn_q_b", "attn_kv_a_mqa")
 
@@ -249,8 +250,9 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--sensitivity", type=Path, nargs="?", help="sensitivity.tsv, for the same")
 
 
-def rendered(args: argparse.Namespace, config: Plan, header: Header, where: object, log: Log) -> str:
+def rendered(args: argparse.Namespace, config: Plan, source: Header, where: object, log: Log) -> str:
     """The recipe of a command line's template, for one model; `where` is it, for errors."""
+    header = for_file(source, config.get("mtp"))
     variables = facts(header) | {"recipe": config["recipe"]}
     if config.get("importance"):
         variables |= _importance(args, config["importance"], header)
@@ -260,4 +262,8 @@ def rendered(args: argparse.Namespace, config: Plan, header: Header, where: obje
         variables["imported"] = interchange.read(args.file, config["form"], header)
     if "ranked" in variables:
         log.say("layers, the most important first: " + ", ".join(map(str, variables["ranked"])))
-    return render(read_template(args.template), config["parameters"], variables, where)
+    text = render(read_template(args.template), config["parameters"], variables, where)
+    if "mtp" not in config:
+        return text
+    own = rules.parse(text, where)
+    return rules.dump(mtp.with_head(own, source, config["mtp"], f"recipe {config['recipe']}"))

@@ -126,7 +126,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     workloads, repetitions = config["workloads"], config["repetitions"]
     version = version_of(args.server)
     port = args.port or free_port()
-    context = context_for(workloads, args.model)
+    readable = args.vocabulary or args.model
+    context = context_for(workloads, readable)
     running = command_of(
         args.server,
         args.model,
@@ -139,7 +140,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     load = os.getloadavg()[0]
     log.say(f"{version}: started; it may be silent for {args.patience:g} s")
     with (
-        Vocabulary(args.model) as vocabulary,
+        Vocabulary(readable) as vocabulary,
         Watch() as watch,
         serving(running, port, args.patience) as server,
     ):
@@ -167,6 +168,9 @@ if __name__ == "__main__":
     arguments.add_argument("--facts", type=Path, required=True, help="JSON with its sha256")
     arguments.add_argument(
         "--server", type=Path, nargs="?", help="a llama-server (default: llama-cpp-python's)"
+    )
+    arguments.add_argument(
+        "--vocabulary", type=Path, nargs="?", help="the source, where llama.cpp cannot open the file"
     )
     arguments.add_argument("--port", type=int, help="a port of loopback (default: a free one)")
     arguments.add_argument("--patience", type=float, default=3600.0, help="seconds to wait for its next word")

@@ -30,7 +30,7 @@ def build(view: View) -> dict[str, Any]:
     """It is on every card that offers a file."""
     included = set(view.config["include"])
     return {
-        "offered": view.offered,
+        "offered": [*view.offered, *view.drafts],
         "imatrix": view.measured.imatrix is not None and "imatrix" in included,
         "included": included,
         "modelfiles": bool(view.in_ollama),

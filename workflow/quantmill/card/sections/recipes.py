@@ -13,7 +13,7 @@ from quantmill.judge.quant import Quant
 
 def build(view: View) -> dict[str, Any]:
     """It is on every card that offers a file."""
-    return {"files": [(quant, by_reason(quant)) for quant in view.offered]}
+    return {"files": [(quant, by_reason(quant)) for quant in (*view.offered, *view.drafts)]}
 
 
 def by_reason(quant: Quant) -> list[dict[str, Any]]:

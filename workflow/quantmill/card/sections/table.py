@@ -31,7 +31,7 @@ def _checksums(view: View) -> str:
     """The sha256 of each file and of the source, as `sha256sum` writes them."""
     lines = [
         f"{part['sha256']}  {part['file']}"
-        for quant in view.shown.quants
+        for quant in (*view.shown.quants, *view.drafts)
         for part in quant.parts or [Part(file=quant.file, bytes=quant.bytes, sha256=quant.sha256)]
     ]
     return "\n".join([*lines, f"{view.shown.facts['sha256']}  {view.config['source']['file']}"])

@@ -41,4 +41,6 @@ def build(view: View) -> dict[str, Any]:
         "in_ollama": in_ollama,
         "ollama_tag": names.ollama_tag(in_ollama.file, paths) if in_ollama else None,
         "other_engine": view.other_engine,
+        "drafts": view.drafts,
+        "refused_by_ik": [quant for quant in view.other_engine if quant.has_head],
     }
