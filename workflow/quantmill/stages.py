@@ -224,6 +224,16 @@ _STAGES: Final = (
         evaluates=True,
     ),
     Stage(
+        "measure.draft",
+        version=1,
+        what="measure how many tokens of the draft head the model accepts",
+        reads="a file, a corpus",
+        writes="bench/<recipe>/draft.json",
+        threads=True,
+        store=True,
+        evaluates=True,
+    ),
+    Stage(
         "measure.speed",
         version=1,
         what="measure the speed",

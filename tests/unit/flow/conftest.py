@@ -124,6 +124,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ROOT / "tests" / "data"
     shutil.copy(data / "tiny-llama.gguf", folder / "model.gguf")
     shutil.copy(data / "tiny-moe.gguf", folder / "other.gguf")
+    shutil.copy(data / "tiny-mtp-Q8_0.gguf", folder / "mtp.gguf")
     models.write_bert(folder / "bert.gguf")
     models.write_projector(folder / "mmproj.gguf")
     shutil.copy(data / "llama-imatrix-llama.gguf", folder / "imatrix.gguf")

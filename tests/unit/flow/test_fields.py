@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 import pytest
 from pydantic import BaseModel
 
-from models import EMBEDDER, PROJECTOR
+from models import DRAFTER, EMBEDDER, PROJECTOR
 from quantmill.config.card import Card
 from quantmill.config.file import Config
 from quantmill.flow.project import Project
@@ -370,6 +370,9 @@ ROWS: Final[dict[str, Row]] = {
     "Media.media": Row(
         "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
     ),
+    "Bench.draft": Row(
+        "models.drafter.bench.draft", None, "card +corpus +draft", [("models.drafter", DRAFTER)]
+    ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
     "Bench.humaneval": Row("bench.humaneval", None, "card publish +humaneval"),
@@ -382,6 +385,9 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Served.repetitions": Row("bench.served.repetitions", 3, "card served"),
     "Served.server": Row("bench.served.server", "other", "card served"),
+    "Served.draft": Row(
+        "models.drafter.bench.served.draft", [1, 2], "card served", [("models.drafter", DRAFTER)]
+    ),
     "Workload.name": Row("bench.served.workloads.0.name", "other", "card served"),
     "Workload.prompt": Row("bench.served.workloads.0.prompt", 9, "card served"),
     "Workload.generate": Row("bench.served.workloads.0.generate", 9, "card served"),

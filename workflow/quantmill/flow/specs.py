@@ -243,6 +243,14 @@ class Specs(SourceSpecs):
         return spec.make("measure.projector", settings, made_from, engine=engine)
 
     @once
+    def draft(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "draft")
+        corpus = digest(self.corpus(model, chunks.corpus))
+        made_from = {"model": self.file(model, row), "corpus": corpus}
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.draft", chunks.model_dump(), made_from, engine=engine)
+
+    @once
     def speed(self, model: str, row: str) -> str:
         speed = self.project.speed(model)
         return self._measured(
@@ -260,7 +268,7 @@ class Specs(SourceSpecs):
             "model": self.file(model, row),
             "server": [self.digests.file(served.server)] if served.server else [],
         }
-        settings = served.model_dump(exclude={"server"})
+        settings = served.model_dump(exclude={"server"} if served.draft else {"server", "draft"})
         engine = self.digests.generating_engine(model, row)
         return spec.make("serve.measure", settings, made_from, engine=engine)
 

@@ -7,6 +7,7 @@ from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
 from quantmill.formats.checks import Checks
+from quantmill.formats.drafts import Drafts
 from quantmill.formats.measurements import (
     Divergence,
     Embeddings,
@@ -34,6 +35,7 @@ class Measurements(TypedDict):
     perplexity: Perplexity | None
     embeddings: Embeddings | None
     projector: Projected | None
+    draft: Drafts | None
     speed: Speed | None
     served: Served | None
     humaneval: HumanEval | None

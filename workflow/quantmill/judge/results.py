@@ -179,7 +179,7 @@ def read(folder: Path, config: settings.Card) -> Results:
         quants = [replace(quant, memory=tables.get(quant.name)) for quant in quants]
     sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
     moments = MOMENTS.read(folder / "moments.json") if config.get("rounding") else None
-    measured = (source["kld"], source["perplexity"], source["embeddings"])
+    measured = (source["kld"], source["perplexity"], source["embeddings"], source["draft"])
     reports = (imatrix, moments, *measured, sensitivity)
     corpora = [report["corpus"] for report in reports if report is not None and "corpus" in report]
     samples = folder / MEASURES["humaneval"].sample_paths(SOURCE)[0]
