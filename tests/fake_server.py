@@ -12,6 +12,8 @@ from pathlib import Path
 
 NOTES = Path(__file__).with_name("notes")
 MODE = (NOTES / "mode").read_text("utf-8")
+DRAFT = int(sys.argv[sys.argv.index("--spec-draft-n-max") + 1]) if "--spec-type" in sys.argv else 0
+"""How many tokens it drafts at a time; it accepts one of each draft."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,7 +38,9 @@ class Handler(BaseHTTPRequestHandler):
             last = number == tokens - 1
             reason = ("stop" if MODE == "early" else "length") if last else None
             if MODE != "withheld" or last:
-                self.send({"choices": [{"text": "x", "finish_reason": reason}]})
+                counts = {"draft_n": DRAFT * tokens, "draft_n_accepted": tokens} if DRAFT else {}
+                timings = {"timings": counts} if last and MODE != "uncounted" else {}
+                self.send({"choices": [{"text": "x", "finish_reason": reason}], **timings})
             if MODE == "dying" and number == 2:
                 print("out of memory", file=sys.stderr, flush=True)
                 os._exit(9)
@@ -58,6 +62,8 @@ if MODE == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if MODE == "broken":
     sys.exit("no such model")
+if MODE == "old" and DRAFT:
+    sys.exit("error: invalid argument: --spec-type")
 (NOTES / "pid").write_text(str(os.getpid()), encoding="utf-8")
 (NOTES / "environment").write_text(json.dumps(dict(os.environ)), encoding="utf-8")
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()

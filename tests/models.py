@@ -29,6 +29,16 @@ PROJECTOR: dict[str, Any] = EMBEDDER | {
 """A projector of a config, measured on a picture."""
 
 
+DRAFTER: dict[str, Any] = EMBEDDER | {
+    "source": {"path": "mtp.gguf"},
+    "bench": {
+        "draft": {"corpus": "held-out", "chunks": 4, "context": 32},
+        "served": {"server": "server", "draft": [1]},
+    },
+}
+"""A model of a config with a draft head."""
+
+
 def write_llama(
     path: Path,
     *,

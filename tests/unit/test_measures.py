@@ -14,7 +14,7 @@ def test_each_field_under_bench_is_a_measure_in_the_same_order() -> None:
 
 def test_chunked_measures_are_those_whose_config_names_a_corpus() -> None:
     chunks = {"corpus": "held-out", "chunks": 4, "context": 512}
-    bench = Bench.model_validate({"kld": chunks, "perplexity": chunks, "embeddings": chunks, "speed": {}})
+    bench = Bench.model_validate({"kld": chunks, "perplexity": chunks, "embeddings": chunks, "draft": chunks})
     assert list(bench.chunked) == [measure.name for measure in MEASURES.values() if measure.chunked]
 
 

@@ -92,6 +92,14 @@ _ALL = (
         only_mainline=True,
     ),
     Measure(
+        "draft",
+        "measure.draft",
+        "share of the draft head's tokens that the model accepts, by draft length",
+        section="Draft head",
+        chunked=True,
+        only_mainline=True,
+    ),
+    Measure(
         "speed",
         "measure.speed",
         "tokens a second, as llama-bench measures it",

@@ -33,15 +33,6 @@ class Stage(NamedTuple):
     key: str = ""
 
 
-class Tool(NamedTuple):
-    """A command for people, which no rule runs and which takes no spec."""
-
-    name: str
-    what: str
-    reads: str
-    writes: str
-
-
 _STAGES: Final = (
     Stage(
         "model.fetch",
@@ -226,6 +217,16 @@ _STAGES: Final = (
         evaluates=True,
     ),
     Stage(
+        "measure.draft",
+        version=1,
+        what="measure how many tokens of the draft head the model accepts",
+        reads="a file, a corpus",
+        writes="bench/<recipe>/draft.json",
+        threads=True,
+        store=True,
+        evaluates=True,
+    ),
+    Stage(
         "measure.speed",
         version=1,
         what="measure the speed",
@@ -347,37 +348,6 @@ _STAGES: Final = (
 
 STAGES: Final[dict[str, Stage]] = {stage.name: stage for stage in _STAGES}
 """All stages by name, in the order of the workflow."""
-
-TOOLS: Final[dict[str, Tool]] = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "recipe.interchange",
-            what="import a published recipe, or export a plan",
-            reads="a recipe in another form and the source's header; a plan",
-            writes="a recipe; a plan in another form",
-        ),
-        Tool(
-            "selftest.run",
-            what="check the engines of this environment",
-            reads="nothing",
-            writes="what works and what does not",
-        ),
-        Tool(
-            "engine.rpc",
-            what="serve this machine's devices to other machines' runs",
-            reads="nothing",
-            writes="nothing",
-        ),
-        Tool(
-            "config.file",
-            what="print the JSON schema of config.yaml",
-            reads="nothing",
-            writes="docs/config.schema.json, to stdout",
-        ),
-    )
-}
-"""Commands for people, by name."""
 
 # What the store keeps under a name of its own, inside several stages.
 _UNITS: Final = dict.fromkeys(("measure.reference", "sensitivity.errors", "sensitivity.probe"), 1)

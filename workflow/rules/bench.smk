@@ -166,6 +166,37 @@ rule measure_projector:
         )
 
 
+# Of models with a draft head.
+rule measure_draft:
+    input:
+        model=of(inputs.gguf),
+        facts=of(inputs.facts),
+        corpus=of(inputs.draft_corpus),
+        report=of(inputs.draft_report),
+    output:
+        "<results>/{model}/bench/{row}/draft.json",
+    log:
+        "<results>/{model}/logs/draft/{row}.log",
+    benchmark:
+        "<results>/{model}/benchmarks/draft/{row}.tsv"
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.evaluation_cores
+    resources:
+        mem_mb=resources.memory(1.0, 2000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.draft),
+    message:
+        "{wildcards.model}: draft head of {wildcards.row}"
+    shell:
+        stage(
+            "measure.draft",
+            "--model {input.model[0]:q} --facts {input.facts:q} --corpus {input.corpus:q}"
+            " --out {output:q}",
+        )
+
+
 rule measure_speed:
     input:
         model=of(inputs.gguf),

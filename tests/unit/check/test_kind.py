@@ -104,6 +104,24 @@ KLD, IMATRIX = Evaluation("bench.kld", "bench.kld", 512), Evaluation("imatrix", 
             "leave bench.projector out for it (models: {m: {bench: {}}})",
         ),
         (
+            header(),
+            [Evaluation("bench.draft", "models.m.bench.draft", 128)],
+            "c.yaml: models.m.bench.draft: m: has no layer of multi-token prediction; leave out "
+            "`bench.draft` for it",
+        ),
+        (
+            header(),
+            [Evaluation("bench.served.draft", "bench.served.draft")],
+            "c.yaml: bench.served.draft: m: has no layer of multi-token prediction; leave out "
+            "`bench.served.draft` for it",
+        ),
+        (
+            header("newest", newest__block_count=encode_u32(3), newest__nextn_predict_layers=encode_u32(1)),
+            [Evaluation("bench.draft", "bench.draft", 128)],
+            "c.yaml: bench.draft: m: the engine does not know a head for multi-token prediction of newest; "
+            "leave out `bench.draft` for it",
+        ),
+        (
             header("clip", general__type=encode_string("mmproj")),
             [KLD],
             "c.yaml: bench.kld: m is a multimodal projector (architecture clip): it only works beside a "

@@ -199,6 +199,26 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         "bench.served.workloads[0].generate: input should be greater than or equal to 2, not 1",
     ),
     (
+        put("bench.served", {"draft": [1, 2]}),
+        "bench.served.draft: llama-cpp-python's server drafts with no head; name a llama-server under server",
+    ),
+    (
+        put("bench.served", {"server": "s", "draft": [1, 2, 1]}),
+        "bench.served.draft[2]: 1 is there twice; rename or remove one",
+    ),
+    (
+        put("bench.served", {"server": "s", "draft": [0]}),
+        "bench.served.draft[0]: input should be greater than or equal to 1, not 0",
+    ),
+    (
+        put("bench.draft", {"corpus": "held-out", "chunks": 3}),
+        "bench.draft.chunks: fewer than 4 prompts give no interval; give 4 or more",
+    ),
+    (
+        put("bench.draft", {"corpus": "held-out", "chunks": 4, "context": 8}),
+        "bench.draft.context: too short to draft in; give 16 tokens or more",
+    ),
+    (
         put("publish", {"repo": "x-GGUF"}),
         'publish.repo: "x-GGUF" is not allowed; a repository is organisation/name',
     ),

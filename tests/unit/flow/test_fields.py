@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 import pytest
 from pydantic import BaseModel
 
-from models import EMBEDDER, PROJECTOR
+from models import DRAFTER, EMBEDDER, PROJECTOR
 from quantmill.config.card import Card
 from quantmill.config.file import Config
 from quantmill.flow.project import Project
@@ -367,6 +367,9 @@ ROWS: Final[dict[str, Row]] = {
     "Media.media": Row(
         "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
     ),
+    "Bench.draft": Row(
+        "models.drafter.bench.draft", None, "card +corpus +draft", [("models.drafter", DRAFTER)]
+    ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
     "Bench.humaneval": Row("bench.humaneval", None, "card publish +humaneval"),
@@ -381,6 +384,9 @@ ROWS: Final[dict[str, Row]] = {
     "Served.server": Row("bench.served.server", "other", "card served"),
     "Served.ik_server": Row(
         "bench.served.ik_server", "other", "card publish +served", [("recipes.3.engine", "ik")]
+    ),
+    "Served.draft": Row(
+        "models.drafter.bench.served.draft", [1, 2], "card served", [("models.drafter", DRAFTER)]
     ),
     "Workload.name": Row("bench.served.workloads.0.name", "other", "card served"),
     "Workload.prompt": Row("bench.served.workloads.0.prompt", 9, "card served"),

@@ -60,9 +60,10 @@ def gone(pid: int) -> bool:
     return False
 
 
-def measure(folder: Path, server: Path, **more: Any) -> subprocess.Popen[str]:
+def measure(folder: Path, server: Path, draft: list[int] | None = None, **more: Any) -> subprocess.Popen[str]:
     """The stage, started."""
-    spec = {"config": {"workloads": WORKLOADS, "repetitions": 2}}
+    drafts = {"draft": draft} if draft else {}
+    spec = {"config": {"workloads": WORKLOADS, "repetitions": 2, **drafts}}
     (folder / "facts.json").write_text('{"sha256": "f"}', encoding="utf-8")
     arguments = {
         "spec": json.dumps(spec),
@@ -79,9 +80,9 @@ def measure(folder: Path, server: Path, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
 
 
-def report_of(folder: Path, server: Path) -> dict[str, Any]:
+def report_of(folder: Path, server: Path, **more: Any) -> dict[str, Any]:
     """What the stage reports."""
-    with measure(folder, server) as running:
+    with measure(folder, server, **more) as running:
         _, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
     report: dict[str, Any] = json.loads((folder / "served.json").read_text("utf-8"))
@@ -145,6 +146,46 @@ def test_a_server_that_holds_its_text_back_is_no_faster(tmp_path: Path, fake: Fa
     assert 0 < first["prefill"]["mean"] < 32 / 0.05
     # all pieces came at once, and yet took 5 ms each
     assert 0 < first["decode"]["mean"] < 2 / 0.005
+
+
+MTP = TESTS / "data" / "tiny-mtp-Q8_0.gguf"
+
+
+def test_drafts_are_measured_beside_none(tmp_path: Path, fake: Fake) -> None:
+    report = report_of(tmp_path, fake(""), draft=[1, 3], model=MTP)
+    assert [(one["length"], one["accepted"] / one["drafted"]) for one in report["drafts"]] == [
+        (1, 1),
+        (3, pytest.approx(1 / 3)),
+    ]
+    assert [w["name"] for one in report["drafts"] for w in one["workloads"]] == ["a", "b", "a", "b"]
+    counted = 2 * sum(workload["generate"] for workload in WORKLOADS)  # not the run before them
+    assert [one["accepted"] for one in report["drafts"]] == [counted, counted]
+    requests = (tmp_path / "notes" / "requests").read_text("utf-8").splitlines()
+    assert len(requests) == 15 and requests[:5] == requests[5:10] == requests[10:]
+
+
+def test_a_file_without_a_head_is_served_without_drafts(tmp_path: Path, fake: Fake) -> None:
+    report = report_of(tmp_path, fake(""), draft=[1])
+    assert report["drafts"] == [] and len(report["workloads"]) == 2
+    assert "drafts" not in report_of(tmp_path, fake(""))
+
+
+@pytest.mark.parametrize(
+    ("mode", "line"),
+    [
+        (
+            "old",
+            "the server: ended with code 1 before it answered (its last words: error: invalid argument: "
+            "--spec-type)",
+        ),
+        (
+            "uncounted",
+            "counts no drafted tokens with drafts of 2; name a newer llama-server, or leave out `draft`",
+        ),
+    ],
+)
+def test_a_server_that_cannot_draft_is_one_line(tmp_path: Path, fake: Fake, mode: str, line: str) -> None:
+    assert line in refused(tmp_path, fake(mode), draft=[2], model=MTP)
 
 
 MISBEHAVING = {
@@ -282,6 +323,12 @@ def test_a_server_is_spread_as_the_run_wants() -> None:
         None, MODEL, port=1, context=64, threads=1, offload=Offload(gpu_layers="auto"), fitting=lambda: 7
     )
     assert fits[fits.index("--n_gpu_layers") + 1] == "7"
+
+
+def test_the_models_own_head_drafts() -> None:
+    words = command_of(Path("llama-server"), MTP, port=1, context=64, threads=1, draft=3)
+    assert words[-4:] == ["--spec-type", "draft-mtp", "--spec-draft-n-max", "3"]
+    assert "--spec-type" not in command_of(Path("llama-server"), MTP, port=1, context=64, threads=1)
 
 
 def test_what_the_python_server_cannot_do_is_refused() -> None:

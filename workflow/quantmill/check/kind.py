@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header
 from quantmill.model.header import read_source
-from quantmill.model.heads import is_draft
+from quantmill.model.heads import check_head, is_draft
 
 
 class Kind(NamedTuple):
@@ -132,13 +132,16 @@ _RANK: Final = 4  # LLAMA_POOLING_TYPE_RANK
 _TEXT: Final = frozenset(
     (
         *("imatrix", "moments", "sensitivity"),
-        *(f"bench.{name}" for name in ("kld", "perplexity", "embeddings", "humaneval", "tasks")),
+        *(f"bench.{name}" for name in ("kld", "perplexity", "embeddings", "draft", "humaneval", "tasks")),
     )
 )
 """What needs a tokenizer."""
 
 _OBSERVED: Final = frozenset(("imatrix", "moments"))
 """What is collected of the inputs of weights."""
+
+_DRAFTED: Final = frozenset(("bench.draft", "bench.served.draft"))
+"""What needs a draft head."""
 
 _EMBEDDED: Final = "bench.embeddings"
 _PROJECTED: Final = "bench.projector"
@@ -206,6 +209,9 @@ def refuse(header: Header, model: str, requested: Iterable[Evaluation], where: s
         why = kind.why or f"it {lacking}"
         raise QuantmillError(f"{words}: {why}", f"{where}: {wrong[0].place}", cure)
     _refuse_without_tokenizer(header, model, requested, where)
+    for evaluation in requested:
+        if evaluation.field in _DRAFTED:
+            check_head(header, f"{where}: {evaluation.place}: {model}", evaluation.field)
     positions = next((t.shape[-1] for t in header.tensors if t.name == "position_embd.weight"), None)
     for evaluation in requested:
         if positions is not None and evaluation.context > positions:

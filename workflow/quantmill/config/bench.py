@@ -26,6 +26,8 @@ STOPS: Final = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 
 _MEDIA: Final = (".jpg", ".jpeg", ".png", ".bmp", ".wav", ".mp3", ".flac")
 _LEAST_TEXTS: Final = 4  # each is ranked by the closeness of the others
+_LEAST_PROMPTS: Final = 4  # with fewer an interval over the prompts is of no use
+_LEAST_CONTEXT: Final = 16  # half of it is written by the model, and the last four tokens end no draft
 
 
 class Probes(Chunks):
@@ -99,6 +101,11 @@ class Served(Strict):
         description="path of a llama-server of ik_llama.cpp, for recipes of engine ik; default: of these no "
         "speed behind a server is measured",
     )
+    draft: list[Annotated[int, Field(ge=1, le=16)]] = Field(
+        default=[],
+        description="draft lengths with which it is measured too, by the model's own draft head (multi-token "
+        "prediction), such as [1, 2, 3, 4]; needs a llama-server",
+    )
 
     @property
     def servers(self) -> dict[str, str]:
@@ -113,6 +120,10 @@ class Served(Strict):
     @model_validator(mode="after")
     def _distinct(self) -> Served:
         refuse_twice("workloads", [workload.name for workload in self.workloads])
+        refuse_twice("draft", [str(length) for length in self.draft])
+        if self.draft and self.server is None:
+            text = "llama-cpp-python's server drafts with no head; name a llama-server under server"
+            raise refuse("no_drafts", text, "draft")
         return self
 
 
@@ -193,6 +204,11 @@ class Bench(Strict):
     projector: Media | None = Field(
         default=None, description="distance of a projector's vectors of pictures and sounds from the source's"
     )
+    draft: Chunks | None = Field(
+        default=None,
+        description="how many tokens of the draft head (multi-token prediction) the model accepts, by draft "
+        "length: the first half of each chunk is a prompt, which the model continues",
+    )
     speed: Speed | None = Field(default=None, description="speed as llama-bench measures it")
     served: Served | None = Field(default=None, description="speed behind a server")
     humaneval: HumanEval | None = Field(
@@ -207,11 +223,32 @@ class Bench(Strict):
             raise refuse("few_texts", text, "embeddings.chunks")
         return self
 
+    @model_validator(mode="after")
+    def _prompts(self) -> Bench:
+        if self.draft and self.draft.chunks < _LEAST_PROMPTS:
+            text = f"fewer than {_LEAST_PROMPTS} prompts give no interval; give {_LEAST_PROMPTS} or more"
+            raise refuse("few_prompts", text, "draft.chunks")
+        if self.draft and self.draft.context < _LEAST_CONTEXT:
+            text = f"too short to draft in; give {_LEAST_CONTEXT} tokens or more"
+            raise refuse("short_prompts", text, "draft.context")
+        return self
+
     @property
     def chunked(self) -> dict[str, Chunks]:
         """What is measured on chunks of a corpus, by its field."""
-        fields = {"kld": self.kld, "perplexity": self.perplexity, "embeddings": self.embeddings}
+        fields = {
+            "kld": self.kld,
+            "perplexity": self.perplexity,
+            "embeddings": self.embeddings,
+            "draft": self.draft,
+        }
         return {field: chunks for field, chunks in fields.items() if chunks is not None}
+
+    @property
+    def requested(self) -> dict[str, Any]:
+        """What is asked of a model, by its field: each part, and drafts behind a server."""
+        fields = {field: getattr(self, field) for field in Bench.model_fields}
+        return fields | {"served.draft": self.served.draft if self.served and self.served.draft else None}
 
 
 def check_evaluations(bench: Bench, where: str) -> None:

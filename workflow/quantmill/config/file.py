@@ -222,7 +222,7 @@ class Config(Strict):
             "moments": self.moments_of(model),
             "sensitivity": self.probes_of(model),
         }
-        used |= {f"bench.{field}": getattr(bench, field) for field in Bench.model_fields}
+        used |= {f"bench.{field}": section for field, section in bench.requested.items()}
         return [
             (
                 field,

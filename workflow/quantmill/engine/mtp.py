@@ -43,10 +43,10 @@ class Head:
         self._model = load(path, loading)
         self.width: int = native.llama_model_n_embd_out(self._model)
         self.heads: int = native.llama_model_n_layer_nextn(self._model)
-        vocab = native.llama_model_get_vocab(self._model)
-        self.vocab_size: int = native.llama_vocab_n_tokens(vocab)
+        self._vocab = native.llama_model_get_vocab(self._model)
+        self.vocab_size: int = native.llama_vocab_n_tokens(self._vocab)
         self.bos: int | None = (
-            native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else None
+            native.llama_vocab_bos(self._vocab) if native.llama_vocab_get_add_bos(self._vocab) else None
         )
         self._trunk = self._context(path, context, threads)
         self._head = self._context(path, context, threads, head=True)
@@ -89,6 +89,10 @@ class Head:
     def logits(self, count: int) -> NDArray[np.float32]:
         """The model's logits [count, vocabulary] of the last `states`; a view, valid until the next."""
         return logits_at(native.llama_get_logits(self._trunk), count, self.vocab_size)
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends a text."""
+        return bool(native.llama_vocab_is_eog(self._vocab, token))
 
     def predict(
         self, tokens: Tokens, states: NDArray[np.float32], position: int, head: int = 0

@@ -44,7 +44,7 @@ CARD_FIELDS: Final = frozenset(
 )
 """What a card takes from the config as it stands; the texts and other models come in apart."""
 
-_LATER: Final = ("embeddings", "projector")
+_LATER: Final = ("embeddings", "projector", "draft")
 """Measures that came later: settings of cards have them only where they are requested."""
 
 

@@ -132,6 +132,14 @@ class Inputs:
         """Its report."""
         return self._corpora(model, [self.project.chunks(model, "embeddings").corpus], "json")
 
+    def draft_corpus(self, model: str) -> Files:
+        """The corpus whose texts a draft head's model continues."""
+        return self.ancient(self._corpora(model, [self.project.chunks(model, "draft").corpus], "parquet"))
+
+    def draft_report(self, model: str) -> Files:
+        """Its report."""
+        return self._corpora(model, [self.project.chunks(model, "draft").corpus], "json")
+
     def source_embeddings(self, model: str, row: str) -> Files:
         """The source's own, which those of a file come after: it embeds the texts once for all."""
         return [] if row in SOURCES else [self.paths.of(model, "bench/source/embeddings.json")]

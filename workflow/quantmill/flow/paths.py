@@ -76,7 +76,11 @@ class Paths:
         return self.of(model, f"checks/{recipe}.json")
 
     def takes(self, model: str, row: str, measure: Measure) -> bool:
-        """Whether a measure can be taken of a row: in its engine, or by the server of its engine."""
+        """Whether a measure can be taken of a row: in its engine, or by the server of its engine; of a file
+        without the draft head no drafts.
+        """
+        if measure.name == "draft" and row not in SOURCES and self.project.recipe(model, row).mtp == "none":
+            return False
         engine, served = self.project.engine_of(model, row), self.project.config.bench_of(model).served
         by_server = measure.name == "served" and served is not None and served.server_of(engine) is not None
         return measure.runs_in(engine) or by_server

@@ -259,7 +259,7 @@ class Project:
         return imported
 
     def chunks(self, model: str, measure: str) -> Chunks:
-        """The chunks that `kld`, `perplexity` or `embeddings` of the model is measured on."""
+        """The chunks that `kld`, `perplexity`, `embeddings` or `draft` of the model is measured on."""
         chunks = self.config.bench_of(model).chunked.get(measure)
         return self._required(chunks, f"{model} has no {measure}", _UNDER_BENCH)
 

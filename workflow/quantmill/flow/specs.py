@@ -251,6 +251,14 @@ class Specs(SourceSpecs):
         return spec.make("measure.projector", settings, made_from, engine=engine)
 
     @once
+    def draft(self, model: str, row: str) -> str:
+        chunks = self.project.chunks(model, "draft")
+        corpus = digest(self.corpus(model, chunks.corpus))
+        made_from = {"model": self.file(model, row), "corpus": corpus}
+        engine = self.digests.generating_engine(model, row)
+        return spec.make("measure.draft", chunks.model_dump(), made_from, engine=engine)
+
+    @once
     def speed(self, model: str, row: str) -> str:
         speed = self.project.speed(model)
         return self._measured(
@@ -269,7 +277,8 @@ class Specs(SourceSpecs):
             "model": self.file(model, row),
             "server": [self.digests.file(server)] if server else [],
         }
-        settings = served.model_dump(exclude={"server", "ik_server"})
+        without = {"server", "ik_server"} | (set() if served.draft else {"draft"})
+        settings = served.model_dump(exclude=without)
         if not self.project.generates(model, row):  # llama.cpp makes the prompts, by the source's vocabulary
             made_from["vocabulary"] = self.source(model)
             return spec.make("serve.measure", settings, made_from, engine=self.digests.engine())

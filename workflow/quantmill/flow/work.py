@@ -55,6 +55,7 @@ KINDS: Final[dict[str, str]] = {
     "measure_perplexity": "perplexity",
     "measure_embeddings": "embeddings",
     "measure_projector": "projectors",
+    "measure_draft": "draft head",
     "measure_speed": "speed",
     "measure_served": "speed behind a server",
     "evaluate_code": "HumanEval",
@@ -71,6 +72,7 @@ _GENERATE_BYTES: Final = 1e10  # of weights a second: generating is bound by the
 _UNKNOWN_TYPE: Final = 150e-9  # seconds of one core for an element whose type is yet to be chosen
 _UNKNOWN_SHARE: Final = 0.35  # of the source's bytes
 _ANSWER: Final = (300, 200)  # tokens of a problem and of its answer
+_DRAFTING: Final = 1.3  # of generating alone: up to four times through the head's one layer and the output
 _QUESTIONS: Final = (1000, 150)  # of a task, and tokens of each
 
 _MEASURES: Final = {
@@ -277,13 +279,16 @@ class Work:
         """A measure that uses the file as its readers will."""
         bench = self.project.config.bench_of(job.model)
         weights = size.bytes if job.name in SOURCES else self.file_bytes(job)
+        if job.rule == "measure_draft" and (draft := bench.draft):
+            written = draft.chunks * draft.context / 2
+            return self._tokens(2 * written, size) + self._generated(_DRAFTING * written, weights, size)
         if job.rule == "measure_speed" and (speed := bench.speed):
             times = speed.repetitions + 1
             return self._tokens(times * speed.prompt, size) + self._generated(
                 times * speed.generate, weights, size
             )
         if job.rule == "measure_served" and (served := bench.served):
-            requests = served.workloads * (served.repetitions + 1)
+            requests = served.workloads * (served.repetitions + 1) * (1 + len(served.draft))
             return sum(
                 self._tokens(one.prompt, size) + self._generated(one.generate, weights, size)
                 for one in requests

@@ -6,12 +6,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NotRequired, Union, get_args, get_origin, is_typeddict
 
-from quantmill import stages
+from quantmill import stages, tools
 from quantmill.formats import (
     allocation,
     checks,
     corpus,
     cross,
+    drafts,
     importance,
     measurements,
     moments,
@@ -39,6 +40,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     checks.CHECKS,
     measurements.DIVERGENCE,
     measurements.PERPLEXITY,
+    drafts.DRAFTS,
     measurements.SPEED,
     measurements.SERVED,
     measurements.HUMANEVAL,
@@ -72,7 +74,7 @@ def _stages() -> str:
         *((stage.name, stage.what, stage.reads, stage.writes) for stage in stages.STAGES.values()),
         *(
             (tool.name, f"{tool.what} (no `--spec`: for people)", tool.reads, tool.writes)
-            for tool in stages.TOOLS.values()
+            for tool in tools.TOOLS.values()
         ),
     ]
     lines = ["| command | does | reads | writes |", "|---|---|---|---|"]

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.devices import Placed
+from quantmill.formats.drafts import DRAFTS, Accepted
 from quantmill.formats.report import Report
 from quantmill.formats.settings import Answers
 from quantmill.formats.settings import Tasks as TasksSettings
@@ -245,6 +246,12 @@ class Workload(TypedDict):
     decode: Annotated[ServedRate, "the tokens after the first over the time from there to the last"]
 
 
+class Drafting(Accepted):
+    """The same workloads with drafts of one length."""
+
+    workloads: list[Workload]
+
+
 class Gpu(TypedDict):
     """The devices whose memory grew by 64 MiB or more while the server ran, added up."""
 
@@ -259,6 +266,7 @@ class Served(TypedDict):
 
     server: Annotated[str, "name and version"]
     workloads: list[Workload]
+    drafts: NotRequired[Annotated[list[Drafting], "empty where the file has no draft head"]]
     gpu: Annotated[Gpu | None, "null where no device is used, or no NVIDIA driver is there"]
     threads: int
     machine: Machine
@@ -386,6 +394,6 @@ TASKS: Final = Report[Tasks](
 
 OF_MEASURE: Final[dict[str, Report[Any]]] = {
     report.path.rpartition("/")[2].removesuffix(".json"): report
-    for report in (DIVERGENCE, PERPLEXITY, EMBEDDINGS, PROJECTED, SPEED, SERVED, HUMANEVAL, TASKS)
+    for report in (DIVERGENCE, PERPLEXITY, EMBEDDINGS, PROJECTED, DRAFTS, SPEED, SERVED, HUMANEVAL, TASKS)
 }
 """The reports by the names of `measures.MEASURES`."""

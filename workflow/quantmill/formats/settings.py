@@ -187,6 +187,7 @@ class Served(TypedDict):
 
     workloads: list[Workload]
     repetitions: int
+    draft: NotRequired[Annotated[list[int], "draft lengths, beside none"]]
 
 
 class Answers(TypedDict):
@@ -284,6 +285,7 @@ class Card(TypedDict):
     toolchain: Annotated[dict[str, str], "versions of what made the files"]
     embeddings: NotRequired[bool]
     projector: NotRequired[bool]
+    draft: NotRequired[bool]
     beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     served_in_ik: NotRequired[Annotated[bool, "whether files of ik were served too"]]
@@ -361,6 +363,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "measure.perplexity": Chunks,
     "measure.embeddings": Chunks,
     "measure.projector": Media,
+    "measure.draft": Chunks,
     "measure.speed": Speed,
     "serve.measure": Served,
     "evaluate.humaneval": HumanEval,

@@ -167,7 +167,7 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio | None:
         return None
     mean = float(a.mean() / b.mean()) - 1
     rest = a - (1 + mean) * b  # what is not the same share on every chunk
-    if a.size < 2 or not rest.any():
+    if a.size < 2 or np.allclose(rest, 0, rtol=0, atol=1e-9 * a.max()):
         return Ratio(mean, 0.0, mean, mean, a.size)
     error = float(rest.std(ddof=1) / math.sqrt(a.size) / b.mean())
     resampled = bootstrap(

@@ -7,6 +7,7 @@ from typing import Any, Final, TypedDict
 
 from quantmill.formats.allocation import Allocation, Plan
 from quantmill.formats.checks import Checks
+from quantmill.formats.drafts import Drafts
 from quantmill.formats.measurements import (
     Divergence,
     Embeddings,
@@ -34,23 +35,11 @@ class Measurements(TypedDict):
     perplexity: Perplexity | None
     embeddings: Embeddings | None
     projector: Projected | None
+    draft: Drafts | None
     speed: Speed | None
     served: Served | None
     humaneval: HumanEval | None
     tasks: Tasks | None
-
-
-NOTHING: Final = Measurements(
-    kld=None,
-    perplexity=None,
-    embeddings=None,
-    projector=None,
-    speed=None,
-    served=None,
-    humaneval=None,
-    tasks=None,
-)
-"""Of a file of which nothing is measured."""
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from quantmill.formats.sensitivity import SensitivityRow, read_sensitivity
 from quantmill.formats.source import CHECK, MEMORY, MODEL, Check, Model
 from quantmill.judge import compare, validity
 from quantmill.judge.acceptance import SizeTargeted, size_targeted
-from quantmill.judge.quant import DECODER, NOTHING, Measurements, Quant
+from quantmill.judge.quant import DECODER, Measurements, Quant
 from quantmill.judge.rounding import Rounded, rounded
 from quantmill.judge.scores import scores_of
-from quantmill.measures import MAINLINE, MEASURES, SOURCE
+from quantmill.measures import MAINLINE, MEASURES, SOURCE, Measure
 from quantmill.spec import file_sha256
 
 
@@ -170,8 +170,8 @@ def read(folder: Path, config: settings.Card) -> Results:
         of_file = FACTS.read(folder / "gguf" / f"{config['model']}-{name}.json")
         engine = config.get("engines", {}).get(name, MAINLINE)
         known_as = of_file.get("measured_as", of_file["sha256"])
-        alone = PLAN.read(folder / "plans" / f"{name}.json").get("mtp") == "only"
-        files[name] = of_file, NOTHING if alone else _measurements(folder, name, config, known_as, engine)
+        part = PLAN.read(folder / "plans" / f"{name}.json").get("mtp", "")
+        files[name] = of_file, _measurements(folder, name, config, known_as, engine, part)
     divergences = [kld for _, measured in files.values() if (kld := measured["kld"])]
     validity_warnings = validity.warnings(source, divergences)
     quants = [_quant(folder, name, config, *files[name], sources, validity_warnings) for name in files]
@@ -183,7 +183,7 @@ def read(folder: Path, config: settings.Card) -> Results:
         ordered = [replace(quant, memory=tables.get(quant.name)) for quant in ordered]
     sensitivity = SENSITIVITY.read(folder / "sensitivity.json") if config["sensitivity"] else None
     moments = MOMENTS.read(folder / "moments.json") if config.get("rounding") else None
-    measured = (source["kld"], source["perplexity"], source["embeddings"])
+    measured = (source["kld"], source["perplexity"], source["embeddings"], source["draft"])
     reports = (imatrix, moments, *measured, sensitivity)
     corpora = [report["corpus"] for report in reports if report is not None and "corpus" in report]
     samples = folder / MEASURES["humaneval"].sample_paths(SOURCE)[0]
@@ -281,13 +281,20 @@ def _nearest(folder: Path, name: str, config: settings.Card) -> Divergence | Non
 
 
 def _measurements(
-    folder: Path, row: str, config: settings.Card, sha256: str, engine: str = MAINLINE
+    folder: Path, row: str, config: settings.Card, sha256: str, engine: str = MAINLINE, part: str = ""
 ) -> Measurements:
-    """All measurements of a row; None for one that the config does not ask for, or the engine cannot take."""
+    """All measurements of a row; None for one that the config does not ask for, or that cannot be taken: in
+    its engine, or of its `part` of the model, which is `none` of a draft head, or `only` that.
+    """
+
+    def is_taken(measure: Measure) -> bool:
+        if part == "only" or (part == "none" and measure.name == "draft"):
+            return False
+        return measure.runs_in(engine) or (measure.name == "served" and config.get("served_in_ik", False))
+
     reports = {
         name: _report(name, folder / measure.path(row), sha256)
-        if config.get(name)
-        and (measure.runs_in(engine) or (name == "served" and config.get("served_in_ik", False)))
+        if config.get(name) and is_taken(measure)
         else None
         for name, measure in MEASURES.items()
     }

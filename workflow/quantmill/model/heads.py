@@ -35,10 +35,12 @@ CHAINED: Final = frozenset(("hy_v3", "mimo2", "step35"))
 """Those of several heads, one for each further token."""
 
 
-def check_head(header: Header, where: object) -> None:
-    """Refuse a model without a head, or with one that the engine has no graph for."""
+def check_head(header: Header, where: object, field: str = "imatrix.mtp") -> None:
+    """Refuse a model without a head, or with one that the engine has no graph for, of which `field` of the
+    config asks something.
+    """
     heads = header.layers - header.evaluated
-    cure = "leave out `imatrix.mtp` for it"
+    cure = f"leave out `{field}` for it"
     if not header.has_mtp:
         raise QuantmillError("has no layer of multi-token prediction", where, cure)
     if header.architecture in CHAINED or (header.architecture in SINGLE and heads == 1):

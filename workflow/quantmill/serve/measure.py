@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import random
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from quantmill import command, offload
 from quantmill.engine.llama import fitting
@@ -66,15 +68,28 @@ def _rate(samples: list[float]) -> ServedRate:
     return {"mean": fmean(samples), "sd": spread, "samples": samples}
 
 
+class Measured(NamedTuple):
+    """The workloads, and how many tokens were drafted and accepted in all of them."""
+
+    workloads: list[Workload]
+    drafted: int
+    accepted: int
+
+
 def measured(
-    server: Server, vocabulary: Vocabulary, workloads: list[settings.Workload], repetitions: int, log: Log
-) -> list[Workload]:
+    server: Server,
+    vocabulary: Vocabulary,
+    workloads: list[settings.Workload],
+    repetitions: int,
+    log: Log,
+    what: str = "served",
+) -> Measured:
     """Each workload's rates over `repetitions` runs, after one run that is not counted."""
     never = vocabulary.ends()
-    run = 0
+    run = drafted = accepted = 0
     server.complete(text_of(vocabulary, 16, run)[0], 4, never)
     rows: list[Workload] = []
-    with log.progress("served", len(workloads) * repetitions, "runs") as progress:
+    with log.progress(what, len(workloads) * repetitions, "runs") as progress:
         for workload in workloads:
             prompts, timings = [], []
             for _ in range(repetitions):
@@ -90,6 +105,7 @@ def measured(
                     rest = max(timing.first + timing.rest - first, 1e-6)
                     timing = timing._replace(first=first, rest=rest)
                 timings.append(timing)
+                drafted, accepted = drafted + timing.drafted, accepted + timing.accepted
                 progress.add(1)
             prefill, decode = rates(prompts, timings)
             rows.append(
@@ -101,7 +117,7 @@ def measured(
                     "decode": decode,
                 }
             )
-    return rows
+    return Measured(rows, drafted, accepted)
 
 
 def context_for(workloads: list[settings.Workload], model: Path) -> int:
@@ -128,38 +144,60 @@ def main(args: argparse.Namespace, log: Log) -> None:
     port = args.port or free_port()
     readable = args.vocabulary or args.model
     context = context_for(workloads, readable)
-    running = command_of(
-        args.server,
-        args.model,
-        port=port,
-        context=context,
-        threads=args.threads,
-        offload=offload.chosen(),
-        fitting=partial(fitting, args.model, context),
-    )
+
+    def running(draft: int = 0) -> AbstractContextManager[Server]:
+        """A server with drafts of this length."""
+        words = command_of(
+            args.server,
+            args.model,
+            port=port,
+            context=context,
+            threads=args.threads,
+            offload=offload.chosen(),
+            fitting=partial(fitting, args.model, context),
+            draft=draft,
+        )
+        return serving(words, port, args.patience)
+
     load = os.getloadavg()[0]
     log.say(f"{version}: started; it may be silent for {args.patience:g} s")
-    with (
-        Vocabulary(readable) as vocabulary,
-        Watch() as watch,
-        serving(running, port, args.patience) as server,
-    ):
-        log.say(f"{version} answers")
-        with watch.sampling():
-            rows = measured(server, vocabulary, workloads, repetitions, log)
-    report: Served = {
-        "server": version,
-        "workloads": rows,
-        "gpu": watch.report(),
-        "threads": args.threads,
-        "machine": machine(load),
-        "model_sha256": sha256,
-    }
+    with Vocabulary(readable) as vocabulary:
+        with Watch() as watch, running() as server:
+            log.say(f"{version} answers")
+            with watch.sampling():
+                rows = measured(server, vocabulary, workloads, repetitions, log).workloads
+        report: Served = {
+            "server": version,
+            "workloads": rows,
+            "gpu": watch.report(),
+            "threads": args.threads,
+            "machine": machine(load),
+            "model_sha256": sha256,
+        }
+        if "draft" in config:
+            report["drafts"] = []
+            for length in config["draft"] if read_header(args.model, data=False).has_mtp else []:
+                with running(length) as server:
+                    made = measured(server, vocabulary, workloads, repetitions, log, f"drafts of {length}")
+                if not made.drafted:
+                    what = f"counts no drafted tokens with drafts of {length}"
+                    raise QuantmillError(what, args.server, "name a newer llama-server, or leave out `draft`")
+                report["drafts"].append(
+                    {
+                        "length": length,
+                        "drafted": made.drafted,
+                        "accepted": made.accepted,
+                        "workloads": made.workloads,
+                    }
+                )
     SERVED.write(args.out, report)
-    for entry in rows:
-        rates_of = (entry["prefill"], entry["decode"])
-        speeds = " and ".join(f"{rate['mean']:.2f} +/- {rate['sd']:.2f}" for rate in rates_of)
-        log.say(f"{entry['name']}: prefill and decode {speeds} tokens/s")
+    drafting = [(one["length"], one["workloads"]) for one in report.get("drafts", [])]
+    for draft, entries in [(0, rows), *drafting]:
+        for entry in entries:
+            rates_of = (entry["prefill"], entry["decode"])
+            speeds = " and ".join(f"{rate['mean']:.2f} +/- {rate['sd']:.2f}" for rate in rates_of)
+            drafts = f", drafts of {draft}" if draft else ""
+            log.say(f"{entry['name']}{drafts}: prefill and decode {speeds} tokens/s")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,15 @@ _END_SECONDS = 15.0
 
 class Timing(NamedTuple):
     """A streamed answer: seconds to its first piece of text, from there to its last; how many tokens it
-    has, and in how many pieces they came.
+    has, and in how many pieces they came; how many were drafted and accepted, as the server counts them.
     """
 
     first: float
     rest: float
     tokens: int
     pieces: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 def free_port() -> int:
@@ -56,11 +58,13 @@ def command_of(
     threads: int,
     offload: Offload | None = None,
     fitting: Callable[[], int] = lambda: -1,
+    draft: int = 0,
 ) -> list[str]:
     """The command line of a llama-server, or of llama-cpp-python's server where there is none.
 
     One sequence of `context` positions, spread as the run wants: by default everything on a GPU where the
-    build has one. `fitting` gives the layers that fit, where the run leaves them to us.
+    build has one. `fitting` gives the layers that fit, where the run leaves them to us. `draft` is how many
+    tokens the model's own head drafts at a time, which only a llama-server does.
     QuantmillError for what llama-cpp-python's server cannot do.
     """
     offload = offload or Offload()
@@ -76,6 +80,8 @@ def command_of(
             "--rpc": ",".join(offload.rpc),
         }
         wanted = [] if offload.is_default else [word for pair in options.items() if pair[1] for word in pair]
+        if draft:
+            wanted += ["--spec-type", "draft-mtp", "--spec-draft-n-max", str(draft)]
         return [
             str(binary.absolute()),
             "--model",
@@ -195,9 +201,11 @@ class Server:
         started = time.perf_counter()
         times: list[float] = []
         reason = None
+        counted: dict[str, int] = {}
         try:
             for chunk in self._stream(request):
                 times.append(time.perf_counter())
+                counted = chunk.get("timings") or counted
                 reason = chunk["choices"][0].get("finish_reason") or reason
         except TimeoutError:
             raise self._error(f"sent nothing for {self._patience:g} s in mid-run") from None
@@ -209,7 +217,8 @@ class Server:
             raise self._error(how) from None
         if reason != "length":
             raise self._error(f"ended a text before its {tokens} tokens (finish_reason {reason})")
-        return Timing(times[0] - started, times[-1] - times[0], tokens, len(times))
+        drafts = counted.get("draft_n", 0), counted.get("draft_n_accepted", 0)
+        return Timing(times[0] - started, times[-1] - times[0], tokens, len(times), *drafts)
 
     def _stream(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed completion that hold a choice."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantmill.card.view import View
-from quantmill.judge import advice, frontier, memory
+from quantmill.judge import advice, draft, frontier, memory
 
 
 def build(view: View) -> dict[str, Any]:
@@ -21,6 +21,7 @@ def build(view: View) -> dict[str, Any]:
             warning for warning in measured.validity_warnings.values() if warning != measured.unranked
         ],
         "unsound": results.unsound,
+        "broken_head": draft.broken(results),
         "choice": advice.choice(results),
         "ranked": measured.measure is not None and not measured.unranked,
         "devices": memory.by_device(results),

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantmill import text
 from quantmill.card.view import View
+from quantmill.judge import draft
 from quantmill.judge.quant import Quant
 from quantmill.judge.results import Results
 
@@ -64,6 +65,8 @@ def warnings(results: Results) -> list[tuple[str, list[str]]]:
             f"the source's own predictions diverge from themselves by up to {results.noise_floor:.1e} "
             "(the noise floor): divergences as small as that mean nothing"
         ].append("KL divergence")
+    if broken := draft.broken(results):
+        origins[broken].append("draft head")
     for quant in results.quants:
         for warning in quant.plan["warnings"]:
             origins[warning].append(quant.name)
