@@ -106,7 +106,8 @@ unit-newest: .venv/ready
 	if [ "$$new" = "$$old" ]; then echo "no newer Python than $$old is here; the unit tests ran in that one alone"; \
 	else $(MAKE) --no-print-directory unit VENV=.venv-newest TESTS=tests/unit; fi
 
-# On a Slurm of two nodes on this machine, where Debian's packages are: slurmctld slurmd slurm-client munge.
+# On a Slurm of two nodes on this machine, where Debian's packages are: slurmctld slurmd slurm-client munge; with
+# accounting too, where slurmdbd and mariadb-server are.
 test-cluster: $(VENV)/ready-dev cluster
 	$(BIN)/pytest -n0 tests/cluster
 

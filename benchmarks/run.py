@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[Callable[[Bench], Iterable[Row]], str]] = {
     "dry": (scheduling.dry, "tiny"),
     "parse": (scheduling.parse, "tiny"),
     "verify": (scheduling.verify, "main"),
+    "shards": (scheduling.shards, "main"),
     "card": (cards.of_30, "tiny"),
     "3b": (large.of_3b, "main"),
     "plan-27b": (planning.of_27b, "tiny"),

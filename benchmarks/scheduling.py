@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
 
-from pairs import compare, run
+from pairs import Figures, compare, run
 from rows import FULL_SWEEP, SEVEN_TIERS, Bench, Row
 from stages import ROOT, Tier
 
+sys.path.append(str(ROOT / "tests"))
+from cluster import slurm
+
 MODELS, RECIPES = 20, 30
+SHARDS, SHARED_CHUNKS = 8, 64  # a unit each
 
 
 def nothing(bench: Bench) -> Iterable[Row]:
@@ -87,6 +96,57 @@ def verify(bench: Bench) -> Iterable[Row]:
     ratio = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
     ours, theirs = f"{found.ours:.3g} s", f"{found.theirs:.3g} s (quantizing)"
     yield Row("verify of one file, Q4_K_M", ours, theirs, ratio, "≤ 1.2", found.ratio <= 1.2)
+
+
+def shards(bench: Bench) -> Iterable[Row]:
+    """An importance matrix by eight jobs on two nodes of a core each, against one job on such a node.
+
+    The seconds are those of evaluating units: of one job all, of the shards those of the node that had most.
+    """
+    what = f"{SHARDS} shards of an importance matrix on two nodes: their units"
+    plugin = importlib.util.find_spec("snakemake_executor_plugin_slurm")
+    missing = slurm.why_not() or (None if plugin else "no plugin of Snakemake for Slurm (make cluster)")
+    if missing is not None:
+        yield Row(what, f"left out: {missing}", "", "", "≤ 1.1", None)
+        return
+    folder, name = bench.work.path("shards/config.yaml").parent, "model"
+    _write_config(folder, {name: bench.work.model}, [Tier("Q8_0", "Q8_0")])
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["imatrix"]["chunks"] = SHARED_CHUNKS
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    profile = ("--profile", str(ROOT / "profiles" / "slurm"), "--max-threads", "1", "--latency-wait", "5")
+
+    def once(cluster: slurm.Cluster, number: int) -> Figures:
+        shutil.rmtree(folder / "results", ignore_errors=True)
+        rule = "rule_shard_imatrix" if number > 1 else "rule_measure_imatrix"
+        before = _jobs(cluster, rule)
+        run(_snakemake(folder, *profile, "imatrices", "--config", f"shards={number}"))
+        jobs = [job for key, job in _jobs(cluster, rule).items() if key not in before]
+        if len(jobs) != number:
+            sys.exit(f"error: {len(jobs)} jobs for {number}: some ran twice, which is not measured")
+        most = max(Counter(job["NodeList"] for job in jobs).values())
+        report = json.loads((folder / "results" / name / "imatrix.json").read_text(encoding="utf-8"))
+        ends = [datetime.fromisoformat(job["EndTime"]) for job in jobs]
+        whole = max(ends) - min(datetime.fromisoformat(job["StartTime"]) for job in jobs)
+        return {"units": report["seconds"] * most / number, "whole": whole.total_seconds()}
+
+    pairs = []
+    with slurm.running(cores=1) as cluster:
+        for _ in range(bench.repeat):
+            ours, alone = once(cluster, SHARDS), once(cluster, 1)
+            pairs.append((ours, {figure: seconds / 2 for figure, seconds in alone.items()}))
+    found, whole = compare(pairs, "units"), compare(pairs, "whole")
+    ratio = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+    theirs = f"{found.theirs:.3g} s (half of one job's)"
+    checked = f"with the starts of the jobs {whole.ours:.3g} s, and {whole.theirs:.3g} s"
+    yield Row(what, f"{found.ours:.3g} s", theirs, ratio, "≤ 1.1", found.ratio <= 1.1, checked)
+
+
+def _jobs(cluster: slurm.Cluster, rule: str) -> dict[str, dict[str, str]]:
+    """What Slurm knows of the jobs of a rule, by their numbers."""
+    lines = cluster.output("scontrol", "-o", "show", "job").splitlines()
+    jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return {job["JobId"]: job for job in jobs if job.get("Comment", "").startswith(rule)}
 
 
 def _write_config(folder: Path, models: dict[str, Path], tiers: list[Tier]) -> None:

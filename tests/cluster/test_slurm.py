@@ -5,90 +5,24 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from checkout import Checkout
 from cluster import slurm
+from cluster.runs import Running, of_rule, stages, until
 
 pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="make cluster installs the plugin")
 
-# The profile as it is, with less waiting: the file system here is local, and the nodes are small.
-PROFILE = ("--profile=profiles/slurm", "--latency-wait=5", "--slurm-init-seconds-before-status-checks=2")
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[slurm.Cluster]:
-    # Munge wants a folder that everybody may enter, which pytest's own are not.
-    with TemporaryDirectory(prefix="slurm-") as folder, slurm.running(Path(folder)) as cluster:
+    with slurm.running() as cluster:
         yield cluster
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
-    """A small config: two files, their divergences, one speed."""
-
-    def small(config: dict[str, Any]) -> None:
-        del config["sensitivity"], config["corpora"]["tuning"]
-        config["bench"] = {"kld": config["bench"]["kld"]}
-        config["imatrix"]["chunks"] = 17
-
-    made = Checkout.build(tmp_path / "checkout")
-    made.configure(small)
-    return made
-
-
-class Running:
-    """Snakemake on the cluster, in the background."""
-
-    def __init__(self, checkout: Checkout, *arguments: str) -> None:
-        command = [sys.executable, "-m", "snakemake", *arguments, *PROFILE, "--max-threads=1"]
-        environment = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
-        self.log = checkout.folder / f"run-{time.monotonic_ns()}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=checkout.folder, env=environment, stdout=log, stderr=log
-            )
-
-    def wait(self, seconds: float = 420) -> str:
-        """Its output, once it has ended well."""
-        code = self.ended(seconds)
-        assert code == 0, self.text
-        return self.text
-
-    def ended(self, seconds: float) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError(f"it hangs:\n{self.text}") from None
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text("utf-8")
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """What a condition gives, once it gives anything."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return value
-
-
-def of_rule(cluster: slurm.Cluster, rule: str) -> list[str]:
-    """The numbers of the jobs of a rule that run."""
-    rows = [row.split(None, 2) for row in cluster.jobs()]
-    return [row[0] for row in rows if row[1] == "R" and row[2].startswith(f"rule_{rule}")]
 
 
 def files(checkout: Checkout) -> dict[str, bytes]:
@@ -120,28 +54,15 @@ def test_what_happens_to_jobs_is_made_good(cluster: slurm.Cluster, checkout: Che
     [job] = until(lambda: of_rule(cluster, "list_tensors")[:1])
     cluster.output("scancel", job)
     until(lambda: of_rule(cluster, "measure_imatrix")[:1])
-    stage = until(lambda: _stages(checkout, "measure.imatrix"))
-    os.kill(stage[0], signal.SIGKILL)
-    until(lambda: len(_stages(checkout, "quantize.write")) > 0)
+    [stage] = until(lambda: stages(checkout, "measure.imatrix")[:1])
+    os.kill(stage, signal.SIGKILL)
+    until(lambda: len(stages(checkout, "quantize.write")) > 0)
     cluster.down("n2")
     try:
         run.wait()
     finally:
         cluster.up("n2")
     assert len(files(checkout)) == 2
-
-
-def _stages(checkout: Checkout, stage: str) -> list[int]:
-    """The processes of a stage in a checkout."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            if f"quantmill.{stage}" in words and (process / "cwd").resolve() == checkout.folder:
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_jobs_of_a_killed_run_are_named(cluster: slurm.Cluster, checkout: Checkout) -> None:

@@ -36,6 +36,7 @@ from quantmill.sensitivity import measure, predict
 from quantmill.sensitivity.candidates import Choice, choices
 from quantmill.sensitivity.probe import Prober, divergence
 from quantmill.sensitivity.session import ProbeResult, Session
+from quantmill.shards import Shard
 from quantmill.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
@@ -411,9 +412,12 @@ def test_a_floor_that_is_not_zero_is_an_error(tmp_path: Path, monkeypatch: pytes
         ThreadPoolExecutor(2) as pool,
         Quantizer("e", Store(tmp_path / "store"), 2) as quantizer,
         _Sessions(bench)(pool, quantizer, {"output.weight"}) as session,
-        pytest.raises(QuantmillError, match="against itself gives a KLD of 1e-09, not 0"),
     ):
-        session.noise_floor()
+        session.refuse_if_changed()  # nothing was probed here
+        with pytest.raises(QuantmillError, match="against itself gives a KLD of 1e-09, not 0"):
+            session.noise_floor()
+        with pytest.raises(QuantmillError, match="against itself gives a KLD of 1e-09, not 0"):
+            session.refuse_if_changed()
 
 
 class _Fake:
@@ -421,6 +425,7 @@ class _Fake:
 
     def __init__(self, names: set[str]) -> None:
         self.names, self.probed = names, []
+        self.made: dict[str, ProbeResult] = {}
 
     def used(self) -> set[str]:
         return self.names
@@ -430,7 +435,8 @@ class _Fake:
 
     def probe(self, choice: Choice) -> ProbeResult:
         self.probed.append(choice)
-        return ProbeResult([0.1, 0.2], 9.0, 8.0, 1.0)
+        kld = len(self.names) / choice.bits
+        return self.made.setdefault(str(choice), ProbeResult([kld, 2 * kld], 9.0, 8.0, 1.0))
 
 
 def test_minutes_are_honoured_and_unused_tensors_left_alone(tmp_path: Path) -> None:
@@ -445,3 +451,29 @@ def test_minutes_are_honoured_and_unused_tensors_left_alone(tmp_path: Path) -> N
     everything = measure.probe(_Fake(used), todo, table, 1e9, Log(tmp_path / "log"))
     assert len(everything.results) == 2 * len(used)
     assert "30 of 30 probes" in (tmp_path / "log").read_text("utf-8")
+
+
+class _Steady(_Fake):
+    """One whose first evaluation tells exactly what a probe takes."""
+
+    def noise_floor(self) -> ProbeResult:
+        return ProbeResult([0.0], 10.0, 8.0)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("seconds", [95.0, 305.0, 1e9])
+def test_shards_make_the_probes_of_one_job(total: int, seconds: float, tmp_path: Path) -> None:
+    """Within the first round, within the later ones, and all of them; each shard as if it ran alone."""
+    bench = Bench(tmp_path)
+    todo = bench.choices(["q3_K", "q4_K", "q6_K"])
+    table = measure.table_of(todo, [measure.Error(0.1 / choice.bits, 0.0, 0.0) for choice in todo])
+    names, log = {choice.name for choice in todo}, Log(tmp_path / "log")
+    alone = _Steady(names)
+    expected = measure.probe(alone, todo, table, seconds, log)
+    begun = set()
+    for number in range(total):
+        session = _Steady(names)
+        assert measure.probe(session, todo, table, seconds, log, Shard(number, total)) == expected
+        assert session.made == alone.made
+        begun.add(str(session.probed[0]))
+    assert len(begun) == total

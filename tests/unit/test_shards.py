@@ -18,6 +18,17 @@ def test_shards_share_all_of_it(total: int) -> None:
     assert sorted(unit for part in parts for unit in part) == units
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 8, 50])
+def test_a_shard_begins_with_its_own(total: int) -> None:
+    units = list(range(21))
+    for number in range(total):
+        shard = Shard(number, total)
+        ordered = shard.first(units)
+        assert ordered[: len(shard.of(units))] == shard.of(units)
+        assert sorted(ordered) == units
+    assert Shard(0, 3).first(units[:6]) == [0, 3, 4, 1, 5, 2]  # the others' from their ends
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 8])
 def test_shards_cut_the_same_units(total: int) -> None:
     chunks = np.arange(43 * 4, dtype=np.int32).reshape(43, 4)

@@ -23,6 +23,13 @@ class Shard(NamedTuple):
         """Its units of all. They are the same units, whatever the total."""
         return list(units[self.number :: self.total])
 
+    def first(self, units: Sequence[T]) -> list[T]:
+        """All units, its own before the others'. Those are from their ends, where their own shards come last,
+        so that one that is late, or never runs, holds up nobody.
+        """
+        others = [Shard((self.number + step) % self.total, self.total) for step in range(1, self.total)]
+        return [*self.of(units), *(unit for other in others for unit in reversed(other.of(units)))]
+
     @classmethod
     def parse(cls, text: str) -> Shard | None:
         """`2of8` as a shard; None for an empty text, which is all of the work. For argparse."""

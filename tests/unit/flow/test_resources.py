@@ -115,6 +115,16 @@ def test_time_follows_from_the_work(resources: Resources, monkeypatch: pytest.Mo
     assert ask(SOURCE, 1, "measure_divergence") == 360
 
 
+def test_a_shard_of_the_sensitivity_has_the_time_for_all(make: Callable[..., Project]) -> None:
+    """The others may run later, or one after the other."""
+    project = make(("shards", 4))
+    ask = asked(Resources(project, Paths(project), workflow(local=False)).runtime)
+    model = Wildcards(model="local", shard="0of4")
+    whole = ask(model, 1, "measure_sensitivity")
+    assert ask(model, 1, "shard_sensitivity") == whole > 10
+    assert ask(model, 1, "shard_imatrix") == 10
+
+
 def test_time_of_what_is_not_known_yet(resources: Resources) -> None:
     wildcards = Wildcards(model="hub", row="source")
     assert asked(resources.runtime)(wildcards, 1, "measure_divergence") == 240

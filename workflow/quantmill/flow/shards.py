@@ -31,7 +31,7 @@ class Shards:
         return self._files("moments", wildcards, self.project.config.shards)
 
     def sensitivity(self, wildcards: Any) -> list[str]:
-        """Of the sensitivity: of some errors each, and of the probes that come first in any case."""
+        """Of the sensitivity: of some errors each, and of some probes of each batch."""
         return self._files("sensitivity", wildcards, self.project.config.shards)
 
     def gguf(self, wildcards: Any) -> list[str]:

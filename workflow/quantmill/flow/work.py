@@ -134,7 +134,8 @@ class Work:
         """What a job takes, its start included."""
         if job.rule in SHARDS:
             whole = self.seconds(job._replace(rule=SHARDS[job.rule]))
-            parts = self.project.config.shards
+            # The first shard of a sensitivity to run does what the others would, until they run too.
+            parts = 1 if job.rule == "shard_sensitivity" else self.project.config.shards
             return None if whole is None else _START_SECONDS + (whole - _START_SECONDS) / parts
         with suppress(QuantmillError):
             size = self.size(job.model)

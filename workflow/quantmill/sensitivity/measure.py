@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantmill import command
 from quantmill.check.kind import kind_of
@@ -83,14 +82,27 @@ def error_table(
     return table
 
 
-def probe(session: Session, todo: Sequence[Choice], table: predict.Table, seconds: float, log: Log) -> Probed:
+def probe(
+    session: Session,
+    todo: Sequence[Choice],
+    table: predict.Table,
+    seconds: float,
+    log: Log,
+    shard: Shard | None = None,
+) -> Probed:
     """Probe the most informative choices first, as many as `seconds` allow.
 
     A stored probe counts with the time that it took when it was made. So a run
     that was killed continues with the rest of its time, and a run on the same
     store gives the same result. QuantmillError where there is no time for one probe.
+
+    What is in a batch depends on the results of those before it alone. So shards
+    that run at the same time come to the same batches: each begins a batch with its
+    own part, and takes the rest from the store as the others make it. They make a few
+    more than count if these take longer than those before.
     """
-    left = _to_probe(session, todo)
+    used = session.used()
+    left = np.array([choice.name in used and not choice.unchanged for choice in todo])
     pace = session.noise_floor().seconds
     if pace > seconds:
         raise QuantmillError(
@@ -101,7 +113,12 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
     batch = list(order.first(table, left))
     with log.progress("probes", min(int(left.sum()), int(seconds / pace)), "probes") as progress:
         while batch:
-            for i in batch:
+            fit = batch[: int((seconds - probed.seconds) / pace)]
+            ahead = [] if shard is None else shard.first(fit)
+            for i in ahead:
+                session.probe(todo[i])
+                progress.add(1)
+            for number, i in enumerate(batch):
                 if probed.seconds + pace > seconds:
                     return probed
                 probed.results[i] = session.probe(todo[i])
@@ -109,33 +126,12 @@ def probe(session: Session, todo: Sequence[Choice], table: predict.Table, second
                 pace = probed.seconds / len(probed.results)
                 more = min(int(left.sum()), int((seconds - probed.seconds) / pace))
                 progress.expect(len(probed.results) + max(0, more))
-                progress.add(1)
+                if number >= len(ahead):
+                    progress.add(1)
             kld, se = probed.arrays(len(todo))
             count = max(1, len(todo) // _BATCHES)
             batch = list(order.following(table, predict.fit(table, kld, se), kld, left, count))
     return probed
-
-
-def probe_share(
-    session: Session, todo: Sequence[Choice], table: predict.Table, shard: Shard, seconds: float, log: Log
-) -> None:
-    """Probe a shard of the first batch, whose order depends on no result, for as long as `seconds` allow."""
-    left = _to_probe(session, todo)
-    mine = shard.of(order.first(table, left).tolist())
-    spent = 0.0
-    with log.progress("probes", len(mine), "probes") as progress:
-        for i in mine:
-            if spent > seconds:
-                break
-            result = session.probe(todo[i])
-            spent += result.seconds + result.quantize
-            progress.add(1)
-
-
-def _to_probe(session: Session, todo: Sequence[Choice]) -> NDArray[np.bool_]:
-    """Which choices can be probed and change anything [choices]."""
-    used = session.used()
-    return np.array([choice.name in used and not choice.unchanged for choice in todo])
 
 
 def make_rows(
@@ -240,10 +236,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
             error_table(args.shard.of(todo), source, quantizer, pool, log)
         errors = error_table(todo, source, quantizer, pool, log)
         table = table_of(todo, errors)
+        probed = probe(session, todo, table, config["minutes"] * 60, log, args.shard)
         if args.shard is not None:
-            probe_share(session, todo, table, args.shard, config["minutes"] * 60, log)
+            session.refuse_if_changed()
             return
-        probed = probe(session, todo, table, config["minutes"] * 60, log)
         after = session.noise_floor([todo[i] for i in probed.results])
         used, expanded = session.used(), session.expansion.needed
         rounded = session.rounding()

@@ -102,6 +102,11 @@ class Session:
         probed = [choice.task.key(self._quantizer.engine) for choice in after]
         return self._unit("floor", self._noise_floor, after=probed)
 
+    def refuse_if_changed(self) -> None:
+        """QuantmillError where the model, if it was loaded here, differs from itself: its probes are void."""
+        if self._prober is not None:
+            self._noise_floor()
+
     def used(self) -> set[str]:
         """The names of those tensors that the model's graph uses."""
         unit = self._quantizer.store.get_or_make(self._key("used"), self._used)
