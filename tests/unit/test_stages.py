@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantmill import __main__, spec
-from quantmill.stages import STAGES, TOOLS, VERSIONS, key
+from quantmill.stages import STAGES, VERSIONS, key
+from quantmill.tools import TOOLS
 
 PACKAGE = Path(__file__).parents[2] / "workflow" / "quantmill"
 
@@ -111,6 +112,7 @@ def test_the_command_imports_no_more_than_the_watcher() -> None:
         "quantmill.recorder",
         "quantmill.signals",
         "quantmill.stages",
+        "quantmill.tools",
         "quantmill.watch",
     }
     assert __main__.listing()

@@ -8,7 +8,8 @@ from typing import Final
 
 from quantmill import watch
 from quantmill.errors import QuantmillError
-from quantmill.stages import STAGES, TOOLS, Stage, Tool
+from quantmill.stages import STAGES, Stage
+from quantmill.tools import TOOLS, Tool
 
 ONE_BLAS_THREAD: Final = dict.fromkeys(("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
 """The variables of a stage's process: a stage divides work among threads of its own. BLAS with threads of

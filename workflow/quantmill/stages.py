@@ -33,15 +33,6 @@ class Stage(NamedTuple):
     key: str = ""
 
 
-class Tool(NamedTuple):
-    """A command for people, which no rule runs and which takes no spec."""
-
-    name: str
-    what: str
-    reads: str
-    writes: str
-
-
 _STAGES: Final = (
     Stage(
         "model.fetch",
@@ -137,10 +128,20 @@ _STAGES: Final = (
         key="budget.imported",
     ),
     Stage(
+        "budget.speed",
+        version=1,
+        what="measure the speed of each type on this machine",
+        reads="the source",
+        writes="speeds.json",
+        threads=True,
+        store=True,
+        evaluates=True,
+    ),
+    Stage(
         "budget.feasibility",
         version=1,
         what="check that a size can be met",
-        reads="the source's header",
+        reads="the source's header; for a floor of the speed speeds.json",
         writes="reach/<recipe>.json",
         key="budget.reach",
     ),
@@ -148,7 +149,7 @@ _STAGES: Final = (
         "budget.allocate",
         version=3,
         what="choose the types of a size-targeted recipe",
-        reads="the source's header, sensitivity.tsv",
+        reads="the source's header, sensitivity.tsv; for a floor of the speed speeds.json",
         writes="recipes/<recipe>.yaml, recipes/<recipe>.json",
     ),
     Stage(
@@ -354,37 +355,6 @@ _STAGES: Final = (
 
 STAGES: Final[dict[str, Stage]] = {stage.name: stage for stage in _STAGES}
 """All stages by name, in the order of the workflow."""
-
-TOOLS: Final[dict[str, Tool]] = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "recipe.interchange",
-            what="import a published recipe, or export a plan",
-            reads="a recipe in another form and the source's header; a plan",
-            writes="a recipe; a plan in another form",
-        ),
-        Tool(
-            "selftest.run",
-            what="check the engines of this environment",
-            reads="nothing",
-            writes="what works and what does not",
-        ),
-        Tool(
-            "engine.rpc",
-            what="serve this machine's devices to other machines' runs",
-            reads="nothing",
-            writes="nothing",
-        ),
-        Tool(
-            "config.file",
-            what="print the JSON schema of config.yaml",
-            reads="nothing",
-            writes="docs/config.schema.json, to stdout",
-        ),
-    )
-}
-"""Commands for people, by name."""
 
 # What the store keeps under a name of its own, inside several stages.
 _UNITS: Final = dict.fromkeys(("measure.reference", "sensitivity.errors", "sensitivity.probe"), 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NotRequired, Union, get_args, get_origin, is_typeddict
 
-from quantmill import stages
+from quantmill import stages, tools
 from quantmill.formats import (
     allocation,
     checks,
@@ -18,6 +18,7 @@ from quantmill.formats import (
     proof,
     publication,
     source,
+    speeds,
 )
 from quantmill.formats.report import Report, fields
 
@@ -31,6 +32,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     moments.MOMENTS,
     cross.CROSS,
     allocation.SENSITIVITY,
+    speeds.SPEEDS,
     allocation.ALLOCATION,
     allocation.FEASIBILITY,
     allocation.PLAN,
@@ -72,7 +74,7 @@ def _stages() -> str:
         *((stage.name, stage.what, stage.reads, stage.writes) for stage in stages.STAGES.values()),
         *(
             (tool.name, f"{tool.what} (no `--spec`: for people)", tool.reads, tool.writes)
-            for tool in stages.TOOLS.values()
+            for tool in tools.TOOLS.values()
         ),
     ]
     lines = ["| command | does | reads | writes |", "|---|---|---|---|"]

@@ -144,6 +144,13 @@ class Allocate(TypedDict):
     measured: NotRequired[list[str]]
     rounding: NotRequired[Rounding]
     keep: NotRequired[Keep]
+    floor: NotRequired[Annotated[float, "tokens a second that a text is generated with, at least"]]
+
+
+class TypeSpeeds(TypedDict):
+    """`budget.speed`."""
+
+    types: list[str]
 
 
 class Memory(TypedDict):
@@ -350,6 +357,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "sensitivity.measure": Probes,
     "sensitivity.imported": Empty,
     "recipe.render": Render,
+    "budget.speed": TypeSpeeds,
     "budget.feasibility": Allocate,
     "budget.allocate": Allocate,
     "recipe.plan": Plan,
