@@ -41,7 +41,8 @@ def table_of(header: Header, *, tokens: float | None = 40.0, devices: tuple[str,
                 {"device": device, **shape._asdict(), "type": kind, "buffer": device}
                 | {"generate": once, "prompt": once}
             )
-    source = None if tokens is None else {"tokens": 32, "mean": tokens, "sd": 0.0, "samples": [tokens]}
+    token = 1 / (tokens or 1.0)
+    source = None if tokens is None else {"median": token, "low": token, "high": token, "samples": 1}
     return {
         "machine": {"cpu": "Example CPU", "cores": 2, "memory_bytes": 1 << 33},
         "threads": 2,

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Final, NamedTuple
 
 from quantmill.budget import knapsack
@@ -107,7 +106,7 @@ class Clock:
         source = self.speeds["source"]
         if source is None:
             return 0
-        token = PER_SECOND / median(source["samples"])
+        token = PER_SECOND * source["median"]
         return max(0, round(token - sum(self.time(weight, self.main) for weight in weights)))
 
 
@@ -178,7 +177,7 @@ class Floor:
             "floor": self.tokens_a_second,
             "predicted": predicted,
             "fastest": fastest,
-            "source": None if source is None else median(source["samples"]),
+            "source": None if source is None else 1 / source["median"],
             "rest": self.rest / PER_SECOND,
             "machine": self.machine,
         }

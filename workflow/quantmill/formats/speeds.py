@@ -2,12 +2,12 @@
 
 from typing import Annotated, Final, NotRequired, TypedDict
 
-from quantmill.formats.measurements import Machine, Rate
+from quantmill.formats.measurements import Machine
 from quantmill.formats.report import Report
 
 
 class Times(TypedDict):
-    """Seconds of one multiplication."""
+    """Seconds."""
 
     median: float
     low: Annotated[float, "the least"]
@@ -25,7 +25,7 @@ class TypeSpeed(TypedDict):
     used: Annotated[int, "experts of a token; 0: all matrices"]
     type: str
     buffer: Annotated[str, "where ggml has such weights: `CPU_REPACK` are rearranged when they are loaded"]
-    generate: Annotated[Times, "of one token"]
+    generate: Annotated[Times, "of a multiplication of one token"]
     prompt: Annotated[Times, "of a token among many"]
 
 
@@ -43,7 +43,7 @@ class Speeds(TypedDict):
     threads: int
     devices: Annotated[list[SpeedDevice], "the one of the model first, the CPU last"]
     types: list[TypeSpeed]
-    source: Annotated[Rate | None, "tokens a second of the source; null where it was not measured"]
+    source: Annotated[Times | None, "of a token that the source generates; null where it was not measured"]
     why_not: NotRequired[Annotated[str, "why it was not"]]
 
 
