@@ -60,6 +60,10 @@ CASES: dict[str, tuple[Change, set[str]]] = {
         FIT | CARD,
     ),
     "other candidate types": (fit(types=["q4_K", "q5_K", "q8_0"]), FIT | CARD),
+    "a floor of the speed": (
+        fit(types=["q4_K", "q5_K", "q8_0"], at_least={"tg": 1}),
+        {"measure_types"} | FIT | CARD,
+    ),
     "a pin": (fit(pin=[{"role": "output", "type": "q8_0"}]), FIT | CARD),
     "the acceptance test": (fit(acceptance_test=False), CARD),
     "another sensitivity": (swapped, IMPORTED | FIT | CARD),
@@ -121,6 +125,11 @@ def test_a_type_that_the_engine_lacks_is_refused_before_any_work(built: Checkout
     for fields, said in (
         ({"types": ["q4_K", "iq4_kt"]}, "recipes[1].types[1]: engine mainline lacks the type iq4_kt"),
         ({"pin": [{"rol": "output", "type": "q8_0"}]}, "recipes[1].pin: unknown field rules[1].rol"),
+        (
+            {"at_least": {"tg": 20}},
+            "recipes[1].at_least.tg: it must be known which types are measured; name the candidate types "
+            "under types",
+        ),
     ):
         fit(**fields)(checkout)
         done = checkout.snakemake("-n")

@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
     "check": {"corpus", "engine", "formats", "model"},
     "corpus": {"engine", "formats"},
     "recipe": {"engine", "formats", "model", "nvfp4"},
-    "budget": {"formats", "model", "recipe"},
+    "budget": {"check", "engine", "formats", "measure", "model", "recipe"},
     "quantize": {"engine", "formats", "grid", "measure", "model", "nvfp4"},
     "measure": {"check", "engine", "formats", "imatrix", "model"},
     "serve": {"engine", "formats", "measure"},

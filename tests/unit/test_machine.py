@@ -137,3 +137,23 @@ def test_without_a_list_of_mounts_nothing_is_on_a_network(
 ) -> None:
     monkeypatch.setattr(machine, "_PROC", tmp_path)
     assert not machine.on_network(tmp_path)
+
+
+def test_runs_in_which_a_core_was_taken_away_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    clock, taken, runs = [0.0], [0], [0]
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(resource, "getrusage", lambda _: type("Usage", (), {"ru_nivcsw": taken[0]}))
+
+    def run() -> None:
+        runs[0] += 1
+        disturbed = runs[0] % 2 == 0  # the first is the warm-up
+        taken[0] += disturbed
+        clock[0] += 9.0 if disturbed else 1.0
+
+    assert machine.undisturbed(run, least=3, seconds=3.0) == [1.0, 1.0, 1.0]
+    monkeypatch.setattr(resource, "getrusage", lambda _: type("Usage", (), {"ru_nivcsw": next(counter)}))
+    counter = iter(range(1000))
+    runs[0] = 0
+    assert machine.undisturbed(run, least=2, seconds=0.5) == [9.0, 1.0]

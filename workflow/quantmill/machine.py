@@ -7,7 +7,8 @@ each is looked at, and the least counts. Where there are no cgroups the machine'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,28 @@ def memory() -> Memory:
             left = min(machine.available, max(0, limit - _used(folder)))
             least = Memory(min(limit, least.total), min(left, least.available), "its cgroup")
     return least
+
+
+def undisturbed(run: Callable[[], object], *, least: int, seconds: float) -> list[float]:
+    """The seconds of runs in which the system took no core away from this process, after a warm-up.
+
+    `least` runs and more until `seconds` are over; where there are no `least` such runs in ten times as long,
+    the times of all.
+    """
+    import resource
+
+    times: list[float] = []
+    clean: list[float] = []
+    run()
+    while len(clean) < least or sum(clean) < seconds:
+        if len(times) >= least and sum(times) > 10 * seconds:
+            break
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+        if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
+            clean.append(times[-1])
+    return clean if len(clean) >= min(3, least) else times
 
 
 def on_network(folder: Path) -> bool:

@@ -1,4 +1,5 @@
 # Size-targeted recipes: published sensitivities, the allocation, and the plan of the recipe that it chose.
+from quantmill.flow import floors
 
 
 rule import_sensitivity:
@@ -33,11 +34,42 @@ rule import_sensitivity:
         )
 
 
+# As with the speed of files: nothing else may run beside it.
+rule measure_types:
+    input:
+        model=of(inputs.source),
+    output:
+        "<results>/{model}/speeds.json",
+    log:
+        "<results>/{model}/logs/speeds.log",
+    benchmark:
+        "<results>/{model}/benchmarks/speeds.tsv"
+    wildcard_constraints:
+        model=pattern(floors.models(project)),
+    priority: 30
+    conda:
+        "../../envs/quantmill.yaml"
+    threads: resources.cores
+    resources:
+        mem_mb=resources.memory(1.0, 3000),
+        runtime=resources.runtime,
+    params:
+        spec=spec_of(specs.speeds),
+    message:
+        "{wildcards.model}: speed of the types on this machine"
+    shell:
+        stage(
+            "budget.speed",
+            "--model {input.model[0]:q} --out {output:q}",
+        )
+
+
 # Before anything is measured for it: whether a size can be met follows from the header.
 rule check_budget:
     input:
         model=of(inputs.source),
         grids=of(inputs.grids),
+        speeds=of(inputs.speeds),
     output:
         "<results>/{model}/reach/{recipe}.json",
     log:
@@ -60,7 +92,7 @@ rule check_budget:
     shell:
         stage(
             "budget.feasibility",
-            "--model {input.model[0]:q} --grids {input.grids:q} --out {output:q}",
+            "--model {input.model[0]:q} --grids {input.grids:q} --speeds {input.speeds:q} --out {output:q}",
         )
 
 
@@ -69,6 +101,7 @@ rule allocate_recipe:
         model=of(inputs.source),
         feasibility=of(inputs.feasibility),
         grids=of(inputs.grids),
+        speeds=of(inputs.speeds),
         sensitivity=ancient("<results>/{model}/sensitivity.tsv"),
         report="<results>/{model}/sensitivity.json",
     output:
@@ -94,7 +127,7 @@ rule allocate_recipe:
         stage(
             "budget.allocate",
             "--model {input.model[0]:q} --sensitivity {input.sensitivity:q} --grids {input.grids:q}"
-            " --out {output.recipe:q}"
+            " --speeds {input.speeds:q} --out {output.recipe:q}"
             " --report {output.report:q}",
         )
 

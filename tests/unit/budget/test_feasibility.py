@@ -23,7 +23,11 @@ Config = Callable[..., dict[str, Any]]
 def stage_report(config: dict[str, Any], folder: Path, model: str = "llama") -> dict[str, Any]:
     """What the stage writes."""
     args = argparse.Namespace(
-        spec={"config": config}, model=DATA / f"tiny-{model}.gguf", grids=None, out=folder / "r.json"
+        spec={"config": config},
+        model=DATA / f"tiny-{model}.gguf",
+        grids=None,
+        speeds=None,
+        out=folder / "r.json",
     )
     feasibility.main(args, Log(folder / "log"))
     return read_json(args.out)

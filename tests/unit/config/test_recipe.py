@@ -79,6 +79,17 @@ def test_every_field_reaches_the_allocation_but_the_acceptance_test() -> None:
     }
 
 
+def test_a_floor_of_the_speed_is_apart_from_those_of_types() -> None:
+    given = FULL | {"at_least": {"attn_v": "q4_K", "tg": 20}}
+    result = parsed(given, **MEASURED).recipes_of("m")["fit"]
+    assert isinstance(result, BudgetRecipe)
+    assert result.floor == result.settings["floor"] == 20.0
+    assert result.settings["at_least"] == {"attn_v": "q4_K"}
+    plain = parsed(FULL, **MEASURED).recipes_of("m")["fit"]
+    assert isinstance(plain, BudgetRecipe)
+    assert plain.floor is None and "floor" not in plain.settings
+
+
 def test_a_model_may_have_its_own_sensitivity_or_none() -> None:
     own = {"source": {"path": "m.gguf"}, "sensitivity": None, "recipes": ["Q8_0"]}
     result = parsed(models={"m": BASE["models"]["m"], "other": own})
@@ -116,6 +127,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "recipes[1].mtp: q8_0 is neither none nor only; for a type write {type: q8_0}",
     ),
     ({"bpw": 4, "mtp": {}}, "recipes[1].mtp: is empty; give at least one"),
+    ({"bpw": 4, "at_least": {"tg": "q4_K"}}, "recipes[1].at_least.tg: is tokens a second, such as 20"),
+    ({"bpw": 4, "at_least": {"attn_v": 4}}, "recipes[1].at_least.attn_v: is a type, such as q4_K"),
+    ({"bpw": 4, "at_least": {"tg": 0}}, "recipes[1].at_least.tg"),
+    (
+        {"bpw": 4, "at_least": {"tg": 20}, "engine": "ik"},
+        "recipes[1].at_least.tg: the speed of types is measured in llama.cpp, not in ik; leave it out",
+    ),
     ({"bpw": 4, "engine": "other"}, "recipes[1].engine: input should be 'mainline' or 'ik'"),
     ({"bpw": 4, "objective": "error"}, "recipes[1].objective: kld is all that an imported sensitivity knows"),
     ({"bpw": 4, "objective": "ppl"}, "recipes[1].objective: input should be 'kld' or 'error'"),

@@ -12,6 +12,7 @@ import pytest
 
 import models
 from quantmill.files import write_json
+from quantmill.flow import floors
 from quantmill.flow.card_specs import CardSpecs
 from quantmill.flow.digests import Digests
 from quantmill.flow.inputs import Inputs
@@ -243,6 +244,8 @@ def specs_of(project: Project) -> dict[str, str]:
         if config.sensitivity_of(model):
             note(specs, "sensitivity", model)
             note(cards, "sensitivity_plot", model)
+        if model in floors.models(project):
+            note(specs, "speeds", model)
         for name, recipe in config.recipes_of(model).items():
             if recipe.size_targeted:
                 note(specs, "allocated", model, name)

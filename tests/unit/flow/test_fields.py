@@ -244,7 +244,9 @@ ROWS: Final[dict[str, Row]] = {
     "BudgetRecipe.pin": Row(
         "recipes.3.pin", [{"role": "output", "type": "q8_0"}], "allocated feasibility PLANS"
     ),
-    "BudgetRecipe.at_least": Row("recipes.3.at_least", {"attn_v": "q4_K"}, "allocated feasibility PLANS"),
+    "BudgetRecipe.at_least": Row(
+        "recipes.3.at_least", {"attn_v": "q4_K", "tg": 20}, "allocated feasibility PLANS +speeds"
+    ),
     "BudgetRecipe.at_most": Row("recipes.3.at_most", {"attn_v": "q4_K"}, "allocated feasibility PLANS"),
     "BudgetRecipe.engine": Row(
         "recipes.3.engine",

@@ -19,7 +19,7 @@ CHANGES: list[list[tuple[str, object]]] = [
     [],
     [("models.embedder", EMBEDDER), ("models.projector", PROJECTOR)],
     [("publish.sign", "key.pub"), ("publish.verify", "sample")],
-    [("recipes.3.size", None), ("recipes.3.bpw", 5.5)],
+    [("recipes.3.size", None), ("recipes.3.bpw", 5.5), ("recipes.3.at_least", {"tg": 20})],
     [("split", {"max": "1 MB"}), ("recipes.3.pin", [{"match": "attn_v", "type": "q8_0"}])],
     [
         (

@@ -62,8 +62,10 @@ def allocate(
     budget: int,
     where: str,
     room: formats.MemoryRoom | None = None,
+    limits: Sequence[knapsack.Limit] = (),
 ) -> Allocation:
-    """The allocation of least cost whose file, `fixed` bytes and the groups, is no larger than `budget`.
+    """The allocation of least cost whose file, `fixed` bytes and the groups, is no larger than `budget`,
+    within all `limits`.
 
     QuantmillError, with the range of sizes, for a budget outside it, as `feasibility.check` says.
     """
@@ -72,6 +74,7 @@ def allocate(
         [[choice.bytes for choice in group.choices] for group in groups],
         [[choice.cost for choice in group.choices] for group in groups],
         budget - fixed,
+        limits,
     )
     return chosen(groups, fixed, solution)
 
@@ -107,16 +110,21 @@ def recipe_of(
     return rules.Recipe(settings.engine, base, imatrix, merged, scales=scales)
 
 
-def dominated(groups: Iterable[Group]) -> list[formats.Dominated]:
-    """The choices that no budget takes, by role and type: another is no larger and costs no more."""
+def dominated(
+    groups: Sequence[Group], times: Sequence[Sequence[int]] | None = None
+) -> list[formats.Dominated]:
+    """The choices that no budget takes, by role and type: another is no larger and costs no more (and, where
+    `times` are given, is no slower).
+    """
     lost: Counter[tuple[str, str]] = Counter()
     offered: Counter[tuple[str, str]] = Counter()
-    for group in groups:
-        useful = knapsack.undominated([c.bytes for c in group.choices], [c.cost for c in group.choices])
-        for number, choice in enumerate(group.choices):
+    for number, group in enumerate(groups):
+        own = [times[number]] if times is not None else []
+        useful = knapsack.undominated([c.bytes for c in group.choices], [c.cost for c in group.choices], *own)
+        for pick, choice in enumerate(group.choices):
             for tensor, kind in zip(group.tensors, choice.types, strict=True):
                 offered[tensor.role, kind] += 1
-                lost[tensor.role, kind] += number not in useful
+                lost[tensor.role, kind] += pick not in useful
     return [
         {"role": role, "type": kind, "tensors": count, "of": offered[role, kind]}
         for (role, kind), count in sorted(lost.items())
@@ -125,21 +133,32 @@ def dominated(groups: Iterable[Group]) -> list[formats.Dominated]:
 
 
 def size_targeted(
-    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
+    header: Header,
+    table: Sequence[SensitivityRow],
+    spec: Allocate,
+    grids: Path | None = None,
+    speeds: Path | None = None,
 ) -> tuple[rules.Recipe, formats.Allocation]:
     """The recipe of a budget and its report, for a model; `spec` as the stage's spec has it, `grids` the
-    manifest whose grids are kept.
+    manifest whose grids are kept, `speeds` the measured speeds where the recipe has a floor.
     """
-    task = feasibility.problem(header, table, spec, grids)
+    task = feasibility.problem(header, table, spec, grids, speeds)
+    fastest, on_cpu = task.check() if task.floor else 0.0, 0
     if task.pools is None:
-        allocation = allocate(task.groups, task.fixed, task.budget, task.where, task.memory)
+        limits = [knapsack.Limit(task.floor.times(task.groups), task.floor.left())] if task.floor else []
+        allocation = allocate(task.groups, task.fixed, task.budget, task.where, task.memory, limits)
     else:
-        on_cpu, solution = pools.solve(task.groups, task.pools, task.where)
+        on_cpu, solution = pools.solve(task.groups, task.pools, task.where, task.floor)
         allocation = chosen(task.groups, task.fixed, solution)
     types = {**allocation.types, **task.pinned}
     report = _report(allocation, task, table, spec)
+    layers = frozenset(task.pools.layers[:on_cpu]) if task.pools else frozenset()
     if task.pools is not None:
         report["pools"] = pools.report(task.groups, allocation.choices, task.pools, on_cpu)
+    if task.floor is not None:
+        times = task.floor.times(task.groups, layers)
+        taken = sum(row[pick] for row, pick in zip(times, allocation.solution.picks, strict=True))
+        report["pace"] = task.floor.report(task.floor.rate(taken, task.floor.left(layers)), fastest)
     recipe = recipe_of(types, task.quantizable, task.pins.rules, task.settings, spec["use_imatrix"])
     return recipe, report
 
@@ -187,7 +206,9 @@ def _report(
             for roles in settings.harmonize
             if any(len(g.tensors) > 1 and g.tensors[0].role in roles for g in allocation.groups)
         ],
-        "dominated": dominated(allocation.groups),
+        "dominated": dominated(
+            allocation.groups, task.floor.times(allocation.groups) if task.floor else None
+        ),
         "warnings": [
             *_warnings(
                 allocation, [name for name, kind in task.pinned.items() if (name, kind) not in by_type]
@@ -238,7 +259,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Allocate one recipe for one model."""
     start = time.monotonic()
     table = read_sensitivity(args.sensitivity)
-    recipe, report = size_targeted(read_source(args.model), table, args.spec["config"], args.grids)
+    header = read_source(args.model)
+    recipe, report = size_targeted(header, table, args.spec["config"], args.grids, args.speeds)
     write_text(args.out, rules.dump(recipe))
     formats.ALLOCATION.write(args.report, report)
     size, limit = exact(report["file_bytes"]), exact(report["budget"]["bytes"])
@@ -254,6 +276,7 @@ if __name__ == "__main__":
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--sensitivity", type=Path, required=True, help="sensitivity.tsv")
     arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
+    arguments.add_argument("--speeds", type=Path, nargs="?", help="speeds.json, where there is a floor")
     arguments.add_argument("--out", type=Path, required=True, help="the recipe, as plain YAML")
     arguments.add_argument("--report", type=Path, required=True, help="the allocation in numbers, JSON")
     command.run(arguments, main)

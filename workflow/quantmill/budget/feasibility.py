@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill import command, text
-from quantmill.budget import pools
+from quantmill.budget import pace, pools
 from quantmill.budget.candidates import (
     Group,
     Settings,
@@ -61,20 +61,33 @@ class Problem:
     memory: MemoryRoom | None
     warnings: list[str]
     pools: pools.Room | None = None
+    floor: pace.Floor | None = None
 
-    def check(self) -> None:
-        """QuantmillError for a budget that cannot be met, with what can."""
-        if self.pools is None:
-            check(self.groups, self.fixed, self.budget, self.where, self.memory)
-        else:
-            pools.check(self.groups, self.pools, self.where)
+    def check(self) -> float:
+        """Tokens a second of the fastest choices in the budget; 0 where no floor is asked for.
+
+        QuantmillError for a budget that cannot be met, or a floor that cannot be had, with what can.
+        """
+        if self.pools is not None:
+            return pools.check(self.groups, self.pools, self.where, self.floor)
+        check(self.groups, self.fixed, self.budget, self.where, self.memory)
+        if self.floor is None:
+            return 0.0
+        times = self.floor.times(self.groups)
+        best = self.floor.rate(pace.fastest(self.groups, times, self.budget - self.fixed), self.floor.left())
+        self.floor.check(best)
+        return best
 
 
 def problem(
-    header: Header, table: Sequence[SensitivityRow], spec: Allocate, grids: Path | None = None
+    header: Header,
+    table: Sequence[SensitivityRow],
+    spec: Allocate,
+    grids: Path | None = None,
+    speeds: Path | None = None,
 ) -> Problem:
     """What is to be chosen in a model; `spec` as the specs of the stages have it, `grids` the manifest whose
-    grids are kept.
+    grids are kept, `speeds` the measured speeds where the recipe has a floor.
 
     QuantmillError for whatever is wrong with the recipe's fields.
     """
@@ -122,6 +135,12 @@ def problem(
     else:
         budget, room = _budget(spec["budget"], header, parameters)
         context = 0 if room is None else room["context"]
+    floor = None
+    if "floor" in spec and speeds is not None:
+        clock = pace.Clock.read(speeds, header)
+        own = [pace.Weight(t.name, t.shape, t.type) for t in header.tensors if t.name in shapes]
+        decided_weights = [pace.Weight(name, shapes[name], kind) for name, kind in pinned.items()]
+        floor = pace.Floor(clock, spec["floor"], decided_weights, clock.rest(own), where)
     return Problem(
         where=where,
         settings=settings,
@@ -134,8 +153,9 @@ def problem(
         fixed=fixed,
         budget=budget,
         memory=room,
-        warnings=_warnings(header, context),
+        warnings=[*_warnings(header, context), *(floor.warnings if floor else [])],
         pools=two,
+        floor=floor,
     )
 
 
@@ -215,7 +235,7 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """Refuse a recipe that cannot be met with the types that will be measured."""
     spec: Allocate = args.spec["config"]
     header = read_source(args.model)
-    task = problem(header, header_table(header, spec["measured"]), spec, args.grids)
+    task = problem(header, header_table(header, spec["measured"]), spec, args.grids, args.speeds)
     task.check()
     smallest, largest = size_range(task.groups, task.fixed)
     report: Feasibility = {
@@ -234,5 +254,6 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="the source GGUF")
     arguments.add_argument("--grids", type=Path, nargs="?", help="manifest.tsv, to keep the grids in it")
+    arguments.add_argument("--speeds", type=Path, nargs="?", help="speeds.json, where there is a floor")
     arguments.add_argument("--out", type=Path, required=True, help="the range of sizes, JSON")
     command.run(arguments, main)

@@ -1,7 +1,9 @@
 """The multiple-choice knapsack: one choice of each group, at the least total cost within a capacity.
 
 Solved to the optimum by HiGHS. It works in floating point and may overshoot a
-row by its tolerance, so the sizes are added up again in integers.
+row by its tolerance, so the sizes are added up again in integers. Beside their
+sizes the choices may have other amounts, each with a limit of its own, such as the
+time that they take.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -49,25 +51,48 @@ class Solution:
         return (self.cost - self.bound) / abs(self.cost) if self.cost else self.cost - self.bound
 
 
-def solve(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], capacity: int) -> Solution:
-    """The assignment of least cost whose sizes add up to at most `capacity`.
+class Limit(NamedTuple):
+    """What else the choices add up to: `amounts[g][c]`, whole numbers, at most `most` together."""
+
+    amounts: Sequence[Sequence[int]]
+    most: int
+
+
+def solve(
+    sizes: Sequence[Sequence[int]],
+    costs: Sequence[Sequence[float]],
+    capacity: int,
+    limits: Sequence[Limit] = (),
+) -> Solution:
+    """The assignment of least cost whose sizes add up to at most `capacity`, within all `limits`.
 
     `sizes[g][c]` and `costs[g][c]` are of choice c of group g. A larger choice
     may cost more, and costs may be negative. Of groups that are alike, earlier
     ones get the larger choices; of equal choices the first is taken.
-    QuantmillError where even the smallest sizes do not fit.
+    QuantmillError where even the smallest sizes do not fit, or the solver finds
+    that no assignment is within the limits.
     """
-    useful = [undominated(*group) for group in zip(sizes, costs, strict=True)]
+    rows = [Limit(sizes, capacity), *limits]
+    amounts = [row.amounts for row in rows]
+    useful = [
+        undominated(*group, *others)
+        for group, *others in zip(zip(sizes, costs, strict=True), *amounts[1:], strict=True)
+    ]
     smallest = sum(min(group) for group in sizes)
     if smallest > capacity:
         raise QuantmillError(f"{capacity} bytes are fewer than the {smallest} that are the least")
-    useful_sizes = [[sizes[g][c] for c in choices] for g, choices in enumerate(useful)]
+    if any(sum(map(min, limit.amounts)) > limit.most for limit in limits):
+        raise QuantmillError("no choices are within the limits", cure="take another size")
     useful_costs = [[costs[g][c] for c in choices] for g, choices in enumerate(useful)]
-    if sum(group[-1] for group in useful_sizes) <= capacity:
-        picks, bound, nodes = [len(choices) - 1 for choices in useful], None, 0
-    else:
-        picks, bound, nodes = _highs(useful_sizes, useful_costs, capacity)
-    picks = _in_order(picks, useful_sizes, useful_costs)
+    useful_rows = [
+        Limit([[row.amounts[g][c] for c in choices] for g, choices in enumerate(useful)], row.most)
+        for row in rows
+    ]
+    picks = [min(range(len(group)), key=group.__getitem__) for group in useful_costs]
+    bound, nodes = None, 0
+    if any(_over(row, picks) > 0 for row in useful_rows):
+        picks, bound, nodes = _highs(useful_rows, useful_costs)
+    picks = _in_order(picks, [row.amounts for row in useful_rows], useful_costs)
     chosen = tuple(choices[pick] for choices, pick in zip(useful, picks, strict=True))
     cost = math.fsum(costs[g][c] for g, c in enumerate(chosen))
     return Solution(
@@ -79,58 +104,69 @@ def solve(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], capa
     )
 
 
-def undominated(sizes: Sequence[int], costs: Sequence[float]) -> list[int]:
-    """The choices of a group that are the best at some capacity, smallest first.
+def undominated(sizes: Sequence[int], costs: Sequence[float], *amounts: Sequence[int]) -> list[int]:
+    """The choices of a group that are the best at some capacity and some limits, smallest first.
 
-    The others are dominated: another choice is no larger and costs no more.
+    The others are dominated: another choice is no larger, costs no more, and has no more of any amount.
     """
     useful: list[int] = []
     for choice in sorted(range(len(sizes)), key=lambda c: (sizes[c], costs[c], c)):
-        if not useful or costs[choice] < costs[useful[-1]]:
+        if not any(
+            costs[other] <= costs[choice] and all(amount[other] <= amount[choice] for amount in amounts)
+            for other in useful
+        ):
             useful.append(choice)
     return useful
 
 
-def _highs(sizes: list[list[int]], costs: list[list[float]], capacity: int) -> tuple[list[int], float, int]:
-    """(picks, bound, nodes) where not every group can have its largest choice."""
+def _over(row: Limit, picks: Sequence[int]) -> int:
+    """How far the picks are above a limit; negative where they are below."""
+    return sum(row.amounts[g][c] for g, c in enumerate(picks)) - row.most
+
+
+def _highs(rows: Sequence[Limit], costs: list[list[float]]) -> tuple[list[int], float, int]:
+    """(picks, bound, nodes) where not every group can have its best choice."""
     # What all choices of a group have in common is subtracted: the rest is scaled by what differs.
-    least = [min(group) for group in sizes]
     best = [min(group) for group in costs]
-    rows = np.array([g for g, group in enumerate(sizes) for _ in group], np.int32)
-    weights = np.array([size - least[g] for g, group in enumerate(sizes) for size in group], np.float64)
+    group_of = np.array([g for g, group in enumerate(costs) for _ in group], np.int32)
     extra = np.array([cost - best[g] for g, group in enumerate(costs) for cost in group], np.float64)
     unit = extra[extra > 0].mean() if (extra > 0).any() else 1.0
-    room, bound, nodes = capacity - sum(least), None, 0
+    weights = np.array([[a - min(group) for group in row.amounts for a in group] for row in rows], np.float64)
+    rooms = [row.most - sum(min(group) for group in row.amounts) for row in rows]
+    bound, nodes = None, 0
     for _ in range(_REPAIRS):
-        taken, low, visited = _run(rows, weights / max(room, 1) * _SCALE, extra / unit, len(sizes))
+        scaled = weights / np.maximum(rooms, 1)[:, None] * _SCALE
+        taken, low, visited = _run(group_of, scaled, extra / unit, len(costs))
         bound = low * unit + math.fsum(best) if bound is None else bound
         nodes += visited
-        starts = np.searchsorted(rows, np.arange(len(sizes)))
+        starts = np.searchsorted(group_of, np.arange(len(costs)))
         picks = (taken - starts).tolist()
-        over = sum(sizes[g][c] for g, c in enumerate(picks)) - capacity
-        if over <= 0:
+        over = [max(0, _over(row, picks)) for row in rows]
+        if not any(over):
             return picks, bound, nodes
-        room -= over
-    raise QuantmillError(f"the solver overshoots {capacity} bytes again and again", cure="take another size")
+        rooms = [room - more for room, more in zip(rooms, over, strict=True)]
+    what = f"the solver overshoots {rows[0].most} bytes again and again"
+    raise QuantmillError(what, cure="take another size")
 
 
 def _run(
-    rows: np.ndarray, weights: np.ndarray, costs: np.ndarray, groups: int
+    group_of: np.ndarray, weights: np.ndarray, costs: np.ndarray, groups: int
 ) -> tuple[np.ndarray, float, int]:
-    """(the column taken of each group, bound of the cost, nodes); the weights fit `_SCALE`."""
+    """(the column taken of each group, bound of the cost, nodes); `weights` [limits, columns] fit _SCALE."""
     import highspy
 
-    columns = len(rows)
+    columns, rows = len(group_of), len(weights)
     problem = highspy.HighsLp()
-    problem.num_col_, problem.num_row_ = columns, groups + 1
+    problem.num_col_, problem.num_row_ = columns, groups + rows
     problem.col_cost_ = costs
     problem.col_lower_, problem.col_upper_ = np.zeros(columns), np.ones(columns)
-    problem.row_lower_ = np.r_[np.ones(groups), -highspy.kHighsInf]
-    problem.row_upper_ = np.r_[np.ones(groups), _SCALE]
+    problem.row_lower_ = np.r_[np.ones(groups), np.full(rows, -highspy.kHighsInf)]
+    problem.row_upper_ = np.r_[np.ones(groups), np.full(rows, _SCALE)]
     problem.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    problem.a_matrix_.start_ = np.arange(0, 2 * columns + 1, 2)
-    problem.a_matrix_.index_ = np.column_stack([rows, np.full(columns, groups)]).ravel()
-    problem.a_matrix_.value_ = np.column_stack([np.ones(columns), weights]).ravel()
+    problem.a_matrix_.start_ = np.arange(0, (1 + rows) * columns + 1, 1 + rows)
+    of_rows = [np.full(columns, groups + row) for row in range(rows)]
+    problem.a_matrix_.index_ = np.column_stack([group_of, *of_rows]).ravel()
+    problem.a_matrix_.value_ = np.column_stack([np.ones(columns), *weights]).ravel()
     problem.integrality_ = [highspy.HighsVarType.kInteger] * columns
     solver = highspy.Highs()
     for option, value in _OPTIONS.items():
@@ -145,17 +181,20 @@ def _run(
     ):
         status = solver.modelStatusToString(solver.getModelStatus())
         raise QuantmillError(f"HiGHS found no allocation ({status})", cure="take another size")
-    # The largest value of each group; a group's rows stand together.
-    order = np.lexsort((-values, rows))
-    taken = order[np.searchsorted(rows[order], np.arange(groups))]
+    # The largest value of each group; a group's columns stand together.
+    order = np.lexsort((-values, group_of))
+    taken = order[np.searchsorted(group_of[order], np.arange(groups))]
     return taken, float(info.mip_dual_bound), int(info.mip_node_count)
 
 
-def _in_order(picks: list[int], sizes: list[list[int]], costs: list[list[float]]) -> list[int]:
+def _in_order(
+    picks: list[int], amounts: Sequence[Sequence[Sequence[int]]], costs: list[list[float]]
+) -> list[int]:
     """The same picks, sorted among groups that are alike: the earlier group has the larger choice."""
     alike: dict[tuple, list[int]] = {}
     for g in range(len(picks)):
-        alike.setdefault((tuple(sizes[g]), tuple(costs[g])), []).append(g)
+        key = (tuple(costs[g]), *(tuple(of_row[g]) for of_row in amounts))
+        alike.setdefault(key, []).append(g)
     ordered = list(picks)
     for members in alike.values():
         for g, pick in zip(members, sorted((picks[g] for g in members), reverse=True), strict=True):

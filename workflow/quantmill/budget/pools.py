@@ -9,14 +9,14 @@ equal ones the least, for what is on the GPU is fast.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from quantmill import text
 from quantmill.budget import knapsack
 from quantmill.budget.candidates import Choice, Group
+from quantmill.budget.pace import Floor, fastest
+from quantmill.budget.places import CPU, EMBEDDINGS, EXPERTS, GPU, place_of
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import Pools, PoolUse
 from quantmill.formats.budgets import PoolsBudget
@@ -24,17 +24,6 @@ from quantmill.formats.ggufio import Header, padded
 from quantmill.formats.plan import PlanRow
 from quantmill.formats.types import tensor_bytes
 from quantmill.model import memory
-from quantmill.model.roles import layer_of
-
-# LLM_FFN_EXPS_REGEX of llama.cpp's common/common.h, behind which `--n-cpu-moe` puts a layer's number.
-_EXPERTS: Final = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-_IS_EXPERTS: Final = re.compile(rf"blk\.\d+{_EXPERTS}")
-# LLM_TN of what llama.cpp loads to the CPU whatever is asked for: its input layer.
-_EMBEDDINGS: Final = ("token_embd.weight", "per_layer_token_embd.weight")
-
-GPU: Final = -1
-CPU: Final = -2
-"""Where what belongs to no expert is; the experts of a layer are known by its number."""
 
 
 @dataclass
@@ -86,13 +75,6 @@ class Room:
         return self.budget["gpu"] + self.budget["cpu"] - self.beside_gpu(0) - self.beside_cpu
 
 
-def place_of(name: str) -> int:
-    """Where a tensor is: on the GPU, on the CPU, or the number of the layer whose experts it is of."""
-    if name in _EMBEDDINGS:
-        return CPU
-    return layer_of(name) if _IS_EXPERTS.match(name) else GPU
-
-
 def room_of(
     header: Header, budget: PoolsBudget, fixed: Iterable[PlanRow], groups: Sequence[Group], where: str
 ) -> Room:
@@ -105,7 +87,7 @@ def room_of(
     rest = Fixed()
     for row in fixed:
         rest.add(row.name, padded(row.bytes))
-        rest.gpu += padded(row.bytes) if tied and row.name == _EMBEDDINGS[0] else 0
+        rest.gpu += padded(row.bytes) if tied and row.name == EMBEDDINGS[0] else 0
     largest = [_largest(group) for group in groups if place_of(group.tensors[0].name) >= 0]
     return Room(
         budget=budget,
@@ -117,33 +99,46 @@ def room_of(
     )
 
 
-def check(groups: Sequence[Group], room: Room, where: str) -> None:
-    """QuantmillError, with the least that can hold the model, where the memories are too small."""
-    _splits(groups, [_place(group, where, tied=bool(room.copied)) for group in groups], room, where)
+def check(groups: Sequence[Group], room: Room, where: str, floor: Floor | None = None) -> float:
+    """Tokens a second of the fastest choices that the memories can hold; 0 where no floor is asked for.
+
+    QuantmillError, with the least that can hold the model, where the memories are too small, and with the
+    most where they cannot have the floor.
+    """
+    splits = _splits(groups, _places(groups, where, room), room, where)
+    if floor is None:
+        return 0.0
+    best = 0.0
+    for count, *parts in splits:
+        times, left = _times(groups, room, count, floor)
+        best = max(best, floor.rate(sum(_fastest(groups, part, times) for part in parts), left))
+    floor.check(best)
+    return best
 
 
-def solve(groups: Sequence[Group], room: Room, where: str) -> tuple[int, knapsack.Solution]:
+def solve(
+    groups: Sequence[Group], room: Room, where: str, floor: Floor | None = None
+) -> tuple[int, knapsack.Solution]:
     """(how many of the first layers have their experts on the CPU, the choices of all groups).
 
-    QuantmillError, with the least that can hold it, where the memories are too small.
+    QuantmillError, with the least that can hold it, where the memories are too small. `floor` is one that
+    they can have (`check`). It is the only thing that the two memories share: where the choices of both apart
+    are too slow, both are chosen together.
     """
-    places = [_place(group, where, tied=bool(room.copied)) for group in groups]
     best: tuple[int, knapsack.Solution] | None = None
-    for count, gpu, cpu in _splits(groups, places, room, where):
-        parts = [_solved(groups, part, capacity) for part, capacity in (gpu, cpu)]
-        picks = parts[0][0] | parts[1][0]
-        solutions = [solution for _, solution in parts]
-        cost = math.fsum(groups[g].choices[pick].cost for g, pick in picks.items())
-        if best is None or cost < best[1].cost:
-            whole = knapsack.Solution(
-                picks=tuple(picks[g] for g in range(len(groups))),
-                size=sum(solution.size for solution in solutions),
-                cost=cost,
-                bound=min(cost, math.fsum(solution.bound for solution in solutions)),
-                nodes=sum(solution.nodes for solution in solutions),
-            )
-            best = count, whole
-    assert best is not None  # `_splits` refuses where there is none
+    for count, gpu, cpu in _splits(groups, _places(groups, where, room), room, where):
+        solution = _apart(groups, gpu, cpu)
+        if best is not None and solution.bound >= best[1].cost:
+            continue
+        if floor is not None:
+            times, left = _times(groups, room, count, floor)
+            if sum(times[g][pick] for g, pick in enumerate(solution.picks)) > left:
+                if sum(_fastest(groups, part, times) for part in (gpu, cpu)) > left:
+                    continue
+                solution = _together(groups, gpu, cpu, knapsack.Limit(times, left))
+        if best is None or solution.cost < best[1].cost:
+            best = count, solution
+    assert best is not None  # `_splits` and `check` refuse where there is none
     return best
 
 
@@ -196,17 +191,53 @@ def _too_small(least: Sequence[tuple[int, int]], room: Room, where: str) -> Quan
     return QuantmillError(what, f"{where}.memory", f"give it about that, or {cure}")
 
 
-def _solved(
-    groups: Sequence[Group], part: list[int], capacity: int
-) -> tuple[dict[int, int], knapsack.Solution]:
-    """(the choice of each group of a part, the solution)."""
-    choices = [groups[g].choices for g in part]
-    solution = knapsack.solve(
-        [[choice.bytes for choice in of_group] for of_group in choices],
-        [[choice.cost for choice in of_group] for of_group in choices],
-        capacity,
+def _apart(groups: Sequence[Group], *parts: Part) -> knapsack.Solution:
+    """The best choices of the parts, which share nothing."""
+    picks: dict[int, int] = {}
+    solutions = []
+    for part, capacity in parts:
+        choices = [groups[g].choices for g in part]
+        solution = knapsack.solve(
+            [[choice.bytes for choice in of_group] for of_group in choices],
+            [[choice.cost for choice in of_group] for of_group in choices],
+            capacity,
+        )
+        picks |= dict(zip(part, solution.picks, strict=True))
+        solutions.append(solution)
+    cost = math.fsum(groups[g].choices[pick].cost for g, pick in picks.items())
+    return knapsack.Solution(
+        picks=tuple(picks[g] for g in range(len(groups))),
+        size=sum(solution.size for solution in solutions),
+        cost=cost,
+        bound=min(cost, math.fsum(solution.bound for solution in solutions)),
+        nodes=sum(solution.nodes for solution in solutions),
     )
-    return dict(zip(part, solution.picks, strict=True)), solution
+
+
+def _together(groups: Sequence[Group], gpu: Part, cpu: Part, limit: knapsack.Limit) -> knapsack.Solution:
+    """The best choices of both parts within a limit that is of both."""
+    sizes = [[choice.bytes for choice in group.choices] for group in groups]
+    costs = [[choice.cost for choice in group.choices] for group in groups]
+    of_gpu, of_cpu = (
+        knapsack.Limit([row if g in part else [0] * len(row) for g, row in enumerate(sizes)], capacity)
+        for part, capacity in ((frozenset(part), capacity) for part, capacity in (gpu, cpu))
+    )
+    return knapsack.solve(sizes, costs, gpu[1] + cpu[1], [of_gpu, of_cpu, limit])
+
+
+def _times(groups: Sequence[Group], room: Room, count: int, floor: Floor) -> tuple[list[list[int]], int]:
+    """(the time of each choice, what all may take) with `count` layers' experts on the CPU."""
+    on_cpu = frozenset(room.layers[:count])
+    return floor.times(groups, on_cpu), floor.left(on_cpu)
+
+
+def _fastest(groups: Sequence[Group], part: Part, times: Sequence[Sequence[int]]) -> int:
+    """The least time that the groups of a part can take within its memory."""
+    return fastest([groups[g] for g in part[0]], [times[g] for g in part[0]], part[1])
+
+
+def _places(groups: Sequence[Group], where: str, room: Room) -> list[int]:
+    return [_place(group, where, tied=bool(room.copied)) for group in groups]
 
 
 def _place(group: Group, where: str, *, tied: bool) -> int:
@@ -221,7 +252,7 @@ def _place(group: Group, where: str, *, tied: bool) -> int:
 
 
 def _is_embeddings(group: Group) -> bool:
-    return group.tensors[0].name == _EMBEDDINGS[0]
+    return group.tensors[0].name == EMBEDDINGS[0]
 
 
 def _most(group: Group) -> int:
@@ -290,4 +321,4 @@ def flags(room: Room, count: int) -> list[str]:
 
 def override(layers: Sequence[int]) -> str:
     """The value of `-ot` that says the same as `--n-cpu-moe`; empty where no experts are on the CPU."""
-    return f"blk\\.({'|'.join(map(str, layers))}){_EXPERTS}=CPU" if layers else ""
+    return f"blk\\.({'|'.join(map(str, layers))}){EXPERTS}=CPU" if layers else ""

@@ -17,6 +17,7 @@ from quantmill.spec import canonical
 from quantmill.text import GIB
 
 _BUDGETS = ("size", "bpw", "memory")
+FLOOR = "tg"
 _EXPORTS = ("modelopt", "compressed-tensors")
 Form = Literal["regex", "tensor-types", "custom-q", "gguf", "modelopt", "compressed-tensors"]
 Rounding = Literal["nearest", "gptq", "gptaq"]
@@ -258,8 +259,10 @@ class BudgetRecipe(Strict):
     pin: list[dict[str, Any]] = Field(
         default=[], description=f"{_RULE}; these come first, and their tensors are not chosen for"
     )
-    at_least: dict[str, Text] = Field(
-        default={}, description="the smallest type of a role, by bits per weight"
+    at_least: dict[str, Text | Positive] = Field(
+        default={},
+        description="the smallest type of a role, by bits per weight; `tg`: tokens a second that a text is "
+        "generated with on this machine, from an empty context",
     )
     at_most: dict[str, Text] = Field(default={}, description="the largest type of a role")
     engine: Literal["mainline", "ik"] = Field(
@@ -289,6 +292,13 @@ class BudgetRecipe(Strict):
         if len(given) > 1:
             raise refuse("two_budgets", f"{given[0]} is given too; keep one of them", given[1])
         refuse_twice("types", self.types or [])
+        for role, least in self.at_least.items():
+            if (role == FLOOR) != isinstance(least, float):
+                text = "is tokens a second, such as 20" if role == FLOOR else "is a type, such as q4_K"
+                raise refuse("kind_of_floor", text, f"at_least.{role}")
+        if self.floor is not None and self.engine != "mainline":
+            text = f"the speed of types is measured in llama.cpp, not in {self.engine}; leave it out"
+            raise refuse("floor_of_engine", text, f"at_least.{FLOOR}")
         seen: set[str] = set()
         for number, roles in enumerate(self.harmonize or []):
             if len(set(roles) - seen) < max(2, len(roles)):
@@ -311,6 +321,12 @@ class BudgetRecipe(Strict):
         return {"pools" if two else "memory": given | sizes}
 
     @property
+    def floor(self) -> float | None:
+        """Tokens a second that a text is generated with, at least."""
+        floor = self.at_least.get(FLOOR)
+        return floor if isinstance(floor, float) else None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All that decides its allocation."""
         fields = ("types", "harmonize", "pin", "at_least", "at_most", "engine")
@@ -318,7 +334,9 @@ class BudgetRecipe(Strict):
         # Names of the spec that the config has no more: others would make finished files stale.
         old_names: dict[str, Any] = {"damage": self.objective, "refit": []}
         recipe = {"recipe": self.name, "budget": self.budget, "use_imatrix": self.imatrix}
-        return recipe | named | old_names
+        named["at_least"] = {role: kind for role, kind in self.at_least.items() if role != FLOOR}
+        floor = {} if self.floor is None else {"floor": self.floor}
+        return recipe | named | floor | old_names
 
 
 def _kind_of_recipe(given: Any) -> str:

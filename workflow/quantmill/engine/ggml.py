@@ -43,7 +43,7 @@ class _Traits(c.Structure):
     )
 
 
-class _InitParams(c.Structure):
+class InitParams(c.Structure):
     """`struct ggml_init_params` of ggml.h."""
 
     _fields_ = (("mem_size", c.c_size_t), ("mem_buffer", c.c_void_p), ("no_alloc", c.c_bool))
@@ -71,9 +71,9 @@ def _lib() -> c.CDLL:
     start_rows_columns = [c.c_int64] * 3
     lib.ggml_quantize_chunk.argtypes = [c.c_int, c.c_void_p, c.c_void_p, *start_rows_columns, c.c_void_p]
     if library.in_use() == "ik":  # which reads f16 by a table that is made here
-        lib.ggml_init.restype, lib.ggml_init.argtypes = c.c_void_p, [_InitParams]
+        lib.ggml_init.restype, lib.ggml_init.argtypes = c.c_void_p, [InitParams]
         lib.ggml_free.restype, lib.ggml_free.argtypes = None, [c.c_void_p]
-        lib.ggml_free(lib.ggml_init(_InitParams(0, None, True)))
+        lib.ggml_free(lib.ggml_init(InitParams(0, None, True)))
     return lib
 
 

@@ -22,7 +22,7 @@ _log_callback = native.llama_log_callback(listener)  # kept alive
 
 def load(path: Path, params: Any) -> Any:
     """The model at `path`, loaded with llama.cpp's parameters. QuantmillError with its own words."""
-    _quiet()
+    quiet()
     model = native.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         message = listener.last_words("error loading")
@@ -67,7 +67,7 @@ def fitting(path: Path, context: int) -> int:
 
 def _fitted(path: Path, loading: Any, params: Any, offload: Offload) -> Parameters:
     """What the run wants, set in llama.cpp's parameters, with the number of layers that fit."""
-    _quiet()
+    quiet()
     parameters = Parameters(offload, path)
     parameters.of_model(loading)
     parameters.of_context(params)
@@ -101,6 +101,7 @@ def _simulated(path: Path, loading: Any, params: Any, layers: int) -> list[str]:
 
 
 @cache
-def _quiet() -> None:
+def quiet() -> None:
+    """Have llama.cpp and ggml say to the listener what they would print."""
     native.llama_log_set(_log_callback, c.c_void_p(0))
     native.llama_backend_init()

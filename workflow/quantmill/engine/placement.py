@@ -220,6 +220,13 @@ def present() -> list[Device]:
     return sorted(found, key=lambda device: not device.name.startswith("RPC"))
 
 
+def first(offload: Offload) -> Device | None:
+    """The first of the GPUs that a run wants; None where all is on the CPU."""
+    connect(offload.rpc)
+    there = _chosen(offload) if offload.gpu_layers != 0 else []
+    return there[0] if there else None
+
+
 def backend() -> str:
     """What computes: the GPUs' own descriptions where ggml sees any, else `CPU`."""
     if library.in_use() == "ik":

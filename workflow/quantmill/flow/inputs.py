@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from quantmill.flow import floors
 from quantmill.flow.media import media
 from quantmill.flow.paths import Paths
 from quantmill.flow.project import ROOT, SOURCES
@@ -251,6 +252,10 @@ class Inputs:
             return []
         first = self.first(model)
         return [first if first.endswith(".tsv") else self.paths.of(model, "manifest.tsv")]
+
+    def speeds(self, model: str, recipe: str) -> Files:
+        """How fast the types are on this machine, where the recipe has a floor."""
+        return [self.paths.of(model, "speeds.json")] if floors.has(self.project, model, recipe) else []
 
     def plan_reports(self, model: str) -> Files:
         """The reports of all plans of a model."""

@@ -16,7 +16,7 @@ from typing import cast
 
 from quantmill import spec
 from quantmill.budget import candidates
-from quantmill.flow import metadata, mtp
+from quantmill.flow import floors, metadata, mtp
 from quantmill.flow.media import media
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
@@ -83,11 +83,25 @@ class Specs(SourceSpecs):
         return {"manifest": digest(self.manifest(model))}
 
     @once
+    def speeds(self, model: str) -> str:
+        """How fast the types are that the model's recipes with a floor may have."""
+        settings: typed.TypeSpeeds = {"types": floors.types(self.project, model)}
+        return spec.make(
+            "budget.speed", settings, {"model": self.source(model)}, engine=self.digests.engine()
+        )
+
+    def _speeds(self, model: str, recipe: str) -> Settings:
+        """What says how fast types are, where the recipe has a floor."""
+        if not floors.has(self.project, model, recipe):
+            return {}
+        return {"speeds": digest(self.speeds(model))}
+
+    @once
     def feasibility(self, model: str, recipe: str) -> str:
         settings = self._allocation_settings(model, recipe) | {
             "measured": self.project.candidate_types(model)
         }
-        made_from = {"model": self.source(model)} | self._grids(model, recipe)
+        made_from = {"model": self.source(model)} | self._grids(model, recipe) | self._speeds(model, recipe)
         return spec.make("budget.feasibility", settings, made_from, engine=self.digests.engine())
 
     @once
@@ -98,7 +112,7 @@ class Specs(SourceSpecs):
             "refit": [],  # a setting that is gone: without it finished files would be stale
         }
         settings = self._allocation_settings(model, recipe)
-        made_from |= self._grids(model, recipe)
+        made_from |= self._grids(model, recipe) | self._speeds(model, recipe)
         return spec.make("budget.allocate", settings, made_from, engine=self.digests.engine())
 
     @once

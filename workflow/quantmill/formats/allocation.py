@@ -105,6 +105,17 @@ class Pools(TypedDict):
     override: Annotated[str, "the value of `-ot` in place of `--n-cpu-moe`; empty: no experts on the CPU"]
 
 
+class Pace(TypedDict):
+    """A floor of the speed at which text is generated; tokens a second."""
+
+    floor: float
+    predicted: Annotated[float, "by the measured times of the types"]
+    fastest: Annotated[float, "the most that the budget allows"]
+    source: Annotated[float | None, "measured of the source; null: its time beside weights is not known"]
+    rest: Annotated[float, "seconds of a token beside those of the weights that are chosen or pinned"]
+    machine: Annotated[str, "what was measured, in words"]
+
+
 class Dominated(TypedDict):
     """A type that no budget takes for some tensors: another is no larger and costs no more."""
 
@@ -127,6 +138,7 @@ class Allocation(TypedDict):
     budget: AllocatedBudget
     memory: MemoryRoom | None
     pools: NotRequired[Annotated[Pools, "of a budget of two memories"]]
+    pace: NotRequired[Annotated[Pace, "of a recipe with a floor `tg`"]]
     file_bytes: int
     metadata_bytes: int
     bpw: float

@@ -19,6 +19,7 @@ from quantmill.formats import (
     proof,
     publication,
     source,
+    speeds,
 )
 from quantmill.formats.report import Report, fields
 
@@ -32,6 +33,7 @@ REPORTS: Final[tuple[Report[Any], ...]] = (
     moments.MOMENTS,
     cross.CROSS,
     allocation.SENSITIVITY,
+    speeds.SPEEDS,
     allocation.ALLOCATION,
     allocation.FEASIBILITY,
     allocation.PLAN,

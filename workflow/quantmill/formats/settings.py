@@ -145,6 +145,13 @@ class Allocate(TypedDict):
     rounding: NotRequired[Rounding]
     keep: NotRequired[Keep]
     mtp: NotRequired[Mtp]
+    floor: NotRequired[Annotated[float, "tokens a second that a text is generated with, at least"]]
+
+
+class TypeSpeeds(TypedDict):
+    """`budget.speed`."""
+
+    types: list[str]
 
 
 class Memory(TypedDict):
@@ -353,6 +360,7 @@ OF_STAGE: Final[dict[str, Any]] = {
     "checkpoint.calibrate": Chunks,
     "sensitivity.measure": Probes,
     "sensitivity.imported": Empty,
+    "budget.speed": TypeSpeeds,
     "budget.feasibility": Allocate,
     "budget.allocate": Allocate,
     "recipe.plan": Plan,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantmill.formats.allocation import Allocation
+from quantmill.formats.measurements import Rate
 from quantmill.judge import compare
 from quantmill.judge.quant import Quant
 from quantmill.text import code, count, decimal_size, size
@@ -52,6 +53,12 @@ class SizeTargeted:
     def measured(self) -> compare.Paired | None:
         """The measured divergence from the source, or the distance of its embeddings."""
         return self.quant.divergence or self.quant.distance
+
+    @property
+    def generated(self) -> Rate | None:
+        """The measured speed at which it generates text."""
+        speed = self.quant.measured["speed"]
+        return speed["generate"] if speed else None
 
     @property
     def ratio(self) -> float | None:
