@@ -70,6 +70,6 @@ def test_a_plan_keeps_the_floor_by_the_measured_times(checkout: Checkout) -> Non
     between = (slow["predicted"] + slow["fastest"]) / 2
     checkout.configure(lambda config: floored(config, between))
     due = checkout.due("results/tiny/plans/slow.tsv")
-    assert due == {"check_budget slow", "allocate_recipe slow", "plan_types slow"}
+    assert due == {"check_budget slow", "allocate_recipe slow", "plan_allocated slow"}
     checkout.run("results/tiny/plans/slow.tsv")
     assert report(checkout.result("recipes/slow.json"))["pace"]["predicted"] >= between
