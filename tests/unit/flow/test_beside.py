@@ -10,7 +10,7 @@ import pytest
 import models
 from models import EMBEDDER, PROJECTOR
 from quantmill.errors import QuantmillError
-from quantmill.flow import beside
+from quantmill.flow import beside, media
 from quantmill.flow.project import Project
 
 Make = Callable[..., Project]
@@ -54,6 +54,16 @@ def test_what_does_not_fit_is_refused(make: Make, model: dict, line: str) -> Non
     with pytest.raises(QuantmillError) as raised:
         beside.check(make(("models.seer", model)))
     assert str(raised.value) == line
+
+
+def test_a_question_needs_a_language_model_that_answers(make: Make) -> None:
+    bench = {"projector": {"media": ["picture.png"], "question": "What is this?"}}
+    with pytest.raises(QuantmillError) as raised:
+        media.question(make(("models.seer", PROJECTOR | {"bench": bench})), "seer")
+    assert str(raised.value) == (
+        "--config: bench.projector.question: seer has no language_model that could answer; "
+        "name it beside source"
+    )
 
 
 def test_what_is_not_there_yet_is_left_to_later(make: Make) -> None:

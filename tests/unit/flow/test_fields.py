@@ -370,6 +370,12 @@ ROWS: Final[dict[str, Row]] = {
     "Media.media": Row(
         "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
     ),
+    "Media.question": Row(
+        "models.seer.bench.projector.question",
+        "What is this?",
+        "card projector",
+        [("models.seer", PROJECTOR | {"language_model": "local"})],
+    ),
     "Bench.speed": Row("bench.speed", None, "card publish +speed"),
     "Bench.served": Row("bench.served", None, "card publish +served"),
     "Bench.humaneval": Row("bench.humaneval", None, "card publish +humaneval"),

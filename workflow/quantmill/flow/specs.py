@@ -17,7 +17,7 @@ from typing import cast
 from quantmill import spec
 from quantmill.budget import candidates
 from quantmill.flow import metadata
-from quantmill.flow.media import media
+from quantmill.flow.media import media, question
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.flow.source_specs import FED_BACK, Settings, SourceSpecs
@@ -239,6 +239,8 @@ class Specs(SourceSpecs):
         if other := self.config.models[model].language_model:
             made_from["language_model"] = self.source(other)
         settings: Media = {"media": [Path(file).name for file in files]}
+        if asked := question(self.project, model):
+            settings["question"] = asked
         engine = self.digests.generating_engine(model, row)
         return spec.make("measure.projector", settings, made_from, engine=engine)
 
