@@ -36,6 +36,13 @@ def picture(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def sound(path: Path, pitch: int = 10) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((8000 * np.sin(np.arange(16000) / pitch)).astype("<i2").tobytes())
+    return path
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_projector(tmp_path_factory.mktemp("model") / "mmproj.gguf")
@@ -80,12 +87,22 @@ def test_what_is_no_picture_is_refused_in_one_line(source: Path, tmp_path: Path)
     )
 
 
+def test_a_sound_becomes_vectors_and_is_asked_about(tmp_path: Path) -> None:
+    """By Whisper's encoder and Ultravox's projector: 30 seconds, the rest silence, are 15 vectors."""
+    source = models.write_listener(tmp_path / "m.gguf")
+    low, high = sound(tmp_path / "low.wav"), sound(tmp_path / "high.wav", 3)
+    with Projector(source, read_header(source), 1, LLAMA) as projector:
+        theirs, other, again = (projector.embed(medium) for medium in (low, high, low))
+    assert theirs.shape == (15, 256) and (theirs == again).all() and not np.allclose(theirs, other)
+    asked = Asked("What do you hear?", LLAMA, source, {"engine": "e"}, 1)
+    store, log = Store(tmp_path / "store"), Log(tmp_path / "log")
+    answered = answers.measure(asked, [low], [theirs], [other], model="file", store=store, log=log)
+    assert answered["kld"]["mean"] > 0 and answered["answers"][0]["file"] == "low.wav"
+
+
 def test_a_sound_is_refused_by_a_projector_of_pictures(source: Path, tmp_path: Path) -> None:
-    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes((8000 * np.sin(np.arange(16000) / 10)).astype("<i2").tobytes())
     with opened(source) as projector, pytest.raises(QuantmillError) as raised:
-        projector.embed(tmp_path / "tone.wav")
+        projector.embed(sound(tmp_path / "tone.wav"))
     assert "tone.wav: is no picture or sound that mmproj.gguf can read; give a picture" in str(raised.value)
 
 
@@ -152,11 +169,15 @@ def test_from_the_config_to_the_card(tmp_path: Path) -> None:
     shutil.copy(LLAMA, checkout.folder / "llama.gguf")
     picture(checkout.folder / "picture.png")
     seen = {"projector": {"media": ["picture.png"], "question": "What is this?"}}
+    models.write_listener(checkout.folder / "ears.gguf")
+    sound(checkout.folder / "tone.wav")
+    heard = {"projector": {"media": ["tone.wav"], "question": "What do you hear?"}}
     kinds = {"recipes": ["BF16", "Q8_0", "Q4_K_M"], "language_model": "llama"}
     checkout.configure(
         lambda config: config.update(
             models={
                 "mmproj": {"source": {"path": "mmproj.gguf"}, "bench": seen, **kinds},
+                "ears": {"source": {"path": "ears.gguf"}, "bench": heard, "language_model": "llama"},
                 "llama": {"source": {"path": "llama.gguf"}},
             },
             corpora={},
@@ -179,6 +200,8 @@ def test_from_the_config_to_the_card(tmp_path: Path) -> None:
     divergence = [report["answer"]["kld"]["mean"] for report in reports]
     assert 0 == divergence[0] <= divergence[2] < divergence[3]
     assert "| `Q4_K_M` | q4_K | q5_0 |" in card  # rows of 64 and 96 values
+    ears = (checkout.folder / "results" / "ears" / "card" / "README.md").read_text("utf-8")
+    assert "`tone.wav` (15 vectors)" in ears and "asked `What do you hear?`" in ears
     assert checkout.due() == set()
     picture(checkout.folder / "picture.png", seed=1)
     due = {f"measure_projector {row}" for row in ("source", "BF16", "Q8_0", "Q4_K_M")}
