@@ -138,7 +138,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Model.bench": Row("models.local.bench", {}, "card publish +corpus +BENCH"),
     "Model.language_model": Row(
-        "models.seer.language_model", "hub", "card projector", [("models.seer", PROJECTOR)]
+        "models.seer.language_model", "hub", "card memory projector", [("models.seer", PROJECTOR)]
     ),
     "Model.publish": Row("models.local.publish", {"repo": "you/{model}"}, "card publish"),
     "PackageSource.package": Row("models.packaged.source.package", "other_models", "rendered ALONE SOURCE"),

@@ -46,9 +46,14 @@ def files(project: Project, model: str) -> list[str]:
     other = models[model].language_model
     if other is not None:
         return [f"{other}-{recipe}.gguf" for recipe in list(project.config.recipes_of(other))[:1]]
+    return [f"{name}-{recipe}.gguf" for name, recipe in projectors(project, model)]
+
+
+def projectors(project: Project, model: str) -> list[tuple[str, str]]:
+    """The projectors of a language model, and a recipe of each: their files."""
     return [
-        f"{name}-{recipe}.gguf"
-        for name, one in models.items()
+        (name, recipe)
+        for name, one in project.config.models.items()
         if one.language_model == model
         for recipe in project.config.recipes_of(name)
     ]

@@ -17,6 +17,7 @@ from typing import cast
 from quantmill import spec
 from quantmill.budget import candidates
 from quantmill.flow import metadata
+from quantmill.flow.beside import projectors
 from quantmill.flow.media import media, question
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
@@ -113,6 +114,9 @@ class Specs(SourceSpecs):
         recipes = self.config.recipes_of(model)
         made_from = {"plans": [digest(self.plan(model, recipe)) for recipe in recipes]}
         settings: typed.Memory = {"contexts": self.project.card(model).contexts}
+        if beside := projectors(self.project, model):
+            made_from["projectors"] = [digest(self.plan(*one)) for one in beside]
+            settings["projectors"] = [f"{name}-{recipe}.gguf" for name, recipe in beside]
         return spec.make("model.memory", settings, made_from)
 
     @once

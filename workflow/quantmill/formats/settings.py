@@ -150,6 +150,7 @@ class Memory(TypedDict):
     """`model.memory`."""
 
     contexts: list[int] | None
+    projectors: NotRequired[Annotated[list[str], "files that are used beside the model's"]]
 
 
 class Quantize(TypedDict):
