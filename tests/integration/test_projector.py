@@ -185,6 +185,7 @@ def test_from_the_config_to_the_card(tmp_path: Path) -> None:
             sensitivity=None,
             recipes=["Q8_0"],
             bench={},
+            publish={"repo": "me/both-GGUF"},
         )
     )
     checkout.run()
@@ -201,6 +202,8 @@ def test_from_the_config_to_the_card(tmp_path: Path) -> None:
     assert 0 == divergence[0] <= divergence[2] < divergence[3]
     assert "| `Q4_K_M` | q4_K | q5_0 |" in card  # rows of 64 and 96 values
     llama = (checkout.folder / "results" / "llama" / "card" / "README.md").read_text("utf-8")
+    assert "## Projectors" in llama and "| [`ears-Q8_0`](ears-Q8_0.gguf) |" in llama
+    assert "hf download me/both-GGUF mmproj-BF16.gguf --local-dir ." in llama
     assert "A projector beside a file takes its own size on top: `mmproj-BF16.gguf` 515.1 KiB" in llama
     ears = (checkout.folder / "results" / "ears" / "card" / "README.md").read_text("utf-8")
     assert "`tone.wav` (15 vectors)" in ears and "asked `What do you hear?`" in ears

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantmill.check.kind import kind_of
+from quantmill.config.repositories import owner_of
 from quantmill.engine.projector import width_of
 from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
@@ -57,6 +58,12 @@ def projectors(project: Project, model: str) -> list[tuple[str, str]]:
         if one.language_model == model
         for recipe in project.config.recipes_of(name)
     ]
+
+
+def together(project: Project, model: str) -> list[str]:
+    """The projectors that are published in a language model's repository, beside its own files."""
+    beside = dict.fromkeys(name for name, _ in projectors(project, model))
+    return [name for name in beside if owner_of(project.config, name) == model]
 
 
 def _header(project: Project, model: str) -> Header | None:

@@ -112,8 +112,11 @@ class CardSpecs:
             made_from["nearest"] = [digest(specs.nearest_kld(model, name)) for name in compared]
         if "ik" in self._engines(model).values():
             settings["engines"] = self._engines(model)
-        if together := beside.files(self.project, model):
-            settings["beside"] = together
+        if used_with := beside.files(self.project, model):
+            settings["beside"] = used_with
+        if together := beside.together(self.project, model):
+            settings["together"] = {name: list(config.recipes_of(name)) for name in together}
+            made_from["together"] = [digest(self.card(name)) for name in together]
         settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
         if repository:
             settings["parts"] = True
@@ -262,6 +265,11 @@ class CardSpecs:
             cure = 'add publish: {repo: "organisation/{model}-GGUF"}'
             raise QuantmillError("no repository to publish in", self.project.file, cure)
         models = {model: self._published(model) for model in published}
+        for model in published:  # a projector goes with its language model
+            if together := beside.together(self.project, model):
+                models[model]["together"] = {name: dict(models[name]) for name in together}
+                for name in together:
+                    models[name]["repo"] = None
         return spec.make("publish.upload", {"confirm": self.project.confirmed, "models": models}, {})
 
     def _published(self, model: str) -> dict[str, Any]:

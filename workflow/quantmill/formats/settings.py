@@ -285,6 +285,7 @@ class Card(TypedDict):
     embeddings: NotRequired[bool]
     projector: NotRequired[bool]
     beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
+    together: NotRequired[Annotated[dict[str, list[str]], "recipes of projectors in the same repository"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     parts: NotRequired[bool]
     rounding: NotRequired[

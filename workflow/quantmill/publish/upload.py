@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.formats.places import PublishedModel, Upload
+from quantmill.formats.places import PublishedFiles, PublishedModel, Upload
 from quantmill.formats.publication import PARTS
 from quantmill.progress import BYTES, Log
 from quantmill.publish import ollama
 from quantmill.publish.compare import UPLOADED, Row, compare, table
-from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, unsound, withheld_in
+from quantmill.publish.files import SUMS, Item, below, items_of, read_sums, sums_of, unsound, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 from quantmill.publish.split import split_items
 
@@ -42,11 +42,10 @@ def prepared(model: str, repo: str, settings: PublishedModel, results: Path, con
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
     """
-    withheld = withheld_in(results)
-    recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    include, measured, signed = settings["include"], settings["measured"], settings["signed"]
-    items = items_of(results, model, recipes, include, measured, signed=signed)
-    items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
+    items, wrong = _files(model, settings, results)
+    for name, beside in settings.get("together", {}).items():
+        more, unsound_too = _files(name, beside, results.parent / name, card=False)
+        items, wrong = items + below(name, more), wrong + unsound_too
     repository = Repository(repo, settings["revision"])
     try:
         held = repository.holdings()
@@ -62,8 +61,19 @@ def prepared(model: str, repo: str, settings: PublishedModel, results: Path, con
         if confirmed:
             raise
         held, rows = None, [Row("unknown", item.path, item.bytes, item.sha256) for item in items]
-    wrong = unsound(results, recipes)
     return Publication(model, repository, settings, items, held, rows, wrong)
+
+
+def _files(
+    model: str, settings: PublishedFiles, results: Path, *, card: bool = True
+) -> tuple[list[Item], list[str]]:
+    """The files of a model, and what is wrong with any."""
+    withheld = withheld_in(results)
+    recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
+    include, measured, signed = settings["include"], settings["measured"], settings["signed"]
+    items = items_of(results, model, recipes, include, measured, signed=signed, card=card)
+    parts = PARTS.read(results / "parts.json")
+    return split_items(items, parts, settings["split"]), unsound(results, recipes)
 
 
 def shown(publication: Publication) -> list[str]:
