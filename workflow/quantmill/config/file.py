@@ -106,7 +106,7 @@ class Config(Strict):
             self._check_budgets(name)
             self._check_rounding(name)
             self._check_corpora(name)
-        check_repositories(self)
+        check_repositories(of_ggufs(self))
         self._check_splits()
         return self
 

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from quantmill.config.card import Publish
 from quantmill.config.refusal import refuse
-from quantmill.config.source import of_ggufs
-
-if TYPE_CHECKING:
-    from quantmill.config.file import Config
 
 
-def owner_of(config: Config, model: str) -> str:
+class Models(Protocol):
+    """What is asked of the config."""
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """The models by name."""
+
+    def recipes_of(self, model: str) -> Mapping[str, Any]:
+        """A model's recipes."""
+
+    def publish_of(self, model: str) -> Publish:
+        """Its section `publish`."""
+
+    def repository_of(self, model: str) -> str | None:
+        """Its repository."""
+
+
+def owner_of(config: Models, model: str) -> str:
     """The model whose repository, and card there, a model's files are in: the model itself, or a projector's
     language model where both name one repository.
     """
-    other, repo = config.models[model].language_model, config.repository_of(model)
-    shared = repo is not None and other in config.models and config.repository_of(other or "") == repo
-    return other if shared and other else model
+    other: str = config.models[model].language_model or model
+    repo = config.repository_of(model)
+    shared = repo is not None and other in config.models and config.repository_of(other) == repo
+    return other if shared else model
 
 
-def check_repositories(config: Config) -> None:
-    """A repository is of one model, with its projectors: it has one card, and one branch of it is written."""
+def check_repositories(config: Models) -> None:
+    """A repository is of one model, with its projectors: it has one card, and one branch of it is written.
+    Of checkpoints that are exported alone nothing is published: `config` is without them.
+    """
     seen: dict[str, str] = {}
-    ggufs = of_ggufs(config)
-    for name in filter(ggufs.recipes_of, ggufs.models):
+    for name in filter(config.recipes_of, config.models):
         repo, owner = config.repository_of(name), owner_of(config, name)
         where = f"{f'models.{name}.' if config.models[name].publish else ''}publish"
         if repo is not None and seen.setdefault(repo, owner) != owner:
