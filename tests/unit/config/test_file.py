@@ -217,6 +217,14 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (
         lambda c: (
+            put("publish", {"modelscope": "me/x"})(c),
+            put("models.n", {"source": {"path": "n.gguf"}})(c),
+        ),
+        "publish.modelscope: me/x is m's too; give each its own, with {model} in the name",
+    ),
+    (put("publish", {"modelscope": "x"}), 'publish.modelscope: "x" is not allowed; a repository is'),
+    (
+        lambda c: (
             put("publish", {"repo": "me/x"})(c),
             put(
                 "models.n",

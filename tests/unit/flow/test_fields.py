@@ -410,6 +410,7 @@ ROWS: Final[dict[str, Row]] = {
     "Tasks.context": Row("bench.tasks.context", 64, "card tasks"),
     "Publish.repo": Row("publish.repo", "you/{model}", "card publish"),
     "Publish.ollama": Row("publish.ollama", "me/{model}", "publish"),
+    "Publish.modelscope": Row("publish.modelscope", "me/{model}", "publish"),
     "Publish.private": Row("publish.private", True, "publish"),
     "Publish.revision": Row("publish.revision", "new", "publish"),
     "Publish.split": Row("publish.split", "1 GB", "card lock parts publish"),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+import modelscope
 from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
 from quantmill.formats.checks import Checks
@@ -265,6 +266,28 @@ def test_a_projector_goes_into_the_repository_of_its_language_model(publisher: P
     assert b"seer-Q4_K_M.gguf\n" in hub.repositories[REPO]["SHA256SUMS"]
     seer.checked("Q4_K_M", "a block is NaN")
     assert "seer-Q4_K_M.gguf failed its check: a block is NaN" in publisher.refused(together={"seer": beside})
+
+
+def test_modelscope_beside_the_hub_and_alone(
+    publisher: Publisher, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", modelscope.TOKEN)
+    with modelscope.serving() as server:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
+        out = publisher.run(False, TOKEN, modelscope="you/tiny")
+        assert f"tiny -> you/tiny (master, which is not there: make it at {server.address}/models" in out
+        line = publisher.refused(modelscope="you/tiny")
+        assert line.startswith("you/tiny: no such repository; make it at ") and not hub.sent
+        server.repositories["you/tiny"] = {}
+        out = publisher.run(True, TOKEN, modelscope="you/tiny")
+        assert f"you/tiny: {server.address}/models/you/tiny" in out
+        assert server.repositories["you/tiny"] == hub.repositories[REPO]
+        (publisher.results / "parts.json").unlink()
+        out = publisher.run(True, None, modelscope="you/tiny", repo=None)
+        assert "you/tiny: nothing differs" in out
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+        line = publisher.refused(None, modelscope="you/tiny", repo=None)
+        assert line == "you/tiny: no token to upload with; set MODELSCOPE_API_TOKEN"
 
 
 def test_the_proof_of_this_lock_goes_along_and_of_no_other(publisher: Publisher, hub: Hub) -> None:

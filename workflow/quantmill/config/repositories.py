@@ -40,13 +40,15 @@ def check_repositories(config: Models) -> None:
     """A repository is of one model, with its projectors: it has one card, and one branch of it is written.
     Of checkpoints that are exported alone nothing is published: `config` is without them.
     """
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for name in filter(config.recipes_of, config.models):
         repo, owner = config.repository_of(name), owner_of(config, name)
         where = f"{f'models.{name}.' if config.models[name].publish else ''}publish"
-        if repo is not None and seen.setdefault(repo, owner) != owner:
-            text = f"{repo} is {seen[repo]}'s too; give each its own, with {{model}} in the name"
-            raise refuse("one_repository", text, f"{where}.repo")
+        modelscope = (config.publish_of(name).modelscope or "").replace("{model}", name)
+        for field, place in (("repo", repo), ("modelscope", modelscope)):
+            if place and (other := seen.setdefault((field, place), owner)) != owner:
+                text = f"{place} is {other}'s too; give each its own, with {{model}} in the name"
+                raise refuse("one_repository", text, f"{where}.{field}")
         branch = config.publish_of(owner).revision
         if repo is not None and config.publish_of(name).revision != branch:
             text = f"{owner}, with which it shares {repo}, is in the branch {branch}; give both the same"

@@ -270,6 +270,8 @@ class CardSpecs:
                 models[model]["together"] = {name: dict(models[name]) for name in together}
                 for name in together:
                     models[name]["repo"] = None
+                    if "modelscope" in models[model]:
+                        models[name].pop("modelscope", None)
         return spec.make("publish.upload", {"confirm": self.project.confirmed, "models": models}, {})
 
     def _published(self, model: str) -> dict[str, Any]:
@@ -281,7 +283,11 @@ class CardSpecs:
             "recipes": list(self.config.recipes_of(model)),
             "signed": publish.sign is not None,
             "measured": [os.path.relpath(path, folder) for path in measured],
-            **({"ollama": publish.ollama.replace("{model}", model)} if publish.ollama else {}),
+            **{
+                place: name.replace("{model}", model)
+                for place in ("ollama", "modelscope")
+                if (name := getattr(publish, place))
+            },
         }
 
     @once

@@ -8,6 +8,7 @@ class PublishedFiles(TypedDict):
 
     repo: str | None
     ollama: NotRequired[Annotated[str, "its place in a registry"]]
+    modelscope: NotRequired[Annotated[str, "its repository there"]]
     revision: str
     private: bool
     include: list[str]
