@@ -243,6 +243,50 @@ def write_projector(path: Path, *, width: int = 64, layers: int = 3, out: int = 
     return _filled(writer, shapes)
 
 
+def write_listener(path: Path, *, width: int = 64, layers: int = 2, out: int = 256, stack: int = 100) -> Path:
+    """A projector of sounds as Ultravox has it, Whisper's encoder before it, of random weights: every 30
+    seconds are 1500 frames, of which `stack` make a vector.
+    """
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name("Small")
+    writer.add_bool("clip.has_audio_encoder", True)
+    writer.add_string("clip.projector_type", "ultravox")
+    numbers = {
+        "embedding_length": width,
+        "feed_forward_length": 2 * width,
+        "block_count": layers,
+        "projection_dim": out,
+        "attention.head_count": 4,
+        "num_mel_bins": 80,
+        "projector.stack_factor": stack,
+    }
+    for key, value in numbers.items():
+        writer.add_uint32(f"clip.audio.{key}", value)
+    writer.add_float32("clip.audio.attention.layer_norm_epsilon", 1e-5)
+    shapes: dict[str, tuple[int, ...]] = {
+        "a.position_embd.weight": (1500, width),
+        "a.conv1d.1.weight": (width, 80, 3),
+        "a.conv1d.1.bias": (width, 1),
+        "a.conv1d.2.weight": (width, width, 3),
+        "a.conv1d.2.bias": (width, 1),
+        "a.post_ln.weight": (width,),
+        "a.post_ln.bias": (width,),
+        "mm.a.norm_pre.weight": (width * stack,),
+        "mm.a.mlp.1.weight": (2 * width, width * stack),
+        "mm.a.norm_mid.weight": (width,),
+        "mm.a.mlp.2.weight": (out, width),
+    }
+    for block in (f"a.blk.{layer}" for layer in range(layers)):
+        square = [(f"attn_{x}", width, width) for x in ("q", "k", "v", "out")]
+        for name, rows, columns in [*square, ("ffn_up", 2 * width, width), ("ffn_down", width, 2 * width)]:
+            shapes[f"{block}.{name}.weight"] = (rows, columns)
+            shapes |= {f"{block}.{name}.bias": (rows,)} if name != "attn_k" else {}
+        for name in ("ln1", "ln2"):
+            shapes |= {f"{block}.{name}.weight": (width,), f"{block}.{name}.bias": (width,)}
+    return _filled(writer, shapes)
+
+
 def _filled(writer: gguf.GGUFWriter, shapes: dict[str, tuple[int, ...]]) -> Path:
     """Random values for all tensors, f16 for the layers' matrices; written to the writer's own path."""
     random = np.random.default_rng(1)

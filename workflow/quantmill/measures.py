@@ -88,7 +88,7 @@ _ALL = (
         "measure.projector",
         "distance of a projector's vectors of pictures and sounds from the source's",
         section="Projector",
-        columns=("Distance", "Relative error"),
+        columns=("Distance", "Relative error", "KLD of the answer", "Same top"),
         only_mainline=True,
     ),
     Measure(

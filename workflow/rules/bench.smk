@@ -151,7 +151,7 @@ rule measure_projector:
         "../../envs/quantmill.yaml"
     threads: resources.evaluation_cores
     resources:
-        mem_mb=resources.memory(1.0, 2000),
+        mem_mb=resources.memory(1.0, 2000, resources.seeing),
         runtime=resources.runtime,
     params:
         spec=spec_of(specs.projector),

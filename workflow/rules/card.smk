@@ -9,6 +9,7 @@ rule write_card:
         measured=of(targets.measured),
         nearest=of(targets.nearest),
         compared=of(inputs.compared),
+        together=of(targets.together),
         verified=of(targets.verified),
     output:
         card="<results>/{model}/card/README.md",

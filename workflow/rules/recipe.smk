@@ -48,6 +48,7 @@ rule tabulate_memory:
     input:
         model=of(inputs.source),
         plans=of(inputs.plan_reports),
+        projectors=of(inputs.projector_plans),
     output:
         "<results>/{model}/memory.json",
     log:
@@ -66,5 +67,6 @@ rule tabulate_memory:
     shell:
         stage(
             "model.memory",
-            "--model {input.model[0]:q} --plans {input.plans:q} --out {output:q}",
+            "--model {input.model[0]:q} --plans {input.plans:q} --projectors {input.projectors:q}"
+            " --out {output:q}",
         )

@@ -571,3 +571,23 @@ def test_the_card_is_the_golden_one(kld_tree: Tree) -> None:
         "the card changed: raise the version of card.write in stages.py, then make the golden file again "
         "with UPDATE_GOLDEN=1"
     )
+
+
+def test_the_memory_of_a_projector_beside_the_files_is_told(kld_tree: Tree) -> None:
+    folder, _ = kld_tree
+    fits = [{"total_bytes": 8 << 30, "cache": "f16", "context": 512}]
+    projectors = [
+        {"file": "seer-BF16.gguf", "bytes": 1 << 20, "fits": fits},
+        {"file": "seer-Q8_0.gguf", "bytes": 1 << 19, "fits": []},
+    ]
+    row = {"context": 256, "cache": "f16"} | dict.fromkeys(
+        ("file_bytes", "cache_bytes", "compute_bytes", "total_bytes"), 1 << 20
+    )
+    tables = {name: {"rows": [row], "fits": fits, "projectors": projectors} for name in ("Q8_0", "Q4_K_M")}
+    write_json(folder / "memory.json", complete(Memory, {"contexts": [256], "recipes": tables}))
+    card = card_of(kld_tree)
+    assert "own size on top: `seer-BF16.gguf` 1.0 MiB, `seer-Q8_0.gguf` 512.0 KiB. Its compute" in card
+    assert (
+        "| Compute buffers | Total | Total with `seer-BF16.gguf` |\n|:--|--:|:--|--:|--:|--:|--:|--:|" in card
+    )
+    assert "that fits with seer-BF16.gguf beside the file</summary>\n\n| File | Memory |" in card

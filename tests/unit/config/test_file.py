@@ -235,6 +235,28 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         ),
         "publish.repo: me/x is m's too; give each its own, with {model} in the name",
     ),
+    (
+        lambda c: (
+            put("publish", {"modelscope": "me/x"})(c),
+            put("models.n", {"source": {"path": "n.gguf"}})(c),
+        ),
+        "publish.modelscope: me/x is m's too; give each its own, with {model} in the name",
+    ),
+    (put("publish", {"modelscope": "x"}), 'publish.modelscope: "x" is not allowed; a repository is'),
+    (
+        lambda c: (
+            put("publish", {"repo": "me/x"})(c),
+            put(
+                "models.n",
+                {
+                    "source": {"path": "n.gguf"},
+                    "language_model": "m",
+                    "publish": {"repo": "me/x", "revision": "b"},
+                },
+            )(c),
+        ),
+        "models.n.publish.revision: m, with which it shares me/x, is in the branch main; give both the same",
+    ),
     (put("models", {}), "models: is empty; give at least one"),
     (put("recipes", []), "recipes: is empty; give at least one"),
     (put("recipes", None), "models.m: no recipes; give the model or the file some"),

@@ -138,7 +138,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "Model.bench": Row("models.local.bench", {}, "card publish +corpus +BENCH"),
     "Model.language_model": Row(
-        "models.seer.language_model", "hub", "card projector", [("models.seer", PROJECTOR)]
+        "models.seer.language_model", "hub", "card memory projector", [("models.seer", PROJECTOR)]
     ),
     "Model.publish": Row("models.local.publish", {"repo": "you/{model}"}, "card publish"),
     "PackageSource.package": Row("models.packaged.source.package", "other_models", "ALONE SOURCE"),
@@ -369,6 +369,12 @@ ROWS: Final[dict[str, Row]] = {
     "Media.media": Row(
         "models.seer.bench.projector.media", ["other.png"], "card projector", [("models.seer", PROJECTOR)]
     ),
+    "Media.question": Row(
+        "models.seer.bench.projector.question",
+        "What is this?",
+        "card projector",
+        [("models.seer", PROJECTOR | {"language_model": "local"})],
+    ),
     "Bench.draft": Row(
         "models.drafter.bench.draft", None, "card +corpus +draft", [("models.drafter", DRAFTER)]
     ),
@@ -412,6 +418,7 @@ ROWS: Final[dict[str, Row]] = {
     "Tasks.context": Row("bench.tasks.context", 64, "card tasks"),
     "Publish.repo": Row("publish.repo", "you/{model}", "card publish"),
     "Publish.ollama": Row("publish.ollama", "me/{model}", "publish"),
+    "Publish.modelscope": Row("publish.modelscope", "me/{model}", "publish"),
     "Publish.private": Row("publish.private", True, "publish"),
     "Publish.revision": Row("publish.revision", "new", "publish"),
     "Publish.split": Row("publish.split", "1 GB", "card lock parts publish"),

@@ -176,6 +176,21 @@ def test_what_context_fits_is_the_longest_that_does(tmp_path: Path) -> None:
     assert fits[24, "f16"] == result["context_length"] == 262144
 
 
+def test_a_projector_beside_a_file_leaves_less_room(tmp_path: Path) -> None:
+    header = read_source(shapes.gemma4(tmp_path / "gemma4.gguf"))
+    size, projector = 13_240_000_000, 900_000_000
+    alone = memory.tables(header, {"a": size}, [8192])
+    both = memory.tables(header, {"a": size}, [8192], {"m-BF16.gguf": projector, "m-Q8_0.gguf": 1})
+    beside = both["recipes"]["a"].pop("projectors")
+    assert both == alone
+    assert [(one["file"], one["bytes"]) for one in beside] == [
+        ("m-BF16.gguf", projector),
+        ("m-Q8_0.gguf", 1),
+    ]
+    assert beside[0]["fits"] == memory.tables(header, {"a": size + projector}, [8192])["recipes"]["a"]["fits"]
+    assert beside[0]["fits"] != alone["recipes"]["a"]["fits"]
+
+
 def test_experts_of_their_own_have_no_cache(tmp_path: Path) -> None:
     header = read_source(shapes.huge(tmp_path / "huge.gguf", layers=3, experts=400))
     result = memory.tables(header, {"a": 1}, [4096])["recipes"]["a"]["rows"][0]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+import modelscope
 from hub import TOKEN, Hub, serving
 from quantmill.errors import QuantmillError
 from quantmill.formats.checks import Checks
@@ -44,9 +45,9 @@ def hub() -> Iterator[Hub]:
 class Publisher:
     """The results of a model, and the command over them."""
 
-    def __init__(self, folder: Path, hub: Hub) -> None:
-        self.folder, self.hub = folder, hub
-        self.results = folder / "results" / "tiny"
+    def __init__(self, folder: Path, hub: Hub, name: str = "tiny") -> None:
+        self.folder, self.hub, self.name = folder, hub, name
+        self.results = folder / "results" / name
         for recipe in ("Q8_0", "Q4_K_M"):
             self.quant(recipe, recipe.encode() * 5000)
             self.write(f"recipes/{recipe}.yaml", b"base: " + recipe.encode())
@@ -68,26 +69,25 @@ class Publisher:
     def quant(self, recipe: str, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
         facts = {
-            "file": f"tiny-{recipe}.gguf",
+            "file": f"{self.name}-{recipe}.gguf",
             "bytes": len(data),
             "sha256": sha256,
             "tensors": 1,
         }
-        self.write(f"gguf/tiny-{recipe}.gguf", data)
-        self.write(f"gguf/tiny-{recipe}.json", json.dumps(facts).encode())
+        self.write(f"gguf/{self.name}-{recipe}.gguf", data)
+        self.write(f"gguf/{self.name}-{recipe}.json", json.dumps(facts).encode())
         self.checked(recipe)
         return sha256
 
     def checked(self, recipe: str, *failures: str) -> None:
         """The check of a recipe's file, with what is wrong with it."""
-        report = {"file": f"tiny-{recipe}.gguf", "tokenizer": "none", "tried": "read"} | {
-            "failures": list(failures)
-        }
+        report = {"file": f"{self.name}-{recipe}.gguf", "tokenizer": "none", "tried": "read"}
+        report["failures"] = list(failures)
         self.write(f"checks/{recipe}.json", json.dumps(complete(Checks, report)).encode())
 
     def lock(self) -> None:
         """A lock of the files, and a statement of each."""
-        files = {name: f"tiny-{name}.gguf" for name in ("Q8_0", "Q4_K_M")}
+        files = {name: f"{self.name}-{name}.gguf" for name in ("Q8_0", "Q4_K_M")}
         recipes = {
             name: {"published": [{"file": file, "bytes": 1, "sha256": "0"}]} for name, file in files.items()
         }
@@ -107,11 +107,11 @@ class Publisher:
             "signed": False,
             "measured": ["bench/Q8_0/kld.json"],
         }
-        return {"config": {"confirm": confirm, "models": {"tiny": model | settings}}}
+        return {"config": {"confirm": confirm, "models": {self.name: model | settings}}}
 
     def split(self, limit: int = 50 * 10**9) -> None:
         """The stage that comes before: the names of the parts of larger files."""
-        config = {"model": "tiny", "recipes": ["Q8_0", "Q4_K_M"], "split": limit}
+        config = {"model": self.name, "recipes": ["Q8_0", "Q4_K_M"], "split": limit}
         out = self.results / "parts.json"
         splitting.main(
             argparse.Namespace(spec={"config": config}, results=self.results, out=out),
@@ -185,6 +185,23 @@ def publisher(tmp_path: Path, hub: Hub) -> Publisher:
     return Publisher(tmp_path, hub)
 
 
+WITHHELD_Q8 = {
+    "policy": "dominated",
+    "withheld": [
+        {
+            "recipe": "Q8_0",
+            "file": "tiny-Q8_0.gguf",
+            "bytes": 1,
+            "reason": "dominated",
+            "rival": "Q4_K_M",
+            "rival_bytes": 1,
+            "figure": "",
+            "measure": "kld",
+            "difference": {"mean": 1.0, "low": 0.5, "high": 1.5},
+        }
+    ],
+}
+
 ALL = {
     "README.md",
     "plots/bits.svg",
@@ -235,6 +252,44 @@ def test_shown_then_uploaded_then_only_what_differs(publisher: Publisher, hub: H
     assert b"plots/bits.svg" in hub.repositories[REPO]["SHA256SUMS"]
 
 
+def test_a_projector_goes_into_the_repository_of_its_language_model(publisher: Publisher, hub: Hub) -> None:
+    """Its files and their statements lie beside the model's, all else in a folder of its name; one card."""
+    seer = Publisher(publisher.folder, hub, "seer")
+    seer.split()
+    seer.write("card/withheld.json", json.dumps(WITHHELD_Q8).encode())
+    beside = seer.spec(False)["config"]["models"]["seer"] | {"measured": []}
+    rows = publisher.publish(together={"seer": beside})
+    kept = {"seer-Q4_K_M.gguf", "seer-Q4_K_M.gguf.derivation.json"}
+    apart = {"lock.json", "imatrix.gguf", "recipes/Q4_K_M.yaml", "plans/Q4_K_M.tsv"}
+    assert set(rows) == set(hub.repositories[REPO]) == ALL | kept | {f"seer/{path}" for path in apart}
+    assert hub.repositories[REPO]["README.md"] == (publisher.results / "card" / "README.md").read_bytes()
+    assert b"seer-Q4_K_M.gguf\n" in hub.repositories[REPO]["SHA256SUMS"]
+    seer.checked("Q4_K_M", "a block is NaN")
+    assert "seer-Q4_K_M.gguf failed its check: a block is NaN" in publisher.refused(together={"seer": beside})
+
+
+def test_modelscope_beside_the_hub_and_alone(
+    publisher: Publisher, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", modelscope.TOKEN)
+    with modelscope.serving() as server:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
+        out = publisher.run(False, TOKEN, modelscope="you/tiny")
+        assert f"tiny -> you/tiny (master, which is not there: make it at {server.address}/models" in out
+        line = publisher.refused(modelscope="you/tiny")
+        assert line.startswith("you/tiny: no such repository; make it at ") and not hub.sent
+        server.repositories["you/tiny"] = {}
+        out = publisher.run(True, TOKEN, modelscope="you/tiny")
+        assert f"you/tiny: {server.address}/models/you/tiny" in out
+        assert server.repositories["you/tiny"] == hub.repositories[REPO]
+        (publisher.results / "parts.json").unlink()
+        out = publisher.run(True, None, modelscope="you/tiny", repo=None)
+        assert "you/tiny: nothing differs" in out
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+        line = publisher.refused(None, modelscope="you/tiny", repo=None)
+        assert line == "you/tiny: no token to upload with; set MODELSCOPE_API_TOKEN"
+
+
 def test_the_proof_of_this_lock_goes_along_and_of_no_other(publisher: Publisher, hub: Hub) -> None:
     report = {"mode": "all", "files": [], "lock": "of another"}
     publisher.write("verify.json", json.dumps(report).encode())
@@ -248,19 +303,7 @@ def test_the_proof_of_this_lock_goes_along_and_of_no_other(publisher: Publisher,
 
 
 def test_a_withheld_recipe_stays_at_home(publisher: Publisher, hub: Hub) -> None:
-    withheld = {
-        "recipe": "Q8_0",
-        "file": "tiny-Q8_0.gguf",
-        "bytes": 1,
-        "reason": "dominated",
-        "rival": "Q4_K_M",
-        "rival_bytes": 1,
-        "figure": "",
-        "measure": "kld",
-        "difference": {"mean": 1.0, "low": 0.5, "high": 1.5},
-    }
-    report = {"policy": "dominated", "withheld": [withheld]}
-    publisher.write("card/withheld.json", json.dumps(report).encode())
+    publisher.write("card/withheld.json", json.dumps(WITHHELD_Q8).encode())
     publisher.publish(include=["measurements"])
     left = {"README.md", "plots/bits.svg", "modelfiles/Modelfile.Q4_K_M", "tiny-Q4_K_M.gguf", "SHA256SUMS"}
     left |= {"withheld.json", "lock.json", "tiny-Q4_K_M.gguf.derivation.json"}

@@ -27,8 +27,12 @@ def on_grid(kind: str) -> np.ndarray:
         assert GRIDS[kind].listed is not None
         scales = np.exp2(RANDOM.integers(-9, -3, (blocks, 1)))
         values = scales * GRIDS[kind].listed[RANDOM.integers(0, 15, (blocks, block))]
-    elif kind == "q4_1":
-        levels = RANDOM.integers(0, 16, (blocks, block))
+    elif kind == "iq4_nl":
+        assert GRIDS[kind].listed is not None
+        scales *= RANDOM.choice((-1, 1), (blocks, 1))
+        values = scales * GRIDS[kind].listed[RANDOM.integers(0, 16, (blocks, block))]
+    elif GRIDS[kind].offset:
+        levels = RANDOM.integers(0, int(GRIDS[kind].most) + 1, (blocks, block))
         levels[:, 0] = 0
         values = scales * levels - (scales * 7).astype(np.float16).astype(np.float32)
     else:

@@ -115,8 +115,9 @@ def _of_measure(name: str, measured: Results) -> list[Column]:
     if speed := measured.source["speed"]:
         settings = {"prompt": speed["prompt"]["tokens"], "generate": speed["generate"]["tokens"]}
     headers = [header.format(**settings) for header in MEASURES[name].columns]
+    # The last headers may be of what is measured on request.
     return [
-        Column(header, align, cell) for header, (align, cell) in zip(headers, cells(measured), strict=True)
+        Column(header, align, cell) for header, (align, cell) in zip(headers, cells(measured), strict=False)
     ]
 
 
@@ -187,7 +188,19 @@ def _projector(measured: Results) -> list[_Cell]:
         report = row.measured["projector"]
         return text.share(report["relative_error"]["mean"], 1) if report and row.file else ""
 
-    return [(RIGHT, distance), (RIGHT, error)]
+    def divergence(row: Row) -> str:
+        report = row.measured["projector"]
+        kld = report["answer"]["kld"] if report and "answer" in report else None
+        return text.nats(kld["mean"], kld["error"]) if kld else ""
+
+    def same_top(row: Row) -> str:
+        report = row.measured["projector"]
+        same = report["answer"]["same_top"] if report and "answer" in report and row.file else None
+        return f"{text.fixed(100 * same['mean'], 1)} ± {text.fixed(100 * same['error'], 1)} %" if same else ""
+
+    source = measured.source["projector"]
+    asked = source is not None and "answer" in source
+    return [(RIGHT, distance), (RIGHT, error), *([(RIGHT, divergence), (RIGHT, same_top)] if asked else [])]
 
 
 def _speed(measured: Results) -> list[_Cell]:

@@ -14,6 +14,7 @@ from quantmill.judge.frontier import Unneeded
 from quantmill.judge.quant import DECODER, Quant
 from quantmill.judge.results import Results
 from quantmill.judge.same_size import Entry
+from quantmill.judge.together import ProjectorFile
 
 _CONTEXT: Final = 4096
 """Tokens of context in the examples, unless the model's own context is smaller: this fits any machine."""
@@ -26,7 +27,7 @@ class View:
     `measured` are all results, `published` those of the files that are offered.
     `config` is the config of the stage's spec. `plots` is the folder of the
     pictures, relative to the card. `competitors` are the files of the models of
-    the same-size comparison, in the order of the config.
+    the same-size comparison, in the order of the config. `projectors` are files in the same repository.
     """
 
     measured: Results
@@ -35,6 +36,7 @@ class View:
     config: settings.Card
     plots: str = "plots"
     competitors: Sequence[list[Entry]] = ()
+    projectors: Sequence[ProjectorFile] = ()
 
     @property
     def offered(self) -> list[Quant]:
@@ -136,13 +138,14 @@ def view(
     config: settings.Card,
     plots: str = "plots",
     competitors: Sequence[list[Entry]] = (),
+    projectors: Sequence[ProjectorFile] = (),
 ) -> View:
     """The card of these results: what is withheld is decided here."""
     withheld = frontier.withheld(measured, config.get("withhold", "none"))
     names = {verdict.quant.name for verdict in withheld}
     quants = [quant for quant in measured.quants if quant.name not in names]
     published = replace(measured, quants=quants, withheld=[verdict.quant for verdict in withheld])
-    return View(measured, published, withheld, config, plots, competitors)
+    return View(measured, published, withheld, config, plots, competitors, projectors)
 
 
 def title_of(results: Results, config: settings.Card) -> str:

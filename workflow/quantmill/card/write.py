@@ -18,7 +18,7 @@ from quantmill.errors import QuantmillError
 from quantmill.files import write_text
 from quantmill.formats import settings
 from quantmill.formats.publication import WITHHELD
-from quantmill.judge import same_size
+from quantmill.judge import same_size, together
 from quantmill.judge.results import Results, read
 from quantmill.progress import Log
 
@@ -67,7 +67,8 @@ def main(args: argparse.Namespace, log: Log) -> None:
     measured = read(args.results, config)
     others = config["card"].get("iso_disk") or []
     competitors = [same_size.read_competitor(Path(model["path"])) for model in others]
-    shown = view(measured, config, _beside(args.plots, args.card), competitors)
+    projectors = together.read(args.results.parent, config.get("together", {}))
+    shown = view(measured, config, _beside(args.plots, args.card), competitors, projectors)
     markdown, texts = card(shown), modelfiles(shown)
     html = page.render(measured, shown.withheld, shown.title)
     plots.sizes(measured, args.plots / "size.svg")

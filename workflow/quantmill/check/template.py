@@ -52,10 +52,10 @@ def template_of(header: Header) -> ChatTemplate | None:
         raise BrokenTemplateError(" ".join(str(error).split())) from None
 
 
-def prompt_of(template: ChatTemplate) -> str:
-    """The question as a template has it. BrokenTemplateError where it refuses that."""
+def prompt_of(template: ChatTemplate, question: Messages = QUESTION) -> str:
+    """A question as a template has it. BrokenTemplateError where it refuses that."""
     try:
-        return template.render(QUESTION, answer=True)
+        return template.render(question, answer=True)
     except BrokenRowError as error:
         raise BrokenTemplateError(
             str(error).removeprefix("refused by the chat template ").strip("()")

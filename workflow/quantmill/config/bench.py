@@ -53,6 +53,11 @@ class Media(Strict):
     media: Annotated[list[FilePath], Field(min_length=1)] = Field(
         description="files of pictures (.jpg, .png, .bmp) and sounds (.wav, .mp3, .flac)"
     )
+    question: Text | None = Field(
+        default=None,
+        description="a question about each to the source of the `language_model`: how far the tokens of its "
+        "answers diverge",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Media:

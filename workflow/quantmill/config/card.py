@@ -116,6 +116,10 @@ class Publish(Strict):
         description="organisation/name in Ollama's registry, or with https://host/ before it in another; "
         "each recipe is a tag there; {model} is the model's name",
     )
+    modelscope: PublishedRepository | None = Field(
+        default=None,
+        description="organisation/name of a repository that is on ModelScope; {model} is the model's name",
+    )
     private: bool = Field(
         default=False, description="whether a new repository is private; an existing one stays as it is"
     )
@@ -152,7 +156,7 @@ class Publish(Strict):
     @property
     def anywhere(self) -> bool:
         """Whether there is a place to publish in."""
-        return bool(self.repo or self.ollama)
+        return bool(self.repo or self.ollama or self.modelscope)
 
     @property
     def split_bytes(self) -> int:

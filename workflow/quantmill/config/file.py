@@ -33,6 +33,7 @@ from quantmill.config.recipe import (
     preset,
 )
 from quantmill.config.refusal import check_file, explain, refuse
+from quantmill.config.repositories import check_repositories
 from quantmill.config.source import Source, calibrated, check_folders, check_recipes, exported, of_ggufs
 from quantmill.config.store import Store
 from quantmill.errors import QuantmillError
@@ -105,7 +106,7 @@ class Config(Strict):
             self._check_budgets(name)
             self._check_rounding(name)
             self._check_corpora(name)
-        self._check_repositories()
+        check_repositories(of_ggufs(self))
         self._check_splits()
         return self
 
@@ -127,17 +128,6 @@ class Config(Strict):
                     text = f"a GGUF cannot be made {value}; leave it out, or take the checkpoint as source"
                     own = f"models.{name}." if self.models[name].recipes else ""
                     raise refuse(f"{field}_of_gguf", text, f"{own}recipes[{number}].{field}")
-
-    def _check_repositories(self) -> None:
-        """No two models are published in one repository: it has one card."""
-        seen: dict[str, str] = {}
-        ggufs = of_ggufs(self)
-        for name in filter(ggufs.recipes_of, ggufs.models):
-            repo = self.repository_of(name)
-            if repo is not None and seen.setdefault(repo, name) != name:
-                own = f"models.{name}." if self.models[name].publish else ""
-                text = f"{repo} is {seen[repo]}'s too; give each its own, with {{model}} in the name"
-                raise refuse("one_repository", text, f"{own}publish.repo")
 
     def _check_budgets(self, name: str) -> None:
         """A budget knows what each tensor is worth, and its name is no other model's usual recipe's."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantmill.check.kind import kind_of
 from quantmill.config.mtp import whole
+from quantmill.config.repositories import owner_of
 from quantmill.engine.projector import width_of
 from quantmill.errors import QuantmillError
 from quantmill.flow.project import Project
@@ -47,12 +48,23 @@ def files(project: Project, model: str) -> list[str]:
     other = models[model].language_model
     if other is not None:
         return [f"{other}-{recipe}.gguf" for recipe in whole(project.config.recipes_of(other))[:1]]
+    return [f"{name}-{recipe}.gguf" for name, recipe in projectors(project, model)]
+
+
+def projectors(project: Project, model: str) -> list[tuple[str, str]]:
+    """The projectors of a language model, and a recipe of each: their files."""
     return [
-        f"{name}-{recipe}.gguf"
-        for name, one in models.items()
+        (name, recipe)
+        for name, one in project.config.models.items()
         if one.language_model == model
         for recipe in project.config.recipes_of(name)
     ]
+
+
+def together(project: Project, model: str) -> list[str]:
+    """The projectors that are published in a language model's repository, beside its own files."""
+    beside = dict.fromkeys(name for name, _ in projectors(project, model))
+    return [name for name in beside if owner_of(project.config, name) == model]
 
 
 def _header(project: Project, model: str) -> Header | None:

@@ -115,8 +115,11 @@ class CardSpecs:
             settings["engines"] = self._engines(model)
             if bench.served and bench.served.ik_server:
                 settings["served_in_ik"] = True
-        if together := beside.files(self.project, model):
-            settings["beside"] = together
+        if used_with := beside.files(self.project, model):
+            settings["beside"] = used_with
+        if together := beside.together(self.project, model):
+            settings["together"] = {name: list(config.recipes_of(name)) for name in together}
+            made_from["together"] = [digest(self.card(name)) for name in together]
         settings |= {name: True for name in _LATER if getattr(bench, name) is not None}
         if repository:
             settings["parts"] = True
@@ -265,6 +268,13 @@ class CardSpecs:
             cure = 'add publish: {repo: "organisation/{model}-GGUF"}'
             raise QuantmillError("no repository to publish in", self.project.file, cure)
         models = {model: self._published(model) for model in published}
+        for model in published:  # a projector goes with its language model
+            if together := beside.together(self.project, model):
+                models[model]["together"] = {name: dict(models[name]) for name in together}
+                for name in together:
+                    models[name]["repo"] = None
+                    if "modelscope" in models[model]:
+                        models[name].pop("modelscope", None)
         return spec.make("publish.upload", {"confirm": self.project.confirmed, "models": models}, {})
 
     def _published(self, model: str) -> dict[str, Any]:
@@ -276,7 +286,11 @@ class CardSpecs:
             "recipes": list(self.config.recipes_of(model)),
             "signed": publish.sign is not None,
             "measured": [os.path.relpath(path, folder) for path in measured],
-            **({"ollama": publish.ollama.replace("{model}", model)} if publish.ollama else {}),
+            **{
+                place: name.replace("{model}", model)
+                for place in ("ollama", "modelscope")
+                if (name := getattr(publish, place))
+            },
         }
 
     @once

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from quantmill.flow import floors
+from quantmill.flow.beside import projectors
 from quantmill.flow.media import media
 from quantmill.flow.paths import Paths
 from quantmill.flow.project import ROOT, SOURCES
@@ -260,6 +261,11 @@ class Inputs:
     def plan_reports(self, model: str) -> Files:
         """The reports of all plans of a model."""
         return [self.paths.of(model, f"plans/{name}.json") for name in self.project.config.recipes_of(model)]
+
+    def projector_plans(self, model: str) -> Files:
+        """The reports of the plans of its projectors' files."""
+        beside = projectors(self.project, model)
+        return [self.paths.of(name, f"plans/{recipe}.json") for name, recipe in beside]
 
     # --- measurements ---------------------------------------------------------
 

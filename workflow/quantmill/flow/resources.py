@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from quantmill import machine
 from quantmill.flow.estimate import Rates, learn
+from quantmill.flow.media import loaded
 from quantmill.flow.once import once
 from quantmill.flow.paths import Paths
 from quantmill.flow.project import Project
@@ -84,6 +85,10 @@ class Resources:
             return (fed_back if is_fed_back else nearest)(wildcards, attempt, rulename)
 
         return signed(megabytes)
+
+    def seeing(self, model: str) -> list[str]:
+        """What is loaded to measure a projector."""
+        return loaded(self.project, model)
 
     def imported(self, model: str) -> list[Path]:
         """The file that an importance matrix is imported from."""

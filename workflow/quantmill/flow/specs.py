@@ -17,7 +17,8 @@ from typing import cast
 from quantmill import spec
 from quantmill.budget import candidates
 from quantmill.flow import floors, metadata, mtp
-from quantmill.flow.media import media
+from quantmill.flow.beside import projectors
+from quantmill.flow.media import media, question
 from quantmill.flow.once import once
 from quantmill.flow.project import SOURCES
 from quantmill.flow.source_specs import FED_BACK, Settings, SourceSpecs
@@ -135,6 +136,9 @@ class Specs(SourceSpecs):
         recipes = self.config.recipes_of(model)
         made_from = {"plans": [digest(self.plan(model, recipe)) for recipe in recipes]}
         settings: typed.Memory = {"contexts": self.project.card(model).contexts}
+        if beside := projectors(self.project, model):
+            made_from["projectors"] = [digest(self.plan(*one)) for one in beside]
+            settings["projectors"] = [f"{name}-{recipe}.gguf" for name, recipe in beside]
         return spec.make("model.memory", settings, made_from)
 
     @once
@@ -261,6 +265,8 @@ class Specs(SourceSpecs):
         if other := self.config.models[model].language_model:
             made_from["language_model"] = self.source(other)
         settings: Media = {"media": [Path(file).name for file in files]}
+        if asked := question(self.project, model):
+            settings["question"] = asked
         engine = self.digests.generating_engine(model, row)
         return spec.make("measure.projector", settings, made_from, engine=engine)
 

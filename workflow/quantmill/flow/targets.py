@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from quantmill.flow.beside import together
 from quantmill.flow.inputs import Files, Inputs
 from quantmill.flow.once import once
 
@@ -122,6 +123,19 @@ class Targets:
     def measured(self, model: str) -> Files:
         """The measurements of a model's files, the source first."""
         return [file for row in self.project.rows(model) for file in self.paths.measured(model, row)]
+
+    def together(self, model: str) -> Files:
+        """What its card tells of the projectors that are published with it."""
+        names = together(self.project, model)
+        return [
+            file
+            for name in names
+            for file in (
+                *self.inputs.gguf_reports(name),
+                *self.measured(name),
+                self.paths.of(name, "card/withheld.json"),
+            )
+        ]
 
     def nearest(self, model: str) -> Files:
         """What files with error feedback are compared with: the same types rounded to nearest."""

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Final, NotRequired, TypedDict
 
 from quantmill.formats.devices import Placed
 from quantmill.formats.drafts import DRAFTS, Accepted
+from quantmill.formats.projected import PROJECTED
 from quantmill.formats.report import Report
 from quantmill.formats.settings import Answers
 from quantmill.formats.settings import Tasks as TasksSettings
+from quantmill.formats.statistics import Distribution, Mean
 
 Engine = Annotated[str, "ik, where it was measured in ik_llama.cpp; absent: llama.cpp"]
 
@@ -16,36 +18,6 @@ class Value(TypedDict):
 
     value: float
     error: float
-
-
-class Mean(TypedDict):
-    """A mean with its standard error."""
-
-    mean: float
-    error: float
-
-
-Distribution = TypedDict(
-    "Distribution",
-    {
-        "mean": float,
-        "error": Annotated[float, "standard error of the mean"],
-        "min": float,
-        "0.1%": float,
-        "1%": float,
-        "5%": float,
-        "10%": float,
-        "25%": float,
-        "median": float,
-        "75%": float,
-        "90%": float,
-        "95%": float,
-        "99%": float,
-        "99.9%": float,
-        "max": float,
-    },
-)
-"""A distribution over the predictions."""
 
 
 class Differences(Distribution):
@@ -172,26 +144,6 @@ class Embeddings(Compared, Placed):
     pooling: Annotated[str, "mean, cls or last; rank: a reranker"]
     values: Annotated[int, "of an embedding; 1 of a score"]
     texts: Annotated[int, "embedded; of a reranker pairs of a query and a document"]
-    seconds: float
-    model_sha256: str
-    reference_sha256: str
-
-
-class Medium(TypedDict):
-    """A picture or a sound."""
-
-    file: str
-    vectors: Annotated[int, "that the language model reads in its place"]
-
-
-class Projected(TypedDict):
-    """How far a projector's vectors of pictures and sounds are from the source's."""
-
-    media: list[Medium]
-    width: int
-    distance: Annotated[Distribution, "1 less the cosine, over the vectors"]
-    relative_error: Annotated[Mean, "the length of the change over that of the vector"]
-    by_vector: Annotated[list[float], "the distance of each"]
     seconds: float
     model_sha256: str
     reference_sha256: str
@@ -370,12 +322,6 @@ EMBEDDINGS: Final = Report[Embeddings](
     "measure.embeddings",
     (Embeddings,),
     "Of encoders and rerankers. In `bench/source/` the source beside itself: 0.",
-)
-PROJECTED: Final = Report[Projected](
-    "bench/<row>/projector.json",
-    "measure.projector",
-    (Projected,),
-    "Of multimodal projectors. In `bench/source/` the source beside itself: 0.",
 )
 SPEED: Final = Report[Speed]("bench/<row>/speed.json", "measure.speed", (Speed,), "Rates in tokens a second.")
 SERVED: Final = Report[Served]("bench/<row>/served.json", "serve.measure", (Served,), "As a client sees it.")

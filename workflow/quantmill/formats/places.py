@@ -3,11 +3,12 @@
 from typing import Annotated, NotRequired, TypedDict
 
 
-class PublishedModel(TypedDict):
-    """What is published of a model."""
+class PublishedFiles(TypedDict):
+    """What is published of a model, and where."""
 
     repo: str | None
     ollama: NotRequired[Annotated[str, "its place in a registry"]]
+    modelscope: NotRequired[Annotated[str, "its repository there"]]
     revision: str
     private: bool
     include: list[str]
@@ -16,6 +17,12 @@ class PublishedModel(TypedDict):
     recipes: list[str]
     signed: Annotated[bool, "whether there is a lock.json.sig"]
     measured: Annotated[list[str], "files of measurements, below `results/<model>/`"]
+
+
+class PublishedModel(PublishedFiles):
+    """The same, with the projectors that are in its repository."""
+
+    together: NotRequired[dict[str, PublishedFiles]]
 
 
 class Upload(TypedDict):

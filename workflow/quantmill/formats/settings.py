@@ -158,6 +158,7 @@ class Memory(TypedDict):
     """`model.memory`."""
 
     contexts: list[int] | None
+    projectors: NotRequired[Annotated[list[str], "files that are used beside the model's"]]
 
 
 class Quantize(TypedDict):
@@ -294,6 +295,7 @@ class Card(TypedDict):
     projector: NotRequired[bool]
     draft: NotRequired[bool]
     beside: NotRequired[Annotated[list[str], "files of its projectors, or a projector's language model"]]
+    together: NotRequired[Annotated[dict[str, list[str]], "recipes of projectors in the same repository"]]
     engines: NotRequired[Annotated[dict[str, str], "by recipe; where one of them is ik"]]
     served_in_ik: NotRequired[Annotated[bool, "whether files of ik were served too"]]
     parts: NotRequired[bool]

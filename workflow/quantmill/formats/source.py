@@ -102,11 +102,20 @@ class MemoryFit(TypedDict):
     context: Annotated[int, "tokens, a multiple of 256; 0 where none fits beside the file and the reserve"]
 
 
+class ProjectorMemory(TypedDict):
+    """A projector beside a file; its compute buffers are not counted."""
+
+    file: str
+    bytes: int
+    fits: list[MemoryFit]
+
+
 class RecipeMemory(TypedDict):
     """The tables of one recipe."""
 
     rows: list[MemoryRow]
     fits: list[MemoryFit]
+    projectors: NotRequired[Annotated[list[ProjectorMemory], "the one of the card's commands first"]]
 
 
 class Memory(TypedDict):

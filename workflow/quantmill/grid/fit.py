@@ -34,7 +34,8 @@ class Grid(NamedTuple):
 
     `nearest` gives the level of a value over the scale. `tops` are those that the largest magnitude may have;
     of a `mirrored` one the sign is the value's own, and the scale is positive. A code is a level's place: the
-    levels lie in a row from `least`, or are `listed`.
+    levels lie in a row from `least`, or are `listed`. Of a `skewed` grid no level has a counterpart: its
+    scales have either sign.
     """
 
     name: str
@@ -46,11 +47,17 @@ class Grid(NamedTuple):
     most: float = np.inf
     offset: bool = False
     listed: Doubles | None = None
+    skewed: bool = False
+
+    @property
+    def size(self) -> float:
+        """How many levels there are."""
+        return float(self.most - self.least + 1 if self.listed is None else len(self.listed))
 
     @property
     def few(self) -> bool:
         """Whether a block has so few levels that it is worth while to count its values first."""
-        return self.most - self.least < _FEW - 1
+        return self.size < _FEW
 
     def codes(self, levels: Doubles) -> NDArray[np.uint8]:
         """The codes of levels."""
@@ -91,6 +98,16 @@ def _nearest_e2m1(ratios: Doubles) -> Doubles:
     return _E2M1[np.searchsorted((_E2M1[1:] + _E2M1[:-1]) / 2, ratios)]
 
 
+# kvalues_iq4nl of ggml-common.h
+_IQ4_NL: Final = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64
+)
+
+
+def _nearest_iq4_nl(ratios: Doubles) -> Doubles:
+    return _IQ4_NL[np.searchsorted((_IQ4_NL[1:] + _IQ4_NL[:-1]) / 2, ratios)]
+
+
 def _nearest_e4m3(ratios: Doubles) -> Doubles:
     """Four significant bits; e4m3's smallest have fewer, so that these are among them."""
     fractions, exponents = np.frexp(ratios)
@@ -107,8 +124,20 @@ GRIDS: Final = {
         Grid("tq2_0", 256, np.rint, (1.0,), _f16, -1, 1),
         Grid("mxfp4", 32, _nearest_e2m1, (12, 8, 6, 4, 3, 2, 1), _power, -12, 12, listed=_E2M1),
         Grid("q4_0", 32, np.rint, (-8.0, *_down(7)), _f16, -8, 7),
+        Grid(
+            "iq4_nl",
+            32,
+            _nearest_iq4_nl,
+            tuple(map(float, _IQ4_NL)),
+            _f16,
+            -127,
+            113,
+            listed=_IQ4_NL,
+            skewed=True,
+        ),
         Grid("q4_1", 32, np.rint, _down(15), _f16, 0, 15, offset=True),
         Grid("q5_0", 32, np.rint, (-16.0, *_down(15)), _f16, -16, 15),
+        Grid("q5_1", 32, np.rint, _down(31), _f16, 0, 31, offset=True),
         Grid("q8_0", 32, np.rint, _down(127), _f16, -127, 127),
         Grid(FP8, 128, _nearest_e4m3, (15, 14, 13, 12, 11, 10, 9, 8), _any),
     )
@@ -125,7 +154,8 @@ def fit(bits: Bits, dtype: str, grid: Grid) -> Fit:
         for top in grid.tops:
             if (rows := np.flatnonzero(due & ~made.fits)).size:
                 _take(made, rows, whole.of(rows), minima[rows], np.full(rows.size, top), grid, dtype)
-    if dtype == "bf16" and _TOLD < grid.most < np.inf and 2 * np.count_nonzero(made.fits) >= count:
+    close = grid.listed is None and _TOLD < grid.most < np.inf
+    if dtype == "bf16" and close and 2 * np.count_nonzero(made.fits) >= count:
         _try_scales(made, whole, grid, dtype)
     return made
 
@@ -137,7 +167,7 @@ def fits(bits: Bits, dtype: str, grid: Grid) -> bool:
 
 def may_fit(bits: Bits, dtype: str, grid: Grid) -> bool:
     """Whether one of a few blocks lies on the grid, without those that take long to tell: a quick test."""
-    if grid.few and any(np.unique(block).size > grid.most - grid.least + 2 for block in bits):
+    if grid.few and any(np.unique(block).size > grid.size + 1 for block in bits):
         return False  # with two zeros
     whole = values_of(bits, dtype)
     tops = np.tile(grid.tops, len(bits))
@@ -218,7 +248,7 @@ def _at(
     values, low, high = (side - minima[:, None] for side in part)
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], 1)
     top = tops[:, None]
-    scale = np.where(top < 0, largest, np.abs(largest)) / top
+    scale = np.where((top < 0) | grid.skewed, largest, np.abs(largest)) / top
     with np.errstate(divide="ignore", invalid="ignore"):
         levels = grid.nearest(np.where(scale == 0, 0, values / np.where(scale == 0, 1, scale)))
         zero = levels == 0

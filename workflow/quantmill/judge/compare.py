@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quantmill.errors import QuantmillError
-from quantmill.formats.measurements import Divergence, Embeddings, Perplexity, Projected, Rate
+from quantmill.formats.measurements import Divergence, Embeddings, Perplexity, Rate
+from quantmill.formats.projected import Projected
 
 BETTER, WORSE, SAME, FEW = "better", "worse", "not distinguishable", "too few chunks to tell"
 """The verdicts. `better` and `worse` mean significantly: the 95 % interval does not contain zero."""

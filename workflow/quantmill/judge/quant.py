@@ -13,12 +13,12 @@ from quantmill.formats.measurements import (
     Embeddings,
     HumanEval,
     Perplexity,
-    Projected,
     Served,
     Speed,
     Tasks,
 )
 from quantmill.formats.plan import PlanRow
+from quantmill.formats.projected import Projected
 from quantmill.formats.publication import Part
 from quantmill.formats.source import RecipeMemory
 from quantmill.judge import compare

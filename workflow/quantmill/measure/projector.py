@@ -1,7 +1,8 @@
 """How far a multimodal projector's vectors of pictures and sounds are from the source's, by libmtmd.
 
 No language model is needed: the projector's output is what the language model reads in place of tokens.
-The vectors of each picture or sound are a unit of the store.
+The vectors of each picture or sound are a unit of the store. Where a question is asked, the language model
+answers it too (`measure.answers`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from quantmill import command
 from quantmill.engine.projector import Projector
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import read_header
-from quantmill.formats.measurements import PROJECTED, Projected
 from quantmill.formats.media import Media
+from quantmill.formats.projected import PROJECTED, Projected
 from quantmill.formats.publication import model_sha256
+from quantmill.measure import answers
 from quantmill.measure.embeddings import distance
 from quantmill.measure.statistics import Numbers, distribution, mean
 from quantmill.progress import Log
@@ -128,10 +130,31 @@ def main(args: argparse.Namespace, log: Log) -> None:
         "model_sha256": sha256["model"],
         "reference_sha256": sha256["reference"],
     }
+    answered = ""
+    if asked := config.get("question"):
+        start = time.monotonic()
+        identity = {"engine": args.spec["engine"], **args.spec["from"]} | {"reference": sha256["reference"]}
+        report["answer"] = answers.measure(
+            answers.Asked(
+                asked,
+                args.language_model[0],
+                args.reference,
+                {name: identity[name] for name in ("engine", "mtmd", "language_model", "reference")},
+                args.threads,
+            ),
+            args.media,
+            made["reference"],
+            made["model"],
+            model=sha256["model"],
+            store=store,
+            log=log,
+        )
+        report["seconds"] = round(seconds + time.monotonic() - start, 3)
+        answered = f"KL divergence of the answers {report['answer']['kld']['mean']:.3g}; "
     PROJECTED.write(args.out, report)
     log.say(
         f"distance {report['distance']['mean']:.3g}, relative error {report['relative_error']['mean']:.3g}; "
-        f"{store.made} units made, {store.reused} reused"
+        f"{answered}{store.made} units made, {store.reused} reused"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from quantmill.formats.measurements import Distribution, Mean
+from quantmill.formats.statistics import Distribution, Mean
 
 Numbers = NDArray[np.float64]
 

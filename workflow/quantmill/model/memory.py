@@ -24,7 +24,8 @@ from quantmill.devices import DEVICES, RESERVE
 from quantmill.errors import QuantmillError
 from quantmill.formats.allocation import PLAN
 from quantmill.formats.ggufio import Header
-from quantmill.formats.source import MEMORY, MemoryRow
+from quantmill.formats.settings import Memory as Settings
+from quantmill.formats.source import MEMORY, MemoryFit, MemoryRow
 from quantmill.formats.source import Memory as Tables
 from quantmill.formats.types import known, named
 from quantmill.model.header import read_source
@@ -84,8 +85,14 @@ def needs(header: Header, context: int, cache: str = "f16") -> Memory:
     return Memory(kv_bytes(header, context, kind), state_bytes(header), compute_bytes(header, context))
 
 
-def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | None) -> Tables:
-    """The memory tables of files of `sizes` bytes, by name: `memory.json` of docs/files.md.
+def tables(
+    header: Header,
+    sizes: Mapping[str, int],
+    contexts: Sequence[int] | None,
+    projectors: Mapping[str, int] | None = None,
+) -> Tables:
+    """The memory tables of files of `sizes` bytes, by name: `memory.json` of docs/files.md. `projectors` are
+    the sizes of those that may stand beside each.
 
     `contexts` (tokens) are the user's; those that the model was not trained for are
     left out, and its own is taken where none is left.
@@ -96,25 +103,35 @@ def tables(header: Header, sizes: Mapping[str, int], contexts: Sequence[int] | N
     taken = {(context, kind): needs(small, context, kind) for context in lengths for kind in TABLE_CACHES}
     total = cache(lambda kind, context: needs(small, context, kind).total)
     devices = [(gb << 30, kind) for gb in DEVICES for kind in TABLE_CACHES]
-    return {
+
+    def fits(size: int) -> list[MemoryFit]:
+        return [
+            {
+                "total_bytes": device,
+                "cache": kind,
+                "context": longest(own, device - RESERVE - size, partial(total, kind)),
+            }
+            for device, kind in devices
+        ]
+
+    report: Tables = {
         "contexts": lengths,
         "context_length": own,
         "reserve_bytes": RESERVE,
         "recipes": {
             name: {
                 "rows": [_row(size, context, kind, memory) for (context, kind), memory in taken.items()],
-                "fits": [
-                    {
-                        "total_bytes": device,
-                        "cache": kind,
-                        "context": longest(own, device - RESERVE - size, partial(total, kind)),
-                    }
-                    for device, kind in devices
-                ],
+                "fits": fits(size),
             }
             for name, size in sizes.items()
         },
     }
+    for name, table in report["recipes"].items() if projectors else ():
+        table["projectors"] = [
+            {"file": file, "bytes": more, "fits": fits(sizes[name] + more)}
+            for file, more in (projectors or {}).items()
+        ]
+    return report
 
 
 def longest(own: int, room: int, total: Callable[[int], int]) -> int:
@@ -314,7 +331,10 @@ def main(args: argparse.Namespace, log: Log) -> None:
     """The stage `model.memory`."""
     plans = [PLAN.read(path) for path in args.plans]
     sizes = {plan["recipe"]: plan["file_bytes"] for plan in plans}
-    report = tables(read_source(args.model), sizes, args.spec["config"]["contexts"])
+    config: Settings = args.spec["config"]
+    beside = [PLAN.read(path)["file_bytes"] for path in args.projectors or []]
+    projectors = dict(zip(config.get("projectors", []), beside, strict=True))
+    report = tables(read_source(args.model), sizes, config["contexts"], projectors)
     MEMORY.write(args.out, report)
     log.say(f"{len(sizes)} files at {len(report['contexts'])} contexts")
 
@@ -325,5 +345,6 @@ if __name__ == "__main__":
         "--model", type=Path, required=True, help="the source, its header, or manifest.tsv"
     )
     arguments.add_argument("--plans", type=Path, nargs="+", required=True, help="the plans' JSON files")
+    arguments.add_argument("--projectors", type=Path, nargs="*", help="those of the projectors' plans")
     arguments.add_argument("--out", type=Path, required=True, help="memory.json")
     command.run(arguments, main)

@@ -63,11 +63,12 @@ def items_of(
     measured: Iterable[str] = (),
     *,
     signed: bool = False,
+    card: bool = True,
 ) -> list[Item]:
     """The files of one model, `recipes` being those that are not withheld; by path.
 
     `measured` are the measurements that the card is written from, below `results`: what an older
-    config left there is none of them. `signed`: the lock is.
+    config left there is none of them. `signed`: the lock is. Without `card` all but that.
 
     The card and what it shows go to the root, as they lie in `card/`; beside
     them the GGUFs, the lock and the statements, and whatever `include` names. QuantmillError where a file is
@@ -75,12 +76,22 @@ def items_of(
     """
     named = list(recipes)
     items = [
-        *_card(results / "card", named),
+        *(_card(results / "card", named) if card else ()),
         *(item for recipe in named for item in _quant(results / "gguf", f"{model}-{recipe}.json")),
         *(_item(path, file) for path, file in _proof(results, named, signed)),
         *(_item(path, file) for path, file in _beside(results, named, include, measured)),
     ]
     return sorted(items, key=lambda item: item.path)
+
+
+def below(folder: str, items: Iterable[Item]) -> list[Item]:
+    """The files of the model `folder`, for the repository of another: its GGUFs and their statements, which
+    have its name, stay where they are; all else goes below a folder of its name.
+    """
+    own = (f"{folder}-", f"{folder}.")
+    return [
+        item if item.path.startswith(own) else item._replace(path=f"{folder}/{item.path}") for item in items
+    ]
 
 
 def withheld_in(results: Path) -> list[str]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from quantmill.errors import QuantmillError
 from quantmill.files import writing
@@ -43,6 +43,9 @@ class Holdings(NamedTuple):
 
 class Repository:
     """One repository of models at one branch."""
+
+    login: Final = "run `hf auth login`"
+    missing: Final = ""  # it is made
 
     def __init__(self, name: str, revision: str) -> None:
         from huggingface_hub import HfApi, get_token

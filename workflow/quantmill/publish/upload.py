@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from quantmill import command
 from quantmill.errors import QuantmillError
-from quantmill.formats.places import PublishedModel, Upload
+from quantmill.formats.places import PublishedFiles, PublishedModel, Upload
 from quantmill.formats.publication import PARTS
 from quantmill.progress import BYTES, Log
-from quantmill.publish import ollama
+from quantmill.publish import modelscope, ollama
 from quantmill.publish.compare import UPLOADED, Row, compare, table
-from quantmill.publish.files import SUMS, Item, items_of, read_sums, sums_of, unsound, withheld_in
+from quantmill.publish.files import SUMS, Item, below, items_of, read_sums, sums_of, unsound, withheld_in
 from quantmill.publish.hub import Holdings, Repository, UnreachableError
 from quantmill.publish.split import split_items
 
@@ -23,7 +23,7 @@ class Publication(NamedTuple):
     """One model's files beside what its repository holds."""
 
     model: str
-    repository: Repository
+    repository: Repository | modelscope.Repository
     settings: PublishedModel
     items: list[Item]
     held: Holdings | None
@@ -37,17 +37,21 @@ class Publication(NamedTuple):
         return [item for item in self.items if states[item.path] in UPLOADED]
 
 
-def prepared(model: str, repo: str, settings: PublishedModel, results: Path, confirmed: bool) -> Publication:
+def prepared(
+    model: str,
+    repository: Repository | modelscope.Repository,
+    settings: PublishedModel,
+    results: Path,
+    confirmed: bool,
+) -> Publication:
     """What there is to publish of a model, compared with its repository.
 
     Where the hub cannot be reached, and nothing is to be uploaded, every state is `unknown`.
     """
-    withheld = withheld_in(results)
-    recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
-    include, measured, signed = settings["include"], settings["measured"], settings["signed"]
-    items = items_of(results, model, recipes, include, measured, signed=signed)
-    items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
-    repository = Repository(repo, settings["revision"])
+    items, wrong = _files(model, settings, results)
+    for name, beside in settings.get("together", {}).items():
+        more, unsound_too = _files(name, beside, results.parent / name, card=False)
+        items, wrong = items + below(name, more), wrong + unsound_too
     try:
         held = repository.holdings()
         commit = "" if held is None else held.commit
@@ -62,8 +66,20 @@ def prepared(model: str, repo: str, settings: PublishedModel, results: Path, con
         if confirmed:
             raise
         held, rows = None, [Row("unknown", item.path, item.bytes, item.sha256) for item in items]
-    wrong = unsound(results, recipes)
     return Publication(model, repository, settings, items, held, rows, wrong)
+
+
+def _files(
+    model: str, settings: PublishedFiles, results: Path, *, card: bool = True
+) -> tuple[list[Item], list[str]]:
+    """The files of a model, and what is wrong with any."""
+    withheld = withheld_in(results)
+    recipes = [recipe for recipe in settings["recipes"] if recipe not in withheld]
+    include, measured, signed = settings["include"], settings["measured"], settings["signed"]
+    items = items_of(results, model, recipes, include, measured, signed=signed, card=card)
+    if settings["repo"] is not None:  # ModelScope alone takes files as they are
+        items = split_items(items, PARTS.read(results / "parts.json"), settings["split"])
+    return items, unsound(results, recipes)
 
 
 def shown(publication: Publication) -> list[str]:
@@ -71,7 +87,10 @@ def shown(publication: Publication) -> list[str]:
     rows, settings = publication.rows, publication.settings
     due, all_ours = sum(item.bytes for item in publication.due), sum(item.bytes for item in publication.items)
     there = "" if publication.held else ", to be made"
-    kind = f"{settings['revision']}{', private' if settings['private'] else ''}{there}"
+    if not publication.held and publication.repository.missing:
+        there = f", which is not there: {publication.repository.missing}"
+    private = settings["private"] and not publication.repository.missing
+    kind = f"{publication.repository.revision}{', private' if private else ''}{there}"
     where = f"{publication.repository.name} ({kind})"
     head = f"{publication.model} -> {where}: {len(publication.due)} of {len(publication.items)} files"
     return [f"{head} to upload, {due:,} of {all_ours:,} bytes", *table(rows), *publication.unsound]
@@ -84,8 +103,11 @@ def refuse_unsound(publication: Publication) -> None:
     if publication.unsound:
         cure = "make it again, or leave it out"
         raise QuantmillError("; ".join(publication.unsound), publication.repository.name, cure)
-    if not publication.repository.has_token:
-        raise QuantmillError("no token to upload with", publication.repository.name, "run `hf auth login`")
+    repository = publication.repository
+    if not repository.has_token:
+        raise QuantmillError("no token to upload with", repository.name, repository.login)
+    if publication.held is None and repository.missing:
+        raise QuantmillError("no such repository", repository.name, repository.missing)
     edited = [row.path for row in publication.rows if row.state == "edited"]
     if edited and not publication.settings["overwrite"]:
         raise QuantmillError(
@@ -98,7 +120,7 @@ def refuse_unsound(publication: Publication) -> None:
 def upload(publication: Publication, room: Path, log: Log) -> str:
     """Upload what differs; the commit's address. QuantmillError where the hub then holds anything else."""
     repository, due = publication.repository, publication.due
-    if publication.held is None:
+    if publication.held is None and isinstance(repository, Repository):
         repository.make(publication.settings["private"])
     parent = publication.held and publication.held.commit
     total = sum(item.bytes for item in due)
@@ -118,11 +140,17 @@ def upload(publication: Publication, room: Path, log: Log) -> str:
 def main(args: argparse.Namespace, log: Log) -> None:
     """The command `publish.upload`: everything is looked at before anything is uploaded."""
     config: Upload = args.spec["config"]
-    publications = [
-        prepared(model, repo, settings, args.results / model, config["confirm"])
-        for model, settings in config["models"].items()
-        if (repo := settings["repo"]) is not None
-    ]
+    publications = []
+    for model, settings in config["models"].items():
+        repositories: list[Repository | modelscope.Repository] = []
+        if (repo := settings["repo"]) is not None:
+            repositories.append(Repository(repo, settings["revision"]))
+        if (repo := settings.get("modelscope")) is not None:
+            repositories.append(modelscope.Repository(repo))
+        publications += [
+            prepared(model, repository, settings, args.results / model, config["confirm"])
+            for repository in repositories
+        ]
     in_registries = [
         ollama.prepared(args.results, model, place, settings["recipes"], config["confirm"])
         for model, settings in config["models"].items()

@@ -25,7 +25,7 @@ VERSION: Final = 1
 _RUN: Final = 1 << 14  # blocks of a thread at a time
 
 # Where a block has its scale, and whether its minimum follows: ggml-common.h.
-_SCALE_AT: Final = {"tq2_0": 64, "q4_0": 0, "q4_1": 0, "q5_0": 0, "q8_0": 0}
+_SCALE_AT: Final = {"tq2_0": 64, **dict.fromkeys(("q4_0", "iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0"), 0)}
 
 
 def repack(

@@ -34,6 +34,7 @@ from quantmill.card.sections import (
     summary,
     table,
     tasks,
+    together,
     usage,
     withheld,
 )
@@ -45,6 +46,7 @@ SECTIONS: Final[dict[str, Section]] = {
     "head": head.build,
     "choice": choice.build,
     "table": table.build,
+    "together": together.build,
     "withheld": withheld.build,
     "same_size": same_size.build,
     "usage": usage.build,

@@ -6,6 +6,7 @@ from typing import Any
 
 from quantmill.card.sections.divergence import pairs
 from quantmill.card.view import View
+from quantmill.formats.projected import MOST_ANSWERED as MOST
 
 
 def build(view: View) -> dict[str, Any] | None:
@@ -16,6 +17,7 @@ def build(view: View) -> dict[str, Any] | None:
         return None
     return {
         "source": source,
+        "most": MOST,
         "rows": [
             (quant.name, report, quant.distance)
             for quant in measured.quants

@@ -29,6 +29,7 @@ def build(view: View) -> dict[str, Any]:
         "words": view.measured.check.get("words", ""),
         "repo": view.repo,
         "used_with": view.config.get("beside", []),
+        "together": bool(view.projectors),
         "name": view.config["model"],
         "context": view.context,
         "has_template": bool(view.shown.facts["chat_template"]),
