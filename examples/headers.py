@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,17 @@ Shapes = dict[str, tuple[int, ...]]
 F32 = frozenset(("norm", "ssm_conv1d", "ssm_a", "ssm_dt", "ffn_gate_inp", "scale", "rope_freqs"))
 
 
-def write(path: Path, kv: dict[str, Any], shapes: Shapes, metadata: int = 0, source: str = "bf16") -> Path:
-    """A header-only GGUF: matrices of type `source`, the rest f32, `metadata` bytes in all."""
-    types = {name: "f32" if any(word in name for word in F32) else source for name in shapes}
+def write(
+    path: Path,
+    kv: dict[str, Any],
+    shapes: Shapes,
+    metadata: int = 0,
+    source: str = "bf16",
+    types: Mapping[str, str] | None = None,
+) -> Path:
+    """A header-only GGUF: matrices of type `source`, or as `types` has it, the rest f32; `metadata` bytes."""
+    usual = {name: "f32" if any(word in name for word in F32) else source for name in shapes}
+    types = usual | dict(types or {})
     tensors = [(name, TYPES[types[name]].id, shape) for name, shape in shapes.items()]
     values = {key: _value(value) for key, value in kv.items()}
     plain = len(serialize(values, tensors))
@@ -133,6 +142,49 @@ def gemma4(path: Path) -> Path:
         "gemma4.expert_feed_forward_length": 704,
     }
     return write(path, kv, shapes, 15_800_000)
+
+
+def gpt_oss(path: Path) -> Path:
+    """gpt-oss-20b: its experts are MXFP4 in the checkpoint, all else bf16; windows in every second layer."""
+    shapes: Shapes = {"token_embd.weight": (2880, 201088)}
+    for layer in range(24):
+        block = f"blk.{layer}"
+        shapes |= {
+            f"{block}.attn_norm.weight": (2880,),
+            f"{block}.post_attention_norm.weight": (2880,),
+            f"{block}.attn_q.weight": (2880, 4096),
+            f"{block}.attn_k.weight": (2880, 512),
+            f"{block}.attn_v.weight": (2880, 512),
+            f"{block}.attn_output.weight": (4096, 2880),
+            f"{block}.ffn_gate_inp.weight": (2880, 32),
+            f"{block}.ffn_gate_exps.weight": (2880, 2880, 32),
+            f"{block}.ffn_up_exps.weight": (2880, 2880, 32),
+            f"{block}.ffn_down_exps.weight": (2880, 2880, 32),
+        }
+    shapes |= {"output_norm.weight": (2880,), "output.weight": (2880, 201088)}
+    biases: Shapes = {f"blk.{layer}.attn_sinks.weight": (64,) for layer in range(24)}
+    wide = {"attn_q": 4096, "attn_k": 512, "attn_v": 512, "attn_output": 2880, "ffn_gate_inp": 32}
+    for layer in range(24):
+        biases |= {f"blk.{layer}.{name}.bias": (rows,) for name, rows in wide.items()}
+        biases |= {f"blk.{layer}.ffn_{name}_exps.bias": (2880, 32) for name in ("gate", "up", "down")}
+    kv = {
+        "general.architecture": "gpt-oss",
+        "gpt-oss.block_count": 24,
+        "gpt-oss.context_length": 131072,
+        "gpt-oss.embedding_length": 2880,
+        "gpt-oss.feed_forward_length": 2880,
+        "gpt-oss.attention.head_count": 64,
+        "gpt-oss.attention.head_count_kv": 8,
+        "gpt-oss.attention.key_length": 64,
+        "gpt-oss.attention.value_length": 64,
+        "gpt-oss.attention.layer_norm_rms_epsilon": 1e-5,
+        "gpt-oss.attention.sliding_window": 128,
+        "gpt-oss.expert_count": 32,
+        "gpt-oss.expert_used_count": 4,
+        "gpt-oss.expert_feed_forward_length": 2880,
+    }
+    types = {name: "mxfp4" for name in shapes if "_exps" in name} | dict.fromkeys(biases, "f32")
+    return write(path, kv, shapes | biases, 13_000_000, types=types)
 
 
 def huge(path: Path, layers: int = 87, experts: int = 382) -> Path:

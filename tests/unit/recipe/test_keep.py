@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 import grids as example
+import headers
 import models
 from quantmill.errors import QuantmillError
 from quantmill.formats.ggufio import Header, read_header
 from quantmill.formats.manifest import ManifestRow, write_manifest
 from quantmill.formats.plan import PlanRow
+from quantmill.model.header import read_source
 from quantmill.recipe import presets, rules
 from quantmill.recipe.keep import Kept, kept
 from quantmill.recipe.plan import resolve
@@ -50,6 +52,23 @@ def test_tensors_that_are_quantized_stay_as_they_are(tmp_path: Path) -> None:
     plan = resolve(header, recipe, mixture, imatrix=False, where="r.yaml", keep=keep.types)
     assert {row.type for row in plan.rows if len(row.shape) > 1} == {"q5_1"}
     assert not [warning for warning in plan.warnings if "quantized again" in warning]
+
+
+def test_a_plan_at_the_real_size_of_a_model_on_a_grid(tmp_path: Path) -> None:
+    """gpt-oss-20b: its MXFP4 experts as they are, all else Q8_0. Without `keep` Q8_0
+    would round the experts to twice their bits.
+    """
+    header = read_source(headers.gpt_oss(tmp_path / "gpt-oss-20b.gguf"))
+    keep = kept(header, manifest(tmp_path, header, {}), "mainline", "r.yaml")
+    recipe = rules.parse("base: Q8_0", "r.yaml")
+    mixture = presets.mixture(header, recipe.base, imatrix=False)
+    sizes = []
+    for types in (keep.types, {}):
+        plan = resolve(header, recipe, mixture, imatrix=False, where="r.yaml", keep=types)
+        sizes.append(sum(row.bytes for row in plan.rows))
+    assert set(keep.types) == {row.name for row in plan.rows if row.name.endswith("_exps.weight")}
+    assert len(keep.types) == 3 * 24 and set(keep.types.values()) == {"mxfp4"}
+    assert [round(size / 1e9, 2) for size in sizes] == [12.1, 22.25]
 
 
 def test_without_a_manifest_nothing_is_kept() -> None:
