@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models import EMBEDDER, PROJECTOR
+from models import DRAFTER, EMBEDDER, PROJECTOR
 from quantmill.flow.project import Project
 from quantmill.formats import settings
 from quantmill.formats.report import fault
@@ -17,7 +17,7 @@ from quantmill.stages import STAGES, key
 TYPES = {key(stage): kind for stage, kind in settings.OF_STAGE.items()}
 CHANGES: list[list[tuple[str, object]]] = [
     [],
-    [("models.embedder", EMBEDDER), ("models.projector", PROJECTOR)],
+    [("models.embedder", EMBEDDER), ("models.projector", PROJECTOR), ("models.drafter", DRAFTER)],
     [("publish.sign", "key.pub"), ("publish.verify", "sample")],
     [("recipes.3.size", None), ("recipes.3.bpw", 5.5), ("recipes.3.at_least", {"tg": 20})],
     [("split", {"max": "1 MB"}), ("recipes.3.pin", [{"match": "attn_v", "type": "q8_0"}])],
