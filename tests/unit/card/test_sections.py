@@ -106,8 +106,8 @@ def test_the_summary_tells_what_the_checks_found(tree: Tree) -> None:
     folder, config = tree
     text = card(view(read(folder, config), config))
     assert (
-        "all their tensors' data are sound, each answers a question by its chat template, texts come back "
-        "from their tokens |" in text
+        "| Checked | each file was loaded by its engine and answers a question by its chat template, the data "
+        "of all their tensors are sound, texts come back from their tokens |" in text
     )
     assert "| Chat template | takes a system message; leaves tools out |" in text
     assert "failed its check" not in text
@@ -130,7 +130,7 @@ def test_a_file_that_failed_its_check_is_named_and_not_recommended(tree: Tree) -
     assert view(results, config).pick.name != best
     text = card(view(results, config))
     assert f"> **`{best}` failed its check:** 2 of the 9 blocks of a.weight are NaN." in text
-    assert "1 of 6 failed the check that followed |" in text
+    assert "| Checked | 1 of 6 failed |" in text
 
 
 def test_a_check_of_another_file_is_refused(tree: Tree) -> None:

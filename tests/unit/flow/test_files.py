@@ -75,7 +75,7 @@ def test_what_a_recipe_does_not_use_is_no_input(make: Callable[..., Project], fl
     inputs = flow(make())[0]
     for method in ("published_recipe", "scores", "ranking_imatrix", "ranking_sensitivity_report"):
         assert getattr(inputs, method)("local", "plain") == []
-    assert inputs.imatrix("hub") == inputs.imatrix_report("hub") == inputs.server("hub", "plain") == []
+    assert inputs.imatrix("hub") == inputs.imatrix_report("hub") == []
     assert inputs.corpora_before("local", "calibration") == []
 
 

@@ -14,30 +14,24 @@ from quantmill.formats.ggufio import Header, encode_u32, read_header
 from quantmill.formats.plan import PlanRow, read_plan
 from quantmill.model.heads import for_file
 from quantmill.progress import Log
-from quantmill.recipe import mtp, plan, render, rules
+from quantmill.recipe import mtp, plan, rules
 
 ROOT = Path(__file__).parents[3]
 MTP = ROOT / "tests" / "data" / "tiny-mtp-Q8_0.gguf"
 MOE = ROOT / "tests" / "data" / "tiny-moe.gguf"
+TEMPLATE = ROOT / "recipes" / "preset.yaml.j2"
 VALUES = {"file": "imatrix.gguf", "dataset": None, "chunks": 1}
 SEEN = VALUES | {"mtp": True}
 
 
 def planned(folder: Path, setting: Any, imatrix: Any = SEEN, **recipe: Any) -> list[PlanRow]:
-    """The plan of a recipe of template preset, by the two stages that make it."""
-    config = {"recipe": "r", "parameters": {"base": "Q4_K_M", **recipe}, "mtp": setting}
-    template = ROOT / "recipes" / "preset.yaml.j2"
-    made = argparse.Namespace(
-        spec={"config": config}, model=MTP, template=template, file=None, out=folder / "r.yaml"
-    )
-    render.main(made, Log())
-    spec = {"config": {"recipe": "r", "imatrix": imatrix}}
-    if isinstance(setting, str):
-        spec["config"]["mtp"] = setting
-    files = {"plan": folder / "r.tsv", "report": folder / "r.json"}
-    plan.main(
-        argparse.Namespace(spec=spec, model=MTP, recipe=made.out, grids=None, allocation=None, **files), Log()
-    )
+    """The plan of a recipe of template preset."""
+    parameters = {"base": "Q4_K_M", **recipe}
+    config = {"recipe": "r", "imatrix": imatrix, "parameters": parameters, "mtp": setting}
+    files = {"recipe": folder / "r.yaml", "plan": folder / "r.tsv", "report": folder / "r.json"}
+    absent = dict.fromkeys(("file", "grids", "allocation"))
+    args = argparse.Namespace(spec={"config": config}, model=MTP, template=TEMPLATE, **absent, **files)
+    plan.main(args, Log())
     return read_plan(files["plan"])
 
 
@@ -102,7 +96,7 @@ def test_a_type_that_needs_values_is_refused_where_the_head_has_none(tmp_path: P
     with pytest.raises(QuantmillError) as refused:
         planned(tmp_path, {"type": "iq2_xs"}, VALUES)
     assert str(refused.value) == (
-        f"{tmp_path / 'r.yaml'}: blk.2.attn_k.weight (rule 1: draft head): iq2_xs needs an imatrix, which "
+        f"recipe r ({TEMPLATE}): blk.2.attn_k.weight (rule 1: draft head): iq2_xs needs an imatrix, which "
         "no multi-token prediction layer has; set `imatrix: {mtp: true}`, or give the recipe "
         "`mtp: {type: q4_K}` or another such type"
     )

@@ -79,9 +79,8 @@ def for_file(header: Header, mtp: Mtp | None) -> Header:
 
 def is_draft(header: Header) -> bool:
     """Whether a file has a head and none of the layers before it."""
-    return header.has_mtp and not any(
-        0 <= layer_of(tensor.name) < header.evaluated for tensor in header.tensors
-    )
+    layers = {layer_of(tensor.name) for tensor in header.tensors} - {-1}
+    return header.has_mtp and bool(layers) and min(layers) >= header.evaluated
 
 
 def _without(header: Header) -> Mapping[str, Value]:
