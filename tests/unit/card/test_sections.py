@@ -106,8 +106,8 @@ def test_the_summary_tells_what_the_checks_found(tree: Tree) -> None:
     folder, config = tree
     text = card(view(read(folder, config), config))
     assert (
-        "| Checked | each file was loaded by its engine and answers a question by its chat template, the data "
-        "of all their tensors are sound, texts come back from their tokens |" in text
+        "| Checked | each file was loaded by its engine and answers a question by its chat template, the "
+        "data of all their tensors are sound, texts come back from their tokens |" in text
     )
     assert "| Chat template | takes a system message; leaves tools out |" in text
     assert "failed its check" not in text
