@@ -25,7 +25,9 @@ class ModelScope(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
+        self.objects_at = self.address  # where it has large files sent
         self.asked: list[str] = []
+        self.tokens: list[str | None] = []  # that came with each request
         self.tells_digests = True
         self.rejects = ""  # the message with which a commit is rejected
 
@@ -53,6 +55,7 @@ class _Handler(Handler):
         path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
         server = self.server
         server.asked.append(f"{self.command} {path}")
+        server.tokens.append(self.headers.get("Authorization") or self.headers.get("Cookie"))
         if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
             return self.answer(401, f"no such token: {self.headers['Authorization']}", success=False)
         _, api, _, *rest = path.split("/")
@@ -79,7 +82,7 @@ class _Handler(Handler):
         if path.endswith("/objects/batch"):
             wanted = json.loads(body)["objects"]
             there = {"actions": {}}
-            away = {"actions": {"upload": {"href": f"{server.address}/lfs/put/object"}}}
+            away = {"actions": {"upload": {"href": f"{server.objects_at}/lfs/put/object"}}}
             objects = [one | (there if one["oid"] in server.objects else away) for one in wanted]
             return self.answer(200, {"objects": objects})
         if server.rejects:

@@ -63,6 +63,16 @@ def test_small_files_go_within_the_commit_and_large_ones_before_it(
     assert sent == server.asked.count("PUT /lfs/put/object") == 2
 
 
+def test_the_token_goes_to_no_other_host(server: ModelScope, tmp_path: Path) -> None:
+    large = b"large" * 500_000
+    (tmp_path / "m.gguf").write_bytes(large)
+    with serving() as elsewhere:
+        server.objects_at, elsewhere.objects = elsewhere.address, server.objects
+        upload(tmp_path, [item("m.gguf", tmp_path / "m.gguf", large)])
+        assert (elsewhere.asked, elsewhere.tokens) == (["PUT /lfs/put/object"], [None])
+    assert all(server.tokens) and server.repositories[REPO]["m.gguf"] == large
+
+
 def test_a_repository_that_is_not_there(server: ModelScope) -> None:
     assert modelscope.Repository("me/other").holdings() is None
     assert modelscope.Repository("me/other").missing.startswith("make it at http://127.0.0.1:")
