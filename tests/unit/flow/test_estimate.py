@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from models import DRAFTER
 from quantmill import machine
 from quantmill.flow import estimate
 from quantmill.flow.estimate import Estimate, Rates, Row
@@ -125,6 +126,21 @@ def test_a_draft_head_takes_another_pass(make: Callable[..., Project]) -> None:
         return found - Work.start
 
     assert seconds(True) == pytest.approx(seconds(False) * 2.2 / 1.2)
+
+
+def test_each_draft_length_is_served_anew(make: Callable[..., Project]) -> None:
+    def seconds(rule: str, *changes: tuple[str, object]) -> float:
+        work = Work(Paths(make(("models.drafter", DRAFTER), *changes)), 1)
+        found = work.seconds(Job(rule, "drafter", "source"))
+        assert found is not None
+        return found - Work.start
+
+    path = "models.drafter.bench.served.draft"
+    alone = seconds("measure_served", (path, []))
+    assert alone > 0 and seconds("measure_served", (path, [1, 2, 3])) == pytest.approx(4 * alone)
+    drafted = seconds("measure_draft")
+    assert drafted > 0
+    assert seconds("measure_draft", ("models.drafter.bench.draft.chunks", 8)) == pytest.approx(2 * drafted)
 
 
 def test_a_perplexity_of_the_same_chunks_takes_no_time(results: Targets) -> None:
