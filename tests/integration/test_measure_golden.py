@@ -151,7 +151,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
         },
     ),
     "quantize.write": (
-        3,
+        4,
         {
             "bytes": 2850496,
             "file": "q.gguf",
