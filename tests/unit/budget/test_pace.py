@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -98,6 +98,12 @@ def test_the_knapsack_within_a_second_limit_is_the_optimum(seed: int) -> None:
 def test_a_slower_choice_may_be_worth_it_and_a_faster_one_too() -> None:
     assert knapsack.undominated([32, 32, 32], [1.0, 2.0, 2.0], [9, 5, 7]) == [0, 1]
     assert knapsack.undominated([32, 64], [1.0, 1.0], [9, 9]) == [0]
+
+
+def test_what_a_token_takes_beside_the_weights_is_not_left_to_them() -> None:
+    floor = pace.Floor(cast(pace.Clock, None), 10.0, (), 3 * 10**10, "recipe r")
+    assert floor.left() == 7 * 10**10
+    assert floor.rate(2 * 10**10, floor.left()) == pytest.approx(20)  # 0.02 s and the rest, 0.03 s
 
 
 def a_group(draw: random.Random, name: str) -> Group:

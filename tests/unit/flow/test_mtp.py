@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models import DRAFTER
 from quantmill.errors import QuantmillError
 from quantmill.flow import mtp, naming
 from quantmill.flow.inputs import Inputs
+from quantmill.flow.paths import Paths
 from quantmill.flow.project import Project
 from quantmill.flow.targets import Targets
 
 Make = Callable[..., Project]
+ROWS = ("source", "Q8_0", "headless")
 HEAD = ("models.local.source.path", "mtp.gguf")
 ALONE = {"name": "mtp-Q8_0", "base": "Q8_0", "mtp": "only"}
 
@@ -46,6 +50,13 @@ def test_of_a_head_alone_nothing_is_measured(make: Make, flow: Callable[[Project
     card = json.loads(cards.card("local"))
     assert len(card["from"]["kld"]) == 1 + 4 and len(card["from"]["quants"]) == 5
     assert json.loads(specs.plan("local", "mtp-Q8_0"))["config"]["mtp"] == "only"
+
+
+def test_of_a_file_without_the_head_no_drafts_are_measured(make: Make) -> None:
+    recipes = ["Q8_0", {"name": "headless", "base": "Q8_0", "mtp": "none"}]
+    paths = Paths(make(("models.drafter", DRAFTER | {"recipes": recipes})))
+    drafts = {row: any("draft" in Path(file).stem for file in paths.measured("drafter", row)) for row in ROWS}
+    assert drafts == {"source": True, "Q8_0": True, "headless": False}
 
 
 def test_a_head_alone_is_rounded_to_nearest_whatever_the_config_says(make: Make) -> None:

@@ -66,6 +66,16 @@ def test_the_rules_of_the_head_come_before_the_recipes_own(tmp_path: Path) -> No
     ]
 
 
+def test_the_recipes_own_rules_are_counted_on() -> None:
+    recipe = rules.parse("{base: q4_K, rules: [{role: output, type: q8_0, why: large}]}", "r.yaml")
+    made = mtp.with_head(recipe, read_header(MTP), {"nextn": "q6_K", "attn_v": "q8_0"}, "recipe r")
+    assert [(rule.number, rule.why) for rule in made.rules] == [
+        (1, "draft head"),
+        (2, "draft head"),
+        (3, "large"),
+    ]
+
+
 def test_several_layers_of_a_head_are_all_meant() -> None:
     header = read_header(MTP)
     two = {"qwen35.nextn_predict_layers": encode_u32(2)}
