@@ -40,13 +40,17 @@ def shape_of(header: Header, name: str, shape: Sequence[int]) -> Shape | None:
     """How a token is multiplied by a tensor; None where it is not: rows of it are looked up, or it is of a
     head for drafts.
     """
-    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
     place = place_of(name)
-    if (place == CPU and not (tied and name == EMBEDDINGS[0])) or _is_draft(header, name):
+    if (place == CPU and not (name == EMBEDDINGS[0] and _is_tied(header))) or _is_draft(header, name):
         return None
     matrices = shape[2] if len(shape) > 2 else 1
     used = header.number(f"{header.architecture}.expert_used_count") if place >= 0 else 0
     return Shape(shape[0], shape[1], matrices, min(used, matrices))
+
+
+def _is_tied(header: Header) -> bool:
+    """Whether the output is the embeddings' matrix. It looks at all tensors: for the embeddings alone."""
+    return all(tensor.name != "output.weight" for tensor in header.tensors)
 
 
 def _is_draft(header: Header, name: str) -> bool:
